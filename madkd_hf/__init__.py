@@ -1,0 +1,25 @@
+"""Multi-aspect knowledge distillation for the Hugging Face ecosystem."""
+
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from .aspects import Aspect, AspectBank
+from .labelling import attach_aspects
+from .student import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from .teacher import AspectTeacher, Reading
+
+
+__version__ = "0.1.0"
+__all__ = [
+    "Aspect",
+    "AspectBank",
+    "AspectTeacher",
+    "MadkdConfig",
+    "MadkdForImageClassification",
+    "MadkdTrainer",
+    "MadkdTrainingArguments",
+    "Reading",
+    "attach_aspects",
+]
+
+AutoConfig.register("madkd", MadkdConfig, exist_ok=True)
+AutoModelForImageClassification.register(MadkdConfig, MadkdForImageClassification, exist_ok=True)

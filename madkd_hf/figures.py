@@ -1,0 +1,257 @@
+"""Pictures of a run: what the students scored, what the teacher said, what each aspect taught."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import special
+
+from .report import CONDITIONS, gain_text, mean_and_half_width, verdict
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+COLOURS = {"base": "#5A5A5A", "madkd": "#0072B2", "shuffled": "#BF6F00", "constant": "#B85C93"}  # after Okabe and Ito
+TEACHER, STUDENT, RIGHT, WRONG = "#222222", COLOURS["madkd"], "#007A5A", "#C44E00"
+STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":"}
+GREY, PALE = "#666666", "#DDDDDD"
+
+
+def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: int) -> np.ndarray:
+    """The teacher's mean probability of yes, per class.
+
+    Args:
+        labels: [n] class indices.
+        logits: [n, Q] log-odds of yes; rows with a NaN (images without aspects) are ignored.
+        num_classes: C.
+
+    Returns:
+        [C, Q] between 0 and 1, NaN for a class without labelled images.
+    """
+    labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
+    known = ~np.isnan(logits).any(axis=1)
+    counts = np.bincount(labels[known], minlength=num_classes)[:, None].astype(np.float64)
+    sums = np.zeros((num_classes, logits.shape[1]))
+    np.add.at(sums, labels[known], special.expit(logits[known]))
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Test accuracy (per cent) per condition: a dot per seed, the mean, its 95% interval; lines join a seed."""
+    accuracy = report["accuracy"]
+    count = len(next(iter(accuracy.values())))
+    jitter = (np.arange(count) - (count - 1) / 2) * min(0.05, 0.3 / count)
+    title = verdict(report["gain"]) if report.get("gain") else "Test accuracy of each student"
+    figure = _figure(max(6.0, 2.1 * len(accuracy)), 4.8, title)
+    ax = _axes(figure, "Dot: one student; line: same seed; bar: mean; box: 95% interval of the mean")
+    ax.use_sticky_edges = False
+    for seed, values in enumerate(zip(*accuracy.values())):
+        ax.plot(np.arange(len(accuracy)) + jitter[seed], values, color="#BBBBBB", linewidth=0.8, zorder=1)
+    labels = []
+    for x, (name, values) in enumerate(accuracy.items()):
+        mean, half = mean_and_half_width(values)
+        ax.bar(x, 2 * (half or 0), 0.5, mean - (half or 0), color=COLOURS[name], alpha=0.18, zorder=0)
+        ax.hlines(mean, x - 0.25, x + 0.25, color=COLOURS[name], linewidth=2.5, zorder=2)
+        ax.scatter(x + jitter, values, s=34, color=COLOURS[name], edgecolor="white", linewidth=0.8, zorder=3)
+        labels.append(f"{name}\n{CONDITIONS[name]}\n{gain_text(report, name) or f'{mean:.2f}%'}")
+    ax.set_xticks(range(len(labels)), labels, fontsize=10)
+    for tick, name in zip(ax.get_xticklabels(), accuracy):
+        tick.set_color(COLOURS[name])
+    ax.tick_params(axis="x", length=0)
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+    ax.set_ylabel("accuracy on the test images, %")
+    ax.grid(axis="y", color="#EEEEEE")
+    return _save(figure, path)
+
+
+def plot_teacher(
+    probabilities: np.ndarray,
+    class_names: Sequence[str],
+    aspect_ids: Sequence[str],
+    path: str | os.PathLike,
+    groups: Sequence[str] | None = None,
+) -> Path:
+    """Heat map of the teacher's mean probability of yes.
+
+    Args:
+        probabilities: [C, Q], see `class_aspect_means`; NaN is drawn grey.
+        class_names, aspect_ids: C and Q names; where they do not fit, every k-th is written.
+        groups: Q group names; aspects of a group are put side by side under its name.
+    """
+    values = np.asarray(probabilities, dtype=np.float64)
+    groups = list(groups or [""] * values.shape[1])
+    order = sorted(range(len(groups)), key=lambda q: groups.index(groups[q]))
+    cells = (min(0.26, 14 / len(values)), min(0.42, 15 / len(order)))  # inches: height and width of one cell
+    room = [0.08 * min(30, max(map(len, names))) + 1.2 for names in (aspect_ids, class_names)]
+    size = (max(6.0, cells[1] * len(order) + room[1]), cells[0] * len(values) + room[0] + 0.2)
+    figure = _figure(*size, "What the teacher sees in each class")
+    ax = _axes(figure, "Mean probability of yes to each aspect (column) over the images of a class (row)")
+    ax.set_facecolor("#BBBBBB")
+    shown = np.ma.masked_invalid(values[:, order])
+    mesh = ax.pcolormesh(shown, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=cells[0] * 3)
+    ax.invert_yaxis()
+    ax.tick_params(length=0)
+    steps = [math.ceil(0.13 / cell) for cell in cells]
+    sizes = [min(9.0, 60 * cell * step) for cell, step in zip(cells, steps)]
+    rows, columns = (range(0, n, step) for n, step in zip(values.shape, steps))
+    ax.set_yticks([r + 0.5 for r in rows], [_short(class_names[r]) for r in rows], fontsize=sizes[0])
+    names = [_short(aspect_ids[order[q]]) for q in columns]
+    ax.set_xticks([q + 0.5 for q in columns], names, rotation=90, fontsize=sizes[1])
+    _name_groups(ax, [groups[q] for q in order], cells[1])
+    bar = figure.colorbar(mesh, ax=ax, aspect=30, shrink=min(1, 3 / (cells[0] * len(values))), anchor=(0, 1), pad=0.02)
+    bar.outline.set_visible(False)
+    bar.set_label("mean P(yes)" + ("; grey: no images" if np.isnan(values).any() else ""))
+    return _save(figure, path)
+
+
+def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
+    """Lines between runs of equal groups, and the name above each run that is wide enough for it."""
+    for group in dict.fromkeys(groups):
+        start, size = groups.index(group), groups.count(group)
+        ax.axvline(start, color=TEACHER, linewidth=1.2 if start else 0)
+        if group and size * cell_width > 0.08 * len(group):
+            where = {"xy": (start + size / 2, 1), "xytext": (0, 4), "textcoords": "offset points"}
+            ax.annotate(group, xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, **where)
+    if any(groups):
+        ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=9, color=GREY, pad=22)
+
+
+def plot_learning_curves(cells: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
+    """Validation accuracy (per cent) against the training step: mean and range over the seeds, per condition."""
+    figure = _figure(7.0, 4.4, "Validation accuracy while the students learn")
+    ax = _axes(figure, "Line: mean over the seeds; band: lowest to highest seed")
+    for name in CONDITIONS:
+        curves = [dict(cell["curve"]) for cell in cells if cell["condition"] == name and cell.get("curve")]
+        steps = sorted(set.intersection(*map(set, curves))) if curves else []
+        if steps:
+            values = np.array([[curve[step] for step in steps] for curve in curves])
+            label, front = f"{name}: {CONDITIONS[name]}", 3 if name == "madkd" else 2
+            ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.15, linewidth=0)
+            ax.plot(steps, values.mean(0), STYLES[name], color=COLOURS[name], linewidth=2, label=label, zorder=front)
+    ax.set(xlabel="training step", ylabel="accuracy on the validation images, %")
+    ax.grid(axis="y", color="#EEEEEE")
+    if ax.lines:
+        ax.legend(frameon=False, loc="lower right")
+    return _save(figure, path)
+
+
+def plot_examples(
+    images: Sequence[Image.Image | np.ndarray],
+    truths: Sequence[str],
+    predictions: Sequence[str],
+    teacher_probabilities: np.ndarray,
+    student_probabilities: np.ndarray,
+    aspect_ids: Sequence[str],
+    path: str | os.PathLike,
+    confidences: Sequence[float] | None = None,
+) -> Path:
+    """Images with what the student takes them for, and the aspects to which teacher or student say yes loudest.
+
+    Args:
+        images: n pictures, as many as are to be shown (8 fit well).
+        truths, predictions: n class names.
+        teacher_probabilities, student_probabilities: [n, Q] of yes; a row of NaN is not drawn.
+        aspect_ids: Q names; confidences: n probabilities of the predicted class, where known.
+    """
+    n, columns = len(images), min(4, len(images))
+    rows = math.ceil(n / columns)
+    right = sum(truth == prediction for truth, prediction in zip(truths, predictions))
+    title = f"The student names {right} of these {n} images right (✓; after ✗, what it says instead)"
+    figure = _figure(max(5.0, 2.9 * columns), 4.1 * rows + 0.8, title)
+    cells = figure.subfigures(rows, columns, squeeze=False).ravel()
+    for k in range(n):
+        above, below = cells[k].subfigures(2, 1, height_ratios=[1.1, 1])
+        picture, chart = above.add_subplot(anchor="S"), below.add_subplot()
+        picture.imshow(_pixels(images[k]), cmap="gray")
+        picture.axis("off")
+        picture.set_title(f"true: {_short(truths[k], 26)}", fontsize=10)
+        sure = f" ({confidences[k]:.0%})" if confidences is not None else ""
+        sign, colour = ("✓", RIGHT) if truths[k] == predictions[k] else ("✗", WRONG)
+        below.suptitle(f"{sign} {_short(predictions[k], 20)}{sure}", fontsize=10, color=colour, fontweight="bold")
+        _plot_answers(chart, teacher_probabilities[k], student_probabilities[k], aspect_ids)
+    figure.legend(*chart.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return _save(figure, path)
+
+
+def _plot_answers(ax: Axes, teacher: np.ndarray, student: np.ndarray, aspect_ids: Sequence[str]) -> None:
+    """Teacher's and student's probability of yes for the six aspects where the louder of both is loudest."""
+    teacher, student = (np.asarray(values, dtype=np.float64) for values in (teacher, student))
+    chosen = np.argsort(-np.fmax(teacher, student), kind="stable")[:6]
+    y = np.arange(len(chosen))
+    ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
+    ax.hlines(y, teacher[chosen], student[chosen], color="#AAAAAA", linewidth=2, zorder=1)
+    ax.plot(student[chosen], y, "o", markersize=6, color=STUDENT, label="student's P(yes)")
+    ax.plot(teacher[chosen], y, "D", markersize=7.5, mfc="none", mec=TEACHER, label="teacher's P(yes)")
+    ax.set_yticks(y, [_short(aspect_ids[q], 22) for q in chosen], fontsize=9)
+    ax.set_xticks([0, 0.5, 1], ["0", "½", "1"], fontsize=8)
+    ax.set(xlim=(-0.06, 1.06), ylim=(len(chosen) - 0.4, -0.6))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def plot_aspect_learning(ids: Sequence[str], auroc: Sequence[float], path: str | os.PathLike) -> Path:
+    """How well the student's answers rank unseen images as the teacher's yes and no do: Q AUROCs, NaN left out."""
+    auroc = np.asarray(auroc, dtype=np.float64)  # None becomes NaN
+    known = sorted(((value, name) for name, value in zip(ids, auroc) if not np.isnan(value)), reverse=True)
+    missing = [name for name, value in zip(ids, auroc) if np.isnan(value)]
+    mean = f": mean AUROC {np.mean([value for value, _ in known]):.3f}" if known else ""
+    pitch = min(0.28, 14 / max(1, len(known)))
+    figure = _figure(6.6, pitch * len(known) + 1.9, f"What each aspect taught the student{mean}")
+    ax = _axes(figure, "Agreement with the teacher on unseen images; 0.5: chance, 1: perfect")
+    for y, (value, _) in enumerate(known):
+        ax.barh(y, value - 0.5, 0.7, left=0.5, color=STUDENT if value >= 0.5 else WRONG)
+        ax.text(1.01, y, f"{value:.3f}", va="center_baseline", fontsize=min(9, 60 * pitch), color=GREY)
+    ax.set_yticks(range(len(known)), [_short(name) for _, name in known], fontsize=min(9, 60 * pitch))
+    ax.set(xlim=(min([0.5] + [value - 0.02 for value, _ in known]), 1), ylim=(len(known) - 0.4, -0.6))
+    ax.axvline(0.5, color=TEACHER, linewidth=1)
+    ax.tick_params(axis="y", length=0)
+    label = "AUROC of the student's P(yes) against the teacher's yes or no"
+    if missing:
+        label += "\n" + textwrap.fill(f"left out, no AUROC (one answer only): {', '.join(missing)}", 72)
+    ax.set_xlabel(label, fontsize=9)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float, title: str) -> Figure:
+    """A figure of so many inches, its title in bold at the left; no pyplot: no windows, no global state."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure.suptitle(textwrap.fill(title, int(9 * width)), x=0.015, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+def _axes(figure: Figure, subtitle: str = "") -> Axes:
+    ax = figure.add_subplot()
+    ax.set_title(subtitle, loc="left", fontsize=9, color=GREY)
+    ax.spines["bottom"].set_color(PALE)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.set_axisbelow(True)
+    return ax
+
+
+def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+    if hasattr(image, "convert"):
+        image = image.convert("RGB")
+        image.thumbnail((448, 448))
+    return np.asarray(image)
+
+
+def _short(name: str, length: int = 30) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    return Path(path)

@@ -1,0 +1,190 @@
+"""The report of a run, in numbers and words; figures.py draws it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+
+CONDITIONS = {
+    "base": "classes only",
+    "madkd": "classes + aspects",
+    "shuffled": "aspects of other images",
+    "constant": "each aspect's mean for all",
+}
+
+
+def paired_gain(treated: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
+    """How much better the treated students are: paired by seed, with Student's t interval.
+
+    Args:
+        treated, control: one accuracy in per cent per seed, the same seeds in the same order.
+
+    Returns:
+        `mean`: in points; `ci95`: [low, high] in points, [None, None] with fewer than two seeds.
+
+    Raises:
+        ValueError: no seeds, or not the same number of them.
+    """
+    if len(treated) != len(control) or not len(treated):
+        raise ValueError(f"A paired gain needs the same seeds twice; got {len(treated)} and {len(control)} values.")
+    mean, half = mean_and_half_width(np.subtract(treated, control))
+    return {"mean": mean, "ci95": [None, None] if half is None else [mean - half, mean + half]}
+
+
+def mean_and_half_width(values: Sequence[float] | np.ndarray) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95% t interval (None for a single value, 0 where all are equal)."""
+    n = len(values)
+    half = float(special.stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None
+    return float(np.mean(values)), half
+
+
+def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracies and gains over `base`, from one cell per trained student.
+
+    Args:
+        cells: each with at least `condition` (a key of `CONDITIONS`), `seed`, `accuracy` (per cent, test images).
+
+    Returns:
+        `seeds`: ascending; `accuracy`: condition -> per cent, in the order of the seeds; `gain`: of madkd over base,
+        see `paired_gain`; `controls`: the same for shuffled and constant. What was not run is left out.
+
+    Raises:
+        ValueError: no cells, an unknown condition, a student that comes twice, seeds that differ.
+    """
+    by_condition: dict[str, dict[int, float]] = {name: {} for name in CONDITIONS}
+    for cell in cells:
+        condition, seed = cell["condition"], cell["seed"]
+        if condition not in by_condition:
+            raise ValueError(f"Unknown condition {condition!r}: expected one of {', '.join(CONDITIONS)}.")
+        if seed in by_condition[condition]:
+            raise ValueError(f"The student {condition!r} with seed {seed} comes twice: keep one cell of each.")
+        by_condition[condition][seed] = float(cell["accuracy"])
+    runs = {name: dict(sorted(run.items())) for name, run in by_condition.items() if run}
+    if not runs:
+        raise ValueError("There are no cells to report: train at least one student.")
+    first, seeds = next((name, list(run)) for name, run in runs.items())
+    for name, run in runs.items():
+        if list(run) != seeds:
+            raise ValueError(
+                f"{name!r} has the seeds {list(run)}, {first!r} has {seeds}: train each condition with the same seeds."
+            )
+    accuracy = {name: list(run.values()) for name, run in runs.items()}
+    gains = {name: paired_gain(values, accuracy["base"]) for name, values in accuracy.items() if "base" in accuracy}
+    summary = {"seeds": seeds, "accuracy": accuracy}
+    if "madkd" in gains:
+        summary["gain"] = gains["madkd"]
+    summary["controls"] = {name: gains[name] for name in ("shuffled", "constant") if name in gains}
+    return summary
+
+
+def verdict(gain: Mapping[str, Any]) -> str:
+    """One sentence, without its full stop, on a gain of `paired_gain`: points, interval, and whether it is clear."""
+    mean, (low, high) = gain["mean"], gain["ci95"]
+    if low is None:
+        return f"The aspects change accuracy by {mean:+.2f} points (one seed: no interval)"
+    interval = f"(95% interval {low:+.2f} to {high:+.2f})"
+    if low <= 0 <= high:
+        return f"No clear effect of the aspects: {mean:+.2f} points {interval}"
+    return f"The aspects {'gain' if mean > 0 else 'cost'} {abs(mean):.2f} points of accuracy {interval}"
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The accuracies and gains of `summarise` as a GitHub table that also reads well in a terminal."""
+    rows = [["Condition", "Accuracy, %", "Gain over base, points [95% interval]"]]
+    for name, values in report["accuracy"].items():
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        rows.append([f"{name}: {CONDITIONS[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
+    return _markdown_table(rows, right=(1, 2))
+
+
+def gain_text(report: Mapping[str, Any], name: str) -> str:
+    gain = report.get("gain") if name == "madkd" else (report.get("controls") or {}).get(name)
+    if not gain:
+        return ""
+    low, high = gain["ci95"]
+    return f"{gain['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+
+
+def _markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    widths = [max(3, *(len(row[k]) for row in rows)) for k in range(len(rows[0]))]
+    lines = [[c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths))] for row in rows]
+    lines.insert(1, ["-" * (w - 1) + (":" if k in right else "-") for k, w in enumerate(widths)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Path:
+    """Write `report.json` (in one step: never half a file) and `report.md`; returns the latter's path.
+
+    Args:
+        report: what `summarise` returns and, where known, `dataset`, `student` (names), `images_per_class`,
+            `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell line), and `figures`
+            (file name under `output_dir/figures` -> caption; those that were not drawn are left out of report.md).
+        output_dir: a folder, made where missing.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    name = f"Multi-aspect knowledge distillation on {report['dataset']}" if report.get("dataset") else "Report"
+    parts = [f"# {name}", _what_was_run(report)]
+    parts += [f"**{verdict(report['gain'])}.**"] if report.get("gain") else []
+    parts.append(table(report))
+    for file, caption in (report.get("figures") or {}).items():
+        if (output_dir / "figures" / file).is_file():
+            parts.append(f"![{Path(file).stem.replace('_', ' ')}](figures/{file})\n\n{caption}")
+    if report.get("seconds"):
+        rows = [[stage, f"{seconds:.1f}"] for stage, seconds in report["seconds"].items()]
+        parts.append("## Time\n\n" + _markdown_table([["Stage", "Seconds"], *rows], right=(1,)))
+    if report.get("teacher"):
+        rows = [[key, _code(value)] for key, value in report["teacher"].items()]
+        parts.append("## Teacher\n\n" + _markdown_table([["What", "Value"], *rows]))
+    if report.get("command"):
+        parts.append(f"## Reproduce\n\n```bash\n{report['command']}\n```")
+    for path, text in (("report.json", content), ("report.md", "\n\n".join(parts) + "\n")):
+        partial = output_dir / f".{path}.partial"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(output_dir / path)
+    return output_dir / "report.md"
+
+
+def _what_was_run(report: Mapping[str, Any]) -> str:
+    conditions, seeds = len(report["accuracy"]), len(report["seeds"])
+    student = f"{report['student']}, " if report.get("student") else ""
+    who = "1 student" if conditions * seeds == 1 else f"{conditions * seeds} students"
+    text = (
+        f"{who} ({student}conditions: {conditions}, seeds: {seeds}) {'was' if who == '1 student' else 'were'} trained"
+    )
+    text += f" on {report['dataset']}" if report.get("dataset") else ""
+    text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
+    model = (report.get("teacher") or {}).get("model")
+    text += f"; the teacher is {_code(model)}" if model else ""
+    paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
+    spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
+    return f"{text}. Accuracies are on the test images{spread}{paired}."
+
+
+def _code(value: Any) -> str:
+    """A code span that survives a table cell: templates such as `<|user|>` hold pipes, tags and line breaks."""
+    text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+    text = text.replace("\r", "").replace("\n", "\\n").replace("|", "\\|")
+    return f"`` {text} ``" if "`" in text else f"`{text}`" if text.strip() else ""
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: numpy becomes lists and numbers, NaN and infinities become null, paths become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

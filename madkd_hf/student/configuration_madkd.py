@@ -1,0 +1,65 @@
+"""Configuration of a student with aspect outputs. This file travels with saved models: it must stay self-contained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+class MadkdConfig(PretrainedConfig):
+    """An image-classification architecture whose head has C + Q outputs: C classes, then Q aspects.
+
+    Args:
+        backbone_config: configuration (or its dictionary) of any image-classification architecture. Its labels are set
+            from the C classes and the aspects here, so that its head gets C + Q outputs.
+        aspect_ids: Q short names of the aspects, in the bank's order.
+        aspect_questions: the Q yes/no questions, in the same order.
+        aspect_bank: fingerprint of the bank that ids and questions come from.
+        kwargs: of `PretrainedConfig`, among them `id2label`: `num_labels` is C.
+    """
+
+    model_type = "madkd"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["aspect_logits"]
+
+    def __init__(
+        self,
+        backbone_config: dict[str, Any] | PretrainedConfig | None = None,
+        aspect_ids: list[str] | None = None,
+        aspect_questions: list[str] | None = None,
+        aspect_bank: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.aspect_ids = list(aspect_ids or [])
+        self.aspect_questions = list(aspect_questions or [])
+        self.aspect_bank = aspect_bank
+        if len(self.aspect_ids) != len(self.aspect_questions):
+            raise ValueError(
+                f"Each aspect needs one id and one question; received {len(self.aspect_ids)} ids and "
+                f"{len(self.aspect_questions)} questions."
+            )
+        if backbone_config is None:
+            backbone_config = {"model_type": "resnet"}
+        if isinstance(backbone_config, PretrainedConfig):
+            backbone_config = backbone_config.to_dict()
+        self.backbone_config = self.backbone_config_for(
+            backbone_config, [*self.id2label.values(), *(f"aspect: {name}" for name in self.aspect_ids)]
+        )
+
+    @staticmethod
+    def backbone_config_for(backbone_config: dict[str, Any], outputs: list[str]) -> PretrainedConfig:
+        """A copy of the architecture's configuration whose head has these named outputs, one each."""
+        of_the_head = ("model_type", "id2label", "label2id", "num_labels", "num_classes", "label_names")
+        settings = {name: value for name, value in backbone_config.items() if name not in of_the_head}
+        # Where a model type has two classifiers, as DeiT, the Auto class looks for a hint here and trips over None.
+        settings["architectures"] = settings.get("architectures") or []
+        id2label = dict(enumerate(outputs))
+        label2id = {name: i for i, name in id2label.items()}
+        return AutoConfig.for_model(backbone_config["model_type"], id2label=id2label, label2id=label2id, **settings)
+
+    @property
+    def num_aspects(self) -> int:
+        """Q."""
+        return len(self.aspect_ids)

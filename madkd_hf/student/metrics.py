@@ -1,0 +1,134 @@
+"""Metrics of a student, as `evaluate` metrics that need no network."""
+
+from __future__ import annotations
+
+import datasets
+import evaluate
+import numpy as np
+from scipy.special import expit, softmax
+from sklearn import metrics as sk
+from transformers import EvalPrediction
+
+
+SCORES = datasets.Sequence(datasets.Value("float32"))
+
+
+class _Metric(evaluate.Metric):
+    """Shared by all: what goes in is logits and references, what comes out is a dictionary of floats."""
+
+    description = ""
+    citation = ""
+    references = datasets.Value("int64")
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description,
+            citation=self.citation,
+            inputs_description="predictions: logits, one list per image; references: one per image.",
+            features=datasets.Features({"predictions": SCORES, "references": self.references}),
+        )
+
+
+class Accuracy(_Metric):
+    """Share of images whose highest class logit is the label: {"accuracy": 0..1}."""
+
+    description = "Share of images whose highest logit is the label."
+
+    def _compute(self, predictions, references):
+        return {"accuracy": float(sk.accuracy_score(references, np.argmax(predictions, axis=1)))}
+
+
+class TopK(_Metric):
+    """Share of images whose label is among the k highest class logits, k = 5: {"top5_accuracy": 0..1}."""
+
+    description = "Share of images whose label is among the five highest logits."
+
+    def _compute(self, predictions, references, k=5):
+        best = np.argsort(predictions, axis=1)[:, -k:]
+        return {f"top{k}_accuracy": float(np.mean([label in row for label, row in zip(references, best)]))}
+
+
+class MacroF1(_Metric):
+    """F1 averaged over the classes that occur: {"macro_f1": 0..1}."""
+
+    description = "F1 averaged over classes."
+
+    def _compute(self, predictions, references):
+        return {"macro_f1": float(sk.f1_score(references, np.argmax(predictions, axis=1), average="macro"))}
+
+
+class CalibrationError(_Metric):
+    """Expected calibration error over equal-width confidence bins (Guo et al. 2017, eq. 3).
+
+    Returns {"calibration_error": 0..1}.
+    """
+
+    description = "Mean distance between confidence and accuracy over confidence bins."
+    citation = "Guo et al., On Calibration of Modern Neural Networks, ICML 2017"
+
+    def _compute(self, predictions, references, bins=15):
+        probabilities = softmax(np.asarray(predictions), axis=1)
+        confidence = probabilities.max(axis=1)
+        correct = probabilities.argmax(axis=1) == np.asarray(references)
+        bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+        gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+        return {"calibration_error": float(np.abs(gaps).sum() / len(correct))}
+
+
+class AspectAuroc(_Metric):
+    """How well aspect logits rank the images that the teacher answers yes (log-odds above 0).
+
+    Returns {"aspect_auroc": mean, "per_aspect": [Q values]}; NaN for an aspect to which the teacher gives one answer.
+    """
+
+    description = "Area under the ROC curve of each aspect, against the teacher's yes or no."
+    references = SCORES
+
+    def _compute(self, predictions, references):
+        scores, yes = np.asarray(predictions), np.asarray(references) > 0
+        each = [
+            float(sk.roc_auc_score(yes[:, q], scores[:, q])) if 0 < yes[:, q].sum() < len(yes) else float("nan")
+            for q in range(yes.shape[1])
+        ]
+        mean = float(np.nanmean(each)) if not np.isnan(each).all() else float("nan")
+        return {"aspect_auroc": mean, "per_aspect": each}
+
+
+class AspectBce(_Metric):
+    """Binary cross-entropy of aspect logits against the teacher's probabilities, in nats: {"aspect_bce": mean}.
+
+    References are the teacher's log-odds; the minimum is the entropy of the teacher's own answers.
+    """
+
+    description = "Binary cross-entropy against the teacher's probabilities."
+    references = SCORES
+
+    def _compute(self, predictions, references):
+        scores, targets = np.asarray(predictions, dtype=float), expit(np.asarray(references, dtype=float))
+        each = (np.logaddexp(0, scores) - targets * scores).mean(axis=0)
+        return {"aspect_bce": float(each.mean()), "per_aspect": each.tolist()}
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """All metrics of a student, for a Trainer.
+
+    Args:
+        prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels
+            [n], or the pair with the teacher's log-odds [n, Q], NaN in rows without.
+    """
+    paired = isinstance(prediction.label_ids, (tuple, list))
+    logits, aspects = prediction.predictions if paired else (prediction.predictions, None)
+    labels, targets = prediction.label_ids if paired else (prediction.label_ids, None)
+    results = {}
+    for metric in (Accuracy, TopK, MacroF1, CalibrationError):
+        results.update(_run(metric, logits, labels))
+    if paired:
+        known = np.isfinite(targets).all(axis=1)
+        if known.any():
+            for metric in (AspectAuroc, AspectBce):
+                results.update(_run(metric, aspects[known], targets[known]))
+    return {name: value for name, value in results.items() if name != "per_aspect"}
+
+
+def _run(metric: type[_Metric], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    return metric(keep_in_memory=True).compute(predictions=predictions, references=references)

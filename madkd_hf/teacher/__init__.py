@@ -1,0 +1,4 @@
+from .teacher import AspectTeacher, Reading
+
+
+__all__ = ["AspectTeacher", "Reading"]

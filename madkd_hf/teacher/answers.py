@@ -1,0 +1,76 @@
+"""From next-token logits to log-odds: which tokens say yes, which say no, and what they add up to."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+# How tokenizers mark a word that follows a space: not at all, as is, byte-level BPE, SentencePiece.
+SPACES = ("", " ", "Ġ", "▁")
+
+
+def answer_token_ids(
+    tokenizer: PreTrainedTokenizerBase, answer_tokens: tuple[str, str] | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Look up the tokens that say yes and those that say no.
+
+    Args:
+        tokenizer: the teacher's tokenizer.
+        answer_tokens: two words, such as ("Yes", "No"), to read these two tokens and no other spelling: the paper's
+            own target. By default every single-token spelling counts: lower, capitalised, upper, with or without
+            a leading space.
+
+    Returns:
+        Two dictionaries, yes and no, from spelling to token id; each id stands in them once.
+
+    Raises:
+        ValueError: an answer has no single-token spelling.
+    """
+    if answer_tokens is None:
+        return _spellings(tokenizer, "yes"), _spellings(tokenizer, "no")
+    if len(answer_tokens) != 2:
+        raise ValueError(f"answer_tokens takes two words, as in ('Yes', 'No'); received {answer_tokens!r}.")
+    yes, no = (dict([next(iter(_spellings(tokenizer, word, [word]).items()))]) for word in answer_tokens)
+    return yes, no
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase, word: str, cases: list[str] | None = None) -> dict[str, int]:
+    vocabulary = tokenizer.get_vocab()
+    found: dict[int, str] = {}
+    for case in cases or [word, word.capitalize(), word.upper()]:
+        encoded = tokenizer.encode(case, add_special_tokens=False)
+        if len(encoded) == 1 and encoded[0] != tokenizer.unk_token_id:
+            found.setdefault(encoded[0], tokenizer.convert_ids_to_tokens(encoded[0]))
+        for token in (f"{space}{case}" for space in SPACES):
+            if token in vocabulary:
+                found.setdefault(vocabulary[token], token)
+    if not found:
+        raise ValueError(
+            f"{word!r} is no single token for {type(tokenizer).__name__}, so the answer cannot be read from one "
+            "position: pass answer_tokens=(yes, no) with two words that are."
+        )
+    return {spelling: token_id for token_id, spelling in found.items()}
+
+
+def log_odds_and_mass(
+    logits: torch.Tensor, yes_ids: list[int], no_ids: list[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reduce next-token logits to one number per question, and to how far it is to be trusted.
+
+    With one token on each side, the sigmoid of the log-odds is the paper's target `softmax([z_yes, z_no])[0]`
+    (section 3.2).
+
+    Args:
+        logits: [..., V], at the first answer position.
+        yes_ids, no_ids: token ids of either answer.
+
+    Returns:
+        log-odds [...] `logsumexp(yes) - logsumexp(no)`, and mass [...], the probability of yes and no together;
+        both float32.
+    """
+    logits = logits.float()
+    yes = logits[..., yes_ids].logsumexp(-1)
+    no = logits[..., no_ids].logsumexp(-1)
+    mass = (torch.logaddexp(yes, no) - logits.logsumexp(-1)).exp()
+    return yes - no, mass

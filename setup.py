@@ -1,0 +1,36 @@
+from setuptools import find_packages, setup
+
+
+extras = {
+    "demo": ["easy-vqa>=1.0"],
+    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "import-linter>=2.1"],
+    "quality": ["ruff>=0.9"],
+}
+extras["dev"] = [requirement for group in extras.values() for requirement in group]
+
+setup(
+    name="madkd_hf",
+    version="0.1.0",
+    description="Multi-aspect knowledge distillation for the Hugging Face ecosystem",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["madkd_hf", "madkd_hf.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "accelerate>=1.1",
+        "datasets>=4.0",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=1.0",
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10.0",
+        "pyyaml>=6.0",
+        "scikit-learn>=1.4",
+        "scipy>=1.11",
+        "torch>=2.11",
+        "tqdm>=4.66",
+        "transformers>=5.17",
+    ],
+    extras_require=extras,
+)
