@@ -97,7 +97,7 @@ class AspectBank:
     def _parse(cls, path: Path) -> AspectBank:
         expected = '{"format_version": 1, "aspects": [{"id": ..., "question": ..., "group": ...}, ...]}'
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             version, entries = content["format_version"], content["aspects"]
             aspects = [Aspect(**entry) for entry in entries]
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
@@ -133,7 +133,14 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
         return path / BANK_FILE
     if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
         raise FileNotFoundError(f"There is no bank at {path}: expected a JSON file, a folder, or a Hub dataset id.")
-    return Path(hf_hub_download(str(source), BANK_FILE, repo_type="dataset", revision=revision, token=token))
+    try:
+        return Path(hf_hub_download(str(source), BANK_FILE, repo_type="dataset", revision=revision, token=token))
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"There is no bank at {source}: no such file or folder here, and no {BANK_FILE} to be had from a dataset "
+            f"of that name on the Hub ({reason})."
+        ) from error
 
 
 def _validate(aspects: tuple[Aspect, ...]) -> None:

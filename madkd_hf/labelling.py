@@ -35,7 +35,7 @@ def attach_aspects(
     bank: AspectBank,
     teacher: AspectTeacher,
     image_column: str = "image",
-    splits: Iterable[str] | None = None,
+    splits: str | Iterable[str] | None = None,
     work_dir: str | os.PathLike | None = None,
 ) -> DatasetOrDict:
     """Let a multimodal LLM answer the bank's questions about every image, and store the answers as columns.
@@ -68,7 +68,7 @@ def attach_aspects(
         return _label_split(dataset, str(dataset.split or "train"), bank, teacher, image_column, work_dir)
     if not isinstance(dataset, DatasetDict):
         raise ValueError(f"attach_aspects takes a Dataset or a DatasetDict; received {type(dataset).__name__}.")
-    wanted = list(dataset) if splits is None else list(splits)
+    wanted = list(dataset) if splits is None else [splits] if isinstance(splits, str) else list(splits)
     if missing := [split for split in wanted if split not in dataset]:
         raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(dataset)}.")
     for rows in dataset.values():

@@ -108,7 +108,7 @@ def as_parquet(labelled: DatasetDict, folder) -> DatasetDict:
 )
 def test_unlabelled_splits_carry_nulls_in_one_schema_wherever_they_travel(tmp_path, travel):
     source = splits()
-    labelled = travel(attach_aspects(source, BANK, teacher(), splits=["train"], work_dir=tmp_path), tmp_path)
+    labelled = travel(attach_aspects(source, BANK, teacher(), splits="train", work_dir=tmp_path), tmp_path)
     assert labelled["train"].features == labelled["test"].features
     assert labelled["train"].features["aspect_logits"] == List(Value("float32"), length=3)
     assert labelled["test"].num_rows == 3

@@ -248,6 +248,13 @@ def test_a_model_that_takes_no_images_is_refused(tmp_path):
         AspectTeacher.from_pretrained(tmp_path)
 
 
+def test_an_encoder_decoder_is_refused():
+    model = tiny.internvl()
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="is an encoder-decoder: expected a decoder-only model"):
+        AspectTeacher(model, tiny.processor())
+
+
 # Provenance
 
 

@@ -37,7 +37,7 @@ def madkd_loss(
     if aspect_targets is None:
         return {"loss": class_loss, "class_loss": class_loss}
     known = torch.isfinite(aspect_targets)
-    targets = torch.where(known, aspect_targets, 0.0).sigmoid().to(aspect_logits.dtype)
-    each = F.binary_cross_entropy_with_logits(aspect_logits, targets, reduction="none")
+    targets = torch.where(known, aspect_targets, 0.0).sigmoid()
+    each = F.binary_cross_entropy_with_logits(aspect_logits.float(), targets, reduction="none")
     aspect_loss = torch.where(known, each, 0.0).mean()
     return {"loss": class_loss + alpha * aspect_loss, "class_loss": class_loss, "aspect_loss": aspect_loss}

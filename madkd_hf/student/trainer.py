@@ -188,7 +188,10 @@ class MadkdTrainer(Trainer):
         if "aspect_logits" not in dataset.features or not config.num_aspects:
             return
         length = getattr(dataset.features["aspect_logits"], "length", -1)
-        if length not in (-1, config.num_aspects):
+        if length == -1:
+            answers = dataset.select_columns("aspect_logits")["aspect_logits"]
+            length = next((len(answer) for answer in answers if answer is not None), config.num_aspects)
+        if length != config.num_aspects:
             raise ValueError(
                 f"The dataset answers {length} questions and the model has {config.num_aspects} aspects: "
                 "use the bank that the dataset was labelled with (aspects.json beside it)."
@@ -212,4 +215,5 @@ class _TellEpoch(TrainerCallback):
 
 
 def _distinct(dataset: Dataset, column: str) -> list[Any]:
-    return dataset.unique(column) if column in dataset.features else []
+    """Without the other columns: a selection of rows would be copied out first, images and all."""
+    return dataset.select_columns(column).unique(column) if column in dataset.features else []

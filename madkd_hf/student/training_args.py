@@ -58,5 +58,5 @@ class MadkdTrainingArguments(TrainingArguments):
         super().__post_init__()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `training_args.bin` holds, and the Hub receives: everything but the token."""
+        """What a pickle or a copy holds, and with `training_args.bin` the Hub receives: everything but the token."""
         return {**self.__dict__, "hub_token": None}

@@ -46,8 +46,8 @@ class AspectTeacher:
         revision: the revision that was asked for, for the provenance.
 
     Raises:
-        ValueError: a model that takes no images, an unknown strategy, a prompt without `{question}`, a tokenizer
-            in which yes or no is no single token.
+        ValueError: a model that takes no images or is an encoder-decoder, an unknown strategy, a prompt without
+            `{question}`, a tokenizer in which yes or no is no single token.
     """
 
     def __init__(
@@ -61,6 +61,11 @@ class AspectTeacher:
     ):
         if getattr(processor, "image_processor", None) is None:
             raise ValueError(_takes_no_images(model.config.name_or_path))
+        if model.config.is_encoder_decoder:
+            raise ValueError(
+                f"{model.config.name_or_path} is an encoder-decoder: expected a decoder-only model, whose next token "
+                "after the question is the answer."
+            )
         if strategy not in (*STRATEGIES, "auto"):
             raise ValueError(f"Unknown strategy {strategy!r}: expected one of {[*STRATEGIES, 'auto']}.")
         if "{question}" not in prompt:
@@ -97,6 +102,8 @@ class AspectTeacher:
             trust_remote_code: run code that comes with the model. Off unless you say so.
             model_kwargs: passed to the model's `from_pretrained` (`device_map`, `quantization_config`, ...).
         """
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"Unknown dtype {dtype!r}: expected auto or a torch dtype, such as float32 or bfloat16.")
         shared = {"revision": revision, "trust_remote_code": trust_remote_code}
         processor = AutoProcessor.from_pretrained(model_id_or_path, **shared)
         if getattr(processor, "image_processor", None) is None:

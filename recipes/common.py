@@ -1,0 +1,170 @@
+"""What every recipe shares: YAML under the command line, datasets by name, and errors in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from datasets import Dataset, DatasetDict
+from transformers import HfArgumentParser
+
+
+@dataclass
+class DatasetArguments:
+    """Where the images come from."""
+
+    dataset: str = field(
+        default="",
+        metadata={
+            "help": "A dataset id on the Hub, a folder (written by save_to_disk, or with one sub-folder of images per "
+            "class), or module:function for data that comes from a package."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the Hub dataset; pin it to make a run repeatable."}
+    )
+    image_column: str = field(default="image", metadata={"help": "The column of images."})
+    limit: int | None = field(
+        default=None, metadata={"help": "Keep the first N rows of each split: a quick look before a long run."}
+    )
+
+
+@dataclass
+class BankArguments:
+    """Who asks and who answers."""
+
+    bank: str | None = field(
+        default=None,
+        metadata={"help": "The questions: an aspects.json, a folder that holds one, or a dataset id on the Hub."},
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "The MLLM that answers: any image-text-to-text model, by Hub id or folder."}
+    )
+    teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
+    work_dir: str | None = field(
+        default=None, metadata={"help": "Where answers are kept between runs; by default in the datasets cache."}
+    )
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the description as it is written."""
+
+
+class RecipeParser(HfArgumentParser):
+    """An `HfArgumentParser` that reads a YAML file first and the command line over it, and refuses unknown names."""
+
+    def __init__(self, *dataclass_types: type, description: str):
+        super().__init__(dataclass_types, description=description, formatter_class=_Help, allow_abbrev=False)
+        self.add_argument("--config", metavar="FILE.yaml", help="YAML with any of the options here as keys.")
+
+    def error(self, message: str) -> None:
+        """In one sentence, not behind the usage of 150 options."""
+        raise ValueError(f"{message}; --help lists all options.")
+
+    def parse(self, args: list[str] | None = None) -> tuple[Any, ...]:
+        """One instance of each dataclass; `args` is the command line by default."""
+        args = sys.argv[1:] if args is None else args
+        peek = ArgumentParser(add_help=False, allow_abbrev=False)
+        peek.add_argument("--config")
+        config = peek.parse_known_args(args)[0].config
+        from_file = [] if config is None else self._read(Path(config))
+        *parsed, namespace, unknown = self.parse_args_into_dataclasses(
+            [*from_file, *args], return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            name = unknown[0].split("=")[0]
+            raise ValueError(f"Unknown option {name}{self._suggest(name)}; --help lists them all.")
+        return tuple(parsed)
+
+    def _read(self, path: Path) -> list[str]:
+        if not path.is_file():
+            raise ValueError(f"There is no config file {path}: pass --config with a YAML file that exists.")
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds {type(content).__name__}: expected lines of `option: value`.")
+        known = {action.dest for action in self._actions}
+        for key in content:
+            if key not in known:
+                raise ValueError(f"Unknown key {key!r} in {path}{self._suggest(str(key))}; --help lists them all.")
+        return [token for key, value in content.items() for token in _tokens(key, value)]
+
+    def _suggest(self, name: str) -> str:
+        known = [action.dest for action in self._actions]
+        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
+        return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _tokens(key: str, value: Any) -> list[str]:
+    """A YAML entry as command-line words."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)] if value else []
+    return [f"--{key}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"]
+
+
+def load_splits(args: DatasetArguments) -> DatasetDict:
+    """The dataset that the arguments name, cut to `limit` rows a split.
+
+    Raises:
+        ValueError: no dataset named, or a module:function that is not there.
+    """
+    if not args.dataset:
+        raise ValueError("No dataset given: pass --dataset with a Hub id, a folder, or module:function.")
+    path = Path(args.dataset)
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        loaded = datasets.load_from_disk(path)
+    elif ":" in args.dataset and not path.exists():
+        loaded = _call(args.dataset)
+    else:
+        loaded = datasets.load_dataset(args.dataset, args.dataset_config, revision=args.dataset_revision)
+    if isinstance(loaded, Dataset):
+        loaded = DatasetDict({"train": loaded})
+    if not isinstance(loaded, DatasetDict):
+        raise ValueError(f"{args.dataset} gives {type(loaded).__name__}: expected a Dataset or a DatasetDict.")
+    if args.limit is not None:
+        loaded = DatasetDict({split: rows.select(range(min(args.limit, len(rows)))) for split, rows in loaded.items()})
+    return loaded
+
+
+def _call(name: str) -> DatasetDict | Dataset:
+    module_name, function_name = name.split(":", 1)
+    for folder in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Cannot find {name!r} ({error}): expected module:function that returns a dataset."
+        ) from error
+    return function()
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a recipe's main: what a user did wrong is told in one sentence, without a traceback, and exits with 1.
+
+    MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
+    """
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("MADKD_TRACEBACK"):
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -1,0 +1,229 @@
+"""Train a student: classes alone, or classes and aspects.
+
+The aspects come with the dataset (written by attach_aspects.py), or a teacher answers the bank's questions about the
+training images first. Leaves in --output_dir a student that `from_pretrained` and `pipeline` load, and
+all_results.json.
+
+    accelerate launch recipes/train_student.py --config recipes/easy_vqa/distill.yaml --output_dir runs/student
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
+from datasets import ClassLabel, Dataset, DatasetDict, Value
+from scipy.special import expit, logit
+from transformers import AutoImageProcessor, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from madkd_hf import (
+    AspectBank,
+    AspectTeacher,
+    MadkdForImageClassification,
+    MadkdTrainer,
+    MadkdTrainingArguments,
+    attach_aspects,
+)
+
+
+@dataclass
+class StudentArguments(BankArguments, DatasetArguments):
+    """The student and its data."""
+
+    _argument_group_name = "student and data"
+
+    backbone: str = field(
+        default="microsoft/resnet-18",
+        metadata={"help": "Any image-classification architecture of transformers: a Hub id, or a folder."},
+    )
+    pretrained: bool = field(
+        default=True, metadata={"help": "Start from the backbone's weights; false takes its architecture alone."}
+    )
+    label_column: str = field(default="label", metadata={"help": "The column of classes."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str = field(
+        default="validation",
+        metadata={"help": "The split for every choice; where it is missing, a part of the training images is kept."},
+    )
+    test_split: str = field(default="test", metadata={"help": "The split for the last number, with --do_predict."})
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training images kept for validation where there is no such split."},
+    )
+    images_per_class: int | None = field(
+        default=None, metadata={"help": "Draw this many training images of each class, by the seed."}
+    )
+    aspect_control: Literal["none", "shuffled", "constant"] = field(
+        default="none",
+        metadata={
+            "help": "Controls that a real gain must beat: aspects of other images (shuffled), or each aspect's mean "
+            "for all (constant)."
+        },
+    )
+
+
+def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainingArguments]:
+    return RecipeParser(StudentArguments, MadkdTrainingArguments, description=__doc__).parse(args)
+
+
+def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> MadkdTrainer:
+    """Train, evaluate and save one student; the trainer's `state.log_history` holds its curves."""
+    set_seed(training_args.seed)
+    with training_args.main_process_first(desc="preparing the data"):
+        splits = prepare_splits(load_splits(args), args, training_args.seed)
+        if training_args.do_predict and args.test_split not in splits:
+            raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
+        train_set = splits[args.train_split]
+        if args.images_per_class is not None:
+            train_set = draw(train_set, args.label_column, args.images_per_class, training_args.seed)
+        train_set, bank = attach(train_set, args, training_args.aspect_alpha)
+    if args.aspect_control != "none":
+        train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
+    model = MadkdForImageClassification.from_backbone(
+        args.backbone,
+        id2label=dict(enumerate(train_set.features[args.label_column].names)),
+        bank=bank,
+        pretrained=args.pretrained,
+    )
+    trainer = MadkdTrainer(
+        model,
+        training_args,
+        train_dataset=train_set,
+        eval_dataset=splits[args.eval_split],
+        processing_class=AutoImageProcessor.from_pretrained(args.backbone),
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.is_world_process_zero():  # save_metrics adds to the file: an earlier student's numbers must not stay
+        (Path(training_args.output_dir) / "all_results.json").unlink(missing_ok=True)
+    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_metrics("eval", trainer.evaluate())
+    if training_args.do_predict:
+        trainer.save_metrics("test", trainer.predict(splits[args.test_split]).metrics)
+    return trainer
+
+
+def prepare_splits(splits: DatasetDict, args: StudentArguments, seed: int) -> DatasetDict:
+    """Class labels in every split, and a validation split."""
+    if args.train_split not in splits:
+        raise ValueError(
+            f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
+        )
+    if args.image_column not in splits[args.train_split].features:
+        raise ValueError(
+            f"There is no column {args.image_column!r}: the dataset has {splits[args.train_split].column_names}; "
+            "pass --image_column."
+        )
+    splits = with_class_labels(splits, args.label_column, args.train_split)
+    if args.eval_split not in splits:
+        parts = splits[args.train_split].train_test_split(
+            args.validation_fraction, stratify_by_column=args.label_column, seed=seed
+        )
+        splits[args.train_split], splits[args.eval_split] = parts["train"], parts["test"]
+    return splits
+
+
+def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
+    features = splits[train_split].features
+    if label_column not in features:
+        raise ValueError(
+            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column."
+        )
+    if isinstance(features[label_column], ClassLabel):
+        return splits
+    kind = getattr(features[label_column], "dtype", "")
+    if not kind.startswith(("int", "uint", "string", "large_string")):
+        raise ValueError(
+            f"The column {label_column!r} holds {features[label_column]}, not classes: "
+            "expected a ClassLabel, strings or integers."
+        )
+    having = {split: rows for split, rows in splits.items() if label_column in rows.features}
+    values = {split: set(rows.select_columns(label_column).unique(label_column)) for split, rows in having.items()}
+    for split, found in values.items():
+        if strange := [value for value in found if value is None or value not in values[train_split]]:
+            raise ValueError(
+                f"The split {split!r} has the label {strange[0]!r}, which is no class of {train_split!r}: "
+                "drop those rows, or correct their labels."
+            )
+    label = ClassLabel(names=[str(value) for value in sorted(values[train_split])])
+    for split, rows in having.items():
+        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
+    return splits
+
+
+def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:
+    """The same number of images of each class, by seed.
+
+    Raises:
+        ValueError: a class has too few.
+    """
+    labels = np.array(rows[label_column])
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for index, name in enumerate(rows.features[label_column].names):
+        (of_class,) = np.nonzero(labels == index)
+        if len(of_class) < images_per_class:
+            raise ValueError(
+                f"The class {name!r} has {len(of_class)} images and --images_per_class asks for {images_per_class}."
+            )
+        drawn.append(generator.choice(of_class, images_per_class, replace=False))
+    return rows.select(np.concatenate(drawn))
+
+
+def attach(rows: Dataset, args: StudentArguments, alpha: float) -> tuple[Dataset, AspectBank | None]:
+    """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone."""
+    if alpha == 0:
+        return rows, None
+    labelled = "aspect_logits" in rows.features
+    if not labelled and (args.bank is None or args.teacher is None):
+        raise ValueError(
+            f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with recipes/attach_aspects.py, "
+            "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
+        )
+    bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
+    if labelled:
+        return rows, bank
+    teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
+    rows = attach_aspects(rows, bank, teacher, args.image_column, work_dir=args.work_dir)
+    return rows, AspectBank(bank.aspects, teacher.provenance)
+
+
+def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
+    """Answers without what they say of their image: those of another image, or each question's mean probability."""
+    if "aspect_logits" not in rows.features:
+        raise ValueError(f"--aspect_control {control} needs a dataset with aspect columns, or --bank and --teacher.")
+    answers = rows["aspect_logits"][:]
+    known = [i for i, answer in enumerate(answers) if answer is not None]
+    logits = np.array([answers[i] for i in known], dtype=float)
+    if control == "shuffled":
+        logits = np.random.default_rng(seed).permutation(logits)
+    else:
+        means = expit(logits).mean(axis=0).clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
+        logits = np.broadcast_to(logit(means), logits.shape)
+    for i, answer in zip(known, logits.tolist()):
+        answers[i] = answer
+    feature = rows.features["aspect_logits"]
+    return rows.remove_columns("aspect_logits").add_column("aspect_logits", answers, feature=feature)
+
+
+def main() -> None:
+    args, training_args = parse()
+    trainer = train(args, training_args)
+    if trainer.is_world_process_zero():
+        print(
+            f"The student is in {training_args.output_dir}; its numbers in "
+            f"{Path(training_args.output_dir) / 'all_results.json'}. Use it:\n"
+            f'  pipeline("image-classification", "{training_args.output_dir}", trust_remote_code=True)'
+        )
+
+
+if __name__ == "__main__":
+    run(main)

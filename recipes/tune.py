@@ -1,0 +1,73 @@
+"""Choose training arguments for the plain and the distilled student on validation images, over equal grids.
+
+Trains every point of the grid with every seed, writes the table of all cells, and names the winners; they go into the
+YAML files by hand. The test images are not touched.
+
+    python recipes/tune.py --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from cells import Cell, run_cells
+from common import RecipeParser, run
+from compare import CompareArguments, label, student_words
+
+
+@dataclass
+class TuneArguments(CompareArguments):
+    """`compare.py`'s, and the grid."""
+
+    grid: str = field(
+        default="{}", metadata={"help": "Option of train_student.py -> values to try, for both students (JSON)."}
+    )
+    distill_grid: str = field(default="{}", metadata={"help": "More options, for the distilled student alone (JSON)."})
+
+
+def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
+    """(condition, settings) -> one cell a seed."""
+    cells = {}
+    for condition in ("base", "madkd"):
+        grid = json.loads(args.grid) | (json.loads(args.distill_grid) if condition == "madkd" else {})
+        for values in itertools.product(*grid.values()):
+            point = [(option, str(value)) for option, value in zip(grid, values)]
+            settings = ", ".join(" ".join(pair) for pair in point)
+            cells[condition, settings] = [cell(args, condition, point, seed) for seed in range(args.seeds)]
+    return cells
+
+
+def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
+    name = "-".join([condition, *("_".join(pair) for pair in point), str(seed)])
+    folder = str(Path(args.output_dir) / "cells" / name)
+    words = student_words(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
+    words += [f"--{option}={value}" for option, value in point]
+    return Cell(name, (*words, "--do_predict", "false"), folder, metric="eval_accuracy")
+
+
+def main() -> None:
+    (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
+    label(args)
+    planned = plan(args)
+    results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)
+    lines = ["| student | settings | validation accuracy, % | over seeds |", "| --- | --- | ---: | --- |"]
+    best: dict[str, tuple[float, str]] = {}
+    for (condition, settings), cells in planned.items():
+        accuracies = [results[cell.name]["accuracy"] for cell in cells]
+        mean = float(np.mean(accuracies))
+        lines.append(
+            f"| {condition} | {settings} | {mean:.2f} | {', '.join(f'{value:.1f}' for value in accuracies)} |"
+        )
+        best[condition] = max(best.get(condition, (-1.0, "")), (mean, settings))
+    lines += ["", *(f"Best {condition}: {settings} ({mean:.2f}%)." for condition, (mean, settings) in best.items())]
+    table = "\n".join(lines) + "\n"
+    Path(args.output_dir, "tune.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    run(main)

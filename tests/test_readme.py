@@ -1,0 +1,67 @@
+"""What README tells people to type, typed; what it shows, compared with what the recipes wrote."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from madkd_hf import AspectBank
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+NOT_HERE = {"install", "gpu", "hub"}  # marked so in the block's first line
+RUN = [
+    (language, code)
+    for language, marks, code in BLOCKS
+    if language in ("bash", "python") and marks.strip() not in NOT_HERE
+]
+
+
+@pytest.mark.parametrize(("language", "code"), RUN, ids=[f"{language}-{i}" for i, (language, _) in enumerate(RUN)])
+def test_block_runs(language, code, tmp_path):
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # the blocks write to runs/, and read what is in the checkout
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "2"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    interpreter = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
+    done = subprocess.run([*interpreter, code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_kind_of_block_is_run():
+    assert {language for language, _ in RUN} == {"bash", "python"}
+
+
+def test_the_bank_it_shows_is_one(tmp_path):
+    (code,) = (code for language, _, code in BLOCKS if language == "json")
+    (tmp_path / "aspects.json").write_text(code)
+    assert len(AspectBank.load(tmp_path)) == 2
+
+
+def test_files_and_pictures_it_links_to_are_there():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_table_it_shows_is_the_report_s():
+    report = (ROOT / "recipes/easy_vqa/results/report.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in README.splitlines() if line.startswith(("| base:", "| madkd:", "| shuffled:", "| constant:"))
+    ]
+    assert len(rows) == 4
+    assert all(row in report for row in rows)
+
+
+def test_make_targets_it_names_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(
+        re.findall(r"make ([a-z][a-z-]*)", " ".join(re.findall(r"`[^`]+`|^make .*$", README, flags=re.MULTILINE)))
+    )
+    assert named <= targets

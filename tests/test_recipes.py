@@ -1,0 +1,307 @@
+"""The commands a user types: what they leave behind, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from scipy.special import expit
+from transformers import AutoModelForImageClassification, pipeline
+
+from madkd_hf import AspectBank
+
+
+ROOT = Path(__file__).parents[1]
+EASY_VQA = ROOT / "recipes" / "easy_vqa"
+QUICK = ["--max_steps", "2", "--images_per_class", "2", "--eval_steps", "1", "--logging_steps", "1"]
+
+
+def recipe(name: str, *words: str | Path) -> None:
+    """Run a recipe as a command line would, in this process: importing torch anew for each test takes too long."""
+    before = sys.argv, Path.cwd()
+    sys.argv = [f"recipes/{name}.py", *map(str, words)]
+    os.chdir(ROOT)
+    try:
+        common.run(importlib.import_module(name).main)
+    finally:
+        sys.argv = before[0]
+        os.chdir(before[1])
+
+
+def refuse(name: str, *words: str | Path) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        recipe(name, *words)
+    return str(stopped.value)
+
+
+def command(*words: str | Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, *map(str, words)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("labelled")
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", "--output_dir", folder, "--limit", "30")
+    return folder
+
+
+def test_attach_leaves_a_dataset_that_load_from_disk_reads_and_its_bank(labelled):
+    splits = load_from_disk(labelled)
+    bank = AspectBank.load(labelled)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 30, "validation": 30, "test": 30}
+    assert splits["train"].unique("aspect_bank") == [bank.fingerprint]
+    assert splits["train"].features["aspect_logits"].length == len(bank) == 11
+    assert splits["test"][0]["aspect_logits"] is None
+    assert bank.provenance["model"] == "recipes/easy_vqa/teacher"
+
+
+def test_attach_run_again_leaves_the_same(labelled):
+    before = load_from_disk(labelled)["train"]["aspect_logits"][:]
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", "--output_dir", labelled, "--limit", "30")
+    assert load_from_disk(labelled)["train"]["aspect_logits"][:] == before
+
+
+def test_distill_labels_its_own_images_and_leaves_a_student_that_pipeline_loads(tmp_path, capsys):
+    recipe("train_student", "--config", EASY_VQA / "distill.yaml", "--output_dir", tmp_path, *QUICK)
+    assert str(tmp_path) in capsys.readouterr().out
+    results = json.loads((tmp_path / "all_results.json").read_text())
+    assert {"eval_accuracy", "test_accuracy", "train_loss"} <= set(results)
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert model.config.num_labels == 24 and model.config.num_aspects == 11
+    scores = pipeline("image-classification", str(tmp_path))(load_from_easy_vqa())
+    assert scores[0]["label"] in model.config.id2label.values()
+
+
+def load_from_easy_vqa():
+    from recipes.easy_vqa.data import load_easy_vqa
+
+    return load_easy_vqa()["test"][0]["image"]
+
+
+def test_train_takes_bank_and_answers_from_a_labelled_folder(labelled, tmp_path):
+    words = ["--dataset", labelled, "--output_dir", tmp_path, "--images_per_class", "1", "--max_steps", "1"]
+    said = refuse("train_student", "--config", EASY_VQA / "baseline.yaml", "--aspect_alpha", "4", *words)
+    assert "has 0 images" in said  # 30 rows do not show all 24 classes
+    config = yaml.safe_load((EASY_VQA / "baseline.yaml").read_text())
+    del config["images_per_class"]
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(config))
+    words = ["--dataset", labelled, "--output_dir", tmp_path, "--aspect_alpha", "4", "--max_steps", "1"]
+    recipe("train_student", "--config", tmp_path / "all.yaml", *words)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["aspect_bank"] == AspectBank.load(labelled).fingerprint
+
+
+def test_train_runs_under_accelerate_launch(tmp_path):
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "recipes/train_student.py"]
+    done = command(*launch, "--config", EASY_VQA / "baseline.yaml", "--output_dir", tmp_path, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "test_accuracy" in json.loads((tmp_path / "all_results.json").read_text())
+    assert done.stdout.count("The student is in") == 1
+
+
+def test_compare_reports_every_condition_and_keeps_finished_students(tmp_path):
+    config = yaml.safe_load((EASY_VQA / "compare.yaml").read_text()) | {
+        "seeds": 2,
+        "limit": 300,
+        "output_dir": str(tmp_path / "run"),
+    }
+    for name in ("baseline", "distill"):
+        quick = yaml.safe_load((EASY_VQA / f"{name}.yaml").read_text())
+        quick |= {"max_steps": 4, "eval_steps": 2, "logging_steps": 2}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(quick))
+        config[name] = str(tmp_path / f"{name}.yaml")
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(config))
+    done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    report = json.loads((run / "report.json").read_text())
+    assert {name: len(values) for name, values in report["accuracy"].items()} == dict.fromkeys(
+        ("base", "madkd", "shuffled", "constant"), 2
+    )
+    low, high = report["gain"]["ci95"]
+    assert low <= report["gain"]["mean"] <= high
+    assert set(report["seconds"]) == {"label", "train", "report"}
+    assert report["teacher"]["model"] == "recipes/easy_vqa/teacher"
+    assert "| madkd: classes + aspects" in done.stdout and (run / "report.md").is_file()
+    assert len(list((run / "figures").glob("*.png"))) == 5
+    AutoModelForImageClassification.from_pretrained(run / "student")
+
+    kept = (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns
+    assert command("recipes/compare.py", "--config", tmp_path / "compare.yaml").returncode == 0
+    assert (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns == kept
+    assert json.loads((run / "report.json").read_text())["accuracy"] == report["accuracy"]
+
+
+@pytest.mark.parametrize("name", ["attach_aspects", "train_student", "compare", "tune"])
+def test_help_teaches(name, capsys):
+    assert refuse(name, "--help") == "0"
+    said = capsys.readouterr().out
+    assert "--config FILE.yaml" in said and "python recipes/" in said or "accelerate launch recipes/" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "expected"),
+    [
+        ("train_student", ["--aspect_alpha", "-1"], "aspect_alpha weighs the aspect loss and cannot be negative"),
+        ("train_student", ["--aspect_alhpa", "2"], "did you mean 'aspect_alpha'?"),
+        ("train_student", ["--config", "nowhere.yaml"], "There is no config file nowhere.yaml"),
+        ("train_student", ["--dataset", ""], "No dataset given"),
+        ("train_student", ["--dataset", "recipes.easy_vqa.data:load_nothing"], "expected module:function"),
+        ("train_student", ["--label_column", "species"], "There is no column 'species'"),
+        ("train_student", ["--train_split", "training"], "There is no split 'training'"),
+        ("train_student", ["--images_per_class", "51"], "has 50 images and --images_per_class asks for 51"),
+        (
+            "train_student",
+            ["--bank", "recipes/easy_vqa/aspects.json", "--aspect_alpha", "4"],
+            "pass --bank and --teacher",
+        ),
+        ("train_student", ["--aspect_control", "shuffled"], "needs a dataset with aspect columns"),
+        ("train_student", ["--aspect_alpha", "4"], "has no aspect columns and aspect_alpha is 4"),
+        ("train_student", ["--test_split", "final"], "There is no split 'final' to predict"),
+        ("train_student", ["--image_column", "photo"], "There is no column 'photo'"),
+        ("train_student", ["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        ("attach_aspects", ["--dtype", "flat32"], "Unknown dtype 'flat32'"),
+        ("attach_aspects", ["--bank", "nobody/nothing"], "There is no bank at nobody/nothing"),
+        ("attach_aspects", ["--bank", "README.md"], "is no aspect bank"),
+        ("attach_aspects", ["--bank", "nowhere/aspects.json"], "There is no bank at"),
+        ("attach_aspects", ["--splits", "training"], "There is no split 'training'"),
+        ("attach_aspects", ["--image_column", "photo"], "There is no column 'photo'"),
+        ("attach_aspects", ["--image_column", "label"], "not images"),
+        ("attach_aspects", ["--answer_tokens", "Perhaps", "No"], "'Perhaps' is no single token"),
+        ("attach_aspects", ["--prompt", "Yes or no?"], "no place for the question"),
+        ("attach_aspects", ["--teacher", "recipes/easy_vqa/student"], "takes no images"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(name, words, expected, tmp_path):
+    config = {"train_student": "baseline.yaml", "attach_aspects": "attach.yaml"}[name]
+    output = tmp_path / "output"
+    base = [] if "--config" in words else ["--config", EASY_VQA / config]
+    said = refuse(name, *base, "--output_dir", output, *words)
+    assert said.startswith("error: ") and expected in said and "\n" not in said
+    assert not output.exists()
+
+
+def test_a_mistake_ends_the_process_with_a_code_and_no_traceback():
+    done = command("recipes/train_student.py", "--config", EASY_VQA / "baseline.yaml", "--aspect_alpha", "-1")
+    assert done.returncode == 1
+    assert "error: aspect_alpha" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_labels_of_every_kind_become_classes():
+    with_class_labels = importlib.import_module("train_student").with_class_labels
+    for values, kind in (["cat", "dog"], "large_string"), ([3, 7], "uint8"):
+        rows = Dataset.from_dict({"label": values}, features=Features({"label": Value(kind)}))
+        splits = with_class_labels(
+            DatasetDict(train=rows, test=rows, bare=Dataset.from_dict({"a": [1]})), "label", "train"
+        )
+        assert splits["test"].features["label"].names == sorted(map(str, values))
+        assert sorted(splits["test"]["label"]) == [0, 1]
+    for strange in (None, "fox"):
+        splits = DatasetDict(
+            train=Dataset.from_dict({"label": ["cat", "dog"]}), test=Dataset.from_dict({"label": ["cat", strange]})
+        )
+        with pytest.raises(ValueError, match=f"split 'test' has the label {strange!r}"):
+            with_class_labels(splits, "label", "train")
+
+
+@pytest.mark.parametrize("control", ["shuffled", "constant"])
+def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(control):
+    control_aspects = importlib.import_module("train_student").control_aspects
+    answers = [None, *np.random.default_rng(0).normal(scale=30, size=(40, 2)).tolist()]
+    answers[1][0] = answers[2][0] = 500.0
+    features = Features({"label": Value("int64"), "aspect_logits": List(Value("float32"), length=2)})
+    rows = Dataset.from_dict({"label": range(len(answers)), "aspect_logits": answers}, features=features)
+    controlled = control_aspects(rows, control, seed=0)["aspect_logits"][:]
+    assert controlled[0] is None
+    before, after = expit(np.array(answers[1:])), expit(np.array(controlled[1:]))
+    np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-5)
+    assert np.isfinite(controlled[1:]).all()
+    if control == "shuffled":
+        assert not np.allclose(after, before)
+        np.testing.assert_allclose(np.sort(after[:, 1]), np.sort(before[:, 1]), atol=1e-5)
+    else:
+        assert len(np.unique(after, axis=0)) == 1
+
+
+def test_base_is_plain_and_tested_whatever_its_yaml_says(tmp_path):
+    compare = importlib.import_module("compare")
+    args = compare.CompareArguments(output_dir=str(tmp_path), baseline="a.yaml", distill="b.yaml")
+    words = {cell.name: " ".join(cell.words) for cell in compare.plan(args)}
+    assert len(words) == 20
+    assert "--config a.yaml" in words["base-0"] and "--aspect_alpha 0" in words["base-0"]
+    assert "--config b.yaml" in words["madkd-0"] and "--aspect_alpha" not in words["madkd-0"]
+    assert all("--do_predict true" in line for line in words.values())
+
+
+def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
+    cells = importlib.import_module("cells")
+    words = ("--config", str(EASY_VQA / "baseline.yaml"), "--learning_rate=-1", "--output_dir", str(tmp_path / "one"))
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        cells.train_cell(cells.Cell("one", words, str(tmp_path / "one")))
+    assert "Traceback" in (tmp_path / "one" / "log.txt").read_text()
+
+
+def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
+    cells = importlib.import_module("cells")
+    shutil.copytree(EASY_VQA / "student", tmp_path / "student")
+    words = ("--config", str(EASY_VQA / "baseline.yaml"), "--backbone", str(tmp_path / "student"))
+    cell = cells.Cell("one", words, str(tmp_path))
+    before = cell.key
+    assert before == cell.key
+    config = tmp_path / "student" / "preprocessor_config.json"
+    config.write_text(config.read_text().replace("48", "32"))
+    assert before != cell.key
+
+
+def test_interrupting_stops_all_workers_and_says_so(tmp_path):
+    words = ["recipes/compare.py", "--config", EASY_VQA / "compare.yaml", "--output_dir", tmp_path, "--limit", "400"]
+    with subprocess.Popen(
+        [sys.executable, *map(str, words), "--images_per_class", "2"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        for _ in range(900):
+            if any(tmp_path.glob("cells/*/log.txt")) or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=30)
+    assert process.returncode == 1 and "\ninterrupted" in said and "Traceback" not in said, said[-2000:]
+    assert not list(tmp_path.glob("cells/*/cell.json"))
+
+
+def test_a_typo_in_yaml_is_refused_with_a_suggestion(tmp_path):
+    (tmp_path / "typo.yaml").write_text("aspect_alhpa: 4\n")
+    said = refuse("train_student", "--config", tmp_path / "typo.yaml")
+    assert "Unknown key 'aspect_alhpa'" in said and "did you mean 'aspect_alpha'?" in said
+
+
+def test_every_yaml_under_recipes_names_known_options_only():
+    attach_aspects, compare, train_student, tune = map(
+        importlib.import_module, ("attach_aspects", "compare", "train_student", "tune")
+    )
+    arguments = {"attach": [attach_aspects.AttachArguments], "compare": [compare.CompareArguments]}
+    arguments |= {"tune": [tune.TuneArguments]}
+    student = [train_student.StudentArguments, train_student.MadkdTrainingArguments]
+    files = sorted(ROOT.glob("recipes/*/*.yaml"))
+    assert files
+    for path in files:
+        types = arguments.get(path.stem, student)
+        common.RecipeParser(*types, description="").parse(["--config", str(path), "--output_dir", "unused"])
