@@ -76,7 +76,14 @@ class AspectTeacher:
         self.revision = revision
         self.yes, self.no = answer_token_ids(processor.tokenizer, answer_tokens)
         texts = [chat_text(processor, question, prompt) for question in ("Is it red?", "Is there a large blue shape?")]
-        self.strategy = choose(model, processor, texts) if strategy == "auto" else strategy
+        possible = choose(model, processor, texts)
+        if strategy == "shared_vision" and possible != "shared_vision":
+            raise ValueError(
+                f"{model.config.name_or_path or type(model).__name__} cannot share one encoding of the image between "
+                "questions (its model takes no image features, or its processor mixes image and question): use "
+                "strategy='auto'."
+            )
+        self.strategy = possible if strategy == "auto" else strategy
 
     @classmethod
     def from_pretrained(
