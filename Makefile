@@ -11,11 +11,12 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help install demo test test-slow quality teacher tune clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## ?(.*)/  make \1\t\2/' | expand -t 20
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## everything that recipes, benchmarks and tests need, into .venv, in the tested versions
 
 $(VENV)/installed: setup.py constraints.txt
+	@echo "Installing into $(VENV): a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"
 	@touch $@

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import attach_aspects
+import datasets
 import numpy as np
 import torch
 import train_student
+import transformers
 from cells import Cell, run_cells
 from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
 from datasets import Dataset, DatasetDict
@@ -197,6 +199,8 @@ def main() -> None:
     for name in ("output_dir", "baseline", "distill"):
         if not getattr(args, name):
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    datasets.disable_progress_bars()  # ours remain: images labelled, students trained
+    transformers.utils.logging.disable_progress_bar()
     started = [time.perf_counter()]
     labelled, bank, teacher = label(args)
     started.append(time.perf_counter())
