@@ -104,10 +104,12 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
-    trainer.save_metrics("train", result.metrics)
-    trainer.save_metrics("eval", trainer.evaluate())
+    metrics = {"train": result.metrics, "eval": trainer.evaluate()}
     if training_args.do_predict:
-        trainer.save_metrics("test", trainer.predict(splits[args.test_split]).metrics)
+        metrics["test"] = trainer.predict(splits[args.test_split]).metrics
+    for split, values in metrics.items():
+        trainer.log_metrics(split, values)
+        trainer.save_metrics(split, values)
     return trainer
 
 
