@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,13 +41,15 @@ class Cell:
         args, _ = train_student.parse(list(self.words))
         named = [Path(word) for word in (*self.words, args.backbone)]
         content = [path.read_bytes().hex() for name in named for path in _inputs(name)]
+        weights = sorted(Path(args.backbone).glob("*.safetensors"))
+        content += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]
         versions = [madkd_hf.__version__, transformers.__version__, torch.__version__]
         return hashlib.sha256(json.dumps([self.words, content, versions]).encode()).hexdigest()[:16]
 
 
 def _inputs(path: Path) -> list[Path]:
     """The small files that tell what stands at a path: a YAML file, a labelled dataset, a backbone."""
-    if path.suffix == ".yaml":
+    if path.is_file():
         return [path]
     dataset = [*path.glob("*/state.json"), path / BANK_FILE] if (path / BANK_FILE).is_file() else []
     return sorted(
@@ -63,7 +66,8 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     done = {cell.name: result for cell in cells if (result := finished(cell)) is not None}
     todo = [cell for cell in cells if cell.name not in done]
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
-    pool = ProcessPoolExecutor(min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn"))
+    workers, spawn = min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
     by_the_user = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
     futures = {pool.submit(train_cell, cell): cell for cell in todo}
     signal.signal(signal.SIGINT, by_the_user)
@@ -83,6 +87,16 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     finally:
         pool.shutdown(cancel_futures=True)
     return {cell.name: done[cell.name] for cell in cells}
+
+
+def _end_with_parent() -> None:
+    """In a worker: no student is trained on behind the back of a user who killed the command."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _jobs() -> int:

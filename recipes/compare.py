@@ -89,6 +89,11 @@ def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
     splits = train_student.prepare_splits(load_splits(args), args, seed=0)
     if args.test_split not in splits:
         raise ValueError(f"There is no split {args.test_split!r} for the last number: the dataset has {list(splits)}.")
+    if "aspect_logits" in splits[args.train_split].features:
+        raise ValueError(
+            f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before come "
+            "from the cache)."
+        )
     attach = attach_aspects.AttachArguments(**shared, splits=[args.train_split, args.eval_split])
     labelled, bank, teacher = attach_aspects.label(attach, splits)
     attach_aspects.save(labelled, bank, Path(args.output_dir) / "labelled")
@@ -128,7 +133,7 @@ def keep_student(args: CompareArguments) -> Path | None:
     if "madkd" not in args.conditions:
         return None
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(cell, kept, ignore=shutil.ignore_patterns("cell.json", "log.txt"))
+    shutil.copytree(cell, kept, ignore=shutil.ignore_patterns("cell.json", "log.txt", "checkpoint-*"))
     return kept
 
 

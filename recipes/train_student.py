@@ -9,6 +9,7 @@ all_results.json.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value
 from scipy.special import expit, logit
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
 
 from madkd_hf import (
     AspectBank,
@@ -28,6 +30,9 @@ from madkd_hf import (
     MadkdTrainingArguments,
     attach_aspects,
 )
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,6 +78,7 @@ def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainin
 def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> MadkdTrainer:
     """Train, evaluate and save one student; the trainer's `state.log_history` holds its curves."""
     set_seed(training_args.seed)
+    checkpoint = find_checkpoint(training_args)
     with training_args.main_process_first(desc="preparing the data"):
         splits = prepare_splits(load_splits(args), args, training_args.seed)
         if training_args.do_predict and args.test_split not in splits:
@@ -80,6 +86,12 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         train_set = splits[args.train_split]
         if args.images_per_class is not None:
             train_set = draw(train_set, args.label_column, args.images_per_class, training_args.seed)
+        if missing := set(range(train_set.features[args.label_column].num_classes)) - set(
+            train_set[args.label_column]
+        ):
+            logger.warning(
+                "No training image shows %d of the classes, first of all class %d.", len(missing), min(missing)
+            )
         train_set, bank = attach(train_set, args, training_args.aspect_alpha)
     if args.aspect_control != "none":
         train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
@@ -99,18 +111,34 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         label_column=args.label_column,
     )
     trainer.remove_callback(PrinterCallback)
-    if trainer.is_world_process_zero():  # save_metrics adds to the file: an earlier student's numbers must not stay
-        (Path(training_args.output_dir) / "all_results.json").unlink(missing_ok=True)
-    result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     metrics = {"train": result.metrics, "eval": trainer.evaluate()}
     if training_args.do_predict:
         metrics["test"] = trainer.predict(splits[args.test_split]).metrics
+    if trainer.is_world_process_zero():  # save_metrics adds to the file: an earlier student's numbers must not stay
+        (Path(training_args.output_dir) / "all_results.json").unlink(missing_ok=True)
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
     return trainer
+
+
+def find_checkpoint(training_args: MadkdTrainingArguments) -> str | None:
+    """The folder that --resume_from_checkpoint means: one by name, or with `true` the last in the output folder."""
+    asked = training_args.resume_from_checkpoint
+    if not asked or str(asked).lower() == "false":
+        return None
+    if str(asked).lower() == "true":
+        folder = Path(training_args.output_dir)
+        asked = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if asked is None or not Path(asked).is_dir():
+        raise ValueError(
+            f"There is no checkpoint {asked or f'in {training_args.output_dir}'} to resume from: pass a checkpoint-N "
+            "folder, or leave --resume_from_checkpoint out."
+        )
+    return asked
 
 
 def prepare_splits(splits: DatasetDict, args: StudentArguments, seed: int) -> DatasetDict:
@@ -192,6 +220,11 @@ def attach(rows: Dataset, args: StudentArguments, alpha: float) -> tuple[Dataset
         )
     bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
     if labelled:
+        if all(answer is None for answer in rows["aspect_logits"]):
+            raise ValueError(
+                f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
+                f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
+            )
         return rows, bank
     teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
     rows = attach_aspects(rows, bank, teacher, args.image_column, work_dir=args.work_dir)

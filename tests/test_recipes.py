@@ -105,6 +105,34 @@ def test_train_takes_bank_and_answers_from_a_labelled_folder(labelled, tmp_path)
     assert saved["aspect_bank"] == AspectBank.load(labelled).fingerprint
 
 
+def test_a_run_is_resumed_from_its_last_checkpoint(tmp_path):
+    words = ["--config", EASY_VQA / "baseline.yaml", "--output_dir", tmp_path, *QUICK, "--save_strategy", "steps"]
+    recipe("train_student", *words, "--save_steps", "1")
+    before = json.loads((tmp_path / "all_results.json").read_text())
+    recipe("train_student", *words, "--save_steps", "1", "--resume_from_checkpoint", tmp_path / "checkpoint-1")
+    after = json.loads((tmp_path / "all_results.json").read_text())
+    assert after["test_loss"] == pytest.approx(before["test_loss"], rel=1e-5)
+    recipe("train_student", *words, "--save_steps", "1", "--resume_from_checkpoint", "true")
+    assert json.loads((tmp_path / "all_results.json").read_text())["test_loss"] == pytest.approx(before["test_loss"])
+
+
+def test_columns_without_answers_are_no_labels(labelled, tmp_path):
+    words = [
+        "--dataset",
+        labelled,
+        "--output_dir",
+        tmp_path / "output",
+        "--aspect_alpha",
+        "4",
+        "--train_split",
+        "test",
+    ]
+    config = yaml.safe_load((EASY_VQA / "baseline.yaml").read_text()) | {"images_per_class": None}
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump(config))
+    said = refuse("train_student", "--config", tmp_path / "all.yaml", *words)
+    assert "The split 'test' has aspect columns and no answers in them" in said
+
+
 def test_train_runs_under_accelerate_launch(tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "recipes/train_student.py"]
     done = command(*launch, "--config", EASY_VQA / "baseline.yaml", "--output_dir", tmp_path, *QUICK)
@@ -170,6 +198,8 @@ def test_help_teaches(name, capsys):
             "pass --bank and --teacher",
         ),
         ("train_student", ["--aspect_control", "shuffled"], "needs a dataset with aspect columns"),
+        ("train_student", ["--resume_from_checkpoint", "true"], "There is no checkpoint in"),
+        ("train_student", ["--resume_from_checkpoint", "nowhere"], "There is no checkpoint nowhere to resume from"),
         ("train_student", ["--aspect_alpha", "4"], "has no aspect columns and aspect_alpha is 4"),
         ("train_student", ["--test_split", "final"], "There is no split 'final' to predict"),
         ("train_student", ["--image_column", "photo"], "There is no column 'photo'"),

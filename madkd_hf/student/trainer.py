@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -154,7 +155,8 @@ class MadkdTrainer(Trainer):
     def _load_as_saved(self, folder: str, model: nn.Module) -> bool:
         """Loads weights as `from_pretrained` does: transformers writes those of some architectures (ViT, ...) under
         other names than the model's, which the Trainer's own loading ignores, with a warning (its issue 48805)."""
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not isinstance(model, MadkdForImageClassification):
+        ours = isinstance(model, MadkdForImageClassification) and Path(folder).is_dir()
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not ours:
             return False
         model.load_state_dict(MadkdForImageClassification.from_pretrained(folder).state_dict())
         return True
