@@ -41,6 +41,26 @@ class DatasetArguments:
 
 
 @dataclass
+class SplitArguments(DatasetArguments):
+    """Which rows serve what."""
+
+    label_column: str = field(default="label", metadata={"help": "The column of classes."})
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str = field(
+        default="validation",
+        metadata={"help": "The split for every choice; where it is missing, a part of the training images is kept."},
+    )
+    test_split: str = field(default="test", metadata={"help": "The split for the last number, and nothing else."})
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training images kept for validation where there is no such split."},
+    )
+    images_per_class: int | None = field(
+        default=None, metadata={"help": "Draw this many training images of each class, by the seed."}
+    )
+
+
+@dataclass
 class BankArguments:
     """Who asks and who answers."""
 

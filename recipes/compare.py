@@ -24,7 +24,7 @@ import torch
 import train_student
 import transformers
 from cells import Cell, run_cells
-from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
+from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from scipy.special import expit, softmax
@@ -49,7 +49,7 @@ CAPTIONS = {
 
 
 @dataclass
-class CompareArguments(BankArguments, DatasetArguments):
+class CompareArguments(BankArguments, SplitArguments):
     """What is compared, on what, how often."""
 
     _argument_group_name = "comparison"
@@ -63,20 +63,6 @@ class CompareArguments(BankArguments, DatasetArguments):
         default_factory=lambda: list(CONTROLS), metadata={"help": f"Which of {', '.join(CONTROLS)}."}
     )
     seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
-    images_per_class: int | None = field(
-        default=None, metadata={"help": "Training images of each class; by default what the two YAML files say."}
-    )
-    label_column: str = field(default="label", metadata={"help": "The column of classes."})
-    train_split: str = field(default="train", metadata={"help": "The split to draw training images from."})
-    eval_split: str = field(
-        default="validation",
-        metadata={"help": "The split for curves and choices; where it is missing, training images are kept for it."},
-    )
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of the training images kept for validation where there is no such split."},
-    )
-    test_split: str = field(default="test", metadata={"help": "The split for the last number."})
     jobs: int | None = field(
         default=None, metadata={"help": "Students trained side by side, one thread each; one per core by default."}
     )

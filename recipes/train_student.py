@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
+from common import BankArguments, RecipeParser, SplitArguments, load_splits, run
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from scipy.special import expit, logit
 from transformers import AutoImageProcessor, set_seed
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class StudentArguments(BankArguments, DatasetArguments):
+class StudentArguments(BankArguments, SplitArguments):
     """The student and its data."""
 
     _argument_group_name = "student and data"
@@ -47,20 +47,6 @@ class StudentArguments(BankArguments, DatasetArguments):
     )
     pretrained: bool = field(
         default=True, metadata={"help": "Start from the backbone's weights; false takes its architecture alone."}
-    )
-    label_column: str = field(default="label", metadata={"help": "The column of classes."})
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
-    eval_split: str = field(
-        default="validation",
-        metadata={"help": "The split for every choice; where it is missing, a part of the training images is kept."},
-    )
-    test_split: str = field(default="test", metadata={"help": "The split for the last number, with --do_predict."})
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of the training images kept for validation where there is no such split."},
-    )
-    images_per_class: int | None = field(
-        default=None, metadata={"help": "Draw this many training images of each class, by the seed."}
     )
     aspect_control: Literal["none", "shuffled", "constant"] = field(
         default="none",
@@ -141,7 +127,7 @@ def find_checkpoint(training_args: MadkdTrainingArguments) -> str | None:
     return asked
 
 
-def prepare_splits(splits: DatasetDict, args: StudentArguments, seed: int) -> DatasetDict:
+def prepare_splits(splits: DatasetDict, args: SplitArguments, seed: int) -> DatasetDict:
     """Class labels in every split, and a validation split."""
     if args.train_split not in splits:
         raise ValueError(
