@@ -6,14 +6,15 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from tiny_mllms import MLLMS, mllm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher
+from madkd_hf.images import to_rgb
 from madkd_hf.teacher.answers import answer_token_ids, log_odds_and_mass
+from madkd_hf.teacher.layout import encode
 from madkd_hf.teacher.prompt import chat_text
-from madkd_hf.teacher.strategies import encode
+from madkd_hf.teacher.strategies import STRATEGIES
 
 
 def different_images() -> list[Image.Image]:
@@ -107,7 +108,7 @@ def test_a_template_that_writes_bos_gets_no_second_one():
     )
     processor.chat_template = "{{ bos_token }}" + processor.chat_template
     model, bank, images = tiny.internvl(), tiny.bank(), different_images()
-    ids = encode(model, processor, images[0], chat_text(processor, "is it red ?"))["input_ids"][0].tolist()
+    ids = encode(processor, images[0], chat_text(processor, "is it red ?"))["input_ids"][0].tolist()
     assert ids[:2] == [1, processor.tokenizer.convert_tokens_to_ids("user")]
     full, shared = (AspectTeacher(model, processor, strategy).read(images, bank) for strategy in ("full", "auto"))
     torch.testing.assert_close(shared.logits, full.logits, atol=1e-5, rtol=0)
@@ -127,30 +128,19 @@ def test_a_reading_is_what_a_plain_loop_over_images_and_questions_gives():
                 logits = model(**processor(images=image, text=text, return_tensors="pt")).logits[0, -1]
             yes, no = (logits[[tokens[word], tokens[word.title()]]].exp().sum() for word in ("yes", "no"))
             expected[i, q] = torch.stack([(yes / no).log(), (yes + no) / logits.exp().sum()])
-    for strategy in ("full", "shared_vision"):
+    for strategy in STRATEGIES:
         reading = AspectTeacher(model, processor, strategy).read(images, bank)
         torch.testing.assert_close(torch.stack([reading.logits, reading.mass], -1), expected, atol=1e-5, rtol=1e-5)
     assert expected[..., 0].std(0).min() > 0.1 and expected[..., 0].std(1).min() > 0.1  # or the test shows nothing
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
-@pytest.mark.parametrize("name", MLLMS)
-def test_sharing_the_image_changes_no_answer(name):
-    model, processor = mllm(name)
-    images, bank = different_images(), tiny.bank()
-    full, shared = (AspectTeacher(model, processor, strategy).read(images, bank) for strategy in ("full", "auto"))
-    assert AspectTeacher(model, processor).strategy == "shared_vision"
-    torch.testing.assert_close(shared.logits, full.logits, atol=1e-5, rtol=0)
-    torch.testing.assert_close(shared.mass, full.mass, atol=1e-5, rtol=0)
-    assert full.logits.std(0).min() > 0.01 and full.logits.std(1).min() > 0.01  # answers differ
-
-
-def test_one_question_alone_reads_the_same():
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_one_question_alone_reads_the_same(strategy):
     bank = tiny.bank()
     alone = [AspectBank([aspect]) for aspect in bank]
     images = different_images()
-    together = teacher(strategy="shared_vision").read(images, bank).logits
-    apart = torch.cat([teacher(strategy="shared_vision").read(images, one).logits for one in alone], dim=1)
+    together = teacher(strategy="full").read(images, bank).logits
+    apart = torch.cat([teacher(strategy=strategy).read(images, one).logits for one in alone], dim=1)
     torch.testing.assert_close(apart, together, atol=1e-5, rtol=0)
 
 
@@ -161,9 +151,10 @@ def test_a_template_with_the_image_last_cannot_be_shared_and_is_read_in_full():
         "{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %} assistant :"
     )
     reader = AspectTeacher(tiny.internvl(), processor)
-    assert reader.strategy == "full" and reader.read(different_images(), tiny.bank()).logits.shape == (3, 3)
-    with pytest.raises(ValueError, match="InternVL.* cannot share one encoding of the image.*use strategy='auto'"):
-        AspectTeacher(tiny.internvl(), processor, "shared_vision")
+    assert reader.read(different_images(), tiny.bank()).logits.shape == (3, 3)
+    assert reader.provenance["strategy"] == "full"
+    with pytest.raises(ValueError, match="InternVL.* puts the image behind the question.*use strategy='auto'"):
+        AspectTeacher(tiny.internvl(), processor, "shared_vision").read(different_images(), tiny.bank())
 
 
 def test_the_papers_own_target_is_the_softmax_over_yes_and_no():
@@ -176,11 +167,11 @@ def test_the_papers_own_target_is_the_softmax_over_yes_and_no():
     torch.testing.assert_close(reading.logits[0, 0].sigmoid(), pair.softmax(0)[0], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1", "CMYK", "LA"])
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1", "CMYK", "LA", "I;16"])
 def test_images_of_any_mode_are_read_as_rgb(mode):
-    image = tiny.images(1)[0].convert("L" if mode == "LA" else "RGB").convert(mode)
+    image = tiny.images(1)[0].convert("L" if mode in ("LA", "I;16") else "RGB").convert(mode)
     reader = teacher()
-    expected = reader.read([image.convert("RGB")], tiny.bank())
+    expected = reader.read([to_rgb(image)], tiny.bank())
     assert torch.equal(reader.read([image], tiny.bank()).logits, expected.logits)
 
 
@@ -213,7 +204,7 @@ def test_logits_that_are_not_finite_are_refused_with_the_place_and_the_remedy(ro
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strategy": "fast"}, r"Unknown strategy 'fast': expected one of \['full', 'shared_vision', 'auto'\]"),
+        ({"strategy": "fast"}, r"Unknown strategy 'fast': expected one of \['full', .*'cascade', 'auto'\]"),
         ({"prompt": "yes or no?"}, r"'yes or no\?' has no place for the question: write {question}"),
         ({"answer_tokens": ("Yep", "No")}, "'Yep' is no single token"),
     ],
@@ -278,6 +269,12 @@ def other_processor(**settings):
     return processor
 
 
+def with_template_in_tokenizer():
+    processor = other_processor(chat_template=None)
+    processor.tokenizer.chat_template = f"yes {tiny.CHAT_TEMPLATE}"
+    return processor
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -285,11 +282,23 @@ def other_processor(**settings):
         lambda: AspectTeacher(tiny.internvl(), other_processor(chat_template=f"yes {tiny.CHAT_TEMPLATE}")),
         lambda: AspectTeacher(tiny.internvl(seed=1), tiny.processor()),
         lambda: AspectTeacher(tiny.internvl().to(torch.bfloat16), tiny.processor()),
+        lambda: AspectTeacher(tiny.internvl(), with_template_in_tokenizer()),
         lambda: teacher(prompt="{question} yes or no ?"),
+        lambda: teacher(system="user is red ."),
         lambda: teacher(answer_tokens=("Yes", "No")),
         lambda: teacher(revision="v2"),
     ],
-    ids=["image processor", "chat template", "weights", "dtype", "prompt", "answer tokens", "revision"],
+    ids=[
+        "image processor",
+        "chat template",
+        "weights",
+        "dtype",
+        "tokenizer's template",
+        "prompt",
+        "system prompt",
+        "answer tokens",
+        "revision",
+    ],
 )
 def test_identity_changes_with_what_decides_the_numbers(other):
     assert other().identity != teacher().identity

@@ -1,4 +1,5 @@
+from .layout import UnreadableImage
 from .teacher import AspectTeacher, Reading
 
 
-__all__ = ["AspectTeacher", "Reading"]
+__all__ = ["AspectTeacher", "Reading", "UnreadableImage"]

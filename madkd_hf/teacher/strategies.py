@@ -1,82 +1,185 @@
-"""Ways to read Q questions about one image; they differ in work, never in the answer.
+"""Ways to read Q questions about an image. They differ in work, never in the answer.
 
-Each strategy takes `(model, processor, image, texts)` and returns the next-token logits [Q, V] after each text.
+Each strategy takes `(model, batch, size)` and yields questions with their next-token logits [n, q, V] for the batch's
+n images; `size` bounds the image-question pairs in one forward pass. What each shares:
+
+| strategy      | image encoded | prefix read | suffixes                                                        |
+| ------------- | ------------- | ----------- | --------------------------------------------------------------- |
+| full          | per question  | per question | the reference: one plain forward pass per question             |
+| shared_vision | once          | per question | padded on the right, after the prefix                          |
+| prefix_cache  | once          | once        | padded rows, each on its own copy of the prefix's keys and values |
+| packed        | once          | once        | one row without copies; a mask keeps the questions apart        |
+| cascade       | once          | once        | one row without copies or mask, see `cascade.py`                |
+
+The last two hold common beginnings of questions once (`layout.Tree`).
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedModel
+
+from .cascade import cascading
+from .layout import Batch, Layout, Tree, batches, encode, per_token
 
 
-Strategy = Callable[[PreTrainedModel, ProcessorMixin, Image.Image, list[str]], torch.Tensor]
+Answers = Iterator[tuple[list[int], torch.Tensor]]
+Strategy = Callable[[PreTrainedModel, Batch, int], Answers]
 
 
-def full(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, texts: list[str]) -> torch.Tensor:
-    """One full forward pass per question, nothing shared, nothing padded: slow, and the reference for the rest."""
-    rows = [model(**encode(model, processor, image, text), logits_to_keep=1).logits[:, -1] for text in texts]
-    return torch.cat(rows)
+def full(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
+    """One full forward pass per question, on the processor's own prompt: slow, and the reference for the rest."""
+    for question, text in enumerate(batch.layout.texts):
+        rows = []
+        for image in batch.images:
+            inputs = encode(batch.layout.processor, image, text, model.device)
+            rows.append(model(**inputs, logits_to_keep=1).logits[:, -1])
+        yield [question], torch.stack(rows)
 
 
-def shared_vision(
-    model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, texts: list[str]
-) -> torch.Tensor:
-    """Preprocess and encode the image once, then run all questions as one padded batch.
+def shared_vision(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
+    """Encode one image once, then read its questions as padded rows, each with the whole prompt.
 
     The padding is on the right: with causal attention no question can see it, so positions need no correction.
     """
-    first = encode(model, processor, image, texts[0])
-    features = _image_features(model, first)
-    tokens, last = _token_rows(processor, first, texts)
-    vision = {name: _repeat(value, len(texts)) for name, value in first.items() if name not in tokens}
-    vision.pop("pixel_values")
-    features["pooler_output"] = _repeat(features["pooler_output"], len(texts))
-    if "deepstack_features" in features:  # one entry per layer
-        features["deepstack_features"] = [_repeat(layer, len(texts)) for layer in features["deepstack_features"]]
-    positions, row_position = last.unique(return_inverse=True)
-    vision |= {"mm_encoder_outputs": {"image": features}, "use_cache": False}
-    logits = model(**tokens, **vision, logits_to_keep=positions).logits
-    kept = logits.shape[1] == len(positions)  # some models ignore logits_to_keep and return all positions
-    return logits[torch.arange(len(texts), device=logits.device), row_position if kept else last]
+    features = _image_features(model, batch.inputs)
+    tokens = per_token(batch.inputs)
+    rest = {name: value for name, value in batch.inputs.items() if name not in (*tokens, "pixel_values")}
+    for questions in batch.layout.buckets(size):
+        count = len(questions)
+        rows, lengths = batch.layout.suffix_rows(questions, model.device)
+        inputs = {name: torch.cat([_repeat(batch.inputs[name], count), rows[name]], dim=1) for name in tokens}
+        inputs |= {name: _repeat(value, count) for name, value in rest.items()}
+        inputs["mm_encoder_outputs"] = {"image": _repeat_features(features, count)}
+        yield questions, _logits(model, range(count), batch.length + lengths - 1, **inputs, use_cache=False)[None]
 
 
-STRATEGIES: dict[str, Strategy] = {"full": full, "shared_vision": shared_vision}
+def prefix_cache(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
+    """Read the prefix once; give each question a copy of its keys and values."""
+    prefix, start = _read_prefix(model, batch)
+    n = len(batch)
+    for questions in batch.layout.buckets(size // n):
+        rows, lengths = batch.layout.suffix_rows(questions, model.device)
+        cache, q = copy.deepcopy(prefix), len(questions)
+        cache.reorder_cache(torch.arange(n, device=model.device).repeat_interleave(q))
+        own = torch.arange(rows["input_ids"].shape[1], device=model.device)
+        before = own.new_ones(n * q, batch.length)
+        logits = _logits(
+            model,
+            range(n * q),
+            (lengths - 1).repeat(n),
+            input_ids=rows["input_ids"].repeat(n, 1),
+            position_ids=(start[:, None] + own).repeat_interleave(q, dim=0),
+            attention_mask=torch.cat([before, (own < lengths[:, None]).long().repeat(n, 1)], dim=1),
+            past_key_values=cache,
+        )
+        yield questions, logits.unflatten(0, (n, q))
 
 
-def choose(model: PreTrainedModel, processor: ProcessorMixin, texts: list[str]) -> str:
-    """The cheapest strategy that this model supports, tried on texts that differ: no forward pass is needed.
+def packed(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
+    """Read the prefix once; put all questions behind it in one row, apart by a mask, each counting from there."""
+    prefix, start = _read_prefix(model, batch, DynamicCache())
+    for questions in batch.layout.blocks(max(1, size // len(batch))):
+        tree = Tree([batch.layout.suffixes[question] for question in questions], model.device)
+        mask = _tree_masks(model, tree, batch.length)
+        yield questions, _read_tree(model, tree, start, past_key_values=copy.deepcopy(prefix), attention_mask=mask)
 
-    Sharing needs a model that takes image features in place of pixels, and a processor whose text alone depends on
-    the question: its own rows for a blank image have to be those that sharing makes.
+
+def cascade(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
+    """Read the prefix once; all questions attend to it where it is, and to themselves, and add the two up."""
+    prefix, start = _read_prefix(model, batch, DynamicCache())
+    for questions in batch.layout.blocks(max(1, size // len(batch))):
+        tree = Tree([batch.layout.suffixes[question] for question in questions], model.device)
+        with cascading(model, prefix, tree):
+            yield questions, _read_tree(model, tree, start, use_cache=False)
+
+
+STRATEGIES: dict[str, Strategy] = {
+    strategy.__name__: strategy for strategy in (full, shared_vision, prefix_cache, packed, cascade)
+}
+
+
+def read(
+    model: PreTrainedModel,
+    layout: Layout,
+    images: Sequence[Image.Image],
+    strategy: str,
+    size: int,
+    reduce: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `reduce` makes of the next-token logits: two numbers per image and question, [n, Q] each, on the CPU.
+
+    Raises:
+        UnreadableImage: the processor refuses an image.
     """
-    if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        return "full"
-    own = [encode(model, processor, Image.new("RGB", (64, 64)), text) for text in texts]
+    answers = torch.empty(2, len(images), len(layout))
+    one = strategy in ("full", "shared_vision")
+    for places, batch in batches(images, layout, 1 if one else max(1, size // len(layout)), model.device):
+        way = full if batch.inputs is None else STRATEGIES[strategy]
+        for questions, logits in way(model, batch, size):
+            answers[:, torch.tensor(places)[:, None], questions] = torch.stack(reduce(logits)).cpu()
+    return answers[0], answers[1]
+
+
+def _read_prefix(model: PreTrainedModel, batch: Batch, cache: DynamicCache | None = None) -> tuple[Any, torch.Tensor]:
+    """The prefix's keys and values (in the model's own kind of cache by default), and the position after it [n]."""
+    outputs = model(**batch.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    start = torch.full((len(batch),), batch.length, device=model.device)
+    deltas = getattr(model.base_model, "rope_deltas", None)  # positions in three dimensions take less room
+    return outputs.past_key_values, start if deltas is None else start + deltas.flatten().to(start)
+
+
+def _read_tree(model: PreTrainedModel, tree: Tree, start: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Logits [n, q, V] of the questions in a tree, behind prefixes that end before `start` [n]."""
+    n, q = len(start), len(tree.answers)
+    positions = start[:, None] + tree.depth
+    rows, answers = torch.arange(n, device=start.device).repeat_interleave(q), tree.answers.repeat(n)
+    inputs |= {"input_ids": tree.tokens.expand(n, -1), "position_ids": positions}
+    return _logits(model, rows, answers, **inputs).unflatten(0, (n, q))
+
+
+def _tree_masks(model: PreTrainedModel, tree: Tree, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Additive masks [1, 1, T, length + T] over prefix and tree, one per kind of layer where there are several."""
+    config = model.config.get_text_config()
+    masks = {}
+    for kind, window in layer_kinds(config).items():
+        keys = torch.cat([torch.arange(length, device=tree.depth.device), length + tree.depth])
+        seen = torch.cat([tree.ancestors.new_ones(len(tree.depth), length), tree.ancestors], dim=1)
+        if window is not None:
+            seen = seen & (keys > length + tree.depth[:, None] - window)
+        mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
+        masks[kind] = mask.masked_fill(~seen, torch.finfo(model.dtype).min)[None, None]
+    return masks if len(masks) > 1 else masks.popitem()[1]
+
+
+def layer_kinds(config: Any) -> dict[str, int | None]:
+    """The kinds of attention layer of a text model, each with its window in tokens (None: all)."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"]
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))}
+
+
+def _logits(model: PreTrainedModel, rows: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Next-token logits [len(rows), V] at one position a row: the output layer is given these hidden states only."""
+    rows = torch.as_tensor(rows)
+
+    def keep(_: torch.nn.Module, hidden: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        at = hidden[0].device
+        return (hidden[0][rows.to(at), positions.to(at), None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:
-        tokens, last = _token_rows(processor, own[0], texts)
-    except ValueError:
-        return "full"
-    for row, (inputs, end) in enumerate(zip(own, last.tolist())):
-        for name, value in inputs.items():
-            expected = tokens[name][row : row + 1, : end + 1] if name in tokens else own[0][name]
-            if torch.is_tensor(value) and not torch.equal(value, expected):
-                return "full"
-    return "shared_vision"
-
-
-def encode(model: PreTrainedModel, processor: ProcessorMixin, image: Image.Image, text: str) -> dict[str, Any]:
-    """Model inputs for one image and one text, on the model's device; a template that writes BOS gets no second."""
-    bos = processor.tokenizer.bos_token
-    special = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-    inputs = dict(processor(images=[image], text=[text], return_tensors="pt", **special).to(model.device))
-    inputs.pop("labels", None)  # some processors add what training on the text would need
-    return inputs
+        return model(**inputs).logits[:, 0]
+    finally:
+        hook.remove()
 
 
 def _image_features(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
@@ -85,44 +188,12 @@ def _image_features(model: PreTrainedModel, inputs: dict[str, Any]) -> Any:
     return encoder(**{name: value for name, value in inputs.items() if name in accepted}, return_dict=True)
 
 
-def _token_rows(
-    processor: ProcessorMixin, first: dict[str, Any], texts: list[str]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Per-token inputs [Q, L] for all texts, made from the first text's, and each row's last position [Q].
-
-    What precedes the question, expanded image included, is the same in every row, so only the plain text is
-    tokenized again: the processor need not see the image Q times.
-    """
-    ids = first["input_ids"][0]
-    plain = [_tokenize(processor, text) for text in texts]
-    head = len(os.path.commonprefix(plain))
-    prefix = len(ids) - (len(plain[0]) - head)
-    if ids[prefix:].tolist() != plain[0][head:]:
-        raise ValueError(
-            "The chat template does not put the image before the question, so that the image cannot be shared "
-            "between questions: use strategy='full'."
-        )
-    suffixes = [ids.new_tensor(row[head:]) for row in plain]
-    lengths = torch.tensor([prefix + len(suffix) for suffix in suffixes], device=ids.device)
-    pad = processor.tokenizer.pad_token_id or 0
-    tokens = {}
-    for name, value in first.items():
-        if not torch.is_tensor(value) or value.shape != first["input_ids"].shape:
-            continue
-        rows = value[:, :prefix].expand(len(texts), -1)
-        if name == "input_ids":
-            tail = torch.nn.utils.rnn.pad_sequence(suffixes, batch_first=True, padding_value=pad)
-        elif name == "attention_mask":
-            tail = (torch.arange(int(lengths.max()) - prefix, device=ids.device) < lengths[:, None] - prefix).to(value)
-        else:  # token types: text is type 0 everywhere
-            tail = value.new_zeros(len(texts), int(lengths.max()) - prefix)
-        tokens[name] = torch.cat([rows, tail], dim=1)
-    return tokens, lengths - 1
-
-
-def _tokenize(processor: ProcessorMixin, text: str) -> list[int]:
-    bos = processor.tokenizer.bos_token
-    return processor.tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+def _repeat_features(features: Any, times: int) -> Any:
+    features = copy.copy(features)
+    features["pooler_output"] = _repeat(features["pooler_output"], times)
+    if "deepstack_features" in features:  # one entry per layer
+        features["deepstack_features"] = [_repeat(layer, times) for layer in features["deepstack_features"]]
+    return features
 
 
 def _repeat(value: Any, times: int) -> Any:

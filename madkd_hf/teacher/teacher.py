@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +11,22 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 
 from ..aspects import AspectBank
+from ..images import to_rgb
 from .answers import answer_token_ids, log_odds_and_mass
+from .layout import Layout, image_token_id
 from .prompt import PROMPT, chat_text
-from .strategies import STRATEGIES, choose
+from .selfcheck import allowed, check, least_work
+from .strategies import STRATEGIES, read
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,16 @@ class AspectTeacher:
     Args:
         model: an image-text-to-text model.
         processor: its processor, images included.
-        strategy: how questions share work, a name from `strategies.STRATEGIES`, or "auto" for the cheapest one that
-            the model supports. All give the same numbers.
+        strategy: how questions share work, a name from `strategies.STRATEGIES`, or "auto" for the one with the least
+            work of those that a self-check on the first images finds exact. All give the same numbers.
         prompt: the user turn, with `{question}` where the question goes.
+        system: a system prompt.
         answer_tokens: two words to read in place of every spelling of yes and no; ("Yes", "No") is the paper's own.
+        batch_size: image-question pairs in one forward pass, to begin with; halved whenever memory runs out.
         revision: the revision that was asked for, for the provenance.
+
+    Attributes:
+        plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
 
     Raises:
         ValueError: a model that takes no images or is an encoder-decoder, an unknown strategy, a prompt without
@@ -56,7 +71,9 @@ class AspectTeacher:
         processor: ProcessorMixin,
         strategy: str = "auto",
         prompt: str = PROMPT,
+        system: str | None = None,
         answer_tokens: tuple[str, str] | None = None,
+        batch_size: int = 256,
         revision: str | None = None,
     ):
         if getattr(processor, "image_processor", None) is None:
@@ -68,22 +85,20 @@ class AspectTeacher:
             )
         if strategy not in (*STRATEGIES, "auto"):
             raise ValueError(f"Unknown strategy {strategy!r}: expected one of {[*STRATEGIES, 'auto']}.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} reads nothing: expected at least 1 question at a time.")
         if "{question}" not in prompt:
             raise ValueError(f"The prompt {prompt!r} has no place for the question: write {{question}} where it goes.")
         self.model = model.eval()
         self.processor = processor
+        self.strategy = strategy
         self.prompt = prompt
-        self.revision = revision
+        self.system = system
         self.yes, self.no = answer_token_ids(processor.tokenizer, answer_tokens)
-        texts = [chat_text(processor, question, prompt) for question in ("Is it red?", "Is there a large blue shape?")]
-        possible = choose(model, processor, texts)
-        if strategy == "shared_vision" and possible != "shared_vision":
-            raise ValueError(
-                f"{model.config.name_or_path or type(model).__name__} cannot share one encoding of the image between "
-                "questions (its model takes no image features, or its processor mixes image and question): use "
-                "strategy='auto'."
-            )
-        self.strategy = possible if strategy == "auto" else strategy
+        self.batch_size = batch_size
+        self.revision = revision
+        self.plan: dict[str, Any] | None = None
+        self._layouts: dict[str, Layout] = {}
 
     @classmethod
     def from_pretrained(
@@ -95,7 +110,9 @@ class AspectTeacher:
         strategy: str = "auto",
         trust_remote_code: bool = False,
         prompt: str = PROMPT,
+        system: str | None = None,
         answer_tokens: tuple[str, str] | None = None,
+        batch_size: int = 256,
         **model_kwargs: Any,
     ) -> AspectTeacher:
         """Load a teacher from the Hub or from a folder.
@@ -104,10 +121,11 @@ class AspectTeacher:
             model_id_or_path: any image-text-to-text model of transformers.
             revision: branch, tag or commit.
             dtype: what to compute in; "auto" is what the weights are stored in.
-            device: where to compute; by default the first accelerator, else the CPU.
-            strategy, prompt, answer_tokens: see the class.
+            device: where to compute; by default this process's own accelerator, else the CPU.
+            strategy, prompt, system, answer_tokens, batch_size: see the class.
             trust_remote_code: run code that comes with the model. Off unless you say so.
-            model_kwargs: passed to the model's `from_pretrained` (`device_map`, `quantization_config`, ...).
+            model_kwargs: passed to the model's `from_pretrained` (`device_map`, `quantization_config`,
+                `attn_implementation`, ...).
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"Unknown dtype {dtype!r}: expected auto or a torch dtype, such as float32 or bfloat16.")
@@ -115,10 +133,9 @@ class AspectTeacher:
         processor = AutoProcessor.from_pretrained(model_id_or_path, **shared)
         if getattr(processor, "image_processor", None) is None:
             raise ValueError(_takes_no_images(model_id_or_path))
+        model_kwargs.setdefault("device_map", {"": device or PartialState().device})
         model = AutoModelForImageTextToText.from_pretrained(model_id_or_path, dtype=dtype, **shared, **model_kwargs)
-        if "device_map" not in model_kwargs:
-            model = model.to(device or _default_device())
-        return cls(model, processor, strategy, prompt, answer_tokens, revision)
+        return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision)
 
     @torch.inference_mode()
     def read(self, images: Sequence[Image], bank: AspectBank) -> Reading:
@@ -132,16 +149,14 @@ class AspectTeacher:
             The log-odds and their mass, [n, Q] each, float32, on the CPU.
 
         Raises:
-            ValueError: the model's logits are not finite.
+            UnreadableImage: the processor refuses an image.
+            ValueError: the model's logits are not finite, or a strategy that was asked for misreads the model.
         """
-        texts = [chat_text(self.processor, question, self.prompt) for question in bank.questions]
-        read_one = STRATEGIES[self.strategy]
-        answers = [
-            self._answers(read_one(self.model, self.processor, image.convert("RGB"), texts)) for image in images
-        ]
-        if not answers:
+        images = [to_rgb(image) for image in images]
+        if not images:
             return Reading(torch.empty(0, len(bank)), torch.empty(0, len(bank)))
-        reading = Reading(*(torch.stack(parts) for parts in zip(*answers)))
+        self.prepare(images, bank)
+        reading = Reading(*self._read(images, self._layout(bank)))
         finite = torch.isfinite(reading.logits) & torch.isfinite(reading.mass)
         if not finite.all():
             image, question = (~finite).nonzero()[0].tolist()
@@ -152,21 +167,91 @@ class AspectTeacher:
             )
         return reading
 
-    def _answers(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        log_odds, mass = log_odds_and_mass(logits, list(self.yes.values()), list(self.no.values()))
-        return log_odds.cpu(), mass.cpu()
+    @torch.inference_mode()
+    def prepare(self, images: Sequence[Image], bank: AspectBank) -> dict[str, Any]:
+        """Choose how to read, once: `plan`, which is the same for the same model, bank and first images.
+
+        Args:
+            images: at least one; the first two are read in every way that the architecture allows.
+            bank: the questions.
+
+        Returns:
+            `strategy`; `batch_size`, the image-question pairs in one forward pass, halved whenever memory runs out;
+            `errors`, by strategy the largest difference in log-odds to the reference, in standard deviations.
+
+        Raises:
+            ValueError: the strategy that was asked for does not read what the reference reads.
+        """
+        if self.plan is not None:
+            return self.plan
+        layout, images = self._layout(bank), [to_rgb(image) for image in images[:2]]
+        if self.strategy not in ("auto", "full") and not layout.shareable:
+            raise ValueError(
+                f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
+                "the question, so that questions share nothing: use strategy='auto'."
+            )
+        names = allowed(self.model, layout) if self.strategy == "auto" else ["full", self.strategy]
+        errors, exact = check(self.model, layout, images, self._reduce, names)
+        if self.strategy not in (*exact, "auto"):
+            error = errors[self.strategy]
+            off = "cannot be computed" if error is None else f"are off by {error:.2g} standard deviations"
+            raise ValueError(
+                f"{self._name} is misread by strategy={self.strategy!r}: compared with strategy='full', its log-odds "
+                f"{off}: use strategy='auto'."
+            )
+        chosen = least_work(exact, layout, images[0], self.model) if self.strategy == "auto" else self.strategy
+        if wrong := [name for name in names if name not in exact]:
+            logger.warning(f"{self._name} would be misread by {', '.join(wrong)}; reading it by {chosen}.")
+        self.plan = {"strategy": chosen, "batch_size": self.batch_size, "errors": errors}
+        logger.info(f"Reading {self._name} by {chosen}; errors in standard deviations: {errors}.")
+        return self.plan
+
+    def _read(self, images: Sequence[Image], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        while True:
+            try:
+                return read(self.model, layout, images, self.plan["strategy"], self.plan["batch_size"], self._reduce)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if self.plan["batch_size"] == 1:
+                    raise ValueError(
+                        f"{self._name} runs out of memory with one question about one image ({error}): load it in a "
+                        "smaller dtype, quantized, or over several devices with device_map='auto'."
+                    ) from error
+            self.plan["batch_size"] //= 2
+            logger.info(f"Out of memory: from now on {self.plan['batch_size']} questions at a time.")
+            clear_device_cache(garbage_collection=True)
+
+    def _layout(self, bank: AspectBank) -> Layout:
+        if bank.fingerprint not in self._layouts:
+            texts = [chat_text(self.processor, question, self.prompt, self.system) for question in bank.questions]
+            self._layouts = {
+                bank.fingerprint: Layout(self.processor, texts, image_token_id(self.model, self.processor))
+            }
+        return self._layouts[bank.fingerprint]
+
+    def _reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return log_odds_and_mass(logits, list(self.yes.values()), list(self.no.values()))
+
+    @property
+    def _name(self) -> str:
+        return self.model.config.name_or_path or type(self.model).__name__
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers: the same identity on the same images gives the same columns."""
+        template = self.processor.chat_template or self.processor.tokenizer.chat_template
+        quantization = getattr(self.model.config, "quantization_config", None)
         return {
             "model": self.model.config.name_or_path,
             "revision": self.revision,
             "commit": getattr(self.model.config, "_commit_hash", None),
             "weights": _weights_fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "processor": _digest(f"{self.processor.image_processor.to_json_string()}{self.processor.chat_template}"),
+            "processor": _digest(f"{self.processor.image_processor.to_json_string()}{template}"),
+            "quantization": quantization and json.loads(quantization.to_json_string(use_diff=False)),
             "prompt": self.prompt,
+            "system": self.system,
             "yes_tokens": self.yes,
             "no_tokens": self.no,
         }
@@ -175,7 +260,7 @@ class AspectTeacher:
     def provenance(self) -> dict[str, Any]:
         """What is written beside the labels: the identity, and how they were computed."""
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        return {**self.identity, "strategy": self.strategy, "versions": versions}
+        return {**self.identity, "strategy": self.strategy, **(self.plan or {}), "versions": versions}
 
 
 def _takes_no_images(name: str) -> str:
@@ -183,11 +268,6 @@ def _takes_no_images(name: str) -> str:
         f"{name} takes no images (it has no image processor): expected an image-text-to-text model, "
         "such as one of the Hub's pipeline tag of that name."
     )
-
-
-def _default_device() -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device("cpu")
 
 
 def _digest(text: str) -> str:

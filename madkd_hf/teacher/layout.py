@@ -1,0 +1,216 @@
+"""What all questions about an image share, and where they part: prompts as token rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+
+class UnreadableImage(ValueError):
+    """The model's processor refuses an image; `index` is its place among the images that were to be read."""
+
+    def __init__(self, index: int, reason: Exception):
+        super().__init__(f"image {index} of this batch is refused by the teacher's processor ({reason})")
+        self.index = index
+
+
+class Layout:
+    """The prompts of Q questions, cut where they part.
+
+    A processor expands the image's placeholder by what the image is, and everything else by the text alone. So the
+    tokens after the questions' common beginning are looked up once, on a blank image, in the processor's own full
+    prompts: prefix and suffix together are those prompts by construction, whatever the tokenizer merges.
+
+    Args:
+        processor: the model's processor.
+        texts: Q chat texts.
+        image_token_id: the token that stands for a piece of the image.
+
+    Attributes:
+        suffixes: Q lists of token ids, at least one each.
+        shareable: whether the image stands before the place where the questions part.
+    """
+
+    def __init__(self, processor: ProcessorMixin, texts: Sequence[str], image_token_id: int | None):
+        blank = Image.new("RGB", (64, 64))
+        self.processor = processor
+        self.texts = list(texts)
+        self._rows = [encode(processor, blank, text) for text in self.texts]
+        tokens = [row["input_ids"][0].tolist() for row in self._rows]
+        head = min(len(os.path.commonprefix(tokens)), min(map(len, tokens)) - 1)
+        self.suffixes = [row[head:] for row in tokens]
+        self.shareable = not any(image_token_id in suffix for suffix in self.suffixes)
+        self._head = head
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def subset(self, questions: Sequence[int]) -> Layout:
+        """The same prompts, fewer questions, cut at the same place."""
+        part = object.__new__(Layout)
+        part.__dict__ = {**self.__dict__}
+        for name in ("texts", "suffixes", "_rows"):
+            setattr(part, name, [getattr(self, name)[question] for question in questions])
+        return part
+
+    def prefix(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
+        """Model inputs up to where the questions part, from those for an image with the first question.
+
+        None where nothing can be shared: an image behind the question, or a prompt that does not end as it does for
+        other images.
+        """
+        length = inputs["input_ids"].shape[1] - len(self.suffixes[0])
+        if not self.shareable or inputs["input_ids"][0, length:].tolist() != self.suffixes[0]:
+            return None
+        tokens = per_token(inputs)
+        return {name: value[:, :length] if name in tokens else value for name, value in inputs.items()}
+
+    def suffix_rows(
+        self, questions: Sequence[int], device: torch.device
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Per-token inputs [q, S] of some questions' suffixes, padded on the right with 0, and their lengths [q]."""
+        tails = {
+            name: [self._rows[question][name][0, self._head :] for question in questions]
+            for name in per_token(self._rows[0])
+        }
+        rows = {name: torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for name, each in tails.items()}
+        lengths = torch.tensor([len(self.suffixes[question]) for question in questions], device=device)
+        return {name: value.to(device) for name, value in rows.items()}, lengths
+
+    def blocks(self, size: int) -> list[list[int]]:
+        """The questions in blocks of at most `size` that begin alike."""
+        order = sorted(range(len(self)), key=lambda question: self.suffixes[question])
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def buckets(self, size: int, count: int = 4) -> list[list[int]]:
+        """The questions in at least `count` blocks of at most `size` that are alike in length: little padding."""
+        size = max(1, min(size, -(-len(self) // count)))
+        order = sorted(range(len(self)), key=lambda question: len(self.suffixes[question]))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+@dataclass
+class Batch:
+    """Images whose inputs have the same shapes, ready for a forward pass.
+
+    Attributes:
+        images: n images.
+        inputs: model inputs up to where the questions part, on the model's device; None where nothing can be shared.
+        layout: the questions.
+    """
+
+    images: list[Image.Image]
+    inputs: dict[str, Any] | None
+    layout: Layout
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def length(self) -> int:
+        """Tokens before the questions part."""
+        return self.inputs["input_ids"].shape[1]
+
+
+def batches(
+    images: Sequence[Image.Image], layout: Layout, size: int, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """Images in batches of at most `size` whose inputs have the same shapes, each with the images' places.
+
+    Raises:
+        UnreadableImage: the processor refuses an image.
+    """
+    groups: dict[Any, list[tuple[int, dict[str, Any] | None]]] = {}
+    for index, image in enumerate(images):
+        try:
+            inputs = encode(layout.processor, image, layout.texts[0])
+        except Exception as error:  # whatever a processor raises, the image is what helps
+            raise UnreadableImage(index, error) from error
+        inputs = layout.prefix(inputs)
+        alike = inputs is not None and all(map(torch.is_tensor, inputs.values()))
+        shapes = tuple((name, value.shape) for name, value in inputs.items()) if alike else index
+        groups.setdefault(shapes, []).append((index, inputs))
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            places, inputs = zip(*group[start : start + size])
+            merged = inputs[0] and {name: _concatenate([each[name] for each in inputs], device) for name in inputs[0]}
+            yield list(places), Batch([images[place] for place in places], merged, layout)
+
+
+class Tree:
+    """Questions in one row of tokens, in which common beginnings stand once.
+
+    Attributes:
+        tokens: [T] token ids.
+        depth: [T] place of each token in its question, from 0.
+        paths: [q, S] the tokens of each question, as indices into `tokens`, padded on the right with 0.
+        lengths: [q] tokens of each question.
+        answers: [q] the last token of each question.
+        home: [T] where each token stands in the flattened `paths`; of several places, the first.
+    """
+
+    def __init__(self, suffixes: Sequence[Sequence[int]], device: torch.device):
+        longest = max(map(len, suffixes))
+        nodes: dict[tuple[int, int], int] = {}  # (the token before, token id) -> index of the token
+        tokens, depth, home, paths = [], [], [], []
+        for question, suffix in enumerate(suffixes):
+            path = [-1]
+            for place, token in enumerate(suffix):
+                node = nodes.setdefault((path[-1], token), len(tokens))
+                if node == len(tokens):
+                    tokens.append(token)
+                    depth.append(place)
+                    home.append(question * longest + place)
+                path.append(node)
+            paths.append(path[1:])
+        as_tensor = partial(torch.tensor, device=device)
+        self.tokens, self.depth, self.home = as_tensor(tokens), as_tensor(depth), as_tensor(home)
+        self.paths = as_tensor([path + [0] * (longest - len(path)) for path in paths])
+        self.lengths = as_tensor([len(path) for path in paths])
+        self.answers = as_tensor([path[-1] for path in paths])
+
+    @cached_property
+    def ancestors(self) -> torch.Tensor:
+        """[T, T] bool: which tokens each token may see, those before it in its question and itself."""
+        seen = torch.eye(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
+        for place in range(1, self.paths.shape[1]):
+            paths = self.paths[self.lengths > place]
+            seen[paths[:, place]] |= seen[paths[:, place - 1]]
+        return seen
+
+
+def encode(
+    processor: ProcessorMixin, image: Image.Image, text: str, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Model inputs for one image and one text; a template that writes BOS gets no second."""
+    bos = processor.tokenizer.bos_token
+    special = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+    inputs = dict(processor(images=[image], text=[text], return_tensors="pt", **special).to(device))
+    inputs.pop("labels", None)  # some processors add what training on the text would need
+    return inputs
+
+
+def per_token(inputs: dict[str, Any]) -> list[str]:
+    """The inputs that have one value per token."""
+    shape = inputs["input_ids"].shape
+    return [name for name, value in inputs.items() if torch.is_tensor(value) and value.shape == shape]
+
+
+def image_token_id(model: PreTrainedModel, processor: ProcessorMixin) -> int | None:
+    """The token that stands for a piece of the image."""
+    for owner in (model.config, processor):
+        for name in ("image_token_id", "image_token_index"):
+            if isinstance(getattr(owner, name, None), int):
+                return getattr(owner, name)
+    return None
+
+
+def _concatenate(values: Sequence[Any], device: torch.device) -> Any:
+    return torch.cat(values).to(device) if torch.is_tensor(values[0]) else values[0]
