@@ -1,4 +1,4 @@
-"""Pictures of a run: what the students scored, what the teacher said, what each aspect taught."""
+"""Pictures of a run: what the teacher said, what its answers tell, what the students scored, what aspects taught."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
+from .images import to_rgb
+from .information import LOW_MASS
 from .report import CONDITIONS, gain_text, mean_and_half_width, verdict
 
 
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from .information import QuestionEvidence
+
 COLOURS = {"base": "#5A5A5A", "madkd": "#0072B2", "shuffled": "#BF6F00", "constant": "#B85C93"}  # after Okabe and Ito
 TEACHER, STUDENT, RIGHT, WRONG = "#222222", COLOURS["madkd"], "#007A5A", "#C44E00"
 STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":"}
-GREY, PALE = "#666666", "#DDDDDD"
+GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 
 def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: int) -> np.ndarray:
@@ -37,11 +41,14 @@ def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: i
     Returns:
         [C, Q] between 0 and 1, NaN for a class without labelled images.
     """
-    labels, logits = np.asarray(labels), np.asarray(logits, dtype=np.float64)
-    known = ~np.isnan(logits).any(axis=1)
-    counts = np.bincount(labels[known], minlength=num_classes)[:, None].astype(np.float64)
-    sums = np.zeros((num_classes, logits.shape[1]))
-    np.add.at(sums, labels[known], special.expit(logits[known]))
+    labels, logits = np.asarray(labels), np.asarray(logits)
+    sums, counts = np.zeros((num_classes, logits.shape[1])), np.zeros((num_classes, 1))
+    for start in range(0, len(logits), 10_000):  # doubles of a large dataset may not fit
+        part = logits[start : start + 10_000].astype(np.float64)
+        known = ~np.isnan(part).any(axis=1)
+        classes = labels[start : start + 10_000][known]
+        np.add.at(sums, classes, special.expit(part[known]))
+        np.add.at(counts, classes, 1)
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
 
@@ -123,6 +130,57 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
             ax.annotate(group, xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, **where)
     if any(groups):
         ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=9, color=GREY, pad=22)
+
+
+def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike) -> Path:
+    """What each answer tells (bits), how often it is yes, its mass, and what is wrong; rows in the order given."""
+    texts = [textwrap.wrap(f"{row.id}: {row.question}", 46, max_lines=3, placeholder=" …") for row in rows]
+    heights = [0.16 + 0.15 * max(len(text), len(row.notes)) for text, row in zip(texts, rows)]  # inches
+    y, total = np.cumsum(heights) - np.divide(heights, 2), sum(heights)
+    classes = any(row.information is not None for row in rows)
+    figure = _figure(12.0, total + 1.8, f"What each answer tells about the {'class' if classes else 'image'}")
+    told, yes, mass = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1, 1])
+    legend = _plot_information(told, y, rows, classes)
+    for ax, values in ((yes, [row.yes for row in rows]), (mass, [row.mass for row in rows])):
+        colours = [WRONG if ax is mass and "low mass" in row.notes else TEACHER for row in rows]
+        ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
+        ax.scatter(np.array(values, dtype=np.float64), y, s=36, color=colours, zorder=2, clip_on=False)
+        ax.set_xlim(0, 1)
+        ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    mass.axvspan(0, LOW_MASS, color=WRONG, alpha=0.08, linewidth=0)
+    for height, row in zip(y, rows):
+        notes, place = "\n".join(f"⚠ {_short(note)}" for note in row.notes), mass.get_yaxis_transform()
+        mass.text(1.08, height, notes, transform=place, va="center", fontsize=8, color=WRONG, parse_math=False)
+    told.set_yticks(y, ["\n".join(text) for text in texts], fontsize=9, parse_math=False)
+    told.set_ylim(total, 0)
+    for ax, name in zip((told, yes, mass), ("information, bits", "share of yes", "mass of yes and no")):
+        ax.set_title(name, loc="left", fontsize=9, color=GREY)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+        ax.spines["bottom"].set_color(PALE)
+        ax.tick_params(length=0, labeltop=total > 8)
+        ax.set_axisbelow(True)
+    figure.legend(handles=legend, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence], classes: bool) -> list[Any]:
+    """Bars for what is told, over the most that could be, and a mark for chance; returns the legend's handles."""
+    told = [row.information or 0.0 if classes else row.entropy - row.doubt for row in rows]
+    chance = [row.chance or 0.0 for row in rows]
+    most = ax.barh(y, [row.entropy for row in rows], 0.2, color=FAINT, label="most that answers so varied can tell")
+    bars = ax.barh(y, told, 0.2, color=STUDENT, label=f"what they tell about the {'class' if classes else 'image'}")
+    limit = 1.05 * max(0.1, *(row.entropy for row in rows))
+    for height, *ends in zip(y, told, chance):
+        inside = ends[0] - ends[1] > 0.15 * limit  # and clear of the mark
+        where = {"xy": (ends[0] if inside else max(ends), height), "xytext": (-5 if inside else 5, 0)}
+        look = {"ha": "right", "color": "white"} if inside else {"ha": "left", "color": TEACHER}
+        ax.annotate(f"{ends[0]:.2f}", textcoords="offset points", va="center_baseline", fontsize=8, **where, **look)
+    ax.set_xlim(0, limit)
+    ax.grid(axis="x", color="#EEEEEE")
+    if not classes:
+        return [bars, most]
+    label = "what they would tell by chance, with classes shuffled"
+    return [bars, most, ax.vlines(chance, y - 0.14, y + 0.14, color=TEACHER, linewidth=1.8, label=label)]
 
 
 def plot_learning_curves(cells: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
@@ -242,7 +300,7 @@ def _axes(figure: Figure, subtitle: str = "") -> Axes:
 
 def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     if hasattr(image, "convert"):
-        image = image.convert("RGB")
+        image = to_rgb(image).copy()
         image.thumbnail((448, 448))
     return np.asarray(image)
 

@@ -102,7 +102,7 @@ def table(report: Mapping[str, Any]) -> str:
     for name, values in report["accuracy"].items():
         spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
         rows.append([f"{name}: {CONDITIONS[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
-    return _markdown_table(rows, right=(1, 2))
+    return markdown_table(rows, right=(1, 2))
 
 
 def gain_text(report: Mapping[str, Any], name: str) -> str:
@@ -113,7 +113,8 @@ def gain_text(report: Mapping[str, Any], name: str) -> str:
     return f"{gain['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
 
 
-def _markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+def markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """A GitHub table with aligned columns: the first row is its head, the columns in `right` stand at the right."""
     widths = [max(3, *(len(row[k]) for row in rows)) for k in range(len(rows[0]))]
     lines = [[c.rjust(w) if k in right else c.ljust(w) for k, (c, w) in enumerate(zip(row, widths))] for row in rows]
     lines.insert(1, ["-" * (w - 1) + (":" if k in right else "-") for k, w in enumerate(widths)])
@@ -130,7 +131,6 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
     content = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     name = f"Multi-aspect knowledge distillation on {report['dataset']}" if report.get("dataset") else "Report"
     parts = [f"# {name}", _what_was_run(report)]
@@ -141,17 +141,24 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
             parts.append(f"![{Path(file).stem.replace('_', ' ')}](figures/{file})\n\n{caption}")
     if report.get("seconds"):
         rows = [[stage, f"{seconds:.1f}"] for stage, seconds in report["seconds"].items()]
-        parts.append("## Time\n\n" + _markdown_table([["Stage", "Seconds"], *rows], right=(1,)))
+        parts.append("## Time\n\n" + markdown_table([["Stage", "Seconds"], *rows], right=(1,)))
     if report.get("teacher"):
-        rows = [[key, _code(value)] for key, value in report["teacher"].items()]
-        parts.append("## Teacher\n\n" + _markdown_table([["What", "Value"], *rows]))
+        rows = [[key, code_span(value)] for key, value in report["teacher"].items()]
+        parts.append("## Teacher\n\n" + markdown_table([["What", "Value"], *rows]))
     if report.get("command"):
         parts.append(f"## Reproduce\n\n```bash\n{report['command']}\n```")
     for path, text in (("report.json", content), ("report.md", "\n\n".join(parts) + "\n")):
-        partial = output_dir / f".{path}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output_dir / path)
+        write_whole(output_dir / path, text)
     return output_dir / "report.md"
+
+
+def write_whole(path: str | os.PathLike, text: str) -> Path:
+    """Write a text file in one step, never half of it, in a folder made where missing; returns its path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    return partial.replace(path)
 
 
 def _what_was_run(report: Mapping[str, Any]) -> str:
@@ -164,13 +171,13 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     text += f" on {report['dataset']}" if report.get("dataset") else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
     model = (report.get("teacher") or {}).get("model")
-    text += f"; the teacher is {_code(model)}" if model else ""
+    text += f"; the teacher is {code_span(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
     spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
     return f"{text}. Accuracies are on the test images{spread}{paired}."
 
 
-def _code(value: Any) -> str:
+def code_span(value: Any) -> str:
     """A code span that survives a table cell: templates such as `<|user|>` hold pipes, tags and line breaks."""
     text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
     text = text.replace("\r", "").replace("\n", "\\n").replace("|", "\\|")

@@ -30,6 +30,7 @@ from madkd_hf import (
     MadkdTrainingArguments,
     attach_aspects,
 )
+from madkd_hf.student.data import readable
 
 
 logger = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def find_checkpoint(training_args: MadkdTrainingArguments) -> str | None:
 
 
 def prepare_splits(splits: DatasetDict, args: SplitArguments, seed: int) -> DatasetDict:
-    """Class labels in every split, and a validation split."""
+    """Images that can be read and class labels in every split, and a validation split."""
     if args.train_split not in splits:
         raise ValueError(
             f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
@@ -138,6 +139,7 @@ def prepare_splits(splits: DatasetDict, args: SplitArguments, seed: int) -> Data
             f"There is no column {args.image_column!r}: the dataset has {splits[args.train_split].column_names}; "
             "pass --image_column."
         )
+    splits = DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
     splits = with_class_labels(splits, args.label_column, args.train_split)
     if args.eval_split not in splits:
         parts = splits[args.train_split].train_test_split(

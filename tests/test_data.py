@@ -1,16 +1,20 @@
 """From rows to batches: evaluation as the image processor has it, training with crops and flips."""
 
+import io
 import itertools
+import logging
 import math
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, LevitImageProcessorPil, ViTImageProcessorPil
 
-from madkd_hf.student.data import AspectCollator, random_crop_box
+from madkd_hf.student.data import AspectCollator, random_crop_box, readable
 
 
 def processor(size: int = 16) -> ViTImageProcessorPil:
@@ -70,6 +74,29 @@ def test_images_of_any_mode_and_size_make_one_batch(augment, mode):
     assert batch["pixel_values"].shape == (3, 3, 16, 16)
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_are_seen_as_the_teacher_sees_them(augment):
+    """Transparent on white, 16-bit greys scaled, upright: see madkd_hf.images."""
+    make = collator(augment=augment, crop_scale=1, horizontal_flip=0)
+    clear = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    deep = Image.fromarray(np.full((16, 16), 65535, dtype=np.uint16))
+    turned = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    turned.getexif()[0x0112] = 3
+    pixels = make([{"image": image} for image in (clear, deep, turned)])["pixel_values"]
+    white = make([{"image": Image.new("RGB", (16, 16), "white")}])["pixel_values"][0]
+    assert torch.equal(pixels[0], white) and torch.equal(pixels[1], white)
+    upright = make([{"image": turned.rotate(180)}])["pixel_values"][0]
+    assert torch.equal(pixels[2], upright)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1), (3, 50)])
+def test_an_image_may_be_a_line(augment, size):
+    batch = collator(augment=augment)([{"image": Image.new("RGB", size, (200, 100, 50))}])
+    expected = collator()([{"image": Image.new("RGB", (16, 16), (200, 100, 50))}])
+    torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"])
+
+
 @pytest.mark.parametrize(
     "image_processor",
     [
@@ -107,6 +134,64 @@ def test_a_label_outside_the_classes_is_refused(bad, message):
 def test_a_missing_image_column_is_refused():
     with pytest.raises(ValueError, match=r"no column 'img', only \['image', 'label'\]"):
         collator(image_column="img")(rows())
+
+
+# Rows whose image the labelling could not read
+
+
+BROKEN = {"bytes": b"no image at all", "path": None}
+
+
+def labelled(kinds: str, length: int = 2) -> Dataset:
+    """A row for each letter: (a)nswered, (n)ot labelled, (s)kipped because its image is broken."""
+    file = io.BytesIO()
+    tiny.images(1)[0].save(file, "PNG")
+    columns = {
+        "image": [BROKEN if kind == "s" else {"bytes": file.getvalue(), "path": None} for kind in kinds],
+        "position": list(range(len(kinds))),
+        "aspect_logits": [[0.5, -1.0] if kind == "a" else None for kind in kinds],
+        "aspect_bank": [None if kind == "n" else "bank" for kind in kinds],
+    }
+    answers = List(Value("float32"), length=length)
+    features = {"image": ImageFeature(), "position": Value("int64"), "aspect_logits": answers}
+    return Dataset.from_dict(columns, features=Features({**features, "aspect_bank": Value("string")}))
+
+
+@pytest.mark.parametrize("length", [2, -1], ids=["fixed", "any length"])
+def test_skipped_rows_are_left_out_and_counted(caplog, length):
+    rows = readable(labelled("asnsasn", length), "split 'train'")
+    assert rows["position"][:] == [0, 2, 4, 6]
+    assert [row["image"].size for row in rows] == [(16, 16)] * 4
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.message == ("Left out 3 of the 7 rows of split 'train': the labelling could not read their images.")
+    caplog.clear()
+    assert readable(rows) is rows and not caplog.records
+
+
+def test_skipped_rows_are_found_in_selections_and_under_any_format():
+    rows = labelled("asnsa")
+    assert readable(rows.select([4, 3, 2, 1]))["position"][:] == [4, 2]
+    assert readable(rows.with_format("torch"))["position"][:].tolist() == [0, 2, 4]
+    doubled = rows.with_transform(lambda batch: {"twice": [2 * value for value in batch["position"]]})
+    assert [row["twice"] for row in readable(doubled)] == [0, 4, 8]
+
+
+@pytest.mark.parametrize("columns", [["aspect_logits"], ["aspect_bank"], ["aspect_logits", "aspect_bank"], []])
+@pytest.mark.parametrize("kinds", ["aan", "nnn", ""])
+def test_a_dataset_without_skipped_rows_stays_itself(columns, kinds, caplog):
+    rows = labelled(kinds).remove_columns(columns)
+    assert readable(rows) is rows and not caplog.records
+
+
+def test_finding_skipped_rows_looks_at_no_image(monkeypatch):
+    monkeypatch.setattr(ImageFeature, "decode_example", None)
+    assert len(readable(labelled("asa"))) == 2
+
+
+def test_a_dataset_of_skipped_rows_alone_is_refused():
+    with pytest.raises(ValueError, match="could read none of the 2 images of split 'train': repair the files"):
+        readable(labelled("ss"), "split 'train'")
 
 
 # Augmentation

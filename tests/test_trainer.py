@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from torch.nn import functional as F
 from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTImageProcessorPil
 
@@ -214,6 +214,54 @@ def test_a_student_without_aspects_is_trained_as_a_plain_one(tmp_path):
     run = trainer(tmp_path, student(bank=None), rows(), rows())
     run.train()
     assert CLASS_METRICS <= set(run.evaluate()) and not ASPECT_METRICS & set(run.evaluate())
+
+
+def with_broken_images(data: Dataset, *broken: int) -> Dataset:
+    """As labelling with on_error="skip" leaves them: the bank's name and no answers."""
+    encoded = data.cast_column("image", Image(decode=False))
+
+    def skip(row, index):
+        return {"image": {"bytes": b"none", "path": None}, "aspect_logits": None} if index in broken else row
+
+    return encoded.map(skip, with_indices=True, features=encoded.features).cast_column("image", Image())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rows_whose_image_the_labelling_could_not_read_are_left_out(tmp_path, caplog, named):
+    data = with_broken_images(rows(11, unlabelled=(4,)), 2, 7, 10)
+    kept = [i for i in range(11) if i not in (2, 7, 10)]
+    run = trainer(tmp_path, train=data, evaluate={"new": data} if named else data)
+    assert [record.message for record in caplog.records if "Left out" in record.message] == [
+        "Left out 3 of the 11 rows of the training dataset: the labelling could not read their images.",
+        f"Left out 3 of the 11 rows of the evaluation dataset{' ' + repr('new') if named else ''}: "
+        "the labelling could not read their images.",
+    ]
+    run.train()
+    assert run.state.global_step == 2 and len(run.train_dataset) == 8
+    found = run.evaluate()
+    assert caplog.text.count("Left out") == 2
+    expected = trainer(tmp_path, run.model, evaluate=rows(11, unlabelled=(4,)).select(kept)).evaluate()
+    for name in CLASS_METRICS | ASPECT_METRICS:
+        assert found[name.replace("eval", "eval_new") if named else name] == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_later_datasets_lose_their_unreadable_rows_too(tmp_path, caplog):
+    data, run = with_broken_images(rows(8), 1), trainer(tmp_path)
+    assert len(run.predict(data).predictions[0]) == 7
+    assert "1 of the 8 rows of the test dataset" in caplog.text
+    caplog.clear()
+    assert "eval_accuracy" in run.evaluate(data) and "eval_new_loss" in run.evaluate({"new": data})
+    assert caplog.text.count("1 of the 8 rows of the evaluation dataset") == 2
+
+
+def test_the_recipe_leaves_unreadable_rows_out_before_it_splits(tmp_path, caplog):
+    from train_student import StudentArguments, prepare_splits
+
+    splits = DatasetDict(train=with_broken_images(rows(40), *range(0, 20, 2)))
+    prepared = prepare_splits(splits, StudentArguments(validation_fraction=0.2), seed=0)
+    assert {split: len(part) for split, part in prepared.items()} == {"train": 24, "validation": 6}
+    assert all(row["image"].size == (20, 20) for part in prepared.values() for row in part)
+    assert "Left out 10 of the 40 rows of split 'train'" in caplog.text
 
 
 def test_predictions_of_rows_without_labels_are_class_logits(tmp_path):

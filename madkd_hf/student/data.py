@@ -2,13 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
+
+from ..images import to_rgb
+
+
+logger = logging.getLogger(__name__)
+
+
+def readable(dataset: Dataset, name: str = "the dataset") -> Dataset:
+    """The rows without those whose image the labelling could not read, and a warning that says how many they were.
+
+    Such a row names its bank and has no answers, where a row that was merely not labelled has neither. No image is
+    looked at.
+
+    Args:
+        dataset: labelled or not.
+        name: what the warning calls it.
+
+    Returns:
+        A selection of the rows; the dataset itself where there are no such rows.
+
+    Raises:
+        ValueError: no row is left.
+    """
+    if not {"aspect_logits", "aspect_bank"} <= set(dataset.features):
+        return dataset
+    columns = dataset.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
+    kept = [
+        (table["aspect_logits"].is_valid().to_numpy() | table["aspect_bank"].is_null().to_numpy())
+        for table in columns.iter(batch_size=10_000)
+    ]
+    kept = np.concatenate([np.zeros(0, dtype=bool), *kept])
+    if kept.all():
+        return dataset
+    if not kept.any():
+        raise ValueError(
+            f"The labelling could read none of the {len(kept)} images of {name}: repair the files and label again."
+        )
+    logger.warning(
+        "Left out %d of the %d rows of %s: the labelling could not read their images.", (~kept).sum(), len(kept), name
+    )
+    return dataset.select(np.flatnonzero(kept))
 
 
 class AspectCollator:
@@ -69,7 +113,7 @@ class AspectCollator:
         """
         if self.image_column not in rows[0]:
             raise ValueError(f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}.")
-        images = [row[self.image_column].convert("RGB") for row in rows]
+        images = [to_rgb(row[self.image_column]) for row in rows]
         if self.augment:
             images = [self._augment(image) for image in images]
             processed = self.image_processor(images, return_tensors="pt", do_resize=False, do_center_crop=False)

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback
 
-from .data import AspectCollator
+from .data import AspectCollator, readable
 from .losses import madkd_loss
 from .metrics import compute_metrics as student_metrics
 from .modeling_madkd import MadkdForImageClassification
@@ -24,7 +24,8 @@ class MadkdTrainer(Trainer):
 
     Takes datasets as `attach_aspects` leaves them: an image column, a class column, `aspect_logits`. Batches are made
     by `AspectCollator` (with augmentation for training, without for evaluation) unless a `data_collator` is given.
-    A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone.
+    A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone. Rows whose
+    image the labelling could not read are left out, with a warning; `predict` then has no prediction for them.
 
     Args:
         model: a `MadkdForImageClassification`.
@@ -73,8 +74,14 @@ class MadkdTrainer(Trainer):
         )
         self.asks_aspects = compute_metrics is None
         self.label_column = label_column
-        for dataset in (train_dataset, *(eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset])):
-            self._check(dataset)
+        self.train_dataset = self._fitting(train_dataset, "the training dataset")
+        if isinstance(eval_dataset, dict):
+            named = {
+                name: self._fitting(rows, f"the evaluation dataset {name!r}") for name, rows in eval_dataset.items()
+            }
+            self.eval_dataset = named
+        else:
+            self.eval_dataset = self._fitting(eval_dataset, "the evaluation dataset")
         self.train_collator = self.eval_collator = data_collator
         if data_collator is None:
             config = self.model.config
@@ -100,14 +107,11 @@ class MadkdTrainer(Trainer):
 
     def get_eval_dataloader(self, eval_dataset=None):
         self.data_collator = self.eval_collator
-        if isinstance(eval_dataset, Dataset):
-            self._check(eval_dataset)
-        return super().get_eval_dataloader(eval_dataset)
+        return super().get_eval_dataloader(self._fitting(eval_dataset, "the evaluation dataset"))
 
     def get_test_dataloader(self, test_dataset):
         self.data_collator = self.eval_collator
-        self._check(test_dataset)
-        return super().get_test_dataloader(test_dataset)
+        return super().get_test_dataloader(self._fitting(test_dataset, "the test dataset"))
 
     def compute_loss(
         self,
@@ -176,10 +180,15 @@ class MadkdTrainer(Trainer):
             self._components[name] = self._components.get(name, 0) + value
         self._components_count += 1
 
-    def _check(self, dataset: Any) -> None:
-        """Refuses answers to other questions than the model's, and labels of other classes."""
+    def _fitting(self, dataset: Any, name: str) -> Any:
+        """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""
         if not isinstance(dataset, Dataset):
-            return
+            return dataset
+        self._check(dataset)
+        return readable(dataset, name)
+
+    def _check(self, dataset: Dataset) -> None:
+        """Refuses answers to other questions than the model's, and labels of other classes."""
         config = self.model.config
         labels = dataset.features.get(self.label_column)
         if isinstance(labels, ClassLabel) and labels.num_classes != config.num_labels:
@@ -217,5 +226,7 @@ class _TellEpoch(TrainerCallback):
 
 
 def _distinct(dataset: Dataset, column: str) -> list[Any]:
-    """Without the other columns: a selection of rows would be copied out first, images and all."""
-    return dataset.select_columns(column).unique(column) if column in dataset.features else []
+    """Without the other columns, and as stored: `Dataset.unique` would copy a selection of rows out first."""
+    if column not in dataset.features:
+        return []
+    return dataset.select_columns(column).with_format("arrow")[:][column].unique().to_pylist()

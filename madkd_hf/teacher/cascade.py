@@ -72,7 +72,7 @@ def cascade_attention(
     folded = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [n, key heads, groups * T, D]: keys are not repeated
     mask = None if in_window is None else in_window[0].repeat(groups, 1)
     first, first_sum = attend(folded, shared.keys, shared.values, scaling, mask)
-    first, first_sum = first.view(n, heads, tokens, -1), first_sum.view(n, heads, tokens)
+    first, first_sum = first.reshape(n, heads, tokens, -1), first_sum.reshape(n, heads, tokens)
 
     every_head = (query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1))
     rows = [states[:, :, tree.paths].transpose(1, 2).flatten(0, 1) for states in every_head]  # [n * q, heads, S, D]
