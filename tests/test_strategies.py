@@ -49,8 +49,8 @@ def reduce(processor: ProcessorMixin):
 
 
 def pictures() -> list[Image.Image]:
-    """Of three shapes, two of them twice and apart."""
-    sizes = [(16, 16), (40, 20), (23, 60), (16, 16), (40, 20)]
+    """Of several shapes: one twice and apart, one on its side, which takes as many patches in another grid."""
+    sizes = [(16, 16), (40, 20), (23, 60), (16, 16), (20, 40)]
     return [image.resize(size) for image, size in zip(tiny.images(len(sizes), 64), sizes)]
 
 

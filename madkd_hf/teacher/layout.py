@@ -42,12 +42,13 @@ class Layout:
         blank = Image.new("RGB", (64, 64))
         self.processor = processor
         self.texts = list(texts)
-        self._rows = [encode(processor, blank, text) for text in self.texts]
-        tokens = [row["input_ids"][0].tolist() for row in self._rows]
+        encoded = (encode(processor, blank, text) for text in self.texts)
+        rows = [{name: inputs[name][0] for name in per_token(inputs)} for inputs in encoded]
+        tokens = [row["input_ids"].tolist() for row in rows]
         head = min(len(os.path.commonprefix(tokens)), min(map(len, tokens)) - 1)
         self.suffixes = [row[head:] for row in tokens]
         self.shareable = not any(image_token_id in suffix for suffix in self.suffixes)
-        self._head = head
+        self._tails = [{name: values[head:] for name, values in row.items()} for row in rows]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -56,7 +57,7 @@ class Layout:
         """The same prompts, fewer questions, cut at the same place."""
         part = object.__new__(Layout)
         part.__dict__ = {**self.__dict__}
-        for name in ("texts", "suffixes", "_rows"):
+        for name in ("texts", "suffixes", "_tails"):
             setattr(part, name, [getattr(self, name)[question] for question in questions])
         return part
 
@@ -76,13 +77,10 @@ class Layout:
         self, questions: Sequence[int], device: torch.device
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Per-token inputs [q, S] of some questions' suffixes, padded on the right with 0, and their lengths [q]."""
-        tails = {
-            name: [self._rows[question][name][0, self._head :] for question in questions]
-            for name in per_token(self._rows[0])
-        }
-        rows = {name: torch.nn.utils.rnn.pad_sequence(each, batch_first=True) for name, each in tails.items()}
-        lengths = torch.tensor([len(self.suffixes[question]) for question in questions], device=device)
-        return {name: value.to(device) for name, value in rows.items()}, lengths
+        tails = [self._tails[question] for question in questions]
+        pad = torch.nn.utils.rnn.pad_sequence
+        rows = {name: pad([tail[name] for tail in tails], batch_first=True).to(device) for name in tails[0]}
+        return rows, torch.tensor([len(tail["input_ids"]) for tail in tails], device=device)
 
     def blocks(self, size: int) -> list[list[int]]:
         """The questions in blocks of at most `size` that begin alike."""

@@ -3,13 +3,13 @@
 Each strategy takes `(model, batch, size)` and yields questions with their next-token logits [n, q, V] for the batch's
 n images; `size` bounds the image-question pairs in one forward pass. What each shares:
 
-| strategy      | image encoded | prefix read | suffixes                                                        |
-| ------------- | ------------- | ----------- | --------------------------------------------------------------- |
-| full          | per question  | per question | the reference: one plain forward pass per question             |
-| shared_vision | once          | per question | padded on the right, after the prefix                          |
-| prefix_cache  | once          | once        | padded rows, each on its own copy of the prefix's keys and values |
-| packed        | once          | once        | one row without copies; a mask keeps the questions apart        |
-| cascade       | once          | once        | one row without copies or mask, see `cascade.py`                |
+| strategy      | image encoded | prefix read  | the questions' own tokens                                         |
+| ------------- | ------------- | ------------ | ----------------------------------------------------------------- |
+| full          | per question  | per question | the reference: one plain forward pass per question                |
+| shared_vision | once          | per question | padded on the right, behind the prefix                            |
+| prefix_cache  | once          | once         | padded rows, each on its own copy of the prefix's keys and values |
+| packed        | once          | once         | one row without copies; a mask keeps the questions apart          |
+| cascade       | once          | once         | one row without copies or mask, see `cascade.py`                  |
 
 The last two hold common beginnings of questions once (`layout.Tree`).
 """
