@@ -1,21 +1,38 @@
 """Label a dataset with the answers of a multimodal LLM to a bank of yes/no questions.
 
 Leaves in --output_dir what `datasets.load_from_disk` reads, with the columns aspect_logits, aspect_mass and
-aspect_bank, and the bank itself as aspects.json. Run again, it takes up what is done.
+aspect_bank, and the bank itself as aspects.json. Killed or stopped, the same command goes on where it was.
 
     python recipes/attach_aspects.py --config recipes/easy_vqa/attach.yaml --output_dir runs/labelled
+
+On several GPUs, or on several machines that share the folders (--work_dir, --output_dir), each with its own part:
+
+    accelerate launch --num_processes 4 recipes/attach_aspects.py --config ... --output_dir ...
+
+A dataset larger than the disk, as a stream; leaves Parquet files that `load_dataset(output_dir)` reads anywhere:
+
+    python recipes/attach_aspects.py --streaming --dataset ILSVRC/imagenet-1k --bank ... --teacher ... --output_dir ...
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
-from datasets import DatasetDict
+import pyarrow as pa
+import pyarrow.parquet as pq
+from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run, stopped_like_ctrl_c
+from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
+from madkd_hf.report.evidence import write_evidence
+
+
+Splits = DatasetDict | IterableDatasetDict
 
 
 @dataclass
@@ -29,17 +46,60 @@ class AttachArguments(BankArguments, DatasetArguments):
         default_factory=lambda: ["train"],
         metadata={"help": "Splits to label; the others keep null answers, so that all have one schema."},
     )
+    label_column: str = field(
+        default="label",
+        metadata={"help": "The classes, if any: only the table of what each question tells about them reads these."},
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the dataset as a stream, and leave Parquet files with images and answers in output_dir, one "
+            "after the other: memory stays flat, and nothing is kept in the datasets cache."
+        },
+    )
+    on_error: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "What to do about an image that cannot be read: stop and name it, or leave its answers null."
+        },
+    )
+    shard_size: int = field(
+        default=512,
+        metadata={"help": "Images between two saves: what a kill can cost, and the rows of a Parquet file."},
+    )
     dtype: str = field(default="auto", metadata={"help": "What the teacher computes in: auto, float32, bfloat16, ..."})
     device: str | None = field(
         default=None, metadata={"help": "Where it computes; by default an accelerator, if any."}
     )
+    device_map: str | None = field(
+        default=None,
+        metadata={"help": 'Spread one teacher over devices: auto, or JSON such as {"": 0} (as in from_pretrained).'},
+    )
+    quantization_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Load the teacher in few bits: a mapping in YAML, JSON on the command line, such as "
+            '{"quant_method": "bitsandbytes", "load_in_4bit": true}.'
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "The teacher's attention: sdpa, eager, flash_attention_2, ..."}
+    )
     strategy: str = field(
         default="auto",
-        metadata={"help": "How questions share work: full, shared_vision, or auto. The answers are the same."},
+        metadata={
+            "help": "How questions share work: full, shared_vision, prefix_cache, packed, cascade, or auto: the one "
+            "with the least work of those that a self-check on the first images finds exact. The answers are the same."
+        },
+    )
+    batch_size: int = field(
+        default=256,
+        metadata={"help": "Questions answered in one forward pass, over all its images; halved when memory runs out."},
     )
     prompt: str | None = field(
         default=None, metadata={"help": "The user turn, with {question} where the question goes."}
     )
+    system: str | None = field(default=None, metadata={"help": "A system prompt."})
     answer_tokens: list[str] | None = field(
         default=None,
         metadata={"help": "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."},
@@ -47,47 +107,137 @@ class AttachArguments(BankArguments, DatasetArguments):
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the teacher."})
 
 
-def label(args: AttachArguments, splits: DatasetDict | None = None) -> tuple[DatasetDict, AspectBank, AspectTeacher]:
-    """The labelled splits (of `args.dataset`, or those given), the bank with its provenance, and the teacher."""
+def load_bank_and_teacher(args: AttachArguments, workers: Workers) -> tuple[AspectBank, AspectTeacher]:
+    """What the arguments name; a teacher on this process's own device where there are several processes."""
     for name in ("bank", "teacher"):
         if getattr(args, name) is None:
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
     bank = AspectBank.load(args.bank)
-    options = {"prompt": args.prompt, "answer_tokens": args.answer_tokens and tuple(args.answer_tokens)}
+    options = {
+        "prompt": args.prompt,
+        "system": args.system,
+        "answer_tokens": args.answer_tokens and tuple(args.answer_tokens),
+        "attn_implementation": args.attn_implementation,
+        "device_map": _mapping("device_map", args.device_map, or_word=True),
+        "quantization_config": _mapping("quantization_config", args.quantization_config),
+        "device": args.device,
+    }
+    if workers.count > 1:
+        if isinstance(options["device_map"], str):
+            raise ValueError(
+                f"device_map={args.device_map!r} spreads one teacher over all devices, and each of the "
+                f"{workers.count} processes loads its own: leave it out, or launch one process."
+            )
+        options["device"] = options["device"] or workers.device
     teacher = AspectTeacher.from_pretrained(
         args.teacher,
         revision=args.teacher_revision,
         dtype=args.dtype,
-        device=args.device,
         strategy=args.strategy,
+        batch_size=args.batch_size,
         trust_remote_code=args.trust_remote_code,
         **{name: value for name, value in options.items() if value is not None},
     )
-    splits = load_splits(args) if splits is None else splits
-    labelled = attach_aspects(splits, bank, teacher, args.image_column, args.splits, args.work_dir)
+    return bank, teacher
+
+
+def _mapping(name: str, text: str | None, or_word: bool = False) -> dict[str, Any] | str | None:
+    if text is None or (or_word and not text.lstrip().startswith("{")):
+        return text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is no JSON ({error}): expected a mapping, received {text!r}.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {type(value).__name__}: expected a mapping, received {text!r}.")
+    return value
+
+
+def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, AspectBank, AspectTeacher]:
+    """The labelled splits (of `args.dataset`, or those given), the bank with its provenance, and the teacher."""
+    workers = Workers() if splits is not None else Workers.of_launch()
+
+    def load() -> tuple[AspectBank, AspectTeacher, Splits]:
+        return *load_bank_and_teacher(args, workers), load_splits(args, args.streaming) if splits is None else splits
+
+    bank, teacher, splits = workers.agree(load)
+    labelled = attach_aspects(
+        splits,
+        bank,
+        teacher,
+        args.image_column,
+        args.splits,
+        args.work_dir or (args.output_dir if args.streaming else None),
+        args.on_error,
+        args.shard_size,
+        distributed=workers.count > 1,
+    )
     return labelled, AspectBank(bank.aspects, teacher.provenance), teacher
 
 
-def save(labelled: DatasetDict, bank: AspectBank, output_dir: str | Path) -> None:
+def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
     """Write dataset and bank; the bank comes last, so that a folder with a bank is complete."""
     (Path(output_dir) / BANK_FILE).unlink(missing_ok=True)
-    labelled.save_to_disk(output_dir)
+    if isinstance(labelled, DatasetDict):  # a stream's Parquet files are there
+        try:
+            labelled.save_to_disk(output_dir)
+        except OSError as error:
+            raise OSError(
+                f"Cannot write the labelled dataset to {output_dir} ({error.strerror or error}): make room there or "
+                "make it writable, and run the same command again; the answers are kept, none is asked twice."
+            ) from error
     bank.save(output_dir)
 
 
-def main() -> None:
-    (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
+def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
+    """Answers and classes of a labelled split, without the images beside them."""
+    rows = labelled[split]
+    names = [name for name in (*ASPECT_COLUMNS, args.label_column) if name in rows.features]
+    if isinstance(rows, Dataset):
+        return rows.select_columns(names)
+    files = sorted((Path(args.work_dir or args.output_dir) / "data").glob(f"{split}-*.parquet"))
+    return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
+
+
+def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
+    """Print what came out: what each question is worth, what was skipped, and what to do next."""
+    parts = {split: answers(args, labelled, split) for split in args.splits}
+    for split, rows in parts.items():
+        if found := skipped_rows(rows):
+            some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+            print(f"Skipped {len(found)} images of {split} that cannot be read: rows {some}.")
+    everything = concatenate_datasets(list(parts.values()))
+    evidence = write_evidence(everything, bank, args.output_dir, args.label_column)
+    print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
+    print(
+        f"{len(bank)} answers for each image of {', '.join(args.splits)} are in {args.output_dir}; what each question "
+        f"is worth, with pictures: {evidence.path}. Next:\n"
+        f"  python recipes/train_student.py --dataset {args.output_dir} --backbone microsoft/resnet-18 "
+        "--output_dir runs/student"
+    )
+
+
+def check(args: AttachArguments) -> None:
+    """Refuse what needs no loading to be seen."""
     if not args.output_dir:
         raise ValueError("No output folder given: pass --output_dir.")
     if Path(args.output_dir).resolve() == Path(args.dataset).resolve():
         raise ValueError(f"{args.output_dir} holds the dataset itself: pass another --output_dir.")
-    labelled, bank, _ = label(args)
+
+
+def main() -> None:
+    (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
+    workers = Workers.of_launch()
+    workers.agree(lambda: check(args))
+    try:
+        with stopped_like_ctrl_c():
+            labelled, bank, _ = label(args)
+    except KeyboardInterrupt as stopped:
+        raise (stopped if workers.is_main else ToldElsewhere("The main process says so.")) from None
+    if not workers.is_main:
+        return
     save(labelled, bank, args.output_dir)
-    print(
-        f"{len(bank)} answers for each image of {', '.join(args.splits)} are in {args.output_dir}. Next:\n"
-        f"  python recipes/train_student.py --dataset {args.output_dir} --backbone microsoft/resnet-18 "
-        "--output_dir runs/student"
-    )
+    tell(args, labelled, bank)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,21 @@ import difflib
 import importlib
 import json
 import os
+import signal
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import HfArgumentParser
+
+from madkd_hf.labelling import ToldElsewhere
 
 
 @dataclass
@@ -73,7 +77,11 @@ class BankArguments:
     )
     teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
     work_dir: str | None = field(
-        default=None, metadata={"help": "Where answers are kept between runs; by default in the datasets cache."}
+        default=None,
+        metadata={
+            "help": "The folder of this one labelling job, so that a killed one goes on where it was; another job is "
+            "refused there. By default in the datasets cache, where every job has its own."
+        },
     )
 
 
@@ -137,8 +145,8 @@ def _tokens(key: str, value: Any) -> list[str]:
     return [f"--{key}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"]
 
 
-def load_splits(args: DatasetArguments) -> DatasetDict:
-    """The dataset that the arguments name, cut to `limit` rows a split.
+def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """The dataset that the arguments name, cut to `limit` rows a split; with `streaming`, nothing is downloaded first.
 
     Raises:
         ValueError: no dataset named, or a module:function that is not there.
@@ -151,14 +159,24 @@ def load_splits(args: DatasetArguments) -> DatasetDict:
     elif ":" in args.dataset and not path.exists():
         loaded = _call(args.dataset)
     else:
-        loaded = datasets.load_dataset(args.dataset, args.dataset_config, revision=args.dataset_revision)
-    if isinstance(loaded, Dataset):
-        loaded = DatasetDict({"train": loaded})
-    if not isinstance(loaded, DatasetDict):
+        options = {"revision": args.dataset_revision, "streaming": streaming}
+        loaded = datasets.load_dataset(args.dataset, args.dataset_config, **options)
+    if isinstance(loaded, (Dataset, IterableDataset)):
+        loaded = {"train": loaded}
+    elif not isinstance(loaded, (DatasetDict, IterableDatasetDict)):
         raise ValueError(f"{args.dataset} gives {type(loaded).__name__}: expected a Dataset or a DatasetDict.")
-    if args.limit is not None:
-        loaded = DatasetDict({split: rows.select(range(min(args.limit, len(rows)))) for split, rows in loaded.items()})
-    return loaded
+    cut = {split: _cut(rows, args.limit, streaming) for split, rows in loaded.items()}
+    return (IterableDatasetDict if streaming else DatasetDict)(cut)
+
+
+def _cut(rows: Dataset | IterableDataset, limit: int | None, streaming: bool) -> Dataset | IterableDataset:
+    if isinstance(rows, IterableDataset):
+        if not streaming:
+            raise ValueError("The dataset is a stream, and this needs rows that stay: materialize it first.")
+        return rows if limit is None else rows.take(limit)
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    return rows.to_iterable_dataset() if streaming else rows
 
 
 def _call(name: str) -> DatasetDict | Dataset:
@@ -182,9 +200,26 @@ def run(main: Callable[[], None]) -> None:
     """
     try:
         main()
+    except ToldElsewhere:  # another worker prints why
+        sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("MADKD_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
+    except KeyboardInterrupt as stopped:
+        sys.exit(f"interrupted: {stopped}" if stopped.args else "interrupted")
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Take what a launcher or a batch system sends to end a job (SIGTERM) for what a user types to end it."""
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -30,7 +30,9 @@ from huggingface_hub import ModelCard
 from scipy.special import expit, softmax
 from transformers import AutoImageProcessor
 
-from madkd_hf import AspectBank, AspectTeacher, MadkdForImageClassification, figures, report
+from madkd_hf import AspectBank, AspectTeacher, MadkdForImageClassification, report
+from madkd_hf.report import figures
+from madkd_hf.report.evidence import write_evidence
 from madkd_hf.student.data import AspectCollator
 from madkd_hf.student.metrics import AspectAuroc
 
@@ -41,6 +43,8 @@ CAPTIONS = {
     "accuracies.png": "Accuracy on the test images: every dot is one student. A real gain lifts `madkd`, and neither "
     "of the two controls.",
     "learning_curves.png": "Accuracy on the validation images while the students learn.",
+    "questions.png": "What the teacher's answer to each question tells about the class, beside what chance seems to "
+    "tell, and how often it is yes; the numbers are in [questions.md](questions.md).",
     "teacher.png": "What the teacher sees: its mean probability of yes to each question, for each class.",
     "aspect_learning.png": "What the student learnt of each question: how well its answers rank validation images as "
     "the teacher's do (AUROC; 0.5 is chance).",
@@ -152,8 +156,7 @@ def draw_figures(
     names = train.features[args.label_column].names
     figures.plot_accuracies(summary, folder / "accuracies.png")
     figures.plot_learning_curves(cells, folder / "learning_curves.png")
-    probabilities = figures.class_aspect_means(train[args.label_column], np.array(train["aspect_logits"]), len(names))
-    figures.plot_teacher(probabilities, names, bank.ids, folder / "teacher.png", [aspect.group for aspect in bank])
+    write_evidence(train, bank, args.output_dir, args.label_column)
     if student is not None:
         seen = labelled[args.eval_split]
         aspects = look(student, args, seen)[1]

@@ -9,9 +9,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, co
 from PIL import Image
 from sklearn.metrics import mutual_info_score
 
-from madkd_hf import Aspect, AspectBank, figures
-from madkd_hf.evidence import evidence_table, evidence_warnings, write_evidence
-from madkd_hf.information import (
+from madkd_hf import Aspect, AspectBank
+from madkd_hf.report import figures
+from madkd_hf.report.evidence import evidence_table, evidence_warnings, write_evidence
+from madkd_hf.report.information import (
     binary_entropy,
     chance_information,
     class_codes,

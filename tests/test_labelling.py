@@ -1,15 +1,34 @@
 """The map job: the same rows with three more columns, computed once."""
 
+import io
+import json
+import os
 import pickle
+from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import tiny
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects
+from madkd_hf.labelling import skipped_rows
+from madkd_hf.teacher import UnreadableImage
 
 
 BANK = tiny.bank(3)
@@ -54,6 +73,18 @@ def expected(dataset: Dataset, of: AspectTeacher | None = None, bank: AspectBank
 def assert_answers(dataset: Dataset, values: torch.Tensor) -> None:
     answers = torch.tensor(dataset["aspect_logits"][:], dtype=torch.float32)
     torch.testing.assert_close(answers, values, atol=1e-6, rtol=0)
+
+
+def shards(folder: Path) -> list[str]:
+    """Everything in the folder but the manifest."""
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """The datasets cache, empty."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    return tmp_path
 
 
 # What comes out
@@ -127,10 +158,10 @@ def test_source_columns_are_untouched(tmp_path):
     assert source.column_names == ["image", "label"]
 
 
-def test_split_name_and_dataset_card_survive(tmp_path):
+def test_split_name_and_dataset_card_survive(cache):
     source = Dataset(rows().data, info=datasets.DatasetInfo(license="mit", features=rows().features), split="dev")
     for part in (source, source.shuffle(seed=1), source.select([])):
-        labelled = attach_aspects(part, BANK, teacher(), work_dir=tmp_path)
+        labelled = attach_aspects(part, BANK, teacher())
         assert (str(labelled.split), labelled.info.license) == ("dev", "mit")
 
 
@@ -163,11 +194,13 @@ def test_images_that_are_files_and_have_another_name(tmp_path):
     assert_answers(labelled, teacher().read(tiny.images(3), BANK).logits)
 
 
-def test_more_rows_than_a_batch_of_reading_or_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr("madkd_hf.labelling.READ_BATCH", 2)
-    monkeypatch.setattr("madkd_hf.labelling.WRITE_BATCH", 5)
+def test_more_rows_than_a_batch_and_a_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr("madkd_hf.labelling.job.READ_BATCH", 2)
     source = rows(13)
-    assert_answers(attach_aspects(source, BANK, teacher(), work_dir=tmp_path), expected(source))
+    assert_answers(
+        attach_aspects(source, BANK, teacher(batch_size=6), work_dir=tmp_path, shard_size=5), expected(source)
+    )
+    assert len(list((tmp_path / "shards").iterdir())) == 3
 
 
 def test_an_empty_split_gets_empty_columns(tmp_path):
@@ -215,12 +248,12 @@ def test_another_strategy_takes_the_answers_that_are_there(tmp_path):
     ],
     ids=["weights", "prompt", "answer tokens", "order of questions", "a question", "images", "order of images"],
 )
-def test_whatever_changes_the_answers_labels_anew(tmp_path, other):
+def test_whatever_changes_the_answers_labels_anew(cache, other):
     settings = dict(other)
     bank, source, seed = settings.pop("bank", BANK), settings.pop("source", rows()), settings.pop("seed", 0)
-    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+    attach_aspects(rows(), BANK, teacher())
     counting = Counting(tiny.internvl(seed), tiny.processor(), **settings)
-    labelled = attach_aspects(source, bank, counting, work_dir=tmp_path)
+    labelled = attach_aspects(source, bank, counting)
     assert counting.count == 5
     assert_answers(labelled, expected(source, counting, bank))
     assert labelled["aspect_bank"][0] == bank.fingerprint
@@ -233,7 +266,76 @@ def test_a_second_split_with_the_same_rows_is_no_second_split(tmp_path):
     assert_answers(labelled["b"], expected(rows()))
 
 
+def test_a_job_goes_on_with_its_own_shard_size_and_plan(tmp_path):
+    attach_aspects(rows(8), BANK, teacher(strategy="full"), work_dir=tmp_path, shard_size=3)
+    (tmp_path / "shards" / "train-00001.arrow").unlink()
+    counting = Counting(tiny.internvl(), tiny.processor())
+    labelled = attach_aspects(rows(8), BANK, counting, work_dir=tmp_path)
+    assert_answers(labelled, expected(rows(8), teacher(strategy="full")))
+    assert counting.count == 3 and counting.plan["strategy"] == "full"
+
+
+def test_the_plan_does_not_depend_on_what_the_teacher_read_before(tmp_path):
+    experienced = teacher()
+    experienced.prepare(tiny.images(2, 20, seed=9), BANK)
+    experienced.plan["batch_size"] = 1
+    for who, folder in ((experienced, "one"), (teacher(), "two")):
+        attach_aspects(rows(), BANK, who, work_dir=tmp_path / folder)
+    plans = [json.loads((tmp_path / name / "manifest.json").read_text())["plan"] for name in ("one", "two")]
+    assert plans[0] == plans[1]
+
+
 # What is refused
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"seed": 1}, 'its teacher weights is ".*", here ".*"; pass another work_dir'),
+        ({"prompt": "{question} yes or no ?"}, "its teacher prompt is .*here .*yes or no"),
+        ({"bank": AspectBank(reversed(list(BANK)))}, "its bank fingerprint is"),
+        ({"source": rows(seed=2)}, "its rows of split 'train' fingerprint is"),
+        ({"source": rows(4)}, r"its split 'train' has 5 rows, here 4 \(another --limit\?\)"),
+        ({"image_column": "photo", "source": rows().rename_column("image", "photo")}, 'image_column is "image", here'),
+    ],
+    ids=["weights", "prompt", "bank", "images", "rows", "column"],
+)
+def test_another_job_in_the_same_work_dir_is_refused(tmp_path, other, message):
+    settings = dict(other)
+    bank, source, seed = settings.pop("bank", BANK), settings.pop("source", rows()), settings.pop("seed", 0)
+    column = settings.pop("image_column", "image")
+    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+    asleep = Asleep(tiny.internvl(seed), tiny.processor(), **settings)
+    with pytest.raises(ValueError, match=f"{tmp_path} holds another labelling job: .*{message}"):
+        attach_aspects(source, bank, asleep, column, work_dir=tmp_path)
+    attach_aspects(rows(), BANK, Asleep(tiny.internvl(), tiny.processor()), work_dir=tmp_path)
+
+
+def test_another_split_of_the_same_job_joins_it(tmp_path):
+    attach_aspects(splits(), BANK, teacher(), splits="train", work_dir=tmp_path)
+    counting = Counting(tiny.internvl(), tiny.processor())
+    labelled = attach_aspects(splits(), BANK, counting, work_dir=tmp_path)
+    assert counting.count == 3
+    assert_answers(labelled["train"], expected(splits()["train"]))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"format_version": 1}', "\x00\x00", None])
+def test_a_manifest_that_is_none_is_told_in_one_sentence(tmp_path, content):
+    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+    manifest = tmp_path / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    with pytest.raises(
+        ValueError, match=r"(no manifest of a labelling job|holds shards and no) .*pass another work_dir"
+    ):
+        attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+
+
+def test_a_manifest_of_a_later_version_is_refused(tmp_path):
+    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 2}))
+    with pytest.raises(ValueError, match="has format 2, this version of madkd_hf reads 1"):
+        attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -246,14 +348,16 @@ def test_a_second_split_with_the_same_rows_is_no_second_split(tmp_path):
         ),
         (rows(), {"image_column": "label"}, r"'label' holds ClassLabel.*not images: cast it with .*datasets.Image"),
         (splits(), {"splits": ["train", "dev"]}, r"no split 'dev': the dataset has \['train', 'test'\]"),
-        ({"train": rows()}, {}, "takes a Dataset or a DatasetDict; received dict"),
-        (rows().to_iterable_dataset(), {}, "takes a Dataset or a DatasetDict; received IterableDataset"),
+        ({"train": rows()}, {}, "takes a Dataset or a DatasetDict.*received dict"),
+        (rows(), {"on_error": "ignore"}, "Unknown on_error 'ignore': expected 'raise' or 'skip'"),
+        (rows(), {"shard_size": 0}, "at least one image: received shard_size=0"),
+        (rows().to_iterable_dataset(), {"work_dir": None}, "A stream needs a place .* pass work_dir"),
     ],
-    ids=["no column", "no images", "no split", "dict", "iterable"],
+    ids=["no column", "no images", "no split", "dict", "on_error", "shard size", "stream without a place"],
 )
 def test_what_cannot_be_labelled_is_refused(tmp_path, source, settings, message):
     with pytest.raises(ValueError, match=message):
-        attach_aspects(source, BANK, teacher(), work_dir=tmp_path, **settings)
+        attach_aspects(source, BANK, teacher(), **{"work_dir": tmp_path, **settings})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -269,12 +373,11 @@ def test_a_labelled_dataset_is_refused_with_the_way_to_drop_its_labels(tmp_path)
     labelled = attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
     with pytest.raises(ValueError, match=r"labelled already.*remove_columns\(\['aspect_logits'"):
         attach_aspects(labelled, BANK, teacher(), work_dir=tmp_path)
-    attach_aspects(labelled.remove_columns(COLUMNS), BANK, teacher(), work_dir=tmp_path)
+    attach_aspects(labelled.remove_columns(COLUMNS), BANK, teacher(), work_dir=tmp_path / "other")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no image", "gone"])
-def test_an_image_that_cannot_be_decoded_is_named_and_leaves_nothing_half_written(tmp_path, damage, monkeypatch):
-    monkeypatch.setattr("madkd_hf.labelling.WRITE_BATCH", 2)
+def test_an_image_that_cannot_be_decoded_is_named_and_leaves_nothing_half_written(tmp_path, damage):
     pictures, work = tmp_path / "pictures", tmp_path / "work"
     pictures.mkdir()
     paths = [pictures / f"{i}.png" for i in range(5)]
@@ -289,8 +392,8 @@ def test_an_image_that_cannot_be_decoded_is_named_and_leaves_nothing_half_writte
     else:
         paths[3].write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"no image")
     with pytest.raises(ValueError, match="image in row 3 of split 'dev' cannot be decoded.*repair the file or drop"):
-        attach_aspects(source, BANK, teacher(), work_dir=work)
-    assert [path.name.split("-")[0] for path in work.iterdir()] == ["train"]
+        attach_aspects(source, BANK, teacher(), work_dir=work, shard_size=2)
+    assert shards(work) == ["dev-00000.arrow", "train-00000.arrow"]
 
     paths[3].write_bytes(whole)
     labelled = attach_aspects(source, BANK, teacher(), work_dir=work)
@@ -301,4 +404,174 @@ def test_a_row_without_an_image_is_named(tmp_path):
     source = Dataset.from_dict({"image": [tiny.images(1)[0], None]}, features=Features({"image": Image()}))
     with pytest.raises(ValueError, match="image in row 1 of split 'train' cannot be decoded"):
         attach_aspects(source, BANK, teacher(), work_dir=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert shards(tmp_path) == []
+
+
+# Real pictures
+
+
+def encoded(image: PIL.Image.Image, kind: str = "PNG", **settings) -> dict:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def pictures() -> dict[str, dict | None]:
+    """Name -> what a dataset stores; those whose name starts with "bad" cannot be read."""
+    colour = tiny.images(1, 40)[0]
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    deep = PIL.Image.fromarray((np.arange(1600).reshape(40, 40) * 40).astype(np.uint16))
+    whole = encoded(colour)["bytes"]
+    return {
+        "colour": encoded(colour),
+        "palette": encoded(colour.convert("P"), "GIF"),
+        "bad: truncated": {"bytes": whole[: len(whole) // 2], "path": None},
+        "alpha": encoded(colour.convert("RGBA")),
+        "CMYK": encoded(colour.convert("CMYK"), "JPEG"),
+        "bad: zero bytes": {"bytes": b"", "path": None},
+        "16 bits": encoded(deep),
+        "grey": encoded(colour.convert("L")),
+        "turned": encoded(colour, "JPEG", exif=exif),
+        "1 x 4000": encoded(colour.resize((1, 4000))),
+        "bad: null": None,
+        "bad: no file": {"bytes": None, "path": "nowhere.png"},
+    }
+
+
+class Choosy(AspectTeacher):
+    """Its processor refuses narrow images."""
+
+    def read(self, images, bank):
+        for index, image in enumerate(images):
+            if image.width == 1:
+                raise UnreadableImage(index, ValueError("absolute aspect ratio must be smaller than 200"))
+        return super().read(images, bank)
+
+
+def of_pictures() -> Dataset:
+    return Dataset.from_dict({"image": list(pictures().values())}, features=Features({"image": Image()}))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
+@pytest.mark.parametrize("choosy", [False, True])
+def test_what_can_be_read_is_read_and_the_rest_is_skipped(tmp_path, stream, choosy):
+    source = of_pictures().to_iterable_dataset() if stream else of_pictures()
+    who = (Choosy if choosy else AspectTeacher)(tiny.internvl(), tiny.processor())
+    labelled = attach_aspects(source, BANK, who, work_dir=tmp_path, on_error="skip", shard_size=5)
+    bad = [name.startswith("bad") or (choosy and name == "1 x 4000") for name in pictures()]
+    assert skipped_rows(labelled) == [row for row, is_bad in enumerate(bad) if is_bad]
+    for row, is_bad in zip(labelled.cast_column("image", Image(decode=False)), bad):
+        assert (row["aspect_logits"] is None) == (row["aspect_mass"] is None) == is_bad
+        assert row["aspect_bank"] == BANK.fingerprint
+
+
+def test_images_that_look_the_same_get_the_same_answers(tmp_path):
+    colour = tiny.images(1, 40)[0]
+    clear = colour.convert("RGBA")
+    clear.paste((0, 0, 0, 0), (0, 0, 20, 40))
+    white = colour.copy()
+    white.paste((255, 255, 255), (0, 0, 20, 40))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(colour.transpose(PIL.Image.Transpose.ROTATE_90), exif=exif)
+    images = [encoded(clear), encoded(white), turned, encoded(colour)]
+    source = Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
+    logits = attach_aspects(source, BANK, teacher(), work_dir=tmp_path)["aspect_logits"][:]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
+    np.testing.assert_allclose(logits[2], logits[3], atol=1e-5)
+
+
+def test_skipping_after_an_error_keeps_what_was_done_and_an_error_after_skipping_names_the_row(tmp_path):
+    settings = {"work_dir": tmp_path, "shard_size": 2}
+    with pytest.raises(ValueError, match=r"row 2 of split 'train' cannot be decoded .*or pass on_error='skip'"):
+        attach_aspects(of_pictures(), BANK, teacher(), **settings)
+    counting = Counting(tiny.internvl(), tiny.processor())
+    attach_aspects(of_pictures(), BANK, counting, on_error="skip", **settings)
+    assert counting.count == 6
+    with pytest.raises(ValueError, match="row 2 of split 'train'"):
+        attach_aspects(of_pictures(), BANK, teacher(), **settings)
+
+
+def test_a_refusal_by_the_processor_names_the_row(tmp_path):
+    source = of_pictures().select([0, 1, 9])
+    choosy = Choosy(tiny.internvl(), tiny.processor())
+    with pytest.raises(ValueError, match="row 2 of split 'train' is refused by the teacher's processor .*ratio"):
+        attach_aspects(source, BANK, choosy, work_dir=tmp_path)
+
+
+# Streams
+
+
+def test_a_stream_becomes_parquet_that_stands_alone(tmp_path):
+    for i, image in enumerate(tiny.images(7)):
+        image.save(tmp_path / f"{i}.png")
+    paths = [str(tmp_path / f"{i}.png") for i in range(7)]
+    source = Dataset.from_dict({"image": paths, "label": range(7)}).cast_column("image", Image())
+    whole = Path(paths[0]).read_bytes()
+    labelled = attach_aspects(source.to_iterable_dataset(), BANK, teacher(), work_dir=tmp_path / "out", shard_size=3)
+    assert isinstance(labelled, IterableDataset)
+    for path in paths:
+        os.unlink(path)
+    assert shards(tmp_path / "out") == ["README.md", *(f"train-0000{i}.parquet" for i in range(3))]
+    read = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert read.features == labelled.features
+    assert read.features["image"] == Image() and read.features["aspect_logits"] == List(Value("float32"), length=3)
+    assert_answers(read, teacher().read(tiny.images(7), BANK).logits)
+    assert read["label"][:] == [row["label"] for row in labelled] == list(range(7))
+    assert read.cast_column("image", Image(decode=False))[0]["image"] == {"bytes": whole, "path": "0.png"}
+    assert np.array_equal(np.array(next(iter(labelled))["image"]), np.array(tiny.images(7)[0]))
+
+
+def test_a_stream_and_rows_get_the_same_answers(tmp_path):
+    settings = {"bank": BANK, "shard_size": 4}
+    stream = attach_aspects(rows(9).to_iterable_dataset(), teacher=teacher(), work_dir=tmp_path / "a", **settings)
+    of_rows = attach_aspects(rows(9), teacher=teacher(), work_dir=tmp_path / "b", **settings)
+    for name in ["label", *COLUMNS]:
+        assert [row[name] for row in stream] == of_rows[name][:]
+
+
+def test_splits_of_a_stream_keep_one_schema(tmp_path):
+    source = IterableDatasetDict({name: part.to_iterable_dataset() for name, part in splits().items()})
+    source["none"] = rows(3).to_iterable_dataset().take(0)
+    labelled = attach_aspects(source, BANK, teacher(), splits=["train", "none"], work_dir=tmp_path, shard_size=2)
+    assert list(labelled) == ["train", "test", "none"]
+    assert labelled["train"].features == labelled["test"].features == labelled["none"].features
+    assert len(list(labelled["train"])) == 5 and list(labelled["none"]) == []
+    assert [[row[name] for name in COLUMNS] for row in labelled["test"]] == [[None] * 3] * 3
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {
+        *(f"train-0000{i}.parquet" for i in range(3)),
+        *(f"test-0000{i}.parquet" for i in range(2)),
+        "none-00000.parquet",
+    }
+
+
+def test_splits_of_any_name_are_found_by_load_dataset(tmp_path):
+    source = IterableDatasetDict({name: rows(3).to_iterable_dataset() for name in ("extra", "train", "train2")})
+    attach_aspects(source, BANK, teacher(), splits="train", work_dir=tmp_path / "out", shard_size=2)
+    BANK.save(tmp_path / "out")
+    splits = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in splits.items()} == {"extra": 3, "train": 3, "train2": 3}
+
+
+def test_a_finished_stream_costs_nothing_and_another_one_is_refused(tmp_path):
+    stream = rows().to_iterable_dataset
+    attach_aspects(stream(), BANK, teacher(), work_dir=tmp_path)
+    asleep = Asleep(tiny.internvl(), tiny.processor())
+    assert len(list(attach_aspects(stream(), BANK, asleep, work_dir=tmp_path))) == 5
+    for other in (stream().take(2), rows(seed=1).to_iterable_dataset(), stream().rename_column("label", "class")):
+        with pytest.raises(ValueError, match="holds another labelling job: its rows of split 'train' fingerprint"):
+            attach_aspects(other, BANK, asleep, work_dir=tmp_path)
+    with pytest.raises(ValueError, match="holds another labelling job"):
+        attach_aspects(rows(), BANK, asleep, work_dir=tmp_path)
+
+
+def test_a_stream_that_does_not_know_its_columns_is_told_how_to_say_them(tmp_path):
+    def images():
+        yield from ({"image": image} for image in tiny.images(2))
+
+    source = IterableDataset.from_generator(images)
+    with pytest.raises(ValueError, match=r"does not say what its columns are.*features=Features\(\{'image': Image"):
+        attach_aspects(source, BANK, teacher(), work_dir=tmp_path)
+    source = IterableDataset.from_generator(images, features=Features({"image": Image()}))
+    assert len(list(attach_aspects(source, BANK, teacher(), work_dir=tmp_path))) == 2

@@ -16,7 +16,7 @@ import common
 import numpy as np
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict, Features, List, Value, load_from_disk
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 from scipy.special import expit
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -73,6 +73,61 @@ def test_attach_run_again_leaves_the_same(labelled):
     before = load_from_disk(labelled)["train"]["aspect_logits"][:]
     recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", "--output_dir", labelled, "--limit", "30")
     assert load_from_disk(labelled)["train"]["aspect_logits"][:] == before
+
+
+def test_attach_as_a_stream_leaves_parquet_that_load_dataset_reads(labelled, tmp_path, capsys):
+    words = ["--output_dir", tmp_path / "out", "--limit", "30", "--shard_size", "8", "--streaming"]
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    splits = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    expected = load_from_disk(labelled)
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 30, "validation": 30, "test": 30}
+    for split in splits:
+        assert splits[split].features == expected[split].features
+        assert splits[split]["aspect_bank"][:] == expected[split]["aspect_bank"][:]
+    answers = (np.array(each["train"]["aspect_logits"][:]) for each in (splits, expected))
+    np.testing.assert_allclose(*answers, atol=1e-4)
+    assert AspectBank.load(tmp_path / "out").provenance["model"] == "recipes/easy_vqa/teacher"
+    capsys.readouterr()
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    assert "questions an image" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
+    folder = tmp_path / "images"
+    for i in range(4):
+        (folder / "one").mkdir(parents=True, exist_ok=True)
+        load_from_easy_vqa().save(folder / "one" / f"{i}.png")
+    (folder / "one" / "2.png").write_bytes(b"")
+    words = ["--dataset", folder, "--output_dir", tmp_path / "out", "--streaming", streaming]
+    words += ["--work_dir", tmp_path / "work"] if streaming == "false" else []
+    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    assert "error: The image in row 2 of split 'train' cannot be decoded" in said and "on_error='skip'" in said
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words, "--on_error", "skip")
+    assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
+
+
+def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
+    attach_aspects, taken = importlib.import_module("attach_aspects"), {}
+    stop = ValueError("enough")
+
+    def from_pretrained(name, **options):
+        taken.update(options)
+        raise stop
+
+    monkeypatch.setattr(attach_aspects.AspectTeacher, "from_pretrained", from_pretrained)
+    config = yaml.safe_load((EASY_VQA / "attach.yaml").read_text())
+    config |= {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}, "teacher_revision": "v1"}
+    (tmp_path / "attach.yaml").write_text(yaml.safe_dump(config))
+    words = ["--config", tmp_path / "attach.yaml", "--output_dir", tmp_path / "out"]
+    assert "enough" in refuse("attach_aspects", *words, "--attn_implementation", "eager", "--device_map", "auto")
+    assert taken["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert (taken["attn_implementation"], taken["device_map"], taken["revision"]) == ("eager", "auto", "v1")
+    assert taken["trust_remote_code"] is False
+    refuse("attach_aspects", *words, "--device_map", '{"": 0}', "--quantization_config", '{"load_in_8bit": true}')
+    assert taken["device_map"] == {"": 0} and taken["quantization_config"] == {"load_in_8bit": True}
+    assert "is no JSON" in refuse("attach_aspects", *words, "--quantization_config", "4bit")
+    assert "expected a mapping" in refuse("attach_aspects", *words, "--quantization_config", "4")
 
 
 def test_distill_labels_its_own_images_and_leaves_a_student_that_pipeline_loads(tmp_path, capsys):
@@ -165,7 +220,7 @@ def test_compare_reports_every_condition_and_keeps_finished_students(tmp_path):
     assert set(report["seconds"]) == {"label", "train", "report"}
     assert report["teacher"]["model"] == "recipes/easy_vqa/teacher"
     assert "| madkd: classes + aspects" in done.stdout and (run / "report.md").is_file()
-    assert len(list((run / "figures").glob("*.png"))) == 5
+    assert len(list((run / "figures").glob("*.png"))) == 6
     AutoModelForImageClassification.from_pretrained(run / "student")
 
     kept = (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns

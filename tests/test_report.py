@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from madkd_hf import figures
 from madkd_hf import report as reporting
+from madkd_hf.report import figures
 
 
 SEEDS = [0, 1, 2, 3]

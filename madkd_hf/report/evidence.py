@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
+from ..aspects import AspectBank
 from . import figures
-from .aspects import AspectBank
+from .comparison import code_span, markdown_table, write_whole
 from .information import LOW_MASS, SHUFFLES, QuestionEvidence, class_entropy, question_evidence
-from .report import code_span, markdown_table, write_whole
 
 
 MOST_CLASSES = 300  # that the map of classes and aspects can show

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from .images import to_rgb
+from ..images import to_rgb
+from .comparison import CONDITIONS, gain_text, mean_and_half_width, verdict
 from .information import LOW_MASS
-from .report import CONDITIONS, gain_text, mean_and_half_width, verdict
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,330 @@
+"""The map job that writes a teacher's answers into dataset columns."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+    concatenate_datasets,
+)
+from datasets.fingerprint import Hasher
+from tqdm.auto import tqdm
+
+from ..aspects import AspectBank
+from ..teacher import AspectTeacher, UnreadableImage
+from .shards import FORMAT_VERSION, WorkDir
+from .sources import Rows, Stream, decode, readable, sources_of
+from .workers import Workers
+
+
+READ_BATCH = 16  # images in one call of the teacher, or more where they do not fill a forward pass
+POLL_SECONDS = 1.0  # between two looks for the shards of other workers
+
+AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
+
+
+def aspect_features(bank: AspectBank) -> Features:
+    """The three columns that labelling adds, see `attach_aspects`."""
+    answers = List(Value("float32"), length=len(bank))
+    return Features({"aspect_logits": answers, "aspect_mass": answers, "aspect_bank": Value("string")})
+
+
+def attach_aspects(
+    dataset: AnyDataset,
+    bank: AspectBank,
+    teacher: AspectTeacher,
+    image_column: str = "image",
+    splits: str | Iterable[str] | None = None,
+    work_dir: str | os.PathLike | None = None,
+    on_error: str = "raise",
+    shard_size: int = 512,
+    distributed: bool = False,
+) -> AnyDataset:
+    """Let a multimodal LLM answer the bank's questions about every image, and store the answers as columns.
+
+    - `aspect_logits`: Q float32 log-odds `z_yes - z_no`, in the bank's order; the sigmoid is the target (paper
+      section 3.2).
+    - `aspect_mass`: Q float32, the probability of yes and no together: where it is low, the number is not to be
+      trusted.
+    - `aspect_bank`: the bank's fingerprint, so that rows and questions cannot be mixed up.
+
+    The work is done in shards, which are complete or not there: a job that was killed goes on where it was, and ends
+    with the same numbers. A job that is done costs nothing.
+
+    Args:
+        dataset: a `Dataset`, or a stream (an `IterableDataset`) for what is larger than the disk cache, or a dict of
+            either.
+        bank: the questions.
+        teacher: who answers them. How it reads is chosen on the job's first images and kept with the job.
+        image_column: the column of images.
+        splits: which splits of a dict to label; all by default. The others carry nulls, so that all splits keep one
+            schema.
+        work_dir: the folder of this one job, for its shards and the manifest that says whose they are. By default a
+            folder in the datasets cache, another one for whatever would change the answers. A stream needs one: its
+            Parquet shards, all columns and the images' bytes, are the result (`work_dir/data/train-00000.parquet`).
+        on_error: what to do about an image that cannot be decoded or that the teacher's processor refuses: "raise", or
+            "skip", which leaves `aspect_logits` and `aspect_mass` null and `aspect_bank` set. (A row of a split that
+            was not labelled has three nulls.)
+        shard_size: images that a kill can cost; a job that was begun keeps its own.
+        distributed: share the work between the processes of `accelerate launch`, all of which have to make this call,
+            on one folder that all can see; each needs a teacher on its own device. Otherwise each process does it all.
+
+    Returns:
+        The same rows with the three columns added; for a stream, the stream that reads the Parquet shards.
+
+    Raises:
+        ValueError: no such column or split, a column without images, an image that cannot be decoded (named by split
+            and row), a dataset that has aspect columns already, a work_dir that holds another job.
+        OSError: the work_dir cannot be written to, or the disk is full; what was done is kept.
+    """
+    sources = sources_of(dataset, splits, image_column)
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
+    if int(shard_size) < 1:
+        raise ValueError(f"A shard holds at least one image: received shard_size={shard_size}.")
+    streams = isinstance(dataset, (IterableDataset, IterableDatasetDict))
+    if streams and work_dir is None:
+        raise ValueError("A stream needs a place for its labelled Parquet shards: pass work_dir.")
+    workers = Workers.of_launch() if distributed else Workers()
+    job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers)
+    to_do = [source for source in sources if streams or (source.labelled and source.total)]
+    results = {source.split: _leave(source.data, bank) for source in sources if source not in to_do}
+    for folder, group in [(work_dir, to_do)] if work_dir else [(job.cache_of(source), [source]) for source in to_do]:
+        if group:
+            results |= job.run(Path(folder), group)
+    if isinstance(dataset, (Dataset, IterableDataset)):
+        return results[sources[0].split]
+    return type(dataset)({source.split: results[source.split] for source in sources})
+
+
+def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
+    """The rows whose image could not be read, which `attach_aspects(..., on_error="skip")` left without answers."""
+    columns = labelled.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
+    rows, start = [], 0
+    for table in columns.iter(1000):
+        skipped = pc.and_(table["aspect_logits"].is_null(), table["aspect_bank"].is_valid())
+        rows += [start + row for row in pc.indices_nonzero(skipped).to_pylist()]
+        start += len(table)
+    return rows
+
+
+@dataclass
+class _Job:
+    """One call of `attach_aspects`; `done` is, for one split, shard -> rows."""
+
+    bank: AspectBank
+    teacher: AspectTeacher
+    image_column: str
+    on_error: str
+    shard_size: int
+    streams: bool
+    workers: Workers
+
+    def fingerprint(self, source: Rows) -> str:
+        return Hasher.hash([source.data._fingerprint, self.image_column, self.bank.fingerprint, self.teacher.identity])
+
+    def cache_of(self, source: Rows) -> Path:
+        return Path(datasets.config.HF_DATASETS_CACHE) / "madkd_hf" / f"{source.split}-{self.fingerprint(source)}"
+
+    def run(self, folder: Path, sources: list[Rows | Stream]) -> dict[str, Dataset | IterableDataset]:
+        """The splits of one work directory, labelled."""
+        manifest, done = self.workers.from_main(lambda: self._begin(folder, sources))
+        work = WorkDir(folder, manifest, self.streams)
+        if manifest["plan"] is not None:
+            self.teacher.plan = dict(manifest["plan"])
+        labelled = {source.split: self._label(work, source, done[source.split]) for source in sources}
+        if self.streams and self.workers.is_main:
+            work.save_card()
+        return labelled
+
+    def _begin(self, folder: Path, sources: list[Rows | Stream]) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
+        """The manifest and what is done; how the teacher reads is chosen once, before the first shard."""
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "bank": {"fingerprint": self.bank.fingerprint, "ids": self.bank.ids},
+            "teacher": self.teacher.identity,
+            "plan": None,
+            "image_column": self.image_column,
+            "shard_size": self.shard_size,
+            "splits": {source.split: source.state for source in sources},
+            "complete": {},
+        }
+        work = WorkDir(folder, manifest, self.streams)
+        work.start()
+        done = {source.split: self._done(work, source) for source in sources}
+        open_splits = [source for source in sources if not _is_complete(work, source, done[source.split])]
+        if work.manifest["plan"] is None and any(source.labelled for source in open_splits):
+            work.manifest["plan"] = self._plan([source for source in sources if source.labelled])
+            work.save()
+        return work.manifest, done
+
+    def _done(self, work: WorkDir, source: Rows | Stream) -> dict[int, int]:
+        done = work.done(source.split)
+        if source.labelled and self.on_error == "raise":  # an earlier run may have skipped what this one must not
+            done = {index: rows for index, rows in done.items() if not work.skipped(source.split, index)}
+        return done
+
+    def _plan(self, sources: list[Rows | Stream]) -> dict[str, Any] | None:
+        """How the teacher reads, chosen on the first two images that it can read; None where there is not one."""
+        images = (image for source in sources for image in readable(source.head()))
+        first = list(itertools.islice(images, 2))
+        self.teacher.plan = None
+        while first:
+            try:
+                return dict(self.teacher.prepare(first, self.bank))
+            except UnreadableImage as error:  # the labelling itself will name its row
+                del first[error.index if error.index < len(first) else 0]
+                first += itertools.islice(images, 1)
+        return None
+
+    def _label(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> Dataset | IterableDataset:
+        if not _is_complete(work, source, done):
+            try:
+                self._fill(work, source, done)
+            except KeyboardInterrupt:
+                kept = work.kept(source.split)
+                raise KeyboardInterrupt(f"{kept}; run the same command again to go on.") from None
+        if self.streams:
+            files = [str(work.path(source.split, index)) for index in sorted(done)]
+            return IterableDataset.from_parquet(files, split=datasets.NamedSplit(source.split))
+        answers = Dataset(work.load(source.split, sorted(done)), fingerprint=self.fingerprint(source))
+        return _join(source.data, answers)
+
+    def _fill(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> None:
+        """Make this worker's share of the missing shards, and wait for the others'."""
+        size, others = work.manifest["shard_size"], {}
+        pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
+        images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
+        about = f"{source.split}: {len(self.bank)} questions an image" if source.labelled else source.split
+        progress = {"total": source.total, "initial": sum(done.values()), "unit": " images", "desc": about}
+        with tqdm(**progress, disable=not self.workers.is_main) as bar, _no_bars():
+            for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
+                if turn % self.workers.count != self.workers.index:
+                    others[index] = len(rows)
+                    continue
+                answers = self._answers(source, rows, index * size, images_per_call, bar)
+                work.write(source.split, index, source.stored(rows, answers))
+                done[index] = len(rows)
+                _take_arrived(work, source.split, others, done, bar)
+            while others:
+                time.sleep(POLL_SECONDS)
+                _take_arrived(work, source.split, others, done, bar)
+        if self.streams and self.workers.is_main:
+            if not done:  # an empty stream leaves its columns at least
+                work.write(source.split, 0, source.stored(source.nothing, _nulls(self.bank, 0)))
+                done[0] = 0
+            work.manifest["complete"][source.split] = sum(done.values())
+            work.save()
+
+    def _answers(self, source: Rows | Stream, rows: Dataset, start: int, images_per_call: int, bar: tqdm) -> pa.Table:
+        """The new columns for a shard whose first row is `start`: the same rows always make the same calls."""
+        if not source.labelled:
+            bar.update(len(rows))
+            return _nulls(self.bank, len(rows))
+
+        def read(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
+            answers = self._read(batch[self.image_column], [start + place for place in places], source.split)
+            bar.update(len(places))
+            return answers
+
+        answers = rows.select_columns([self.image_column]).map(
+            read,
+            batched=True,
+            batch_size=images_per_call,
+            with_indices=True,
+            remove_columns=[self.image_column],
+            features=aspect_features(self.bank),
+            new_fingerprint="shard",  # the teacher is not to be hashed
+            keep_in_memory=True,
+            load_from_cache_file=False,
+        )
+        return answers.data.table.combine_chunks()
+
+    def _read(self, stored: list[dict[str, Any] | None], rows: list[int], split: str) -> dict[str, list[Any]]:
+        images, places = [], []
+        for place, image in enumerate(stored):
+            try:
+                images.append(decode(image))
+                places.append(place)
+            except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
+                self._refuse(rows[place], split, "cannot be decoded", error)
+        logits: list[Any] = [None] * len(rows)
+        mass: list[Any] = [None] * len(rows)
+        while images:
+            try:
+                reading = self.teacher.read(images, self.bank)
+            except UnreadableImage as error:
+                self._refuse(rows[places[error.index]], split, "is refused by the teacher's processor", error)
+                del images[error.index], places[error.index]
+                continue
+            for place, z, m in zip(places, reading.logits.numpy(), reading.mass.numpy()):
+                logits[place], mass[place] = z, m
+            break
+        return {"aspect_logits": logits, "aspect_mass": mass, "aspect_bank": [self.bank.fingerprint] * len(rows)}
+
+    def _refuse(self, row: int, split: str, what: str, error: Exception) -> None:
+        if self.on_error == "raise":
+            raise ValueError(
+                f"The image in row {row} of split {split!r} {what} ({error}): repair the file or drop the row, or "
+                "pass on_error='skip' to leave its answers empty."
+            ) from error
+
+
+def _is_complete(work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> bool:
+    total = source.total if isinstance(source, Rows) else work.manifest["complete"].get(source.split)
+    return total == sum(done.values())
+
+
+def _take_arrived(work: WorkDir, split: str, others: dict[int, int], done: dict[int, int], bar: tqdm) -> None:
+    """Count the shards that other workers have finished since."""
+    for index in [index for index in others if work.path(split, index).exists()]:
+        done[index] = others.pop(index)
+        bar.update(done[index])
+
+
+def _leave(source: Dataset, bank: AspectBank) -> Dataset:
+    features = aspect_features(bank)
+    if not len(source):  # concatenation would drop an empty dataset, columns included
+        info = source.info.copy()
+        info.features = Features({**source.features, **features})
+        return Dataset.from_dict({name: [] for name in info.features}, info=info, split=source.split)
+    return _join(source, Dataset(_nulls(bank, len(source))))
+
+
+def _nulls(bank: AspectBank, rows: int) -> pa.Table:
+    schema = aspect_features(bank).arrow_schema
+    return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
+
+
+def _join(source: Dataset, columns: Dataset) -> Dataset:
+    """Columns beside the source's; a source that is a selection of rows gets them copied out by the concatenation."""
+    with _no_bars():
+        return concatenate_datasets([source, columns], split=source.split, axis=1)
+
+
+class _no_bars:
+    """Hides the map's own progress bars, which count examples: ours counts images."""
+
+    def __enter__(self) -> None:
+        self.were_enabled = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self.were_enabled:
+            datasets.enable_progress_bars()

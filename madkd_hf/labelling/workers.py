@@ -1,0 +1,73 @@
+"""The processes of one `accelerate launch`: who am I, and what do we all agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+
+Result = TypeVar("Result")
+
+
+class ToldElsewhere(RuntimeError):
+    """Another worker failed and says why: there is nothing to add here."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """This process among its siblings; alone, unless `of_launch` says otherwise.
+
+    Attributes:
+        index: this process's place, the main one's is 0.
+        count: how many there are, on all machines.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def of_launch(cls) -> Workers:
+        """The processes of `accelerate launch`, or this one alone where it was started in another way."""
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that is this process's own."""
+        return PartialState().device
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def agree(self, step: Callable[[], Result]) -> Result:
+        """Do a step on every worker; where it fails for some, the first of them raises its error.
+
+        Raises:
+            ToldElsewhere: on all the others, so that one reason is told once.
+        """
+        if self.count == 1:
+            return step()
+        error, result = None, None
+        try:
+            result = step()
+        except Exception as raised:  # whatever it is, the siblings must not wait for ever
+            error = raised
+        failed = [index for index, bad in enumerate(gather_object([error is not None])) if bad]
+        if failed and failed[0] == self.index:
+            raise error
+        if failed:
+            raise ToldElsewhere(f"Worker {failed[0]} failed and says why.")
+        return result
+
+    def from_main(self, step: Callable[[], Any]) -> Any:
+        """What a step of the main process returns, on every worker; raises as `agree` does."""
+        result = [self.agree(step if self.is_main else lambda: None)]
+        if self.count > 1:
+            broadcast_object_list(result)
+        return result[0]
