@@ -1,5 +1,5 @@
-from .job import aspect_features, attach_aspects, skipped_rows
-from .sources import ASPECT_COLUMNS
+from .columns import ASPECT_COLUMNS, aspect_features, skipped_rows
+from .job import attach_aspects
 from .workers import ToldElsewhere, Workers
 
 

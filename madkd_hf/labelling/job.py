@@ -12,22 +12,18 @@ from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import (
     Dataset,
     DatasetDict,
-    Features,
     IterableDataset,
     IterableDatasetDict,
-    List,
-    Value,
-    concatenate_datasets,
 )
 from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
 from ..teacher import AspectTeacher, UnreadableImage
+from .columns import aspect_features, join, leave, no_bars, nulls
 from .shards import FORMAT_VERSION, WorkDir
 from .sources import Rows, Stream, decode, readable, sources_of
 from .workers import Workers
@@ -37,12 +33,6 @@ READ_BATCH = 16  # images in one call of the teacher, or more where they do not 
 POLL_SECONDS = 1.0  # between two looks for the shards of other workers
 
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
-
-
-def aspect_features(bank: AspectBank) -> Features:
-    """The three columns that labelling adds, see `attach_aspects`."""
-    answers = List(Value("float32"), length=len(bank))
-    return Features({"aspect_logits": answers, "aspect_mass": answers, "aspect_bank": Value("string")})
 
 
 def attach_aspects(
@@ -104,24 +94,13 @@ def attach_aspects(
     workers = Workers.of_launch() if distributed else Workers()
     job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers)
     to_do = [source for source in sources if streams or (source.labelled and source.total)]
-    results = {source.split: _leave(source.data, bank) for source in sources if source not in to_do}
+    results = {source.split: leave(source.data, bank) for source in sources if source not in to_do}
     for folder, group in [(work_dir, to_do)] if work_dir else [(job.cache_of(source), [source]) for source in to_do]:
         if group:
             results |= job.run(Path(folder), group)
     if isinstance(dataset, (Dataset, IterableDataset)):
         return results[sources[0].split]
     return type(dataset)({source.split: results[source.split] for source in sources})
-
-
-def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
-    """The rows whose image could not be read, which `attach_aspects(..., on_error="skip")` left without answers."""
-    columns = labelled.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
-    rows, start = [], 0
-    for table in columns.iter(1000):
-        skipped = pc.and_(table["aspect_logits"].is_null(), table["aspect_bank"].is_valid())
-        rows += [start + row for row in pc.indices_nonzero(skipped).to_pylist()]
-        start += len(table)
-    return rows
 
 
 @dataclass
@@ -204,7 +183,7 @@ class _Job:
             files = [str(work.path(source.split, index)) for index in sorted(done)]
             return IterableDataset.from_parquet(files, split=datasets.NamedSplit(source.split))
         answers = Dataset(work.load(source.split, sorted(done)), fingerprint=self.fingerprint(source))
-        return _join(source.data, answers)
+        return join(source.data, answers)
 
     def _fill(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> None:
         """Make this worker's share of the missing shards, and wait for the others'."""
@@ -213,7 +192,7 @@ class _Job:
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
         about = f"{source.split}: {len(self.bank)} questions an image" if source.labelled else source.split
         progress = {"total": source.total, "initial": sum(done.values()), "unit": " images", "desc": about}
-        with tqdm(**progress, disable=not self.workers.is_main) as bar, _no_bars():
+        with tqdm(**progress, disable=not self.workers.is_main) as bar, no_bars():
             for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
                 if turn % self.workers.count != self.workers.index:
                     others[index] = len(rows)
@@ -227,7 +206,7 @@ class _Job:
                 _take_arrived(work, source.split, others, done, bar)
         if self.streams and self.workers.is_main:
             if not done:  # an empty stream leaves its columns at least
-                work.write(source.split, 0, source.stored(source.nothing, _nulls(self.bank, 0)))
+                work.write(source.split, 0, source.stored(source.nothing, nulls(self.bank, 0)))
                 done[0] = 0
             work.manifest["complete"][source.split] = sum(done.values())
             work.save()
@@ -236,7 +215,7 @@ class _Job:
         """The new columns for a shard whose first row is `start`: the same rows always make the same calls."""
         if not source.labelled:
             bar.update(len(rows))
-            return _nulls(self.bank, len(rows))
+            return nulls(self.bank, len(rows))
 
         def read(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
             answers = self._read(batch[self.image_column], [start + place for place in places], source.split)
@@ -296,35 +275,3 @@ def _take_arrived(work: WorkDir, split: str, others: dict[int, int], done: dict[
     for index in [index for index in others if work.path(split, index).exists()]:
         done[index] = others.pop(index)
         bar.update(done[index])
-
-
-def _leave(source: Dataset, bank: AspectBank) -> Dataset:
-    features = aspect_features(bank)
-    if not len(source):  # concatenation would drop an empty dataset, columns included
-        info = source.info.copy()
-        info.features = Features({**source.features, **features})
-        return Dataset.from_dict({name: [] for name in info.features}, info=info, split=source.split)
-    return _join(source, Dataset(_nulls(bank, len(source))))
-
-
-def _nulls(bank: AspectBank, rows: int) -> pa.Table:
-    schema = aspect_features(bank).arrow_schema
-    return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
-
-
-def _join(source: Dataset, columns: Dataset) -> Dataset:
-    """Columns beside the source's; a source that is a selection of rows gets them copied out by the concatenation."""
-    with _no_bars():
-        return concatenate_datasets([source, columns], split=source.split, axis=1)
-
-
-class _no_bars:
-    """Hides the map's own progress bars, which count examples: ours counts images."""
-
-    def __enter__(self) -> None:
-        self.were_enabled = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        if self.were_enabled:
-            datasets.enable_progress_bars()

@@ -17,9 +17,9 @@ from datasets.table import embed_table_storage, table_cast
 from PIL.Image import Image
 
 from ..images import to_rgb
+from .columns import ASPECT_COLUMNS
 
 
-ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
 REORDERING = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")  # the length is unknown
 
 

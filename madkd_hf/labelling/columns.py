@@ -1,0 +1,64 @@
+"""The columns that labelling adds, beside the source's."""
+
+from __future__ import annotations
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+
+from ..aspects import AspectBank
+
+
+ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
+
+
+def aspect_features(bank: AspectBank) -> Features:
+    """The three columns that labelling adds, see `attach_aspects`."""
+    answers = List(Value("float32"), length=len(bank))
+    return Features({"aspect_logits": answers, "aspect_mass": answers, "aspect_bank": Value("string")})
+
+
+def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
+    """The rows whose image could not be read, which `attach_aspects(..., on_error="skip")` left without answers."""
+    columns = labelled.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
+    rows, start = [], 0
+    for table in columns.iter(1000):
+        skipped = pc.and_(table["aspect_logits"].is_null(), table["aspect_bank"].is_valid())
+        rows += [start + row for row in pc.indices_nonzero(skipped).to_pylist()]
+        start += len(table)
+    return rows
+
+
+def leave(source: Dataset, bank: AspectBank) -> Dataset:
+    """A split that is not labelled: null in every column."""
+    features = aspect_features(bank)
+    if not len(source):  # concatenation would drop an empty dataset, columns included
+        info = source.info.copy()
+        info.features = Features({**source.features, **features})
+        return Dataset.from_dict({name: [] for name in info.features}, info=info, split=source.split)
+    return join(source, Dataset(nulls(bank, len(source))))
+
+
+def nulls(bank: AspectBank, rows: int) -> pa.Table:
+    """The columns of rows without answers."""
+    schema = aspect_features(bank).arrow_schema
+    return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
+
+
+def join(source: Dataset, columns: Dataset) -> Dataset:
+    """Columns beside the source's; a source that is a selection of rows gets them copied out by the concatenation."""
+    with no_bars():
+        return concatenate_datasets([source, columns], split=source.split, axis=1)
+
+
+class no_bars:
+    """Hides the map's own progress bars, which count examples: ours counts images."""
+
+    def __enter__(self) -> None:
+        self.were_enabled = datasets.is_progress_bar_enabled()
+        datasets.disable_progress_bars()
+
+    def __exit__(self, *_: object) -> None:
+        if self.were_enabled:
+            datasets.enable_progress_bars()
