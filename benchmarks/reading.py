@@ -2,7 +2,8 @@
 
 Random weights in InternVL's architecture: neither speed nor exactness depends on what they are. Every strategy reads
 the same images in turn, one round after the other; the ratio is the median over rounds of reference time / time, both
-with the mass (the whole vocabulary at each answer), image preprocessing included.
+with the mass (the whole vocabulary at each answer) and with image preprocessing, which the reference repeats for each
+question, as a plain loop over questions does.
 
     python benchmarks/reading.py                              # 8 layers, 512 wide, 256 image tokens, on this CPU
     python benchmarks/reading.py --shape 8b --tiles 13 --device cuda --dtype bfloat16
@@ -185,7 +186,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
     draw = np.random.default_rng(0)
     images = [Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8)) for _ in range(args.images)]
     questions = bank(args.questions, args.length, args.shared)
-    layout = teacher._layout(questions)
+    layout = teacher.layout(questions)
     inputs = encode(teacher.processor, images[0], layout.texts[0])
     prefix = inputs["input_ids"].shape[1] - len(layout.suffixes[0])
     names = args.strategies or list(STRATEGIES)

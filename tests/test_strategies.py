@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
 import torch
 from PIL import Image
-from tiny_mllms import MLLMS, mllm
+from tiny_mllms import MLLMS, llava, mllm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher
@@ -250,7 +251,7 @@ def no_merge(query, key, value, *rest, causal=False, **options):
 cascade_attend = cascade.attend
 BROKEN = {
     "no block mask": (strategies, "_tree_masks", lambda _: no_mask, {"packed"}),
-    "positions not restarted": (strategies, "Tree", not_restarted, {"packed", "cascade"}),
+    "positions not restarted": (layout, "Tree", not_restarted, {"packed", "cascade"}),
     "prefix shifted by one": (strategies, "_read_prefix", shifted, {"prefix_cache", "packed", "cascade"}),
     "prefix cut by one": (layout.Layout, "prefix", cut_short, {"shared_vision", "prefix_cache", "packed", "cascade"}),
     "sums ignored": (cascade, "attend", lambda _: no_merge, {"cascade"}),
@@ -298,6 +299,114 @@ def test_forcing_a_strategy_that_misreads_names_the_error_measured():
         AspectTeacher(*mllm("paligemma"), strategy="cascade").read(pictures(), bank())
 
 
+SHORT = ["is there a red shape ?", "is there a big blue shape ?", "a shape ?"]
+LONG = [f"is there {' or '.join(['a big red shape in the image'] * 4)} ?", "is there a red shape ?", "a blue shape ?"]
+
+
+@pytest.mark.parametrize("strategy", ["auto", "shared_vision", "prefix_cache", "packed", "cascade"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}},
+        {"model_type": "phimoe", "sliding_window": 40, "num_local_experts": 2},
+        {"model_type": "qwen2", "sliding_window": 40, "use_sliding_window": True, "max_window_layers": 1},
+        {"model_type": "llama4_text", "attention_chunk_size": 40},
+    ],
+    ids=["dynamic rope", "window in the mask only", "window", "chunks"],
+)
+def test_prompts_longer_than_those_of_the_check_are_read_right(text, strategy):
+    """Up to 40 tokens nothing shows: what begins there has to be known from the configuration."""
+    torch.manual_seed(0)
+    chunks = text.get("model_type") == "llama4_text"
+    if chunks:
+        model, processor = mllm("chunked_llava")
+        model.config.text_config.attention_chunk_size = 40
+    else:
+        model, processor = llava(**text, max_position_embeddings=40)
+        tiny.widen(model)
+    model.eval()
+    assert max(map(len, rows(model, processor, SHORT))) < 40 < max(map(len, rows(model, processor, LONG)))
+    teacher = AspectTeacher(model, processor, strategy)
+    if chunks and strategy in ("packed", "cascade"):
+        with pytest.raises(ValueError, match=f"is misread by strategy='{strategy}' .on longer prompts"):
+            teacher.read(pictures(), bank(SHORT))
+        return
+    teacher.read(pictures(), bank(SHORT))
+    expected = AspectTeacher(model, processor, "full").read(pictures(), bank(LONG))
+    torch.testing.assert_close(teacher.read(pictures(), bank(LONG)).logits, expected.logits, atol=5e-5, rtol=0)
+
+
+def rows(model: PreTrainedModel, processor: ProcessorMixin, questions: list[str]) -> list[list[int]]:
+    cut = layout_of(model, processor, questions)
+    prefix = cut.prefix(layout.encode(processor, pictures()[0], cut.texts[0]))["input_ids"][0].tolist()
+    return [prefix + suffix for suffix in cut.suffixes]
+
+
+def test_a_single_question_whose_answers_hardly_differ_is_measured_by_their_size():
+    model, processor = mllm("paligemma")
+    with torch.no_grad():
+        model.lm_head.weight *= 1e-4
+    with pytest.raises(ValueError, match="is misread by strategy='cascade'"):
+        AspectTeacher(model, processor, "cascade").read(pictures()[:1], bank(SHORT[:1]))
+    plan = AspectTeacher(*mllm("internvl")).prepare(
+        pictures(), bank(["zebra ?", "gnu ?"])
+    )  # unknown words: one prompt
+    assert plan["strategy"] == "cascade"
+
+
+def test_teachers_in_two_threads_do_not_mix():
+    teachers = [AspectTeacher(*mllm(name), "cascade") for name in ("internvl", "qwen2_vl")]
+    expected = [teacher.read(pictures(), bank()).logits for teacher in teachers]
+
+    def read_often(teacher):
+        return [teacher.read(pictures(), bank()).logits for _ in range(10)]
+
+    with ThreadPoolExecutor(2) as pool:
+        for found, right in zip(pool.map(read_often, teachers), expected):
+            for logits in found:
+                torch.testing.assert_close(logits, right, atol=2e-5, rtol=0)
+
+
+def test_a_model_put_back_into_training_is_read_without_dropout():
+    model, processor = mllm("internvl")
+    teacher = AspectTeacher(model, processor)
+    expected = teacher.read(pictures(), bank()).logits
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.train()
+    torch.testing.assert_close(teacher.read(pictures(), bank()).logits, expected)
+
+
+def test_inputs_are_in_the_model_s_dtype():
+    model, processor = mllm("internvl")
+    inputs = layout.encode(processor, pictures()[0], texts(processor)[0], lower(model, torch.bfloat16))
+    assert inputs["pixel_values"].dtype == torch.bfloat16 and inputs["input_ids"].dtype == torch.int64
+
+
+def test_what_merely_has_the_shape_of_the_tokens_is_not_cut():
+    """A mask over patches, as many as one of the prompts has tokens."""
+    model, processor = mllm("internvl")
+    count = layout.encode(processor, pictures()[0], texts(processor)[0])["input_ids"].shape[1]
+
+    class WithPatchMask(type(processor)):
+        def __call__(self, *args, **kwargs):
+            inputs = super().__call__(*args, **kwargs)
+            inputs["patch_mask"] = torch.ones(1, count, dtype=torch.long)
+            return inputs
+
+    processor.__class__ = WithPatchMask
+    cut = layout_of(model, processor)
+    inputs = layout.encode(processor, pictures()[0], cut.texts[0])
+    assert layout.per_token(inputs) == ["input_ids", "attention_mask", "patch_mask"]
+    assert cut.prefix(inputs)["patch_mask"].shape[1] == count > cut.prefix(inputs)["input_ids"].shape[1]
+
+
+def test_a_question_with_a_special_token_is_named():
+    with pytest.raises(ValueError, match=r"The prompt '.*is there <image> \?.*' cannot be put to this model"):
+        AspectTeacher(*mllm("idefics3")).read(pictures(), bank(["is there <image> ?", "is there a shape ?"]))
+
+
 def test_a_plan_that_is_given_is_kept():
     teacher = AspectTeacher(*mllm("internvl"))
     teacher.plan = {"strategy": "packed", "batch_size": 3, "errors": {}}
@@ -321,12 +430,53 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_size_is_kept(strategy, monk
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return reduce(processor)(logits)
 
-    monkeypatch.setattr(teacher, "_reduce", small_memory)
+    monkeypatch.setattr(teacher, "reduce", small_memory)
     torch.testing.assert_close(teacher.read(pictures(), bank()).logits, expected, atol=2e-5, rtol=0)
     assert max(largest[-5:]) <= 4
     tries = len(largest)
     teacher.read(pictures(), bank())
     assert max(largest[tries:]) <= 4
+
+
+def test_the_check_fits_into_memory_and_lack_of_it_is_no_wrong_reading(monkeypatch):
+    model, processor = mllm("internvl")
+    expected = AspectTeacher(model, processor).prepare(pictures(), bank())
+    teacher, original = AspectTeacher(model, processor, batch_size=64), reduce(processor)
+
+    def small_memory(logits):
+        if logits.shape[0] * logits.shape[1] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return original(logits)
+
+    monkeypatch.setattr(teacher, "reduce", small_memory)
+    plan = teacher.prepare(pictures(), bank())
+    assert plan["strategy"] == expected["strategy"] and plan["batch_size"] <= 16
+
+
+@pytest.mark.parametrize("batch_size", [1, 14, 1000])
+def test_only_a_few_images_are_held_as_pixels(batch_size, monkeypatch):
+    model, processor = mllm("internvl")
+    held = []
+    original = layout.encode
+
+    def counted(*args):
+        held.append(1)
+        return original(*args)
+
+    cut, images = layout_of(model, processor), [image for image in pictures() for _ in range(8)]
+    monkeypatch.setattr(layout, "encode", counted)
+    size = max(1, batch_size // len(cut))
+    next(iter(layout.batches(images, cut, size, model)))
+    assert len(held) == min(len(images), 1 if size == 1 else 4 * size)
+
+
+def test_a_batch_has_no_more_tokens_than_allowed(monkeypatch):
+    model, processor = mllm("internvl")
+    cut = layout_of(model, processor)
+    length = len(rows(model, processor, QUESTIONS)[0]) - len(cut.suffixes[0])
+    monkeypatch.setattr(layout, "PREFIX_TOKENS", 2 * length)
+    sizes = [len(batch) for _, batch in layout.batches(pictures()[:1] * 7, cut, 100, model)]
+    assert sizes == [2, 2, 2, 1]
 
 
 def test_what_does_not_fit_even_alone_is_told_in_one_sentence(monkeypatch):
@@ -336,7 +486,7 @@ def test_what_does_not_fit_even_alone_is_told_in_one_sentence(monkeypatch):
     def no_memory(logits):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(teacher, "_reduce", no_memory)
+    monkeypatch.setattr(teacher, "reduce", no_memory)
     with pytest.raises(ValueError, match="out of memory with one question about one image.*smaller dtype"):
         teacher.read(pictures(), bank())
 
@@ -348,7 +498,7 @@ def test_another_error_is_no_lack_of_memory(monkeypatch):
     def broken(logits):
         raise RuntimeError("shapes do not fit")
 
-    monkeypatch.setattr(teacher, "_reduce", broken)
+    monkeypatch.setattr(teacher, "reduce", broken)
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         teacher.read(pictures(), bank())
 

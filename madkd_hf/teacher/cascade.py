@@ -7,9 +7,9 @@ two are added up by their logsumexp. Known as cascade inference or as attention 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,21 +19,22 @@ from .layout import Tree
 
 
 NAME = "madkd_cascade"
+_shared: ContextVar[tuple[Cache, Tree]] = ContextVar("prefix and tree")
 
 
 @contextmanager
 def cascading(model: PreTrainedModel, prefix: Cache, tree: Tree) -> Iterator[None]:
     """Within, the text model reads the tokens of a tree behind the prefix, once for each of n prefixes."""
-    AttentionInterface.register(NAME, functools.partial(cascade_attention, prefix=prefix, tree=tree))
-    configs = {
-        id(module.config): module.config for module in model.get_decoder().modules() if hasattr(module, "config")
-    }
+    layers = model.get_decoder().modules()
+    configs = {id(layer.config): layer.config for layer in layers if hasattr(layer, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
+    token = _shared.set((prefix, tree))
     try:
         for config in configs.values():
             config._attn_implementation = NAME
         yield
     finally:
+        _shared.reset(token)
         for key, config in configs.items():
             config._attn_implementation = before[key]
 
@@ -44,43 +45,58 @@ def cascade_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    *,
-    prefix: Cache,
-    tree: Tree,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function of transformers' `AttentionInterface`.
+    """An attention function of transformers' `AttentionInterface`, for use within `cascading`.
 
     Args:
+        module: the attention layer; its window is that of the configuration, as not all models pass it on.
         query: [n, heads, T, D], of the tree's tokens.
-        key, value: [n, key heads, T, D].
-        prefix: with [n, key heads, P, D] in each layer.
-        sliding_window: how many tokens back a token sees, itself included.
+        key, value: [n, key heads, T, D]. The prefix has [n, key heads, P, D] of each in each layer.
+
+    Returns:
+        [n, T, heads, D].
 
     Raises:
         NotImplementedError: an option that changes the scores (soft-capping, sinks, biases).
     """
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
         raise NotImplementedError(f"cascade attention has no {unknown[0]}")
+    prefix, tree = _shared.get()
     shared = prefix.layers[module.layer_idx]
     n, heads, tokens, _ = query.shape
     groups, length = heads // key.shape[1], shared.keys.shape[2]
-    in_window = _windows(tree, length, sliding_window)
+    paths, home, depth = (index.to(query.device) for index in (tree.paths, tree.home, tree.depth))
+    in_window = _windows(depth, paths.shape[1], length, window(module.config, module.layer_idx))
 
     folded = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [n, key heads, groups * T, D]: keys are not repeated
     mask = None if in_window is None else in_window[0].repeat(groups, 1)
     first, first_sum = attend(folded, shared.keys, shared.values, scaling, mask)
     first, first_sum = first.reshape(n, heads, tokens, -1), first_sum.reshape(n, heads, tokens)
 
-    every_head = (query, key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1))
-    rows = [states[:, :, tree.paths].transpose(1, 2).flatten(0, 1) for states in every_head]  # [n * q, heads, S, D]
+    rows = [states[:, :, paths].transpose(1, 2).flatten(0, 1) for states in (query, key, value)]  # one per question
+    rows[1:] = [states.repeat_interleave(groups, dim=1) for states in rows[1:]]
     own = attend(*rows, scaling, None if in_window is None else in_window[1], causal=True)
-    own, own_sum = (each.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)[:, :, tree.home] for each in own)
+    own, own_sum = (each.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)[:, :, home] for each in own)
 
     weight = torch.sigmoid(first_sum - own_sum)[..., None].to(own.dtype)
     return torch.lerp(own, first, weight).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, cascade_attention)
+
+
+def layer_types(config: Any) -> list[str]:
+    """The kind of each attention layer of a text model; without a list, all slide if there is a window."""
+    slides = getattr(config, "sliding_window", None) is not None
+    kinds = getattr(config, "layer_types", None)
+    return kinds or ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers
+
+
+def window(config: Any, layer: int) -> int | None:
+    """How many tokens back a layer sees, the token itself included; None: all."""
+    return config.sliding_window if layer_types(config)[layer] == "sliding_attention" else None
 
 
 def attend(
@@ -101,11 +117,11 @@ def attend(
     Returns:
         [B, heads, S, D], zero where nothing is visible, and [B, heads, S] float32.
     """
-    aten = torch.ops.aten
-    if visible is None and query.device.type == "cpu":
+    aten, fused = torch.ops.aten, visible is None and query.shape[-1] == value.shape[-1]
+    if fused and query.device.type == "cpu":
         return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, causal, scale=scaling)
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if visible is None and query.is_cuda and half and query.shape[-1] % 8 == 0:
+    if fused and query.is_cuda and half and query.shape[-1] % 8 == 0:
         return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, causal, False, scale=scaling)[:2]
     scores = query.float() @ key.float().transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
     if causal:
@@ -117,12 +133,12 @@ def attend(
     return (weights @ value.float()).to(value.dtype), scores.logsumexp(-1)
 
 
-def _windows(tree: Tree, length: int, window: int | None) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _windows(
+    depth: torch.Tensor, longest: int, length: int, window: int | None
+) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What a sliding window leaves visible, of the prefix [T, P] and of the own row [S, S]; None if all of it."""
-    longest = tree.paths.shape[1]
     if window is None or length + longest <= window:
         return None
-    device = tree.depth.device
-    first = torch.arange(length, device=device) > length + tree.depth[:, None] - window
-    place = torch.arange(longest, device=device)
+    first = torch.arange(length, device=depth.device) > length + depth[:, None] - window
+    place = torch.arange(longest, device=depth.device)
     return first, place > place[:, None] - window

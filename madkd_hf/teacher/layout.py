@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+
+PREFIX_TOKENS = 16384  # in one forward pass, unless one image has more
 
 
 class UnreadableImage(ValueError):
@@ -35,20 +38,32 @@ class Layout:
 
     Attributes:
         suffixes: Q lists of token ids, at least one each.
+        per_token: the model inputs that have one value for each token.
         shareable: whether the image stands before the place where the questions part.
     """
 
     def __init__(self, processor: ProcessorMixin, texts: Sequence[str], image_token_id: int | None):
-        blank = Image.new("RGB", (64, 64))
         self.processor = processor
         self.texts = list(texts)
-        encoded = (encode(processor, blank, text) for text in self.texts)
-        rows = [{name: inputs[name][0] for name in per_token(inputs)} for inputs in encoded]
-        tokens = [row["input_ids"].tolist() for row in rows]
+        blank = Image.new("RGB", (64, 64))
+        rows = []
+        for text in self.texts:
+            try:
+                inputs = encode(processor, blank, text)
+            except Exception as error:  # whatever a processor raises, the prompt is what helps
+                raise ValueError(
+                    f"The prompt {text!r} cannot be put to this model ({' '.join(str(error).split())}): leave the "
+                    "model's special tokens out of the question."
+                ) from error
+            rows.append(inputs)
+        longer = encode(processor, blank, f"{texts[0]} and some more")
+        self.per_token = [name for name in per_token(rows[0]) if name in per_token(longer)]  # not by coincidence
+        tokens = [row["input_ids"][0].tolist() for row in rows]
         head = min(len(os.path.commonprefix(tokens)), min(map(len, tokens)) - 1)
         self.suffixes = [row[head:] for row in tokens]
         self.shareable = not any(image_token_id in suffix for suffix in self.suffixes)
-        self._tails = [{name: values[head:] for name, values in row.items()} for row in rows]
+        self._tails = [{name: row[name][0, head:] for name in self.per_token} for row in rows]
+        self._trees: dict[Any, Tree] = {}
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -56,7 +71,7 @@ class Layout:
     def subset(self, questions: Sequence[int]) -> Layout:
         """The same prompts, fewer questions, cut at the same place."""
         part = object.__new__(Layout)
-        part.__dict__ = {**self.__dict__}
+        part.__dict__ = {**self.__dict__, "_trees": {}}
         for name in ("texts", "suffixes", "_tails"):
             setattr(part, name, [getattr(self, name)[question] for question in questions])
         return part
@@ -70,8 +85,7 @@ class Layout:
         length = inputs["input_ids"].shape[1] - len(self.suffixes[0])
         if not self.shareable or inputs["input_ids"][0, length:].tolist() != self.suffixes[0]:
             return None
-        tokens = per_token(inputs)
-        return {name: value[:, :length] if name in tokens else value for name, value in inputs.items()}
+        return {name: value[:, :length] if name in self.per_token else value for name, value in inputs.items()}
 
     def suffix_rows(
         self, questions: Sequence[int], device: torch.device
@@ -81,6 +95,13 @@ class Layout:
         pad = torch.nn.utils.rnn.pad_sequence
         rows = {name: pad([tail[name] for tail in tails], batch_first=True).to(device) for name in tails[0]}
         return rows, torch.tensor([len(tail["input_ids"]) for tail in tails], device=device)
+
+    def tree(self, questions: Sequence[int], device: torch.device) -> Tree:
+        """The suffixes of some questions as one row."""
+        key = (tuple(questions), device)
+        if key not in self._trees:
+            self._trees[key] = Tree([self.suffixes[question] for question in questions], device)
+        return self._trees[key]
 
     def blocks(self, size: int) -> list[list[int]]:
         """The questions in blocks of at most `size` that begin alike."""
@@ -118,28 +139,44 @@ class Batch:
 
 
 def batches(
-    images: Sequence[Image.Image], layout: Layout, size: int, device: torch.device
+    images: Sequence[Image.Image], layout: Layout, size: int, model: PreTrainedModel
 ) -> Iterator[tuple[list[int], Batch]]:
     """Images in batches of at most `size` whose inputs have the same shapes, each with the images' places.
+
+    Only a few batches' worth of images are held as pixels at a time, and no batch has more than `PREFIX_TOKENS` tokens
+    before the questions part, if it has more than one image.
 
     Raises:
         UnreadableImage: the processor refuses an image.
     """
-    groups: dict[Any, list[tuple[int, dict[str, Any] | None]]] = {}
-    for index, image in enumerate(images):
-        try:
-            inputs = encode(layout.processor, image, layout.texts[0])
-        except Exception as error:  # whatever a processor raises, the image is what helps
-            raise UnreadableImage(index, error) from error
-        inputs = layout.prefix(inputs)
-        alike = inputs is not None and all(map(torch.is_tensor, inputs.values()))
-        shapes = tuple((name, value.shape) for name, value in inputs.items()) if alike else index
-        groups.setdefault(shapes, []).append((index, inputs))
-    for group in groups.values():
-        for start in range(0, len(group), size):
-            places, inputs = zip(*group[start : start + size])
-            merged = inputs[0] and {name: _concatenate([each[name] for each in inputs], device) for name in inputs[0]}
-            yield list(places), Batch([images[place] for place in places], merged, layout)
+    ahead = 1 if size == 1 else 4 * size
+    for first in range(0, len(images), ahead):
+        groups: dict[Any, list[tuple[int, dict[str, Any] | None]]] = {}
+        for index, image in enumerate(images[first : first + ahead], first):
+            try:
+                inputs = encode(layout.processor, image, layout.texts[0])
+            except Exception as error:  # whatever a processor raises, the image is what helps
+                raise UnreadableImage(index, error) from error
+            inputs = layout.prefix(inputs)
+            alike = inputs is not None and all(map(torch.is_tensor, inputs.values()))
+            shapes = tuple((name, value.shape) for name, value in inputs.items()) if alike else index
+            groups.setdefault(shapes, []).append((index, inputs))
+        for group in groups.values():
+            length = group[0][1]["input_ids"].shape[1] if group[0][1] else PREFIX_TOKENS
+            step = max(1, min(size, PREFIX_TOKENS // length))
+            for start in range(0, len(group), step):
+                places, inputs = zip(*group[start : start + step])
+                yield list(places), Batch([images[place] for place in places], _merged(inputs, model), layout)
+
+
+def _merged(inputs: Sequence[dict[str, Any] | None], model: PreTrainedModel) -> dict[str, Any] | None:
+    if inputs[0] is None:
+        return None
+    merged = {
+        name: torch.cat([each[name] for each in inputs]) if torch.is_tensor(value) else value
+        for name, value in inputs[0].items()
+    }
+    return dict(BatchFeature(merged).to(device_of(model), model.dtype))
 
 
 class Tree:
@@ -185,14 +222,23 @@ class Tree:
 
 
 def encode(
-    processor: ProcessorMixin, image: Image.Image, text: str, device: torch.device | str = "cpu"
+    processor: ProcessorMixin, image: Image.Image, text: str, model: PreTrainedModel | None = None
 ) -> dict[str, Any]:
-    """Model inputs for one image and one text; a template that writes BOS gets no second."""
+    """Model inputs for one image and one text, in the model's dtype where a model is given and on its device.
+
+    A template that writes BOS gets no second.
+    """
     bos = processor.tokenizer.bos_token
     special = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-    inputs = dict(processor(images=[image], text=[text], return_tensors="pt", **special).to(device))
+    inputs = processor(images=[image], text=[text], return_tensors="pt", **special)
     inputs.pop("labels", None)  # some processors add what training on the text would need
-    return inputs
+    return dict(inputs if model is None else inputs.to(device_of(model), model.dtype))
+
+
+def device_of(model: PreTrainedModel) -> torch.device:
+    """Where a model takes its inputs: not where its weights wait, if they are offloaded."""
+    device = getattr(getattr(model, "_hf_hook", None), "execution_device", None)
+    return model.device if device is None else torch.device(device)
 
 
 def per_token(inputs: dict[str, Any]) -> list[str]:
@@ -208,7 +254,3 @@ def image_token_id(model: PreTrainedModel, processor: ProcessorMixin) -> int | N
             if isinstance(getattr(owner, name, None), int):
                 return getattr(owner, name)
     return None
-
-
-def _concatenate(values: Sequence[Any], device: torch.device) -> Any:
-    return torch.cat(values).to(device) if torch.is_tensor(values[0]) else values[0]

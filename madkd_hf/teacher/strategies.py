@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,8 +26,8 @@ import torch
 from PIL import Image
 from transformers import DynamicCache, PreTrainedModel
 
-from .cascade import cascading
-from .layout import Batch, Layout, Tree, batches, encode, per_token
+from .cascade import cascading, layer_types, window
+from .layout import Batch, Layout, Tree, batches, device_of, encode
 
 
 Answers = Iterator[tuple[list[int], torch.Tensor]]
@@ -38,7 +39,7 @@ def full(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     for question, text in enumerate(batch.layout.texts):
         rows = []
         for image in batch.images:
-            inputs = encode(batch.layout.processor, image, text, model.device)
+            inputs = encode(batch.layout.processor, image, text, model)
             rows.append(model(**inputs, logits_to_keep=1).logits[:, -1])
         yield [question], torch.stack(rows)
 
@@ -49,11 +50,11 @@ def shared_vision(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     The padding is on the right: with causal attention no question can see it, so positions need no correction.
     """
     features = _image_features(model, batch.inputs)
-    tokens = per_token(batch.inputs)
+    tokens, device = batch.layout.per_token, device_of(model)
     rest = {name: value for name, value in batch.inputs.items() if name not in (*tokens, "pixel_values")}
     for questions in batch.layout.buckets(size):
         count = len(questions)
-        rows, lengths = batch.layout.suffix_rows(questions, model.device)
+        rows, lengths = batch.layout.suffix_rows(questions, device)
         inputs = {name: torch.cat([_repeat(batch.inputs[name], count), rows[name]], dim=1) for name in tokens}
         inputs |= {name: _repeat(value, count) for name, value in rest.items()}
         inputs["mm_encoder_outputs"] = {"image": _repeat_features(features, count)}
@@ -63,12 +64,12 @@ def shared_vision(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
 def prefix_cache(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     """Read the prefix once; give each question a copy of its keys and values."""
     prefix, start = _read_prefix(model, batch)
-    n = len(batch)
+    n, device = len(batch), start.device
     for questions in batch.layout.buckets(size // n):
-        rows, lengths = batch.layout.suffix_rows(questions, model.device)
+        rows, lengths = batch.layout.suffix_rows(questions, device)
         cache, q = copy.deepcopy(prefix), len(questions)
-        cache.reorder_cache(torch.arange(n, device=model.device).repeat_interleave(q))
-        own = torch.arange(rows["input_ids"].shape[1], device=model.device)
+        cache.reorder_cache(torch.arange(n, device=device).repeat_interleave(q))
+        own = torch.arange(rows["input_ids"].shape[1], device=device)
         before = own.new_ones(n * q, batch.length)
         logits = _logits(
             model,
@@ -86,7 +87,7 @@ def packed(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     """Read the prefix once; put all questions behind it in one row, apart by a mask, each counting from there."""
     prefix, start = _read_prefix(model, batch, DynamicCache())
     for questions in batch.layout.blocks(max(1, size // len(batch))):
-        tree = Tree([batch.layout.suffixes[question] for question in questions], model.device)
+        tree = batch.layout.tree(questions, start.device)
         mask = _tree_masks(model, tree, batch.length)
         yield questions, _read_tree(model, tree, start, past_key_values=copy.deepcopy(prefix), attention_mask=mask)
 
@@ -95,7 +96,7 @@ def cascade(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     """Read the prefix once; all questions attend to it where it is, and to themselves, and add the two up."""
     prefix, start = _read_prefix(model, batch, DynamicCache())
     for questions in batch.layout.blocks(max(1, size // len(batch))):
-        tree = Tree([batch.layout.suffixes[question] for question in questions], model.device)
+        tree = batch.layout.tree(questions, start.device)
         with cascading(model, prefix, tree):
             yield questions, _read_tree(model, tree, start, use_cache=False)
 
@@ -120,8 +121,10 @@ def read(
     """
     answers = torch.empty(2, len(images), len(layout))
     one = strategy in ("full", "shared_vision")
-    for places, batch in batches(images, layout, 1 if one else max(1, size // len(layout)), model.device):
-        way = full if batch.inputs is None else STRATEGIES[strategy]
+    longest, limit = max(map(len, layout.suffixes)), positions_limit(model.config.get_text_config())
+    for places, batch in batches(images, layout, 1 if one else max(1, size // len(layout)), model):
+        shared = batch.inputs is not None and batch.length + longest <= limit
+        way = STRATEGIES[strategy] if shared else full
         for questions, logits in way(model, batch, size):
             answers[:, torch.tensor(places)[:, None], questions] = torch.stack(reduce(logits)).cpu()
     return answers[0], answers[1]
@@ -130,7 +133,7 @@ def read(
 def _read_prefix(model: PreTrainedModel, batch: Batch, cache: DynamicCache | None = None) -> tuple[Any, torch.Tensor]:
     """The prefix's keys and values (in the model's own kind of cache by default), and the position after it [n]."""
     outputs = model(**batch.inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    start = torch.full((len(batch),), batch.length, device=model.device)
+    start = torch.full((len(batch),), batch.length, device=device_of(model))
     deltas = getattr(model.base_model, "rope_deltas", None)  # positions in three dimensions take less room
     return outputs.past_key_values, start if deltas is None else start + deltas.flatten().to(start)
 
@@ -148,23 +151,36 @@ def _tree_masks(model: PreTrainedModel, tree: Tree, length: int) -> torch.Tensor
     """Additive masks [1, 1, T, length + T] over prefix and tree, one per kind of layer where there are several."""
     config = model.config.get_text_config()
     masks = {}
-    for kind, window in layer_kinds(config).items():
+    for kind, reach in layer_kinds(config).items():
         keys = torch.cat([torch.arange(length, device=tree.depth.device), length + tree.depth])
         seen = torch.cat([tree.ancestors.new_ones(len(tree.depth), length), tree.ancestors], dim=1)
-        if window is not None:
-            seen = seen & (keys > length + tree.depth[:, None] - window)
+        if reach is not None:
+            seen = seen & (keys > length + tree.depth[:, None] - reach)
         mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
         masks[kind] = mask.masked_fill(~seen, torch.finfo(model.dtype).min)[None, None]
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 
+def positions_limit(config: Any) -> float:
+    """The number of tokens up to which positions are encoded alike, however long the prompt is.
+
+    Beyond it the frequencies of these rotary embeddings depend on the longest prompt in a forward pass, so that a
+    question reads differently beside a longer one.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    limits = [
+        kind.get("original_max_position_embeddings")
+        or getattr(config, "original_max_position_embeddings", None)
+        or config.max_position_embeddings
+        for kind in (rope, *rope.values())
+        if isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(limits, default=math.inf)
+
+
 def layer_kinds(config: Any) -> dict[str, int | None]:
     """The kinds of attention layer of a text model, each with its window in tokens (None: all)."""
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        kinds = ["full_attention" if window is None else "sliding_attention"]
-    return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))}
+    return {kind: window(config, layer) for layer, kind in enumerate(layer_types(config))}
 
 
 def _logits(model: PreTrainedModel, rows: Any, positions: torch.Tensor, **inputs: Any) -> torch.Tensor:

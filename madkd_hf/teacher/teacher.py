@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -27,6 +28,7 @@ from .strategies import STRATEGIES, read
 
 
 logger = logging.get_logger(__name__)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class AspectTeacher:
         self.revision = revision
         self.plan: dict[str, Any] | None = None
         self._layouts: dict[str, Layout] = {}
+        self._lock = threading.Lock()  # reading switches the model's attention for a moment
 
     @classmethod
     def from_pretrained(
@@ -156,7 +159,14 @@ class AspectTeacher:
         if not images:
             return Reading(torch.empty(0, len(bank)), torch.empty(0, len(bank)))
         self.prepare(images, bank)
-        reading = Reading(*self._read(images, self._layout(bank)))
+        layout, strategy = self.layout(bank), self.plan["strategy"]
+        if self.model.training:
+            self.model.eval()
+        with self._lock:
+            answers, self.plan["batch_size"] = self._in_memory(
+                self.plan["batch_size"], lambda size: read(self.model, layout, images, strategy, size, self.reduce)
+            )
+        reading = Reading(*answers)
         finite = torch.isfinite(reading.logits) & torch.isfinite(reading.mass)
         if not finite.all():
             image, question = (~finite).nonzero()[0].tolist()
@@ -184,45 +194,51 @@ class AspectTeacher:
         """
         if self.plan is not None:
             return self.plan
-        layout, images = self._layout(bank), [to_rgb(image) for image in images[:2]]
+        layout, images = self.layout(bank), [to_rgb(image) for image in images[:2]]
+        possible = allowed(self.model, layout)
+        names = possible if self.strategy == "auto" else ["full", self.strategy]
         if self.strategy not in ("auto", "full") and not layout.shareable:
             raise ValueError(
                 f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
                 "the question, so that questions share nothing: use strategy='auto'."
             )
-        names = allowed(self.model, layout) if self.strategy == "auto" else ["full", self.strategy]
-        errors, exact = check(self.model, layout, images, self._reduce, names)
-        if self.strategy not in (*exact, "auto"):
+        (errors, exact), size = self._in_memory(
+            self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
+        )
+        if self.strategy != "auto" and (self.strategy not in exact or self.strategy not in possible):
             error = errors[self.strategy]
             off = "cannot be computed" if error is None else f"are off by {error:.2g} standard deviations"
+            why = "" if self.strategy in possible else " (on longer prompts; its configuration rules it out)"
             raise ValueError(
-                f"{self._name} is misread by strategy={self.strategy!r}: compared with strategy='full', its log-odds "
-                f"{off}: use strategy='auto'."
+                f"{self._name} is misread by strategy={self.strategy!r}{why}: compared with strategy='full', the "
+                f"log-odds of the first images {off}: use strategy='auto'."
             )
         chosen = least_work(exact, layout, images[0], self.model) if self.strategy == "auto" else self.strategy
-        if wrong := [name for name in names if name not in exact]:
-            logger.warning(f"{self._name} would be misread by {', '.join(wrong)}; reading it by {chosen}.")
-        self.plan = {"strategy": chosen, "batch_size": self.batch_size, "errors": errors}
-        logger.info(f"Reading {self._name} by {chosen}; errors in standard deviations: {errors}.")
+        if unfit := [name for name in names if name not in exact]:
+            logger.warning(f"{self._name} cannot be read right by {', '.join(unfit)}; reading it by {chosen}.")
+        self.plan = {"strategy": chosen, "batch_size": size, "errors": errors}
+        logger.info(f"Reading {self._name} by {chosen}, {size} questions at a time; errors: {errors}.")
         return self.plan
 
-    def _read(self, images: Sequence[Image], layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+    def _in_memory(self, size: int, step: Callable[[int], Result]) -> tuple[Result, int]:
+        """What a step returns that is given the questions in one forward pass, halved until there is memory for it."""
         while True:
             try:
-                return read(self.model, layout, images, self.plan["strategy"], self.plan["batch_size"], self._reduce)
+                return step(size), size
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
-                if self.plan["batch_size"] == 1:
+                if size == 1:
                     raise ValueError(
                         f"{self._name} runs out of memory with one question about one image ({error}): load it in a "
                         "smaller dtype, quantized, or over several devices with device_map='auto'."
                     ) from error
-            self.plan["batch_size"] //= 2
-            logger.info(f"Out of memory: from now on {self.plan['batch_size']} questions at a time.")
+            size //= 2
+            logger.info(f"Out of memory: from now on {size} questions at a time.")
             clear_device_cache(garbage_collection=True)
 
-    def _layout(self, bank: AspectBank) -> Layout:
+    def layout(self, bank: AspectBank) -> Layout:
+        """The bank's questions as this model's prompts, cut where they part."""
         if bank.fingerprint not in self._layouts:
             texts = [chat_text(self.processor, question, self.prompt, self.system) for question in bank.questions]
             self._layouts = {
@@ -230,7 +246,8 @@ class AspectTeacher:
             }
         return self._layouts[bank.fingerprint]
 
-    def _reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Next-token logits [..., V] as log-odds and mass [...], see `answers.log_odds_and_mass`."""
         return log_odds_and_mass(logits, list(self.yes.values()), list(self.no.values()))
 
     @property
