@@ -31,9 +31,9 @@ from .strategies import layer_kinds, read
 logger = logging.get_logger(__name__)
 
 QUESTIONS = 8
-TOLERANCE = 1e-3
-ROUNDING = 2.0
-GROSS = 0.5
+TOLERANCE = 1e-3  # standard deviations, in float32
+ROUNDING = 2.0  # times the reference's own, in the model's dtype on few layers
+GROSS = 0.5  # standard deviations, on the model itself, where nobody knows the reference's own rounding
 
 Reduce = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
@@ -124,9 +124,8 @@ def differences(
 
     Answers that hardly differ are measured by a hundredth of their size: rounding is not to be magnified.
     """
-    spread = reference.std(dim=1).mean() if reference.shape[1] > 1 else reference.abs().max()
-    if reference.shape[1] == 1 and len(reference) > 1:
-        spread = reference.std()
+    between = 1 if reference.shape[1] > 1 else 0  # questions; images where there is one question
+    spread = reference.std(dim=between).mean() if reference.numel() > 1 else reference.abs().mean()
     spread = max(spread, reference.abs().mean() / 100, torch.tensor(1e-9))
     return {name: (read_by(model, name) - reference) / spread for name in names}
 

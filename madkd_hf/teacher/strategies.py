@@ -98,7 +98,8 @@ def cascade(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     for questions in batch.layout.blocks(max(1, size // len(batch))):
         tree = batch.layout.tree(questions, start.device)
         with cascading(model, prefix, tree):
-            yield questions, _read_tree(model, tree, start, use_cache=False)
+            logits = _read_tree(model, tree, start, use_cache=False)
+        yield questions, logits
 
 
 STRATEGIES: dict[str, Strategy] = {
