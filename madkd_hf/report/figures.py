@@ -306,7 +306,9 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _short(name: str, length: int = 30) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """Cut in the middle: names that begin alike end apart."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - half]}…{name[len(name) - half :]}"
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> Path:
