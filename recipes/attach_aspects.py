@@ -17,12 +17,19 @@ A dataset larger than the disk, as a stream; leaves Parquet files that `load_dat
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run, stopped_like_ctrl_c
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 
@@ -129,6 +136,7 @@ def load_bank_and_teacher(args: AttachArguments, workers: Workers) -> tuple[Aspe
                 f"{workers.count} processes loads its own: leave it out, or launch one process."
             )
         options["device"] = options["device"] or workers.device
+    _refuse_absent([options["device"], *_devices(options["device_map"])])
     teacher = AspectTeacher.from_pretrained(
         args.teacher,
         revision=args.teacher_revision,
@@ -139,6 +147,21 @@ def load_bank_and_teacher(args: AttachArguments, workers: Workers) -> tuple[Aspe
         **{name: value for name, value in options.items() if value is not None},
     )
     return bank, teacher
+
+
+def _devices(device_map: dict[str, Any] | str | None) -> list[Any]:
+    return [device for device in device_map.values() if device != "disk"] if isinstance(device_map, dict) else []
+
+
+def _refuse_absent(devices: list[Any]) -> None:
+    for device in devices:
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, RuntimeError) as error:  # what torch raises depends on how it was built
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"There is no device {str(device)!r} here ({reason}): pass another --device or --device_map."
+            ) from error
 
 
 def _mapping(name: str, text: str | None, or_word: bool = False) -> dict[str, Any] | str | None:
@@ -175,18 +198,40 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
     return labelled, AspectBank(bank.aspects, teacher.provenance), teacher
 
 
+@contextmanager
+def writing(output_dir: str | Path) -> Iterator[None]:
+    """Tell what keeps us from writing there in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to {output_dir} ({error.strerror or error}): make room there or make it writable, and run "
+            "the same command again; the answers are kept, none is asked twice."
+        ) from error
+
+
 def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
     """Write dataset and bank; the bank comes last, so that a folder with a bank is complete."""
-    (Path(output_dir) / BANK_FILE).unlink(missing_ok=True)
-    if isinstance(labelled, DatasetDict):  # a stream's Parquet files are there
-        try:
-            labelled.save_to_disk(output_dir)
-        except OSError as error:
-            raise OSError(
-                f"Cannot write the labelled dataset to {output_dir} ({error.strerror or error}): make room there or "
-                "make it writable, and run the same command again; the answers are kept, none is asked twice."
-            ) from error
-    bank.save(output_dir)
+    folder = Path(output_dir)
+    with writing(output_dir):
+        (folder / BANK_FILE).unlink(missing_ok=True)
+        if isinstance(labelled, DatasetDict):  # a stream's Parquet files are there
+            _save_rows(labelled, folder)
+        bank.save(output_dir)
+
+
+def _save_rows(labelled: DatasetDict, folder: Path) -> None:
+    """`save_to_disk`, so that a kill leaves the old dataset or the new one or none, never some splits of each."""
+    partial, index = folder / ".partial", "dataset_dict.json"
+    shutil.rmtree(partial, ignore_errors=True)
+    labelled.save_to_disk(partial)
+    (folder / index).unlink(missing_ok=True)  # without it, nothing is loaded from the folder
+    for split in labelled:
+        if (folder / split).exists():
+            shutil.rmtree(folder / split)
+        os.replace(partial / split, folder / split)
+    os.replace(partial / index, folder / index)
+    partial.rmdir()
 
 
 def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
@@ -195,7 +240,8 @@ def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
     names = [name for name in (*ASPECT_COLUMNS, args.label_column) if name in rows.features]
     if isinstance(rows, Dataset):
         return rows.select_columns(names)
-    files = sorted((Path(args.work_dir or args.output_dir) / "data").glob(f"{split}-*.parquet"))
+    folder = Path(args.work_dir or args.output_dir).expanduser() / "data"
+    files = sorted(file for file in folder.iterdir() if re.fullmatch(re.escape(split) + r"-\d+\.parquet", file.name))
     return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
 
 
@@ -207,12 +253,27 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
             some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
             print(f"Skipped {len(found)} images of {split} that cannot be read: rows {some}.")
     everything = concatenate_datasets(list(parts.values()))
-    evidence = write_evidence(everything, bank, args.output_dir, args.label_column)
+    if not any(answer is not None for answer in everything["aspect_mass"]):
+        print(
+            f"No image of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
+            f"{len(everything)} rows in {args.output_dir} are without."
+        )
+        return
+    with writing(args.output_dir):
+        evidence = write_evidence(everything, bank, args.output_dir, args.label_column)
     print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
+    done = bank.provenance
+    error = (done.get("errors") or {}).get(done["strategy"])
+    print(
+        f"Read by {done['strategy']}; on the first images that was off by {error:.1g} standard deviations from one "
+        "forward pass per question."
+        if error
+        else f"Read by {done['strategy']}."
+    )
     print(
         f"{len(bank)} answers for each image of {', '.join(args.splits)} are in {args.output_dir}; what each question "
         f"is worth, with pictures: {evidence.path}. Next:\n"
-        f"  python recipes/train_student.py --dataset {args.output_dir} --backbone microsoft/resnet-18 "
+        f"  python recipes/train_student.py --dataset {shlex.quote(args.output_dir)} --backbone microsoft/resnet-18 "
         "--output_dir runs/student"
     )
 
@@ -223,6 +284,21 @@ def check(args: AttachArguments) -> None:
         raise ValueError("No output folder given: pass --output_dir.")
     if Path(args.output_dir).resolve() == Path(args.dataset).resolve():
         raise ValueError(f"{args.output_dir} holds the dataset itself: pass another --output_dir.")
+    _check_place(Path(args.output_dir))
+    folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
+    if args.streaming and (folder / "dataset_dict.json").exists():
+        raise ValueError(f"{folder} holds a dataset that was labelled without --streaming: {remedy}")
+    if not args.streaming and next(Path(args.output_dir).glob("data/*.parquet"), None):
+        raise ValueError(f"{args.output_dir} holds a dataset that was labelled with --streaming: {remedy}")
+
+
+def _check_place(output_dir: Path) -> None:
+    """Whether a folder is or can be made there, seen before hours of labelling."""
+    there = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, no folder for the output: pass another --output_dir.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} cannot be written to: make it writable, or pass another --output_dir.")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import yaml
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import HfArgumentParser
@@ -160,7 +161,11 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
         loaded = _call(args.dataset)
     else:
         options = {"revision": args.dataset_revision, "streaming": streaming}
-        loaded = datasets.load_dataset(args.dataset, args.dataset_config, **options)
+        try:
+            loaded = datasets.load_dataset(args.dataset, args.dataset_config, **options)
+        except (datasets.exceptions.DatasetGenerationError, pa.ArrowException) as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"Cannot read the dataset {args.dataset} ({reason}): look at its files.") from error
     if isinstance(loaded, (Dataset, IterableDataset)):
         loaded = {"train": loaded}
     elif not isinstance(loaded, (DatasetDict, IterableDatasetDict)):
@@ -174,6 +179,8 @@ def _cut(rows: Dataset | IterableDataset, limit: int | None, streaming: bool) ->
         if not streaming:
             raise ValueError("The dataset is a stream, and this needs rows that stay: materialize it first.")
         return rows if limit is None else rows.take(limit)
+    if streaming and limit == 0:  # an empty dataset cannot become a stream
+        return rows.to_iterable_dataset().take(0)
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     return rows.to_iterable_dataset() if streaming else rows
@@ -193,6 +200,10 @@ def _call(name: str) -> DatasetDict | Dataset:
     return function()
 
 
+class Terminated(KeyboardInterrupt):
+    """A launcher or a batch system ended the job."""
+
+
 def run(main: Callable[[], None]) -> None:
     """Call a recipe's main: what a user did wrong is told in one sentence, without a traceback, and exits with 1.
 
@@ -206,6 +217,8 @@ def run(main: Callable[[], None]) -> None:
         if os.environ.get("MADKD_TRACEBACK"):
             raise
         sys.exit(f"error: {error}")
+    except Terminated as stopped:
+        sys.exit(": ".join(["stopped: a worker ended or the job was cancelled", *map(str, stopped.args)]))
     except KeyboardInterrupt as stopped:
         sys.exit(f"interrupted: {stopped}" if stopped.args else "interrupted")
 
@@ -216,7 +229,7 @@ def stopped_like_ctrl_c() -> Iterator[None]:
 
     def stop(*_: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-        raise KeyboardInterrupt
+        raise Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

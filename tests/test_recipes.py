@@ -107,6 +107,87 @@ def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
     assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
 
 
+def test_attach_keeps_one_dataset_in_one_folder(labelled, tmp_path):
+    config = ["--config", EASY_VQA / "attach.yaml", "--limit", "4"]
+    said = refuse("attach_aspects", *config, "--output_dir", labelled, "--streaming")
+    assert "holds a dataset that was labelled without --streaming: pass another folder" in said
+    recipe("attach_aspects", *config, "--output_dir", tmp_path, "--streaming")
+    said = refuse("attach_aspects", *config, "--output_dir", tmp_path)
+    assert "holds a dataset that was labelled with --streaming: pass another folder" in said
+
+
+def test_a_save_that_is_stopped_leaves_the_old_dataset_or_none(tmp_path, monkeypatch):
+    attach_aspects, replace = importlib.import_module("attach_aspects"), os.replace
+    make = lambda value: DatasetDict({name: Dataset.from_dict({"a": [value]}) for name in "xy"})  # noqa: E731
+    bank = AspectBank.load(EASY_VQA / "aspects.json")
+    attach_aspects.save(make(1), bank, tmp_path)
+    for moves in range(5):  # of x, y and the index
+        left = iter(range(moves))
+
+        def stop(*paths, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            replace(*paths)
+
+        monkeypatch.setattr(os, "replace", stop)
+        try:
+            attach_aspects.save(make(2), bank, tmp_path)
+        except KeyboardInterrupt:
+            complete = moves == 3  # all but the bank is there
+            assert (tmp_path / "dataset_dict.json").exists() == complete
+            assert not (tmp_path / "aspects.json").exists()
+        monkeypatch.setattr(os, "replace", replace)
+    assert [load_from_disk(tmp_path)[name]["a"][:] for name in "xy"] == [[2], [2]]
+    assert not (tmp_path / ".partial").exists()
+    monkeypatch.setattr(DatasetDict, "save_to_disk", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        attach_aspects.save(make(3), bank, tmp_path)
+    assert load_from_disk(tmp_path)["x"]["a"][:] == [2]
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_attach_without_a_single_answer_ends_normally(tmp_path, capsys, streaming):
+    words = ["--config", EASY_VQA / "attach.yaml", "--output_dir", tmp_path, "--limit", "0"]
+    recipe("attach_aspects", *words, "--streaming", streaming)
+    assert "No image of train has answers, so nothing can be said" in capsys.readouterr().out
+    assert AspectBank.load(tmp_path)
+
+
+def test_answers_of_a_stream_are_those_of_the_split_alone(tmp_path):
+    attach_aspects = importlib.import_module("attach_aspects")
+    (tmp_path / "data").mkdir()
+    for value, name in enumerate(["train-00000", "train-00001", "train-extra-00000", "train2-00000"]):
+        Dataset.from_dict({"aspect_bank": [str(value)]}).to_parquet(tmp_path / "data" / f"{name}.parquet")
+    stream = {"train": Dataset.from_dict({"aspect_bank": ["0"]}).to_iterable_dataset()}
+    args = attach_aspects.AttachArguments(output_dir=str(tmp_path))
+    assert attach_aspects.answers(args, stream, "train")["aspect_bank"][:] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--output_dir", "README.md"], "README.md is a file, no folder for the output"),
+        (["--output_dir", "README.md/out"], "README.md is a file, no folder for the output"),
+        (["--device", "cuda:7"], "There is no device 'cuda:7' here"),
+        (["--device", "nowhere"], "There is no device 'nowhere' here"),
+        (["--device_map", '{"": "cuda:7"}'], "There is no device 'cuda:7' here"),
+    ],
+)
+def test_attach_refuses_places_and_devices_before_it_reads_anything(tmp_path, words, expected):
+    words = ["--output_dir", tmp_path / "out", *words]
+    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    assert said.startswith("error: ") and expected in said and "\n" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_with_a_broken_file_is_told_in_one_sentence(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.parquet").write_bytes(b"PAR1 and no more PAR1")
+    words = ["--dataset", tmp_path / "source", "--output_dir", tmp_path / "out"]
+    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    assert "Cannot read the dataset" in said and "\n" not in said
+
+
 def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
     attach_aspects, taken = importlib.import_module("attach_aspects"), {}
     stop = ValueError("enough")
@@ -124,8 +205,8 @@ def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
     assert taken["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert (taken["attn_implementation"], taken["device_map"], taken["revision"]) == ("eager", "auto", "v1")
     assert taken["trust_remote_code"] is False
-    refuse("attach_aspects", *words, "--device_map", '{"": 0}', "--quantization_config", '{"load_in_8bit": true}')
-    assert taken["device_map"] == {"": 0} and taken["quantization_config"] == {"load_in_8bit": True}
+    refuse("attach_aspects", *words, "--device_map", '{"": "cpu"}', "--quantization_config", '{"load_in_8bit": true}')
+    assert taken["device_map"] == {"": "cpu"} and taken["quantization_config"] == {"load_in_8bit": True}
     assert "is no JSON" in refuse("attach_aspects", *words, "--quantization_config", "4bit")
     assert "expected a mapping" in refuse("attach_aspects", *words, "--quantization_config", "4")
 

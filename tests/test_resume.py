@@ -200,7 +200,10 @@ def test_a_dead_worker_s_shards_are_done_at_the_next_start(tmp_path):
         os.kill(int(workers[-1][0]), signal.SIGKILL)
         said = launcher.stderr.read()
     assert launcher.returncode != 0
-    assert said.count("interrupted: ") == 1 and "of 100 shards of split 'train' are complete and kept in" in said
+    assert (
+        said.count("stopped: a worker ended or the job was cancelled: ") == 1
+        and "of 100 shards of split 'train' are complete and kept in" in said
+    )
     kept = {path: path.stat().st_ino for path in tmp_path.glob("work/shards/*.arrow")}
     assert 4 <= len(kept) < 100
     done = recipe(*words)
@@ -250,14 +253,21 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_done_is_kept(tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("where", ["below a file", "read-only"])
+@pytest.mark.parametrize("where", ["a file", "below a file", "read-only"])
 def test_a_folder_that_cannot_be_written_to(tmp_path, where):
     if where == "read-only" and os.geteuid() == 0:
         pytest.skip("root may write everywhere")
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir(mode=0o500)
-    folder = tmp_path / ("file" if where == "below a file" else "folder") / "work"
-    with pytest.raises(OSError, match=r"Cannot write to .*work \(.*\): nothing is lost; make room there or make it"):
+    folder = {"a file": tmp_path / "file", "below a file": tmp_path / "file" / "work"}.get(
+        where, tmp_path / "folder/w"
+    )
+    message = {
+        "a file": "Cannot write to .*file, which is a file: pass another work_dir",
+        "below a file": "Cannot write to .*work, which lies in a file: pass another work_dir",
+        "read-only": r"Cannot write to .*w \(.*\): nothing is lost; make room there or make it",
+    }[where]
+    with pytest.raises(OSError, match=message):
         attach_aspects(rows(), BANK, AspectTeacher(tiny.internvl(), tiny.processor()), work_dir=folder)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Iterable
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
-import pyarrow as pa
 from datasets import (
     Dataset,
     DatasetDict,
@@ -23,9 +23,11 @@ from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
 from ..teacher import AspectTeacher, UnreadableImage
-from .columns import aspect_features, join, leave, no_bars, nulls
-from .shards import FORMAT_VERSION, WorkDir
-from .sources import Rows, Stream, decode, readable, sources_of
+from .columns import join, leave, no_bars, nulls
+from .manifest import FORMAT_VERSION
+from .reading import Reader
+from .shards import WorkDir
+from .sources import Rows, Stream, readable, sources_of
 from .workers import Workers
 
 
@@ -97,7 +99,7 @@ def attach_aspects(
     results = {source.split: leave(source.data, bank) for source in sources if source not in to_do}
     for folder, group in [(work_dir, to_do)] if work_dir else [(job.cache_of(source), [source]) for source in to_do]:
         if group:
-            results |= job.run(Path(folder), group)
+            results |= job.run(Path(folder).expanduser(), group)
     if isinstance(dataset, (Dataset, IterableDataset)):
         return results[sources[0].split]
     return type(dataset)({source.split: results[source.split] for source in sources})
@@ -116,7 +118,8 @@ class _Job:
     workers: Workers
 
     def fingerprint(self, source: Rows) -> str:
-        return Hasher.hash([source.data._fingerprint, self.image_column, self.bank.fingerprint, self.teacher.identity])
+        decides = [source.data._fingerprint, self.image_column, self.bank.fingerprint, self.teacher.identity]
+        return Hasher.hash([FORMAT_VERSION, *decides])
 
     def cache_of(self, source: Rows) -> Path:
         return Path(datasets.config.HF_DATASETS_CACHE) / "madkd_hf" / f"{source.split}-{self.fingerprint(source)}"
@@ -124,13 +127,23 @@ class _Job:
     def run(self, folder: Path, sources: list[Rows | Stream]) -> dict[str, Dataset | IterableDataset]:
         """The splits of one work directory, labelled."""
         manifest, done = self.workers.from_main(lambda: self._begin(folder, sources))
+        self.workers.agree(lambda: self._compare(manifest["splits"], sources))
         work = WorkDir(folder, manifest, self.streams)
         if manifest["plan"] is not None:
             self.teacher.plan = dict(manifest["plan"])
         labelled = {source.split: self._label(work, source, done[source.split]) for source in sources}
         if self.streams and self.workers.is_main:
-            work.save_card()
+            work.save_card(finished=set(work.manifest["splits"]) <= set(work.manifest["complete"]))
         return labelled
+
+    def _compare(self, told: dict[str, Any], sources: list[Rows | Stream]) -> None:
+        """Workers that read other rows than the main process would put their answers beside the wrong ones."""
+        for source in sources:
+            if json.loads(json.dumps(source.state)) != told[source.split]:
+                raise ValueError(
+                    f"Worker {self.workers.index} does not read the rows of split {source.split!r} that the main "
+                    "process reads: give all of them the same files, and every shuffle a seed."
+                )
 
     def _begin(self, folder: Path, sources: list[Rows | Stream]) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
         """The manifest and what is done; how the teacher reads is chosen once, before the first shard."""
@@ -151,12 +164,17 @@ class _Job:
         if work.manifest["plan"] is None and any(source.labelled for source in open_splits):
             work.manifest["plan"] = self._plan([source for source in sources if source.labelled])
             work.save()
+        if self.streams and open_splits:
+            work.save_card(finished=False)
         return work.manifest, done
 
     def _done(self, work: WorkDir, source: Rows | Stream) -> dict[int, int]:
+        """The complete shards of a split; the others are taken away, so that a shard that is there is complete."""
+        there = work.indexes(source.split)
         done = work.done(source.split)
         if source.labelled and self.on_error == "raise":  # an earlier run may have skipped what this one must not
             done = {index: rows for index, rows in done.items() if not work.skipped(source.split, index)}
+        work.remove(source.split, [index for index in there if index not in done])
         return done
 
     def _plan(self, sources: list[Rows | Stream]) -> dict[str, Any] | None:
@@ -176,9 +194,9 @@ class _Job:
         if not _is_complete(work, source, done):
             try:
                 self._fill(work, source, done)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stopped:
                 kept = work.kept(source.split)
-                raise KeyboardInterrupt(f"{kept}; run the same command again to go on.") from None
+                raise type(stopped)(f"{kept}; run the same command again to go on.") from None
         if self.streams:
             files = [str(work.path(source.split, index)) for index in sorted(done)]
             return IterableDataset.from_parquet(files, split=datasets.NamedSplit(source.split))
@@ -190,6 +208,7 @@ class _Job:
         size, others = work.manifest["shard_size"], {}
         pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
+        reader = Reader(source.split, self.bank, self.teacher, self.image_column, self.on_error)
         about = f"{source.split}: {len(self.bank)} questions an image" if source.labelled else source.split
         progress = {"total": source.total, "initial": sum(done.values()), "unit": " images", "desc": about}
         with tqdm(**progress, disable=not self.workers.is_main) as bar, no_bars():
@@ -197,8 +216,13 @@ class _Job:
                 if turn % self.workers.count != self.workers.index:
                     others[index] = len(rows)
                     continue
-                answers = self._answers(source, rows, index * size, images_per_call, bar)
-                work.write(source.split, index, source.stored(rows, answers))
+                rows = source.fetched(rows)
+                if source.labelled:
+                    answers = reader.answers(rows, index * size, images_per_call, bar.update)
+                else:
+                    answers = nulls(self.bank, len(rows))
+                    bar.update(len(rows))
+                work.write(source.split, index, source.stored(rows, answers, index * size))
                 done[index] = len(rows)
                 _take_arrived(work, source.split, others, done, bar)
             while others:
@@ -206,63 +230,10 @@ class _Job:
                 _take_arrived(work, source.split, others, done, bar)
         if self.streams and self.workers.is_main:
             if not done:  # an empty stream leaves its columns at least
-                work.write(source.split, 0, source.stored(source.nothing, nulls(self.bank, 0)))
+                work.write(source.split, 0, source.stored(source.nothing, nulls(self.bank, 0), 0))
                 done[0] = 0
             work.manifest["complete"][source.split] = sum(done.values())
             work.save()
-
-    def _answers(self, source: Rows | Stream, rows: Dataset, start: int, images_per_call: int, bar: tqdm) -> pa.Table:
-        """The new columns for a shard whose first row is `start`: the same rows always make the same calls."""
-        if not source.labelled:
-            bar.update(len(rows))
-            return nulls(self.bank, len(rows))
-
-        def read(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
-            answers = self._read(batch[self.image_column], [start + place for place in places], source.split)
-            bar.update(len(places))
-            return answers
-
-        answers = rows.select_columns([self.image_column]).map(
-            read,
-            batched=True,
-            batch_size=images_per_call,
-            with_indices=True,
-            remove_columns=[self.image_column],
-            features=aspect_features(self.bank),
-            new_fingerprint="shard",  # the teacher is not to be hashed
-            keep_in_memory=True,
-            load_from_cache_file=False,
-        )
-        return answers.data.table.combine_chunks()
-
-    def _read(self, stored: list[dict[str, Any] | None], rows: list[int], split: str) -> dict[str, list[Any]]:
-        images, places = [], []
-        for place, image in enumerate(stored):
-            try:
-                images.append(decode(image))
-                places.append(place)
-            except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
-                self._refuse(rows[place], split, "cannot be decoded", error)
-        logits: list[Any] = [None] * len(rows)
-        mass: list[Any] = [None] * len(rows)
-        while images:
-            try:
-                reading = self.teacher.read(images, self.bank)
-            except UnreadableImage as error:
-                self._refuse(rows[places[error.index]], split, "is refused by the teacher's processor", error)
-                del images[error.index], places[error.index]
-                continue
-            for place, z, m in zip(places, reading.logits.numpy(), reading.mass.numpy()):
-                logits[place], mass[place] = z, m
-            break
-        return {"aspect_logits": logits, "aspect_mass": mass, "aspect_bank": [self.bank.fingerprint] * len(rows)}
-
-    def _refuse(self, row: int, split: str, what: str, error: Exception) -> None:
-        if self.on_error == "raise":
-            raise ValueError(
-                f"The image in row {row} of split {split!r} {what} ({error}): repair the file or drop the row, or "
-                "pass on_error='skip' to leave its answers empty."
-            ) from error
 
 
 def _is_complete(work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> bool:

@@ -6,6 +6,8 @@ the next one finds whole shards only and makes the missing ones.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import socket
@@ -18,12 +20,14 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, Features
 from datasets.table import InMemoryTable, MemoryMappedTable, Table, concat_tables
 
+from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another
 
-MANIFEST_FILE = "manifest.json"
-FORMAT_VERSION = 1
+
+MARK = b"madkd_hf"  # whose a shard is and which, in the metadata of its file
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # some network file systems
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 
 
@@ -58,28 +62,37 @@ class WorkDir:
         with self._writing():
             self._shards.mkdir(parents=True, exist_ok=True)
             self._remove_stale()
-        if before is not None:
-            self._refuse_another(before)
-            splits = {**before["splits"], **self.manifest["splits"]}
-            self.manifest = {**before, "splits": splits}
+        if before is None and self._create():
+            return
+        before = before or self._read() or self.manifest  # another job may have begun here meanwhile
+        refuse_another(self.folder, before, self.manifest)
+        self.manifest = merged(before, self.manifest)
         if self.manifest != before:
             self.save()
 
     def save(self) -> None:
-        """Write the manifest; for the main process alone."""
-        text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
+        """Write the manifest, with what others have settled meanwhile; for the main process alone."""
+        before = read_manifest(self.folder, set(self.manifest))
+        if before is not None:
+            refuse_another(self.folder, before, self.manifest)
+            self.manifest = merged(before, self.manifest)
         with self._writing():
-            self._replace(self.folder / MANIFEST_FILE, lambda file: file.write(text.encode()))
+            self._replace(self.folder / MANIFEST_FILE, self._write_manifest)
 
-    def save_card(self) -> None:
-        """Say which Parquet files are which split, so that `load_dataset(folder)` need not guess; a card stays."""
+    def save_card(self, finished: bool) -> None:
+        """Say which Parquet files are which split, so that `load_dataset(folder)` need not guess; a card stays.
+
+        Until all splits are finished it names a place where there is none, so that nobody takes a part for the whole.
+        """
         card, ours = self.folder / "README.md", "---\nconfigs: [{"
         if card.exists() and not card.read_text(encoding="utf-8").startswith(ours):
             return
-        files = [{"split": split, "path": f"data/{split}-[0-9]*.parquet"} for split in self.manifest["splits"]]
+        place = "data" if finished else "data/unfinished: run the same command again"
+        files = [{"split": split, "path": f"{place}/{split}-[0-9]*.parquet"} for split in self.manifest["splits"]]
         configs = json.dumps([{"config_name": "default", "data_files": files}])  # which is YAML, too
+        text = "" if finished else "\nThe labelling is not finished: run the same command again to go on.\n"
         with self._writing():
-            self._replace(card, lambda file: file.write(f"---\nconfigs: {configs}\n---\n".encode()))
+            self._replace(card, lambda file: file.write(f"---\nconfigs: {configs}\n---\n{text}".encode()))
 
     def path(self, split: str, index: int) -> Path:
         """The file of a split's shard."""
@@ -92,18 +105,32 @@ class WorkDir:
             OSError: the disk is full, or the folder cannot be written to.
         """
         with self._writing(split):
-            self._replace(
-                self.path(split, index), lambda file: (_write_parquet if self.streams else _write_arrow)(table, file)
-            )
+            mark, write = self._mark(split, index), _write_parquet if self.streams else _write_arrow
+            self._replace(self.path(split, index), lambda file: write(table, file, mark))
+
+    def indexes(self, split: str) -> list[int]:
+        """The shards of a split that are there, complete or not."""
+        suffix = self.path("", 0).suffix
+        names = [path.stem for path in self._shards.iterdir() if path.suffix == suffix]
+        ends = [name.removeprefix(f"{split}-") for name in names if name.startswith(f"{split}-")]
+        return sorted(int(end) for end in ends if end.isdecimal())
 
     def done(self, split: str) -> dict[int, int]:
-        """The complete shards of a split, and how many rows each has; a damaged one is not complete."""
-        found = {index: self._count(self.path(split, index)) for index in self._indexes(split)}
+        """The complete shards of a split, and how many rows each has; a damaged or foreign one is not complete."""
+        found = {index: self._count(split, index) for index in self.indexes(split)}
         return {index: rows for index, rows in found.items() if rows is not None and self._fits(split, index, rows)}
+
+    def remove(self, split: str, indexes: list[int]) -> None:
+        """Take shards away that have to be made again: to the workers, a shard that is there is complete."""
+        with self._writing(split):
+            for index in indexes:
+                self.path(split, index).unlink(missing_ok=True)
 
     def load(self, split: str, indexes: list[int]) -> Table:
         """The shards' columns, one after the other, from the files."""
-        return concat_tables([_open_arrow(self.path(split, index)) for index in indexes])
+        tables = [_open_arrow(self.path(split, index)) for index in indexes]
+        metadata = {name: value for name, value in (tables[0].schema.metadata or {}).items() if name != MARK}
+        return concat_tables([table.replace_schema_metadata(metadata) for table in tables])
 
     def skipped(self, split: str, index: int) -> int:
         """How many rows of a complete shard have no answers."""
@@ -118,62 +145,64 @@ class WorkDir:
         for name in splits:
             rows = self.manifest["splits"][name]["rows"]
             total = "" if rows is None else f" of {-(-rows // self.manifest['shard_size'])}"
-            counts.append(f"{len(self._indexes(name))}{total} shards of split {name!r}")
+            counts.append(f"{len(self.indexes(name))}{total} shards of split {name!r}")
         return f"{', '.join(counts)} are complete and kept in {self.folder}"
 
-    def _indexes(self, split: str) -> list[int]:
-        ends = [
-            path.stem.removeprefix(f"{split}-") for path in self._shards.glob(f"{split}-*{self.path('', 0).suffix}")
-        ]
-        return sorted(int(end) for end in ends if end.isdecimal())
+    def _mark(self, split: str, index: int) -> bytes:
+        decides = [self.manifest[name] for name in ("bank", "teacher", "image_column", "shard_size")]
+        job = hashlib.sha256(json.dumps([*decides, self.manifest["splits"][split]], sort_keys=True).encode())
+        return json.dumps({"job": job.hexdigest(), "split": split, "index": index}).encode()
 
     def _fits(self, split: str, index: int, rows: int) -> bool:
         total, size = self.manifest["splits"][split]["rows"], self.manifest["shard_size"]
         if total is None:  # only the last shard of a stream is shorter
-            return rows == size or index == self._indexes(split)[-1]
+            return rows == size or index == self.indexes(split)[-1]
         return rows == min(size, total - index * size)
 
-    def _count(self, path: Path) -> int | None:
+    def _count(self, split: str, index: int) -> int | None:
+        path = self.path(split, index)
         try:
-            return pq.read_metadata(path).num_rows if self.streams else len(_open_arrow(path))
+            if self.streams:
+                found = pq.read_metadata(path)
+                rows, metadata = found.num_rows, found.metadata
+            else:
+                table = _open_arrow(path)
+                rows, metadata = len(table), table.schema.metadata
         except (pa.ArrowException, OSError):
             return None
+        return rows if (metadata or {}).get(MARK) == self._mark(split, index) else None
 
     def _read(self) -> dict[str, Any] | None:
-        path = self.folder / MANIFEST_FILE
-        remedy = "delete the folder to start over, or pass another work_dir"
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            missing = {"format_version", *self.manifest} - set(manifest)
-            if missing or not isinstance(manifest["splits"], dict) or not int(manifest["shard_size"]) > 0:
-                raise ValueError(f"{sorted(missing) or 'its values'} are not there")
-        except (FileNotFoundError, NotADirectoryError):
-            if self._shards.is_dir() and any(path for path in self._shards.iterdir() if path.name[0] != "."):
-                raise ValueError(
-                    f"{self.folder} holds shards and no {MANIFEST_FILE} that says whose they are: {remedy}."
-                ) from None
-            return None
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no manifest of a labelling job ({error}): {remedy}.") from error
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has format {manifest['format_version']!r}, this version of madkd_hf reads {FORMAT_VERSION}: "
-                f"{remedy}."
-            )
+        manifest = read_manifest(self.folder, set(self.manifest))
+        if manifest is None and self._shards.is_dir():
+            if any(path.name[0] != "." for path in self._shards.iterdir()):
+                manifest = read_manifest(self.folder, set(self.manifest))  # another job may have begun this moment
+                if manifest is None:
+                    raise ValueError(
+                        f"{self.folder} holds shards and no {MANIFEST_FILE} that says whose they are: {REMEDY}."
+                    )
         return manifest
 
-    def _refuse_another(self, before: dict[str, Any]) -> None:
-        for name in self.manifest:
-            if name in ("shard_size", "plan", "complete"):
-                continue
-            now, then = self.manifest[name], before[name]
-            if name == "splits":
-                now, then = ({split: part[split] for split in now if split in then} for part in (now, then))
-            if difference := _difference(then, now, name):
-                raise ValueError(
-                    f"{self.folder} holds another labelling job: {difference}; pass another work_dir for this job, or "
-                    "delete that one to start over."
-                )
+    def _create(self) -> bool:
+        """Write the manifest, if there is none yet: of two jobs that begin at once, one is the first."""
+
+        def link(partial: Path, path: Path) -> None:
+            try:
+                os.link(partial, path)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                os.replace(partial, path)
+
+        try:
+            with self._writing():
+                self._replace(self.folder / MANIFEST_FILE, self._write_manifest, link)
+        except FileExistsError:
+            return False
+        return True
+
+    def _write_manifest(self, file: BinaryIO) -> None:
+        file.write((json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n").encode())
 
     def _remove_stale(self) -> None:
         for path in [*self.folder.glob(".*.partial"), *self._shards.glob(".*.partial")]:
@@ -182,14 +211,16 @@ class WorkDir:
             if dead or path.stat().st_mtime < time.time() - STALE_SECONDS:
                 path.unlink(missing_ok=True)
 
-    def _replace(self, path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    def _replace(
+        self, path: Path, write: Callable[[BinaryIO], Any], name: Callable[[Path, Path], None] | None = None
+    ) -> None:
         partial = path.with_name(f".{path.name}@{socket.gethostname()}-{os.getpid()}.partial")
         try:
             with open(partial, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            (name or os.replace)(partial, path)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -197,6 +228,11 @@ class WorkDir:
     def _writing(self, split: str | None = None) -> Iterator[None]:
         try:
             yield
+        except (FileExistsError, NotADirectoryError) as error:
+            if self.folder.is_dir():  # the manifest of a quicker job
+                raise
+            what = "is a file" if self.folder.is_file() else "lies in a file"
+            raise OSError(f"Cannot write to {self.folder}, which {what}: pass another work_dir.") from error
         except OSError as error:
             kept = self.kept(split) if self._shards.is_dir() else "nothing is lost"
             raise OSError(
@@ -205,13 +241,31 @@ class WorkDir:
             ) from error
 
 
-def _write_arrow(table: pa.Table, file: BinaryIO) -> None:
+class _Marked(Features):
+    """Features whose files say whose they are."""
+
+    mark: bytes
+
+    def copy(self) -> _Marked:
+        return self
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        schema = super().arrow_schema
+        return schema.with_metadata({**schema.metadata, MARK: self.mark})
+
+
+def _write_arrow(table: pa.Table, file: BinaryIO, mark: bytes) -> None:
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), MARK: mark})
     with pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
 
 
-def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
-    Dataset(InMemoryTable(table)).to_parquet(file)
+def _write_parquet(table: pa.Table, file: BinaryIO, mark: bytes) -> None:
+    rows = Dataset(InMemoryTable(table))
+    rows.info.features = _Marked(rows.features)
+    rows.info.features.mark = mark
+    rows.to_parquet(file)
 
 
 def _open_arrow(path: Path) -> MemoryMappedTable:
@@ -228,24 +282,3 @@ def _is_alive(process: str) -> bool:
     except PermissionError:
         pass
     return True
-
-
-def _difference(then: Any, now: Any, name: str) -> str | None:
-    """The first place where two manifests part, in words."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        if name.startswith("splits.") and then.get("rows") != now.get("rows"):
-            return f"its split {name[7:]!r} has {then.get('rows')} rows, here {now.get('rows')} (another --limit?)"
-        if name.startswith("splits."):
-            name = f"rows of split {name[7:]!r}"
-        keys = dict.fromkeys([*then, *now])
-        return next(
-            (found for key in keys if (found := _difference(then.get(key), now.get(key), f"{name}.{key}"))), None
-        )
-    if then == now:
-        return None
-    return f"its {name.replace('.', ' ')} is {_short(then)}, here {_short(now)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:77]}..."

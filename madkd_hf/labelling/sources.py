@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +20,7 @@ from PIL.Image import Image
 
 from ..images import to_rgb
 from .columns import ASPECT_COLUMNS
+from .identity import digest_of_steps, steps
 
 
 REORDERING = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")  # the length is unknown
@@ -64,8 +67,12 @@ class Rows:
             if index not in done:
                 yield index, self.encoded.select(range(start, min(start + size, self.total)))
 
-    def stored(self, rows: Dataset, answers: pa.Table) -> pa.Table:
-        """What a shard keeps of these rows and their answers."""
+    def fetched(self, rows: Dataset) -> Dataset:
+        """The rows of a shard with what is to be stored of their images; here nothing is."""
+        return rows
+
+    def stored(self, rows: Dataset, answers: pa.Table, start: int) -> pa.Table:
+        """What a shard, whose first row is `start`, keeps of these rows and their answers."""
         return answers
 
 
@@ -91,35 +98,26 @@ class Stream:
             raise ValueError(
                 f"The stream of split {self.split!r} does not say what its columns are, and they cannot be guessed "
                 f"({' '.join(str(error).split())}): declare them, as in IterableDataset.from_generator(..., "
-                f"features=Features({{{self.image_column!r}: Image(), ...}}))."
+                f"features=Features({{{self.image_column!r}: Image(), ...}})) or stream.map(..., features=...)."
             ) from error
 
     @property
     def total(self) -> int | None:
         """The number of rows, where the stream's card knows it."""
         known = (self.data.info.splits or {}).get(self.split)
-        changed = any(word in step for step in self._steps for word in REORDERING)
+        changed = any(word in type(step).__name__ for step in steps(self.data) for word in REORDERING)
         return None if changed or known is None else known.num_examples or None
 
-    @property
+    @cached_property
     def state(self) -> dict[str, Any]:
         """What the manifest says of this split: a stream is known by its card, its steps and its first image."""
         info = self.data.info
+        made = digest_of_steps(self.data)
         first = next(self.head(), None)
-        content = [info.builder_name, info.dataset_name, str(self.data.split), str(self.data.features), self._steps]
+        content = [info.builder_name, info.dataset_name, str(self.data.split), str(self.data.features), made]
         digest = hashlib.sha256(json.dumps(content).encode())
         digest.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
         return {"rows": None, "fingerprint": digest.hexdigest()[:16], "labelled": self.labelled}
-
-    @property
-    def _steps(self) -> list[str]:
-        """The chain that makes the stream (take, skip, shuffle, ...): with another `take` it is another stream."""
-        steps, link = [], self.data._ex_iterable
-        while link is not None:
-            settings = [f"{name}={link.__dict__[name]}" for name in ("n", "buffer_size") if name in link.__dict__]
-            steps.append(" ".join([type(link).__name__, *settings]))
-            link = getattr(link, "ex_iterable", None)
-        return steps
 
     @cached_property
     def encoded(self) -> IterableDataset:
@@ -143,10 +141,32 @@ class Stream:
         """No rows, of these columns."""
         return Dataset(self.encoded.features.arrow_schema.empty_table())
 
-    def stored(self, rows: Dataset, answers: pa.Table) -> pa.Table:
+    def fetched(self, rows: Dataset) -> Dataset:
+        """The rows with their images' bytes, read once: what is stored is what the teacher saw.
+
+        A file that is not there is left for the reading to name its row.
+        """
+        table = rows.data.table
+        images = [_fetched_or_not(image) for image in table[self.image_column].to_pylist()]
+        place = table.column_names.index(self.image_column)
+        column = pa.array(images, table.schema.field(place).type)
+        return Dataset(table.set_column(place, table.schema.field(place), column))
+
+    def stored(self, rows: Dataset, answers: pa.Table, start: int) -> pa.Table:
         """All columns and the answers, with everything that was a file elsewhere inside."""
         table = rows.data.table
-        columns = {self.image_column: _embedded(table[self.image_column].combine_chunks())}
+        answered = answers["aspect_logits"].is_valid().to_pylist()
+        images = table[self.image_column].to_pylist()
+        for row, image in enumerate(images):
+            if image is None or image["bytes"] is not None:
+                continue
+            if answered[row] or not self.labelled:
+                raise ValueError(
+                    f"The image in row {start + row} of split {self.split!r} cannot be stored (there is no file "
+                    f"{image['path']}): bring the file back or drop the row."
+                )
+            images[row] = None
+        columns = {self.image_column: pa.array(images, datasets.Image().pa_type)}
         if others := [name for name in table.column_names if name != self.image_column]:
             columns |= dict(zip(others, embed_table_storage(table.select(others)).columns))
         columns |= dict(zip(answers.column_names, answers.columns))
@@ -154,20 +174,37 @@ class Stream:
         return table_cast(pa.table({name: columns[name] for name in features}), features.arrow_schema)
 
 
-def _embedded(images: pa.StructArray) -> pa.StructArray:
-    """The images as bytes; null where the file cannot be read, which only a row without answers may be."""
+def _fetched_or_not(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+    try:
+        return stored and fetch(stored)
+    except (FileNotFoundError, ValueError):
+        return stored
+
+
+def fetch(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored image with its bytes, from the file or the address that it names.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it could not be read this time; has an errno, which the complaints of a decoder have not.
+    """
+    if stored["bytes"] is not None or stored["path"] is None:
+        return stored
     feature = datasets.Image()
     try:
-        return feature.embed_storage(images)
-    except OSError:
-        return pa.concat_arrays([_embedded_one(feature, images[i : i + 1]) for i in range(len(images))])
+        (found,) = feature.embed_storage(pa.array([stored], feature.pa_type)).to_pylist()
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # what a client of the web raises when a server is busy need not be an OSError
+        raise OSError(getattr(error, "errno", None) or errno.EIO, str(error)) from error
+    if found["bytes"] is None:
+        raise FileNotFoundError(errno.ENOENT, "No such file", stored["path"])
+    return found
 
 
-def _embedded_one(feature: datasets.Image, image: pa.StructArray) -> pa.StructArray:
-    try:
-        return feature.embed_storage(image)
-    except OSError:
-        return pa.nulls(1, feature.pa_type)
+def is_broken(error: Exception) -> bool:
+    """Whether an image that could not be read is broken or gone; otherwise the machine failed, not the image."""
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) in (None, errno.ENOENT)
 
 
 def readable(stored: Iterable[dict[str, Any] | None]) -> Iterator[Image]:
@@ -183,24 +220,25 @@ def decode(stored: dict[str, Any] | None) -> Image:
     """A stored image as RGB; raises whatever a broken file makes the decoder raise."""
     if stored is None:
         raise ValueError("there is no image")
-    return to_rgb(datasets.Image().decode_example(stored))
+    return to_rgb(datasets.Image().decode_example(fetch(stored)))
 
 
 def sources_of(dataset: Any, splits: str | Iterable[str] | None, image_column: str) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
         parts = {str(dataset.split or "train"): dataset}
-        wanted = list(parts)
     elif isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         parts = dict(dataset)
-        wanted = list(parts) if splits is None else [splits] if isinstance(splits, str) else list(splits)
     else:
         raise ValueError(
             "attach_aspects takes a Dataset or a DatasetDict, or an IterableDataset or a dict of these; received "
             f"{type(dataset).__name__}."
         )
+    wanted = list(parts) if splits is None else [splits] if isinstance(splits, str) else list(splits)
     if missing := [split for split in wanted if split not in parts]:
         raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(parts)}.")
+    for split, rows in parts.items():
+        _check_name(split, isinstance(rows, IterableDataset))
     sources = [
         (Rows if isinstance(rows, Dataset) else Stream)(split, rows, image_column, split in wanted)
         for split, rows in parts.items()
@@ -208,6 +246,16 @@ def sources_of(dataset: Any, splits: str | Iterable[str] | None, image_column: s
     for source in sources:
         _check(source.data.features, image_column)
     return sources
+
+
+def _check_name(split: str, of_stream: bool) -> None:
+    if of_stream and not re.fullmatch(r"\w+(\.\w+)*", split):
+        raise ValueError(
+            f"The split name {split!r} is none that load_dataset would read back: rename the stream's split, with "
+            "letters, digits, underscores and dots."
+        )
+    if "/" in split or "\0" in split:
+        raise ValueError(f"The split name {split!r} cannot be a file name: rename the split.")
 
 
 def _check(features: Features, image_column: str) -> None:

@@ -1,0 +1,90 @@
+"""The manifest of a labelling job: it says whose the shards in a folder are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+MANIFEST_FILE = "manifest.json"
+FORMAT_VERSION = 2  # 1 had shards that did not say whose they are
+SETTLED = ("shard_size", "plan", "complete")  # by the job itself, on its way
+REMEDY = "delete the folder to start over, or pass another work_dir"
+
+
+def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
+    """The manifest in the folder, with at least these keys; None where there is none.
+
+    Raises:
+        ValueError: it is no manifest, or of another format.
+        OSError: it cannot be read.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"format_version", *keys} - set(manifest)
+        if missing or not isinstance(manifest["splits"], dict) or not int(manifest["shard_size"]) > 0:
+            raise ValueError(f"{sorted(missing) or 'its values'} are not there")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, AttributeError, IsADirectoryError) as error:
+        raise ValueError(f"{path} is no manifest of a labelling job ({error}): {REMEDY}.") from error
+    except OSError as error:
+        raise OSError(f"Cannot read {path} ({error.strerror or error}): make it readable, or {REMEDY}.") from error
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format {manifest['format_version']!r}, this version of madkd_hf reads {FORMAT_VERSION}: "
+            f"{REMEDY}."
+        )
+    return manifest
+
+
+def refuse_another(folder: Path, before: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise ValueError where the manifest in the folder is not ours, with the first difference in words."""
+    for name in ours:
+        if name in SETTLED:
+            continue
+        now, then = ours[name], before[name]
+        if name == "splits":
+            now, then = ({split: part[split] for split in now if split in then} for part in (now, then))
+        if difference := _difference(then, now, name):
+            raise ValueError(
+                f"{folder} holds another labelling job: {difference}; pass another work_dir for this job, or "
+                "delete that one to start over."
+            )
+
+
+def merged(before: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    """Ours and what others settled: the first to choose decides, and finished splits add up."""
+    return {
+        **before,
+        "plan": ours["plan"] if before["plan"] is None else before["plan"],
+        "splits": {**before["splits"], **ours["splits"]},
+        "complete": {**before["complete"], **ours["complete"]},
+    }
+
+
+def _difference(then: Any, now: Any, name: str) -> str | None:
+    """The first place where two manifests part, in words."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        if name.startswith("splits."):
+            split = name[7:]
+            if then.get("rows") != now.get("rows"):
+                return f"its split {split!r} has {then.get('rows')} rows, here {now.get('rows')} (another --limit?)"
+            if then.get("labelled") != now.get("labelled"):
+                asked = ("is", "is not") if then.get("labelled") else ("is not", "is")
+                return f"its split {split!r} {asked[0]} among those to label, here it {asked[1]}"
+            name = f"rows of split {split!r}"
+        keys = dict.fromkeys([*then, *now])
+        return next(
+            (found for key in keys if (found := _difference(then.get(key), now.get(key), f"{name}.{key}"))), None
+        )
+    if then == now:
+        return None
+    return f"its {name.replace('.', ' ')} is {_short(then)}, here {_short(now)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."
