@@ -33,9 +33,9 @@ def measure(names: list[str]) -> list[dict[str, object]]:
     rows = []
     for name in tqdm(names, unit=" architectures"):
         teacher = AspectTeacher(*mllm(name))
-        layout = teacher._layout(bank())
+        layout = teacher.layout(bank())
         with torch.inference_mode():
-            errors, _ = check(teacher.model, layout, pictures(), teacher._reduce, list(STRATEGIES))
+            errors, _ = check(teacher.model, layout, pictures(), teacher.reduce, list(STRATEGIES), 64)
         plan = teacher.prepare(pictures(), bank())
         rows.append(
             {
