@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features
-from datasets.table import InMemoryTable, MemoryMappedTable, Table, concat_tables
+from datasets.table import MemoryMappedTable, Table, concat_tables
 
 from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another
 
 
 MARK = b"madkd_hf"  # whose a shard is and which, in the metadata of its file
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # some network file systems
+ROW_GROUP = 100  # images that a reader of a stream has to load at once
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 
 
@@ -105,8 +105,9 @@ class WorkDir:
             OSError: the disk is full, or the folder cannot be written to.
         """
         with self._writing(split):
-            mark, write = self._mark(split, index), _write_parquet if self.streams else _write_arrow
-            self._replace(self.path(split, index), lambda file: write(table, file, mark))
+            metadata = {**(table.schema.metadata or {}), MARK: self._mark(split, index)}
+            table, to_file = table.replace_schema_metadata(metadata), _write_parquet if self.streams else _write_arrow
+            self._replace(self.path(split, index), lambda file: to_file(table, file))
 
     def indexes(self, split: str) -> list[int]:
         """The shards of a split that are there, complete or not."""
@@ -241,31 +242,15 @@ class WorkDir:
             ) from error
 
 
-class _Marked(Features):
-    """Features whose files say whose they are."""
-
-    mark: bytes
-
-    def copy(self) -> _Marked:
-        return self
-
-    @property
-    def arrow_schema(self) -> pa.Schema:
-        schema = super().arrow_schema
-        return schema.with_metadata({**schema.metadata, MARK: self.mark})
-
-
-def _write_arrow(table: pa.Table, file: BinaryIO, mark: bytes) -> None:
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), MARK: mark})
+def _write_arrow(table: pa.Table, file: BinaryIO) -> None:
     with pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
 
 
-def _write_parquet(table: pa.Table, file: BinaryIO, mark: bytes) -> None:
-    rows = Dataset(InMemoryTable(table))
-    rows.info.features = _Marked(rows.features)
-    rows.info.features.mark = mark
-    rows.to_parquet(file)
+def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
+    with pq.ParquetWriter(file, table.schema) as writer:
+        if len(table):  # a reader stumbles over a row group without rows
+            writer.write_table(table, row_group_size=ROW_GROUP)
 
 
 def _open_arrow(path: Path) -> MemoryMappedTable:
