@@ -3,6 +3,7 @@
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from .aspects import Aspect, AspectBank
+from .hub import push_aspect_dataset
 from .labelling import attach_aspects
 from .student import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from .teacher import AspectTeacher, Reading
@@ -19,6 +20,7 @@ __all__ = [
     "MadkdTrainingArguments",
     "Reading",
     "attach_aspects",
+    "push_aspect_dataset",
 ]
 
 AutoConfig.register("madkd", MadkdConfig, exist_ok=True)

@@ -12,6 +12,10 @@ On several GPUs, or on several machines that share the folders (--work_dir, --ou
 A dataset larger than the disk, as a stream; leaves Parquet files that `load_dataset(output_dir)` reads anywhere:
 
     python recipes/attach_aspects.py --streaming --dataset ILSVRC/imagenet-1k --bank ... --teacher ... --output_dir ...
+
+For others, with a card that says what each question is worth (private, unless --hub_private_repo false):
+
+    python recipes/attach_aspects.py --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
 """
 
 from __future__ import annotations
@@ -30,11 +34,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run, stopped_like_ctrl_c
+from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run, source, stopped_like_ctrl_c
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 
-from madkd_hf import AspectBank, AspectTeacher, attach_aspects
+from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.hub import HubError, HubRepo
 from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
 from madkd_hf.report.evidence import write_evidence
 
@@ -112,6 +117,22 @@ class AttachArguments(BankArguments, DatasetArguments):
         metadata={"help": "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."},
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the teacher."})
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish the labelled dataset, with its bank and a card; log in by `hf auth login` or HF_TOKEN."
+        },
+    )
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Where: owner/name, or a name of your own."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
+    hub_license: str | None = field(
+        default=None,
+        metadata={
+            "help": "The Hub's identifier of a licence; by default that of the source dataset, where it has one."
+        },
+    )
+    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
+    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
 
 
 def load_bank_and_teacher(args: AttachArguments, workers: Workers) -> tuple[AspectBank, AspectTeacher]:
@@ -195,7 +216,7 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
         args.shard_size,
         distributed=workers.count > 1,
     )
-    return labelled, AspectBank(bank.aspects, teacher.provenance), teacher
+    return labelled, AspectBank(bank.aspects, {**teacher.provenance, "dataset": source(args)}), teacher
 
 
 @contextmanager
@@ -278,6 +299,40 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     )
 
 
+def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
+    """Push the dataset, prepared beside it: there is room where it was written."""
+    for stale in Path(args.output_dir).glob(".publish-*"):  # of a run that was killed
+        shutil.rmtree(stale)
+    try:
+        pushed = push_aspect_dataset(
+            labelled,
+            bank,
+            args.hub_dataset_id,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            license=args.hub_license,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            create_pr=args.hub_create_pr,
+            work_dir=args.output_dir,
+        )
+    except HubError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"Cannot prepare what is to be published in {args.output_dir} ({error}): nothing was sent, the labelled "
+            "dataset there is complete; mend this, and run the same command again."
+        ) from error
+    print(f"Published: {pushed.pr_url or pushed.repo_url}")
+
+
+def check_hub(args: AttachArguments) -> None:
+    """See that publishing can succeed before hours of labelling."""
+    if args.hub_dataset_id is None:
+        raise ValueError("No name for the dataset on the Hub given: pass --hub_dataset_id owner/name.")
+    HubRepo(args.hub_dataset_id, "dataset", revision=args.hub_revision, create_pr=args.hub_create_pr).check()
+
+
 def check(args: AttachArguments) -> None:
     """Refuse what needs no loading to be seen."""
     if not args.output_dir:
@@ -305,6 +360,8 @@ def main() -> None:
     (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
     workers = Workers.of_launch()
     workers.agree(lambda: check(args))
+    if args.push_to_hub:
+        workers.from_main(lambda: check_hub(args))
     try:
         with stopped_like_ctrl_c():
             labelled, bank, _ = label(args)
@@ -314,6 +371,8 @@ def main() -> None:
         return
     save(labelled, bank, args.output_dir)
     tell(args, labelled, bank)
+    if args.push_to_hub:
+        publish(args, labelled, bank)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import json
 import os
@@ -19,6 +20,8 @@ import datasets
 import pyarrow as pa
 import yaml
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers import HfArgumentParser
 
 from madkd_hf.labelling import ToldElsewhere
@@ -160,7 +163,7 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     elif ":" in args.dataset and not path.exists():
         loaded = _call(args.dataset)
     else:
-        options = {"revision": args.dataset_revision, "streaming": streaming}
+        options = {"revision": source(args)["commit"] or args.dataset_revision, "streaming": streaming}
         try:
             loaded = datasets.load_dataset(args.dataset, args.dataset_config, **options)
         except (datasets.exceptions.DatasetGenerationError, pa.ArrowException) as error:
@@ -172,6 +175,23 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
         raise ValueError(f"{args.dataset} gives {type(loaded).__name__}: expected a Dataset or a DatasetDict.")
     cut = {split: _cut(rows, args.limit, streaming) for split, rows in loaded.items()}
     return (IterableDatasetDict if streaming else DatasetDict)(cut)
+
+
+def source(args: DatasetArguments) -> dict[str, str | None]:
+    """What the rows are, for the provenance: id, configuration, revision, and of a Hub dataset the commit."""
+    path = Path(args.dataset)
+    commit = None if path.exists() or ":" in args.dataset else _commit(args.dataset, args.dataset_revision)
+    name = path.resolve().name if path.exists() else args.dataset  # not where it is on somebody's machine
+    return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}
+
+
+@functools.cache
+def _commit(dataset: str, revision: str | None) -> str | None:
+    """Asked once, so that what is read and what is written about it are the same; None where the Hub cannot say."""
+    try:
+        return HfApi().dataset_info(dataset, revision=revision).sha
+    except (HTTPError, HFValidationError, OSError):
+        return None
 
 
 def _cut(rows: Dataset | IterableDataset, limit: int | None, streaming: bool) -> Dataset | IterableDataset:

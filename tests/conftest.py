@@ -1,5 +1,20 @@
 import os
 
+import pytest
+from local_hub import LocalHub
 
-# Before anything of Hugging Face is imported: no test waits for a Hub that is not there.
-os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Before anything of Hugging Face is imported: no test waits for a Hub that is not there, and those that want one meet
+# ours, through clients that are as installed.
+HUB = LocalHub().__enter__()
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XET": "1"}
+os.environ.pop("HF_TOKEN", None)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub with nothing on it, that this process can reach; its owner is logged in."""
+    HUB.reset()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", HUB.token)
+    return HUB

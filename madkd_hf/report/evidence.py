@@ -97,6 +97,12 @@ def evidence_table(rows: Sequence[QuestionEvidence], questions: bool = False) ->
     return markdown_table(lines, right=range(1, head.index("Note")))
 
 
+def evidence_terms(rows: Sequence[QuestionEvidence]) -> dict[str, str]:
+    """What the columns of `evidence_table` mean."""
+    classes = any(row.information is not None for row in rows)
+    return {term: meaning for term, meaning in TERMS.items() if classes or "class" not in meaning}
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
@@ -219,15 +225,13 @@ def _page(
         text += f" Rows that were not labelled: {counts['unlabelled']} of {counts['rows']}."
     if counts["unreadable"]:
         text += f" Rows whose image could not be read: {counts['unreadable']} of {counts['rows']}."
-    classes = any(row.information is not None for row in rows)
-    if classes:
+    if any(row.information is not None for row in rows):
         text += f" The class of an image holds {counts['class_bits']:.2f} bits."
     else:
         text += " Nothing can be said about classes: the rows have none, or a single one, in the column asked for."
     parts = ["# What the teacher is worth", text]
     parts += ["\n".join(f"- **Warning.** {warning}" for warning in warnings)] if warnings else []
     parts += ["![What each question tells](figures/questions.png)", evidence_table(rows, questions=True)]
-    terms = {term: meaning for term, meaning in TERMS.items() if classes or "class" not in meaning}
-    parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in terms.items()))
+    parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in evidence_terms(rows).items()))
     parts += ["![What the teacher sees in each class](figures/teacher.png)"] if drawn else []
     return "\n\n".join(parts) + "\n"

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL.Image import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
 
 from ..aspects import AspectBank
 from ..images import to_rgb
@@ -57,7 +57,7 @@ class AspectTeacher:
         system: a system prompt.
         answer_tokens: two words to read in place of every spelling of yes and no; ("Yes", "No") is the paper's own.
         batch_size: image-question pairs in one forward pass, to begin with; halved whenever memory runs out.
-        revision: the revision that was asked for, for the provenance.
+        revision, commit: what was asked for and what that is on the Hub, for the provenance.
 
     Attributes:
         plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
@@ -77,6 +77,7 @@ class AspectTeacher:
         answer_tokens: tuple[str, str] | None = None,
         batch_size: int = 256,
         revision: str | None = None,
+        commit: str | None = None,
     ):
         if getattr(processor, "image_processor", None) is None:
             raise ValueError(_takes_no_images(model.config.name_or_path))
@@ -99,6 +100,7 @@ class AspectTeacher:
         self.yes, self.no = answer_token_ids(processor.tokenizer, answer_tokens)
         self.batch_size = batch_size
         self.revision = revision
+        self.commit = commit
         self.plan: dict[str, Any] | None = None
         self._layouts: dict[str, Layout] = {}
         self._lock = threading.Lock()  # reading switches the model's attention for a moment
@@ -132,13 +134,14 @@ class AspectTeacher:
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"Unknown dtype {dtype!r}: expected auto or a torch dtype, such as float32 or bfloat16.")
-        shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+        commit = extract_commit_hash(cached_file(model_id_or_path, CONFIG_NAME, revision=revision), None)
+        shared = {"revision": commit or revision, "trust_remote_code": trust_remote_code}
         processor = AutoProcessor.from_pretrained(model_id_or_path, **shared)
         if getattr(processor, "image_processor", None) is None:
             raise ValueError(_takes_no_images(model_id_or_path))
         model_kwargs.setdefault("device_map", {"": device or PartialState().device})
         model = AutoModelForImageTextToText.from_pretrained(model_id_or_path, dtype=dtype, **shared, **model_kwargs)
-        return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision)
+        return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision, commit)
 
     @torch.inference_mode()
     def read(self, images: Sequence[Image], bank: AspectBank) -> Reading:
@@ -262,7 +265,7 @@ class AspectTeacher:
         return {
             "model": self.model.config.name_or_path,
             "revision": self.revision,
-            "commit": getattr(self.model.config, "_commit_hash", None),
+            "commit": self.commit,
             "weights": _weights_fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "processor": _digest(f"{self.processor.image_processor.to_json_string()}{template}"),

@@ -1,0 +1,258 @@
+"""What reaches the Hub: all of it or nothing, whatever happens on the way."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+
+import pytest
+from huggingface_hub import constants
+
+from madkd_hf.hub import HubError, HubRepo, upload
+
+
+CARD = "---\ntags:\n- madkd\n---\n# Birds\n"
+OURS = ("README.md", "data/*.parquet")
+COMMIT, WRITES = "POST .*/commit/", "POST .*(/commit/|/repos/create)"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "files/data").mkdir(parents=True)
+    (tmp_path / "files/README.md").write_text(CARD)
+    (tmp_path / "files/data/train-00000.parquet").write_bytes(b"images " * 1000)
+    return tmp_path / "files"
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Seconds that would have been waited."""
+    waited, pause = [], upload._pause
+    monkeypatch.setattr(upload, "_pause", lambda state: waited.append(pause(state)) or 0)
+    return waited
+
+
+@pytest.fixture
+def birds(hub, pauses):
+    return HubRepo("you/birds", "dataset")
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def on_the_hub(hub, revision="main"):
+    files = hub.files("you/birds", "dataset", revision)
+    return {name: data for name, data in files.items() if name != ".gitattributes"}
+
+
+def commits(hub):
+    return len(hub.commits("you/birds", "dataset")) - 1  # without the first, which makes the repo
+
+
+def asked(hub, pattern):
+    return sum(re.search(pattern, f"{request.method} {request.path}") is not None for request in hub.requests)
+
+
+def test_a_folder_becomes_one_commit_in_a_private_repo(hub, birds, folder):
+    pushed = birds.check().push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == content(folder)
+    assert hub.commits("you/birds", "dataset")[0] == {"oid": pushed.oid, "title": "Birds", "author": "you"}
+    assert commits(hub) == 1
+    assert hub.repos()["dataset", "you/birds"].private
+
+
+def test_public_when_asked(hub, birds, folder):
+    HubRepo("you/birds", "dataset", private=False).push(folder, "Birds", OURS)
+    assert not hub.repos()["dataset", "you/birds"].private
+
+
+def test_a_name_alone_is_the_user_s(birds):
+    assert HubRepo("birds", "dataset").check() == birds
+
+
+def test_the_same_again_commits_nothing(hub, birds, folder):
+    first = birds.push(folder, "Birds", OURS)
+    assert birds.check().push(folder, "Birds", OURS).oid == first.oid
+    assert commits(hub) == 1
+
+
+def test_stale_files_of_ours_go_in_the_same_commit_and_others_stay(hub, birds, folder):
+    hub.add_repo(
+        "you/birds", {"README.md": CARD.encode(), "data/train-00001.parquet": b"old", "NOTES": b"mine"}, "dataset"
+    )
+    birds.check().push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == {**content(folder), "NOTES": b"mine"}
+    assert commits(hub) == 1
+
+
+@pytest.mark.parametrize("call", ["GET .*/whoami", "POST .*/repos/create", "GET /api/datasets/you/birds", COMMIT])
+@pytest.mark.parametrize("fault", ["500", "503", "429", "drop", "drop_after"])
+def test_what_passes_is_tried_again(hub, birds, folder, pauses, call, fault):
+    kind, options = ("status", {"status": int(fault)}) if fault.isdigit() else (fault, {})
+    hub.fault(call, kind, times=2, **options)
+    birds.check().push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == content(folder)
+    assert commits(hub) == 1
+    assert len(pauses) == (1 if fault == "drop_after" and call == COMMIT else 2)
+
+
+def test_a_cut_upload_is_sent_again(hub, birds, folder):
+    hub.fault("PUT .*", "cut")
+    birds.push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == content(folder)
+
+
+def test_the_hub_says_how_long_to_wait(hub, birds, folder, pauses):
+    hub.fault(COMMIT, "status", status=429, retry_after=7)
+    hub.fault("POST .*/repos/create", "status", status=429, retry_after=10**6)
+    birds.push(folder, "Birds", OURS)
+    assert pauses == [upload.LONGEST_WAIT, 7]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_will_not_pass_is_not(hub, birds, folder, pauses, status):
+    hub.fault(WRITES, "status", status=status, times=None)
+    with pytest.raises(HubError, match=str(status) if status != 404 else "you/birds"):
+        birds.push(folder, "Birds", OURS)
+    assert asked(hub, WRITES) == 1
+    assert not pauses
+
+
+def test_a_failed_push_leaves_the_old_state_and_is_repeated_by_the_same_call(hub, birds, folder, pauses):
+    birds.push(folder, "Birds", OURS)
+    before = on_the_hub(hub)
+    (folder / "README.md").write_text(CARD + "new")
+    (folder / "data/train-00000.parquet").rename(folder / "data/train-00001.parquet")
+    hub.fault(COMMIT, "status", status=500, times=None)
+    with pytest.raises(HubError, match="refused to publish you/birds .*500.*the same command goes on"):
+        birds.push(folder, "Birds", OURS)
+    assert (on_the_hub(hub), commits(hub), asked(hub, COMMIT)) == (before, 1, 1 + upload.ATTEMPTS)
+    hub.clear_faults()
+    birds.push(folder, "Birds", OURS)
+    assert (on_the_hub(hub), commits(hub)) == (content(folder), 2)
+
+
+def test_what_is_up_is_not_sent_again(hub, birds, folder):
+    hub.fault(COMMIT, "status", status=403)
+    with pytest.raises(HubError):
+        birds.push(folder, "Birds", OURS)
+    sent = asked(hub, "PUT")
+    birds.push(folder, "Birds", OURS)
+    assert asked(hub, "PUT") == sent == 1
+
+
+def test_somebody_commits_in_between(hub, birds, folder):
+    hub.fault(COMMIT, "status", status=412)
+    birds.push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == content(folder)
+
+
+def test_a_branch_of_its_own(hub, birds, folder):
+    birds.push(folder, "Birds", OURS)
+    before = on_the_hub(hub)
+    (folder / "README.md").write_text(CARD + "new")
+    HubRepo("you/birds", "dataset", revision="next").check().push(folder, "Next", OURS)
+    HubRepo("you/birds", "dataset", revision="next").check().push(folder, "Next", OURS)
+    assert on_the_hub(hub) == before
+    assert on_the_hub(hub, "next") == content(folder)
+
+
+@pytest.mark.parametrize("fault", ["none", "drop", "drop_after"])
+def test_one_pull_request(hub, folder, pauses, fault):
+    hub.add_repo("you/birds", {"README.md": b"# Birds", "birds.csv": b"1"}, "dataset")
+    if fault != "none":
+        hub.fault(COMMIT, fault)
+    pushed = HubRepo("you/birds", "dataset", create_pr=True).check().push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == {"README.md": b"# Birds", "birds.csv": b"1"}
+    assert pushed.pr_url.endswith("/datasets/you/birds/discussions/1")
+    assert on_the_hub(hub, pushed.pr_revision) == {**content(folder), "birds.csv": b"1"}
+    assert set(hub.repos()["dataset", "you/birds"].refs) == {"refs/heads/main", "refs/pr/1"}
+
+
+def test_a_pull_request_needs_a_repo(hub, pauses):
+    with pytest.raises(HubError, match="no dataset you/birds to open a pull request on"):
+        HubRepo("you/birds", "dataset", create_pr=True).check()
+
+
+def test_a_taken_name(hub, birds):
+    hub.add_repo("you/birds", {"README.md": b"# Mine", "birds.csv": b"1"}, "dataset")
+    with pytest.raises(HubError, match="The name you/birds is taken: that dataset holds birds.csv .*another name"):
+        birds.check()
+
+
+def test_a_repo_made_by_hand_is_not_taken(hub, birds):
+    hub.add_repo("you/birds", {"README.md": b"# Birds to come", "LICENSE": b""}, "dataset")
+    assert birds.check() == birds
+
+
+def test_somebody_else_s_name(hub, pauses):
+    with pytest.raises(HubError, match="you may not write to somebody/birds: pass a name under one of you, birders"):
+        HubRepo("somebody/birds", "dataset").check()
+    assert HubRepo("birders/birds", "dataset").check()
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("hf_wrong", "does not accept the token .401.*hf auth login"),
+        ("hf_readonlytokenofyou", "The token of you may only read: make one that may write"),
+    ],
+)
+def test_a_token_that_will_not_do(hub, pauses, token, message, monkeypatch):
+    with pytest.raises(HubError, match=message):
+        HubRepo("you/birds", "dataset", token=token).check()
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match=message):
+        HubRepo("you/birds", "dataset").check()
+    assert not pauses
+
+
+def test_no_token(hub, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(HubError, match="without a token: run `hf auth login`, or set HF_TOKEN"):
+        HubRepo("you/birds", "dataset").check()
+    assert not hub.requests
+
+
+def test_offline(hub, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE=1 is set; unset it"):
+        HubRepo("you/birds", "dataset").check()
+
+
+def test_no_hub_there(hub, pauses, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(HubError, match="The Hub at http://127.0.0.1:.* cannot be reached"):
+            HubRepo("you/birds", "dataset").check()
+    assert len(pauses) == upload.ATTEMPTS_BEFORE
+
+
+def test_no_name(hub):
+    with pytest.raises(HubError, match="'you/my birds' is no name for a repo"):
+        HubRepo("you/my birds", "dataset").check()
+
+
+def test_the_card_s_mistakes_are_told(hub, birds, folder):
+    (folder / "README.md").write_text("---\nlicense: made-up-by-me\n---\n")
+    with pytest.raises(HubError, match="license"):
+        birds.push(folder, "Birds", OURS)
+    assert not on_the_hub(hub)
+
+
+def test_the_token_is_told_to_nobody(hub, birds, folder, caplog):
+    caplog.set_level(logging.DEBUG)
+    hub.fault(COMMIT, "status", status=503, message=f"cannot talk to {hub.token}", times=2)
+    birds.push(folder, "Birds", OURS)
+    hub.fault(COMMIT, "status", status=403, message=f"no rights for {hub.token}")
+    (folder / "README.md").write_text(CARD + "new")
+    with pytest.raises(HubError) as told:
+        birds.push(folder, "Birds", OURS)
+    assert hub.token.encode() not in hub.received
+    assert "hf_***" in str(told.value)
+    assert hub.token not in f"{told.value!r} {caplog.text}"
+    assert hub.token not in repr(HubRepo("you/birds", "dataset", token=hub.token))
