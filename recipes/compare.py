@@ -2,7 +2,8 @@
 
 A seed redraws both the training images and the initialisation. The teacher labels the images once; finished students
 are kept, so that the same command goes on where it stopped. Leaves report.json, report.md, figures/, the labelled
-dataset and one distilled student in --output_dir.
+dataset and one distilled student in --output_dir, and with --push_to_hub publishes that student, its card holding the
+comparison. (The token is HF_TOKEN, or the one that `hf auth login` stored.)
 
     python recipes/compare.py --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
 """
@@ -31,6 +32,9 @@ from scipy.special import expit, softmax
 from transformers import AutoImageProcessor
 
 from madkd_hf import AspectBank, AspectTeacher, MadkdForImageClassification, report
+from madkd_hf.hub import HubRepo, push_student
+from madkd_hf.hub.student import check_student
+from madkd_hf.hub.student_card import Evaluation, StudentFacts
 from madkd_hf.report import figures
 from madkd_hf.report.evidence import write_evidence
 from madkd_hf.student.data import AspectCollator
@@ -69,6 +73,20 @@ class CompareArguments(BankArguments, SplitArguments):
     seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
     jobs: int | None = field(
         default=None, metadata={"help": "Students trained side by side, one thread each; one per core by default."}
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Publish the distilled student that is kept, with what was found."}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "Where to: owner/name, or a name of your own."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
+    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request."})
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
+    )
+    push_plain: bool = field(
+        default=False,
+        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
     )
 
 
@@ -110,7 +128,7 @@ def student_words(args: CompareArguments, condition: str, seed: int, folder: str
     words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", CONTROLS[condition]]
     words += ["--aspect_alpha", "0"] if condition == "base" else []
     words += ["--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
-    words += ["--disable_tqdm", "true", "--report_to", "none"]
+    words += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
     for name in ("image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"):
         if getattr(args, name) is not None:
             words += [f"--{name}", str(getattr(args, name))]
@@ -150,7 +168,7 @@ def draw_figures(
     summary: dict[str, Any],
     student: Path | None,
 ) -> dict[str, str]:
-    """Every picture of the run; returns file name -> caption."""
+    """Every picture of the run, and into the summary what one of them shows; returns file name -> caption."""
     folder = Path(args.output_dir) / "figures"
     train = labelled[args.train_split]
     names = train.features[args.label_column].names
@@ -161,6 +179,7 @@ def draw_figures(
         seen = labelled[args.eval_split]
         aspects = look(student, args, seen)[1]
         auroc = AspectAuroc(keep_in_memory=True).compute(predictions=aspects, references=seen["aspect_logits"])
+        summary["aspect_auroc"] = dict(zip(bank.ids, auroc["per_aspect"]))
         figures.plot_aspect_learning(bank.ids, auroc["per_aspect"], folder / "aspect_learning.png")
         rows = labelled[args.test_split].shuffle(seed=0).select(range(min(EXAMPLES, len(labelled[args.test_split]))))
         logits, aspects = look(student, args, rows)
@@ -188,11 +207,58 @@ def about_teacher(teacher: AspectTeacher, labelled: DatasetDict, args: CompareAr
     return about
 
 
+def check_publishing(args: CompareArguments) -> HubRepo | None:
+    """Where the student goes; what would keep it from going there is told before anything starts."""
+    if not args.push_to_hub:
+        return None
+    if "madkd" not in args.conditions:
+        raise ValueError(f"There is no distilled student to publish in {args.conditions}: add madkd to --conditions.")
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    to = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
+    return check_student(HubRepo(name, "model", **to), args.hub_license)
+
+
+def publish(
+    args: CompareArguments,
+    repo: HubRepo,
+    student: Path,
+    metrics: dict[str, Any],
+    summary: dict[str, Any],
+    labelled: DatasetDict,
+) -> str:
+    """One commit with the student that is kept, and a card with its own numbers and the comparison's; where it is."""
+    words = student_words(args, "madkd", 0, str(student))
+    evaluations = [
+        Evaluation(
+            name,
+            {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")},
+            len(labelled[split]),
+            split,
+            list(summary["aspect_auroc"].values()) if prefix == "eval" else None,
+        )
+        for name, prefix, split in (("validation", "eval", args.eval_split), ("test", "test", args.test_split))
+    ]
+    facts = StudentFacts(
+        dataset=train_student.about_dataset(args, labelled[args.train_split]),
+        evaluations=evaluations,
+        comparison=args.output_dir,
+        hyperparameters=train_student.parse(words)[1].hyperparameters(),
+        license=args.hub_license,
+    )
+    model = MadkdForImageClassification.from_pretrained(student)
+    processor = AutoImageProcessor.from_pretrained(student)
+    commit = push_student(
+        model, processor, repo, facts, plain=args.push_plain, commit_message="Upload a distilled student"
+    )
+    return commit.pr_url or commit.repo_url
+
+
 def main() -> None:
     (args,) = RecipeParser(CompareArguments, description=__doc__).parse()
     for name in ("output_dir", "baseline", "distill"):
         if not getattr(args, name):
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    repo = check_publishing(args)
     datasets.disable_progress_bars()  # ours remain: images labelled, students trained
     transformers.utils.logging.disable_progress_bar()
     started = [time.perf_counter()]
@@ -221,6 +287,9 @@ def main() -> None:
     if "gain" in summary:
         print(f"{report.verdict(summary['gain'])}.")
     print(f"Report and pictures: {written}")
+    if repo:
+        url = publish(args, repo, student, results["madkd-0"]["metrics"], summary, labelled)
+        print(f"Published: {url}")
     print("Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:")
     print(
         "  python recipes/attach_aspects.py --dataset PHOTOS --bank aspects.json "

@@ -9,13 +9,14 @@ all_results.json.
 
 from __future__ import annotations
 
+import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from common import BankArguments, RecipeParser, SplitArguments, load_splits, run
+from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run, source
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from scipy.special import expit, logit
 from transformers import AutoImageProcessor, set_seed
@@ -30,10 +31,18 @@ from madkd_hf import (
     MadkdTrainingArguments,
     attach_aspects,
 )
+from madkd_hf.hub import HubError
+from madkd_hf.hub.student_card import DataSource, read_comparison
+from madkd_hf.labelling import ToldElsewhere
+from madkd_hf.report.comparison import write_whole
 from madkd_hf.student.data import readable
+from madkd_hf.student.trainer import check_repo
 
 
 logger = logging.getLogger(__name__)
+
+WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
+OF_PUBLISHING = ("hub_", "push_", "comparison")
 
 
 @dataclass
@@ -56,6 +65,10 @@ class StudentArguments(BankArguments, SplitArguments):
             "for all (constant)."
         },
     )
+    comparison: str | None = field(
+        default=None,
+        metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
+    )
 
 
 def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainingArguments]:
@@ -63,7 +76,13 @@ def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainin
 
 
 def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> MadkdTrainer:
-    """Train, evaluate and save one student; the trainer's `state.log_history` holds its curves."""
+    """Train, evaluate and save one student, and publish nothing; the trainer's `state.log_history` holds its curves.
+
+    With --push_to_hub, it first looks whether publishing can succeed; a student that is only waiting for that is not
+    trained again.
+    """
+    check_publishing(args, training_args)
+    waiting = waits_for_hub(args, training_args)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
     with training_args.main_process_first(desc="preparing the data"):
@@ -82,12 +101,15 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         train_set, bank = attach(train_set, args, training_args.aspect_alpha)
     if args.aspect_control != "none":
         train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
-    model = MadkdForImageClassification.from_backbone(
-        args.backbone,
-        id2label=dict(enumerate(train_set.features[args.label_column].names)),
-        bank=bank,
-        pretrained=args.pretrained,
-    )
+    if waiting:
+        model = MadkdForImageClassification.from_pretrained(training_args.output_dir)
+    else:
+        model = MadkdForImageClassification.from_backbone(
+            args.backbone,
+            id2label=dict(enumerate(train_set.features[args.label_column].names)),
+            bank=bank,
+            pretrained=args.pretrained,
+        )
     trainer = MadkdTrainer(
         model,
         training_args,
@@ -98,18 +120,64 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         label_column=args.label_column,
     )
     trainer.remove_callback(PrinterCallback)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    metrics = {"train": result.metrics, "eval": trainer.evaluate()}
+    metrics = {}
+    if not waiting:
+        metrics["train"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
+        trainer.save_state()
+        if trainer.is_world_process_zero():  # save_metrics adds to it: an earlier student's numbers must not stay
+            (Path(training_args.output_dir) / "all_results.json").unlink(missing_ok=True)
+            if training_args.push_to_hub:
+                write_whole(Path(training_args.output_dir) / WAITING, what_decides(args, training_args))
+    metrics["eval"] = trainer.evaluate()
     if training_args.do_predict:
         metrics["test"] = trainer.predict(splits[args.test_split]).metrics
-    if trainer.is_world_process_zero():  # save_metrics adds to the file: an earlier student's numbers must not stay
-        (Path(training_args.output_dir) / "all_results.json").unlink(missing_ok=True)
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
     return trainer
+
+
+def check_publishing(args: StudentArguments, training_args: MadkdTrainingArguments) -> None:
+    """What would keep the student from being published is told before it is trained."""
+    if args.comparison:
+        read_comparison(args.comparison)
+    if training_args.push_to_hub:
+        try:
+            check_repo(training_args)
+        except HubError:
+            if training_args.process_index:
+                raise ToldElsewhere from None
+            raise
+
+
+def what_decides(args: StudentArguments, training_args: MadkdTrainingArguments) -> str:
+    """All that was asked for but where to publish it; the token is not in it."""
+    asked = {**asdict(args), **training_args.to_dict()}
+    return json.dumps({name: value for name, value in asked.items() if not name.startswith(OF_PUBLISHING)}, indent=2)
+
+
+def waits_for_hub(args: StudentArguments, training_args: MadkdTrainingArguments) -> bool:
+    """Whether the same command has left a student here that could not be published."""
+    waiting = Path(training_args.output_dir) / WAITING
+    if not (training_args.push_to_hub and waiting.is_file()):
+        return False
+    return waiting.read_text(encoding="utf-8") == what_decides(args, training_args)
+
+
+def publish(trainer: MadkdTrainer, args: StudentArguments) -> str | None:
+    """One commit with the student and its card; returns where it is, in the first process."""
+    commit = trainer.push_to_hub(comparison=args.comparison, dataset=about_dataset(args, trainer.train_dataset))
+    if commit is None:
+        return None
+    (Path(trainer.args.output_dir) / WAITING).unlink(missing_ok=True)
+    return commit.pr_url or commit.repo_url
+
+
+def about_dataset(args: DatasetArguments, rows: Dataset) -> DataSource:
+    """Rows of a folder may still know which dataset of the Hub they came from."""
+    named = source(args)
+    return DataSource.of(rows) or DataSource(named["id"], named["commit"], named["config"])
 
 
 def find_checkpoint(training_args: MadkdTrainingArguments) -> str | None:
@@ -142,9 +210,15 @@ def prepare_splits(splits: DatasetDict, args: SplitArguments, seed: int) -> Data
     splits = DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
     splits = with_class_labels(splits, args.label_column, args.train_split)
     if args.eval_split not in splits:
-        parts = splits[args.train_split].train_test_split(
-            args.validation_fraction, stratify_by_column=args.label_column, seed=seed
-        )
+        try:
+            parts = splits[args.train_split].train_test_split(
+                args.validation_fraction, stratify_by_column=args.label_column, seed=seed
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"Cannot keep {args.validation_fraction:.0%} of {len(splits[args.train_split])} training images for "
+                f"validation, some of each class ({error}): pass --eval_split, or another --validation_fraction."
+            ) from error
         splits[args.train_split], splits[args.eval_split] = parts["train"], parts["test"]
     return splits
 
@@ -246,6 +320,8 @@ def main() -> None:
             f"{Path(training_args.output_dir) / 'all_results.json'}. Use it:\n"
             f'  pipeline("image-classification", "{training_args.output_dir}", trust_remote_code=True)'
         )
+    if training_args.push_to_hub and (url := publish(trainer, args)):
+        print(f"Published: {url}")
 
 
 if __name__ == "__main__":

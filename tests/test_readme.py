@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
+from test_hub_dataset import student_files
 
 from madkd_hf import AspectBank
 
@@ -24,14 +26,49 @@ RUN = [
 ]
 
 
-@pytest.mark.parametrize(("language", "code"), RUN, ids=[f"{language}-{i}" for i, (language, _) in enumerate(RUN)])
-def test_block_runs(language, code, tmp_path):
+@pytest.fixture
+def folder(tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # the blocks write to runs/, and read what is in the checkout
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "2"}
+    return tmp_path
+
+
+def run_block(language: str, code: str, folder: Path, environment: dict[str, str]) -> str:
+    environment = {**environment, "PYTHONPATH": str(folder)}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     interpreter = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
-    done = subprocess.run([*interpreter, code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*interpreter, code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(("language", "code"), RUN, ids=[f"{language}-{i}" for i, (language, _) in enumerate(RUN)])
+def test_block_runs(language, code, folder):
+    run_block(language, code, folder, {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
+
+
+def test_hub_blocks_run_in_order_of_what_they_need(hub, folder):
+    """With small things under the names of large ones; what is published comes before what uses it."""
+    birds = {}
+    for i, image in enumerate(tiny.images(24, 64)):
+        image.save(folder / "photo.jpg")
+        birds[f"train/{['finch', 'heron'][i % 2]}/{i}.jpg"] = (folder / "photo.jpg").read_bytes()
+    hub.add_repo("you/birds", birds, "dataset")
+    hub.add_repo("microsoft/resnet-18", student_files(folder))
+    hub.add_repo("OpenGVLab/InternVL3-8B-hf", ROOT / "recipes/easy_vqa/teacher")
+    (bank,) = (code for language, _, code in BLOCKS if language == "json")
+    (folder / "aspects.json").write_text(bank)
+    blocks = [(language, code) for language, marks, code in BLOCKS if marks.strip() == "hub"]
+    needs = [block for block in blocks if re.search("you/bird-student|you/birds-aspects", block[1])]
+    publish = [block for block in needs if "--push_to_hub" in block[1]]
+    first = [block for block in blocks if block not in needs]
+    printed = [
+        run_block(*block, folder, hub.environment(folder / "home"))
+        for block in [*first, *publish, *(block for block in needs if block not in publish)]
+    ]
+    assert len(first) == 3 and len(publish) == 1 and len(needs) == 4
+    assert f"Published: {hub.url}/datasets/you/birds-aspects" in printed[3]
+    assert "Does the bird have a hooked beak?" in printed[-1]
+    assert "hooked beak: " in printed[4]
 
 
 def test_every_kind_of_block_is_run():

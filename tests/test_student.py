@@ -307,3 +307,30 @@ def test_a_plain_trainer_with_the_usual_metric_sees_an_ordinary_classifier(tmp_p
     assert seen["shape"] == (6, 4)
     assert result["eval_accuracy"] == pytest.approx(float((logits.argmax(-1) == labels).float().mean()))
     assert result["eval_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), abs=1e-5)
+
+
+def test_the_aspect_pipeline_reads_out_classes_and_answers(saved):
+    folder, _ = saved
+    image = tiny.images(1)[0]
+    look = pipeline("aspect-classification", model=str(folder), trust_remote_code=True)
+    answers = look(image, top_k=2)
+    assert set(answers) == {"classes", "aspects"}
+    assert answers["classes"] == pipeline("image-classification", model=str(folder))(image, top_k=2)
+    with torch.no_grad():
+        expected = look.model(**look.image_processor(image, return_tensors="pt")).aspect_logits[0].sigmoid()
+    found = {aspect["label"]: aspect["score"] for aspect in answers["aspects"]}
+    assert [found[name] for name in tiny.bank(3).ids] == pytest.approx(expected.tolist())
+    assert list(found.values()) == sorted(found.values(), reverse=True)
+    first = answers["aspects"][0]
+    assert f"  {first['label']}: {first['score']:.2f}" in str(answers).splitlines()
+    assert first["question"] in tiny.bank(3).questions
+    many = look([image] * 3, batch_size=2)
+    assert len(many) == 3 and len(many[0]["classes"]) == 4
+
+
+def test_what_a_pipeline_loaded_can_be_saved_again(saved, tmp_path):
+    look = pipeline("aspect-classification", model=str(saved[0]), trust_remote_code=True)
+    look.model.save_pretrained(tmp_path)
+    assert MadkdConfig.from_pretrained(tmp_path).custom_pipelines == look.model.config.custom_pipelines
+    look.model.to_plain().save_pretrained(tmp_path / "plain")
+    assert "aspect" not in (tmp_path / "plain" / "config.json").read_text()

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from huggingface_hub import ModelCard
 from torch.nn import functional as F
 from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTImageProcessorPil
 
@@ -378,6 +379,28 @@ def test_the_token_never_gets_into_training_args(tmp_path):
     assert "verysecret" not in json.dumps(run.args.to_dict())
 
 
+def card(folder, run: MadkdTrainer, **facts) -> ModelCard:
+    run.create_model_card(**facts)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_card_tells_what_the_weights_as_they_are_scored(tmp_path):
+    run = trainer(tmp_path, train=rows(8), evaluate=rows(8), eval_strategy="epoch", num_train_epochs=2)
+    run.train()
+    last = logged(run, "eval_accuracy")[-1]
+    assert card(tmp_path, run).data.eval_results[0].metric_value == pytest.approx(last, abs=1e-4)
+    found = run.predict(rows(12)).metrics
+    data = card(tmp_path, run, license="mit", dataset="you/birds", tags="birds").data
+    test = {result.metric_type: result.metric_value for result in data.eval_results if result.dataset_split == "test"}
+    assert test["accuracy"] == pytest.approx(found["test_accuracy"], abs=1e-4)
+    assert data.license == "mit" and {"birds", "madkd"} <= set(data.tags)
+    text = card(tmp_path, run).text
+    assert "Validation (8 images) | Test (12 images)" in text and "| AUROC |" in text
+    assert not [key for key in found if "per_aspect" in key]
+    run.train()
+    assert len(card(tmp_path, run).data.eval_results) == 5  # of the last epoch alone
+
+
 # What is refused
 
 
@@ -389,6 +412,7 @@ def test_the_token_never_gets_into_training_args(tmp_path):
         ({"crop_scale": 0.0}, "crop_scale .*above 0 and at most 1; received 0.0"),
         ({"crop_scale": 1.5}, "crop_scale .*received 1.5"),
         ({"horizontal_flip": 2.0}, "horizontal_flip is a probability, 0 to 1; received 2.0"),
+        ({"hub_strategy": "every_save"}, "hub_strategy='every_save' would push unfinished students .*leave it at end"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True would drop .*: leave it False"),
     ],
 )

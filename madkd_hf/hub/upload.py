@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -295,7 +296,7 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """One line."""
-    status, said = _status(error), getattr(error, "server_message", None)
-    lines = (said or str(error)).strip().splitlines() or [type(error).__name__]
-    return f"{status}: {lines[0]}" if status else lines[0]
+    """One line, not endless."""
+    status, said = _status(error), getattr(error, "server_message", None) or str(error)
+    line = textwrap.shorten(said, 300) or type(error).__name__
+    return f"{status}: {line}" if status else line

@@ -16,6 +16,10 @@ class MadkdConfig(PretrainedConfig):
         aspect_ids: Q short names of the aspects, in the bank's order.
         aspect_questions: the Q yes/no questions, in the same order.
         aspect_bank: fingerprint of the bank that ids and questions come from.
+        aspect_groups: what kind of aspect each is, in the same order; None where the bank does not say.
+        aspect_teacher: who answered the questions, {"model": name or id, "commit": of the Hub or None}.
+        base_model: the Hub id whose weights the student started from; None for random weights or those of a folder.
+        base_model_revision: the commit of these weights.
         kwargs: of `PretrainedConfig`, among them `id2label`: `num_labels` is C.
     """
 
@@ -29,12 +33,21 @@ class MadkdConfig(PretrainedConfig):
         aspect_ids: list[str] | None = None,
         aspect_questions: list[str] | None = None,
         aspect_bank: str | None = None,
+        aspect_groups: list[str] | None = None,
+        aspect_teacher: dict[str, str | None] | None = None,
+        base_model: str | None = None,
+        base_model_revision: str | None = None,
         **kwargs: Any,
     ):
+        kwargs.pop("custom_pipelines", None)  # as saved; they follow from the aspects
         super().__init__(**kwargs)
         self.aspect_ids = list(aspect_ids or [])
         self.aspect_questions = list(aspect_questions or [])
         self.aspect_bank = aspect_bank
+        self.aspect_groups = aspect_groups
+        self.aspect_teacher = aspect_teacher
+        self.base_model = base_model
+        self.base_model_revision = base_model_revision
         if len(self.aspect_ids) != len(self.aspect_questions):
             raise ValueError(
                 f"Each aspect needs one id and one question; received {len(self.aspect_ids)} ids and "
@@ -51,8 +64,9 @@ class MadkdConfig(PretrainedConfig):
     @staticmethod
     def backbone_config_for(backbone_config: dict[str, Any], outputs: list[str]) -> PretrainedConfig:
         """A copy of the architecture's configuration whose head has these named outputs, one each."""
-        of_the_head = ("model_type", "id2label", "label2id", "num_labels", "num_classes", "label_names")
-        settings = {name: value for name, value in backbone_config.items() if name not in of_the_head}
+        dropped = ["model_type", "id2label", "label2id", "num_labels", "num_classes", "label_names"]
+        dropped += ["_name_or_path"]  # a folder of this machine, maybe
+        settings = {name: value for name, value in backbone_config.items() if name not in dropped}
         # Where a model type has two classifiers, as DeiT, the Auto class looks for a hint here and trips over None.
         settings["architectures"] = settings.get("architectures") or []
         id2label = dict(enumerate(outputs))
@@ -63,3 +77,15 @@ class MadkdConfig(PretrainedConfig):
     def num_aspects(self) -> int:
         """Q."""
         return len(self.aspect_ids)
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict[str, Any]]:
+        """What `pipeline` finds beside the usual tasks; a new dictionary each time, because it writes into it."""
+        if not self.aspect_ids:
+            return {}
+        impl = "modeling_madkd.AspectClassificationPipeline"
+        return {"aspect-classification": {"impl": impl, "pt": ["AutoModelForImageClassification"]}}
+
+    def to_dict(self) -> dict[str, Any]:
+        pipelines = self.custom_pipelines
+        return {**super().to_dict(), **({"custom_pipelines": pipelines} if pipelines else {})}

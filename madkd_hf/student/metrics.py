@@ -110,7 +110,12 @@ class AspectBce(_Metric):
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """All metrics of a student, for a Trainer.
+    """All metrics of a student, for a Trainer; see `all_metrics`."""
+    return {name: value for name, value in all_metrics(prediction).items() if name != "per_aspect"}
+
+
+def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
+    """The same, and `per_aspect`: the Q AUROCs behind `aspect_auroc`, where there are targets.
 
     Args:
         prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels
@@ -125,9 +130,10 @@ def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     if paired:
         known = np.isfinite(targets).all(axis=1)
         if known.any():
-            for metric in (AspectAuroc, AspectBce):
-                results.update(_run(metric, aspects[known], targets[known]))
-    return {name: value for name, value in results.items() if name != "per_aspect"}
+            ranked = _run(AspectAuroc, aspects[known], targets[known])
+            results |= {**ranked, **_run(AspectBce, aspects[known], targets[known])}
+            results["per_aspect"] = ranked["per_aspect"]
+    return results
 
 
 def _run(metric: type[_Metric], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    ImageClassificationPipeline,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput, cached_file
 
 from .configuration_madkd import MadkdConfig
 
@@ -76,14 +84,17 @@ class MadkdForImageClassification(PreTrainedModel):
             pretrained: False takes the architecture alone from the id or folder, as for training from scratch.
             kwargs: of `from_pretrained` (`revision`, `token`, `cache_dir`, `trust_remote_code`, ...).
         """
+        origin = {} if bank is None else _aspects_of(bank)
         if isinstance(backbone, PretrainedConfig):
             backbone_config, pretrained = backbone, False
         else:
+            if not Path(backbone).is_dir():
+                kwargs["revision"] = commit = _commit_of(backbone, **kwargs)
+                origin |= {"base_model": str(backbone), "base_model_revision": commit} if pretrained else {}
             backbone_config = AutoConfig.from_pretrained(backbone, **kwargs)
-        aspects = {} if bank is None else _aspects_of(bank)
         id2label = {int(index): name for index, name in id2label.items()}
         label2id = {name: index for index, name in id2label.items()}
-        model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **aspects))
+        model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **origin))
         if pretrained:
             weights = AutoModelForImageClassification.from_pretrained(backbone, **kwargs).state_dict()
             head = _head_parameters(model.config.backbone_config)
@@ -116,8 +127,67 @@ class MadkdForImageClassification(PreTrainedModel):
         return plain.train(self.training)
 
 
+class AspectAnswers(dict):
+    """What a student sees in one image; printed, one line per class and per aspect: `striped wings: 0.93`."""
+
+    def __str__(self) -> str:
+        parts = [f"{part}\n" + "\n".join(f"  {e['label']}: {e['score']:.2f}" for e in self[part]) for part in self]
+        return "\n".join(parts)
+
+
+class AspectClassificationPipeline(ImageClassificationPipeline):
+    """Classes, and the answers to the aspect questions: `pipeline("aspect-classification", model)`.
+
+    Takes what `ImageClassificationPipeline` takes. Gives for each image an `AspectAnswers`, a dictionary: `classes` is
+    what that pipeline gives, a list of `label` and `score`; `aspects` is a list of `label` (the aspect's id),
+    `question` and `score` (the probability of yes, 0..1) for all Q aspects, the most probable first. `top_k` and
+    `function_to_apply` are about the classes alone.
+    """
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """The list of models is that of transformers, in which ours is not."""
+
+    def postprocess(self, model_outputs: ModelOutput, **kwargs: Any) -> AspectAnswers:
+        config = self.model.config
+        scores = model_outputs["aspect_logits"][0].float().sigmoid().tolist()
+        aspects = [
+            {"label": name, "question": question, "score": score}
+            for name, question, score in zip(config.aspect_ids, config.aspect_questions, scores)
+        ]
+        aspects.sort(key=lambda aspect: -aspect["score"])
+        return AspectAnswers(classes=super().postprocess(model_outputs, **kwargs), aspects=aspects)
+
+
 def _aspects_of(bank: Any) -> dict[str, Any]:
-    return {"aspect_ids": bank.ids, "aspect_questions": bank.questions, "aspect_bank": bank.fingerprint}
+    groups = [aspect.group for aspect in bank]
+    return {
+        "aspect_ids": bank.ids,
+        "aspect_questions": bank.questions,
+        "aspect_bank": bank.fingerprint,
+        "aspect_groups": groups if any(groups) else None,
+        "aspect_teacher": _teacher_of(bank.provenance),
+    }
+
+
+def _teacher_of(provenance: dict[str, Any] | None) -> dict[str, str | None] | None:
+    """Model and commit; of a folder only the name, which tells a stranger more than a path of another machine."""
+    name = (provenance or {}).get("model")
+    if not name:
+        return None
+    on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
+    commit = provenance.get("commit")
+    if commit is None and re.fullmatch("[0-9a-f]{40}", provenance.get("revision") or ""):
+        commit = provenance["revision"]
+    return {"model": name if on_the_hub else Path(name).name, "commit": commit}
+
+
+def _commit_of(repo: str, revision: str | None = None, **kwargs: Any) -> str | None:
+    """The commit of the configuration that `from_pretrained` would take, or the revision as it came."""
+    names = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+    options = {name: kwargs[name] for name in names if name in kwargs}
+    path = cached_file(repo, "config.json", revision=revision, **options)
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path).as_posix())
+    return found[1] if found else revision
 
 
 def _head_parameters(config: PretrainedConfig) -> set[str]:

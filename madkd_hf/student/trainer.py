@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import ClassLabel, Dataset
+from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
+from ..hub.student import check_student, push_student
+from ..hub.student_card import DataSource, Evaluation, StudentFacts, write_card
+from ..hub.upload import HubError
 from .data import AspectCollator, readable
 from .losses import madkd_loss
-from .metrics import compute_metrics as student_metrics
+from .metrics import all_metrics
 from .modeling_madkd import MadkdForImageClassification
 from .training_args import MadkdTrainingArguments
 
@@ -26,6 +34,9 @@ class MadkdTrainer(Trainer):
     by `AspectCollator` (with augmentation for training, without for evaluation) unless a `data_collator` is given.
     A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone. Rows whose
     image the labelling could not read are left out, with a warning; `predict` then has no prediction for them.
+
+    With `push_to_hub=True`, the Hub is asked before training whether a push can succeed, and changed only by the push
+    itself: one commit with the finished student and its card.
 
     Args:
         model: a `MadkdForImageClassification`.
@@ -41,6 +52,7 @@ class MadkdTrainer(Trainer):
 
     Raises:
         ValueError: aspects that do not fit the model's bank, or labels that do not fit its classes.
+        HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
     def __init__(
@@ -69,7 +81,7 @@ class MadkdTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            compute_metrics=compute_metrics or student_metrics,
+            compute_metrics=compute_metrics or all_metrics,
             **kwargs,
         )
         self.asks_aspects = compute_metrics is None
@@ -100,6 +112,11 @@ class MadkdTrainer(Trainer):
             self.add_callback(_TellEpoch(self.train_collator))
         self._components: dict[str, torch.Tensor] = {}
         self._components_count = 0
+        self._found: dict[str, tuple[int, Evaluation]] = {}
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._found.clear()  # of other weights
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self):
         self.data_collator = self.train_collator
@@ -147,6 +164,126 @@ class MadkdTrainer(Trainer):
         if wanted and labels is not None:
             labels = (labels, targets.to(labels.device))
         return loss, logits, labels
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As usual, and what was found is kept for the card."""
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        auroc, rows, prefix = output.metrics.pop(f"{metric_key_prefix}_per_aspect", None), dataloader.dataset, "eval_"
+        name = "validation" if metric_key_prefix == "eval" else metric_key_prefix.removeprefix(prefix)
+        split = getattr(rows, "split", None)
+        self._found[metric_key_prefix] = (
+            self.state.global_step if self.is_in_train else self._step,
+            Evaluation(
+                name,
+                {key.removeprefix(f"{metric_key_prefix}_"): value for key, value in output.metrics.items()},
+                output.num_samples,
+                # a part of the training split still calls itself that
+                None if split is None or split == getattr(self.train_dataset, "split", None) else str(split),
+                auroc,
+                DataSource.of(rows),
+            ),
+        )
+        return output
+
+    @property
+    def _step(self) -> int:
+        """The training step of the weights as they are."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return self.state.global_step if best is None or self.is_in_train else best
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """See whether a push can succeed; nothing is made on the Hub before the push itself.
+
+        Raises:
+            HubError: it cannot, in one sentence, in every process.
+        """
+        self.hub_model_id = check_repo(self.args, token=token, private=private)
+        self.push_in_progress = None
+
+    def create_model_card(self, plain: bool | None = None, **facts: Any) -> None:
+        """Write the card into output_dir; no network.
+
+        Args:
+            plain: for the plain model; by default as the arguments say.
+            facts: what the trainer cannot know or knows otherwise, see `StudentFacts`: `license`, `comparison`,
+                `dataset` (a Hub id, another name, or a `DataSource`), `evaluations`, `language`, `tags`, `model_name`,
+                `finetuned_from`.
+        """
+        if self.is_world_process_zero():
+            repo = self.args.hub_repo()
+            repo = replace(repo, repo_id=self.hub_model_id or repo.repo_id)
+            plain = self.args.push_plain if plain is None else plain
+            write_card(
+                self.args.output_dir, self.accelerator.unwrap_model(self.model), repo, self._facts(facts), plain
+            )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        create_pr: bool | None = None,
+        plain: bool | None = None,
+        **facts: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Save the student in output_dir and publish it: one commit of weights, code, image processor and card.
+
+        Args:
+            commit_message: the commit's title.
+            blocking: False uploads in the background.
+            token, revision, private, create_pr, plain: by default as the arguments say.
+            facts: for the card, see `create_model_card`.
+
+        Returns:
+            The commit, or without `blocking` its Future; None in all processes but the first.
+
+        Raises:
+            HubError: it cannot be published; the repo is as it was.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.hub_model_id = check_repo(self.args, token=token, private=private, create_pr=create_pr)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        repo = self.args.hub_repo(token=token, revision=revision, private=private, create_pr=create_pr)
+        student = type(self.accelerator.unwrap_model(self.model)).from_pretrained(self.args.output_dir)
+        return push_student(
+            student,
+            self.processing_class,
+            replace(repo, repo_id=self.hub_model_id),
+            self._facts(facts),
+            plain=self.args.push_plain if plain is None else plain,
+            commit_message=commit_message or "End of training",
+            blocking=blocking,
+        )
+
+    def _facts(self, given: dict[str, Any]) -> StudentFacts:
+        """What the trainer knows, under what the caller says."""
+        facts = {name: value for name, value in given.items() if value is not None}
+        if isinstance(facts.get("dataset"), Sequence):
+            names = [facts["dataset"]] if isinstance(facts["dataset"], str) else facts["dataset"]
+            facts["dataset"] = DataSource(", ".join(names))
+        if isinstance(facts.get("tags"), str):
+            facts["tags"] = [facts["tags"]]
+        known = {
+            "dataset": DataSource.of(self.train_dataset),
+            "evaluations": [found for step, found in self._found.values() if step == self._step],
+            "hyperparameters": self.args.hyperparameters(),
+            "license": self.args.hub_license,
+        }
+        return StudentFacts(**{**known, **facts})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_as_saved(resume_from_checkpoint, model or self.model):
@@ -213,6 +350,32 @@ class MadkdTrainer(Trainer):
                 f"The dataset was labelled with the bank {sorted(foreign)[0]} and the model was built for "
                 f"{config.aspect_bank}: questions or their order differ; use the aspects.json beside the dataset."
             )
+
+
+def check_repo(args: MadkdTrainingArguments, **changed: Any) -> str:
+    """See whether a push can succeed: the first process asks the Hub, all get its answer.
+
+    Args:
+        args: say where to.
+        changed: see `MadkdTrainingArguments.hub_repo`.
+
+    Returns:
+        The whole name, "owner/name".
+
+    Raises:
+        HubError: a push cannot succeed, in one sentence, in every process.
+    """
+    told: list[Any] = [None, None]
+    if args.process_index == 0:
+        try:
+            told[0] = check_student(args.hub_repo(**changed), args.hub_license).repo_id
+        except HubError as error:
+            told[1] = str(error)
+    if args.world_size > 1:
+        broadcast_object_list(told)
+    if told[1]:
+        raise HubError(told[1])
+    return told[0]
 
 
 class _TellEpoch(TrainerCallback):

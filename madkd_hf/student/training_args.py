@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
+
+from ..hub.upload import HubRepo
 
 
 @dataclass
@@ -17,6 +20,9 @@ class MadkdTrainingArguments(TrainingArguments):
         crop_scale: smallest share of an image's area that a random resized crop keeps, above 0 and at most 1;
             1 turns cropping off.
         horizontal_flip: probability of mirroring a training image.
+        push_plain: what a push publishes: True for the plain model without aspects and without remote code.
+        hub_create_pr: a push opens a pull request.
+        hub_license: the licence in the card of a push, as the Hub calls it.
     """
 
     aspect_alpha: float = field(
@@ -41,7 +47,20 @@ class MadkdTrainingArguments(TrainingArguments):
     hub_private_repo: bool | None = field(
         default=True, metadata={"help": "Push to a private repo unless you say --hub_private_repo false."}
     )
-    hub_strategy: str = field(default="end", metadata={"help": "When to push to the Hub: at the end, by default."})
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "Must stay end: one commit with the finished student, not half states with every save."},
+    )
+    push_plain: bool = field(
+        default=False,
+        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
+    )
+    hub_create_pr: bool = field(
+        default=False, metadata={"help": "Open a pull request, for instance on somebody else's repo."}
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
+    )
 
     def __post_init__(self) -> None:
         if not self.aspect_alpha >= 0:
@@ -56,6 +75,39 @@ class MadkdTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images and the aspects: leave it False.")
         super().__post_init__()
+        if self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r} would push unfinished students in several commits: leave "
+                "it at end, and keep checkpoints in output_dir to go on from (save_strategy, resume_from_checkpoint)."
+            )
+
+    def hub_repo(self, **changed: Any) -> HubRepo:
+        """Where a push goes; by default a repo of your own with the name of output_dir.
+
+        Args:
+            changed: `token`, `private`, `revision`, `create_pr`, where they are to differ from the arguments'.
+        """
+        settings = {
+            "private": self.hub_private_repo is not False,  # None, too: nothing becomes public unless it is said
+            "token": self.hub_token,
+            "revision": self.hub_revision,
+            "create_pr": self.hub_create_pr,
+        }
+        settings |= {name: value for name, value in changed.items() if value is not None}
+        return HubRepo(self.hub_model_id or Path(self.output_dir).absolute().name, "model", **settings)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What decides a student, for its card: nothing about folders, machines or tokens."""
+        length = "max_steps" if self.max_steps > 0 else "num_train_epochs"
+        names = ["aspect_alpha", "learning_rate", length, "lr_scheduler_type", "warmup_steps", "optim", "weight_decay"]
+        names += ["label_smoothing_factor", "crop_scale", "horizontal_flip", "seed"]
+        batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
+        chosen = {name: getattr(self, name) for name in names}
+        return {name: getattr(value, "value", value) for name, value in chosen.items()} | {
+            "train_batch_size": batch,
+            "precision": precision,
+        }
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle or a copy holds, and with `training_args.bin` the Hub receives: everything but the token."""

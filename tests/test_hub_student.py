@@ -1,0 +1,476 @@
+"""A published student: what is in the repo, who can load it, what its card says, and what never gets there.
+
+The Hub is a small one on this machine; whoever talks to it is a process of its own, as a user's would be.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from huggingface_hub import ModelCard
+from local_hub import LocalHub
+from transformers import AutoModelForImageClassification, ViTImageProcessorPil
+
+from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
+from madkd_hf.hub import HubRepo
+from madkd_hf.hub.student import stage_student
+from madkd_hf.hub.student_card import DataSource, Evaluation, StudentFacts
+
+
+ROOT = Path(__file__).parents[1]
+TOKEN = "hf_thetokenthatnobodymayfind"
+CLASSES = dict(enumerate(["cat", "dog", "cow", "hen"]))
+BANK = tiny.bank(3)
+ASPECT_FILES = {"README.md", "config.json", "configuration_madkd.py", "model.safetensors", "modeling_madkd.py"}
+ASPECT_FILES |= {".gitattributes", "preprocessor_config.json"}
+PLAIN_FILES = ASPECT_FILES - {"configuration_madkd.py", "modeling_madkd.py"}
+PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
+
+
+def labelled(count: int = 12) -> DatasetDict:
+    features = {"image": Image(), "label": ClassLabel(names=list(CLASSES.values()))}
+    features |= {"aspect_logits": List(Value("float32"), length=3), "aspect_bank": Value("string")}
+    columns = {"image": tiny.images(count, 32), "label": [i % 4 for i in range(count)]}
+    columns["aspect_logits"] = np.random.default_rng(1).normal(size=(count, 3)) * 3
+    columns["aspect_bank"] = [BANK.fingerprint] * count
+    rows = Dataset.from_dict(columns, features=Features(features))
+    return DatasetDict(train=rows, validation=rows, test=rows)
+
+
+def student(bank: AspectBank | None = BANK) -> MadkdForImageClassification:
+    torch.manual_seed(0)
+    return MadkdForImageClassification.from_backbone(tiny.resnet(), CLASSES, bank)
+
+
+def facts(**changed) -> StudentFacts:
+    metrics = {"accuracy": 0.5, "top5_accuracy": 1.0, "aspect_auroc": 0.75, "aspect_bce": 0.4, "loss": 2.0}
+    evaluations = [
+        Evaluation("validation", metrics, 12, "validation", [0.5, float("nan"), 1.0]),
+        Evaluation("test", metrics, 8, "test"),
+    ]
+    settings = {"dataset": DataSource("you/birds", "a" * 40), "evaluations": evaluations, "license": "mit"}
+    return StudentFacts(**{**settings, "hyperparameters": {"learning_rate": 0.1}, **changed})
+
+
+def staged(folder: Path, model=None, plain: bool = False, **changed) -> dict[str, bytes]:
+    stage_student(folder, model or student(), PROCESSOR, HubRepo("you/birds", "model"), facts(**changed), plain)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def compared(folder: Path) -> Path:
+    (folder / "figures").mkdir(parents=True)
+    for name in ("accuracies.png", "examples.png", "aspect_learning.png", "teacher.png"):
+        (folder / "figures" / name).write_bytes(name.encode())
+    (folder / "report.json").write_bytes((ROOT / "recipes/easy_vqa/results/report.json").read_bytes())
+    return folder
+
+
+# Without a Hub: what would go up
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_stage_holds_what_a_stranger_needs_and_nothing_else(tmp_path, plain):
+    files = staged(tmp_path / "one", plain=plain)
+    assert set(files) == (PLAIN_FILES if plain else ASPECT_FILES) - {".gitattributes"}
+    assert staged(tmp_path / "two", plain=plain) == files
+
+
+def test_no_folder_of_this_machine_goes_up(tmp_path):
+    backbone = tmp_path / "secretfolder"
+    AutoModelForImageClassification.from_config(tiny.resnet()).save_pretrained(backbone)
+    bank = AspectBank(BANK.aspects, {"model": str(tmp_path / "teacher"), "commit": None})
+    model = MadkdForImageClassification.from_backbone(str(backbone), CLASSES, bank)
+    assert model.config.base_model is None and model.config.aspect_teacher == {"model": "teacher", "commit": None}
+    for plain in (False, True):
+        data = DataSource(str(tmp_path / "pictures"))
+        files = staged(tmp_path / f"out {plain}", model, plain, dataset=data)
+        assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+        assert "`pictures`" in files["README.md"].decode() and "`teacher`" in files["README.md"].decode()
+
+
+def test_old_configs_load_and_new_ones_remember_their_origin(tmp_path):
+    origin = {
+        "base_model": "you/base",
+        "base_model_revision": "a" * 40,
+        "aspect_teacher": {"model": "m", "commit": None},
+    }
+    config = MadkdConfig(tiny.resnet(), BANK.ids, BANK.questions, BANK.fingerprint, **origin)
+    config.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    loaded = MadkdConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in origin} == origin
+    assert set(content["custom_pipelines"]) == {"aspect-classification"}
+    for name in [*origin, "custom_pipelines", "aspect_groups"]:
+        content.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    old = MadkdConfig.from_pretrained(tmp_path)
+    assert old.base_model is None and old.aspect_ids == BANK.ids and old.custom_pipelines
+    assert not student(None).config.custom_pipelines and "custom_pipelines" not in student(None).config.to_dict()
+
+
+@pytest.mark.parametrize("kind", ["aspects", "plain", "base"])
+def test_the_front_matter_is_what_the_hub_reads(tmp_path, kind):
+    model = student(None if kind == "base" else BANK)
+    model.config.base_model, model.config.base_model_revision = "microsoft/resnet-18", "b" * 40
+    staged(tmp_path, model, plain=kind == "plain")
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "mit")
+    assert data.base_model == "microsoft/resnet-18" and data.datasets == ["you/birds"] and "madkd" in data.tags
+    assert {result.dataset_split for result in data.eval_results} == {"validation", "test"}
+    first = data.eval_results[0]
+    assert (first.dataset_type, first.dataset_revision, first.metric_type) == ("you/birds", "a" * 40, "accuracy")
+    assert first.metric_value == 0.5 and "top5_accuracy" not in {result.metric_type for result in data.eval_results}
+    assert ("roc_auc" in {result.metric_type for result in data.eval_results}) == (kind != "plain")
+    assert ("trust_remote_code=True" in card.text) == (kind != "plain")
+    assert ('"aspect-classification"' in card.text) == (kind == "aspects")
+    said = {"aspects": "a student with 3 aspect outputs", "plain": "needs\nno remote code", "base": "without aspects"}
+    assert said[kind] in card.text
+
+
+def test_without_a_licence_or_a_hub_dataset_the_card_says_so(tmp_path):
+    data = DataSource("recipes.birds:load")
+    staged(tmp_path, dataset=data, license=None)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license is None and card.data.datasets is None and "No licence was chosen" in card.text
+    result = card.data.eval_results[0]
+    assert (result.dataset_type, result.dataset_name) == ("recipes.birds-load", "recipes.birds:load")
+    assert result.dataset_revision is None
+
+
+def test_the_card_survives_strange_questions(tmp_path):
+    model = student()
+    model.config.aspect_questions[0] = "Is it |red| <b>or</b>\nblue {{ 1 }} ?"
+    staged(tmp_path, model)
+    text = (tmp_path / "README.md").read_text()
+    assert r"Is it \|red\| \<b\>or\</b\> blue {{ 1 }} ?" in text
+
+
+def test_a_comparison_goes_into_the_card_without_pictures_of_images(tmp_path):
+    files = staged(tmp_path / "out", comparison=compared(tmp_path / "compared"))
+    assert {name for name in files if name.endswith(".png")} == {
+        "figures/accuracies.png",
+        "figures/aspect_learning.png",
+    }
+    text = files["README.md"].decode()
+    assert "The aspects gain 21.13 points of accuracy (95% interval +1.57 to +40.68)" in text
+    assert "shuffled: aspects of other images" in text and "madkd: classes + aspects" in text
+    assert "figures/accuracies.png" in text and "learning_curves" not in text
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
+        staged(tmp_path / "out", comparison=tmp_path)
+
+
+# With a Hub
+
+
+def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TOKEN) -> subprocess.CompletedProcess:
+    """Code in a process that has never heard of anything but this Hub."""
+    environment = hub.environment(folder / "home", token=token) | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+RECIPES = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT / "recipes")!r}, {str(ROOT / "tests")!r}]
+import common, train_student
+def recipe(*words):
+    sys.argv = ["recipes/train_student.py", *words]
+    try:
+        common.run(train_student.main)
+    except SystemExit as stopped:
+        return str(stopped.code)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    labelled().save_to_disk(folder / "data")
+    BANK.save(folder / "data")
+    tiny.resnet().save_pretrained(folder / "backbone")
+    PROCESSOR.save_pretrained(folder / "backbone")
+    tiny.images(1, 32)[0].save(folder / "photo.jpg", quality=100)
+    compared(folder / "compared")
+    return folder
+
+
+def words(place: Path, *more: str) -> list[str]:
+    """Options of train_student.py: a student in a second."""
+    given = ["--dataset", place / "data", "--backbone", place / "backbone", "--pretrained", "false", "--do_predict"]
+    given += ["--max_steps", "3", "--per_device_train_batch_size", "6", "--use_cpu", "--report_to", "none"]
+    given += ["--disable_tqdm", "true", "--output_dir", place / "birds", "--push_to_hub", "--save_strategy", "no"]
+    return [*map(str, given), *more]
+
+
+TWICE = """
+print(recipe(*sys.argv[1:]))
+print(recipe(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def published(hub, place):
+    """The recipe, twice, with the token on the command line alone."""
+    more = ["--hub_token", TOKEN, "--hub_license", "mit", "--comparison", str(place / "compared")]
+    done = child(hub, place, RECIPES + TWICE, *words(place, *more), token=None)
+    assert done.stdout.splitlines()[-1] == "None", done.stdout + done.stderr
+    return done
+
+
+def test_the_recipe_publishes_one_complete_private_commit(hub, place, published):
+    files = hub.files("you/birds")
+    assert set(files) == ASPECT_FILES | {"figures/accuracies.png", "figures/aspect_learning.png"}
+    assert len(hub.commits("you/birds")) == 2  # the Hub's own first one, and ours, though the command ran twice
+    assert hub.repos()["model", "you/birds"].private
+    assert files["model.safetensors"] == (place / "birds" / "model.safetensors").read_bytes()
+    assert published.stdout.count(f"Published: {hub.url}/you/birds\n") == 2
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit" and len(card.data.eval_results) > 6
+    results = json.loads((place / "birds" / "all_results.json").read_text())
+    measured = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert measured["test", "accuracy"] == pytest.approx(results["test_accuracy"], abs=1e-4)
+    assert measured["validation", "roc_auc"] == pytest.approx(results["eval_aspect_auroc"], abs=1e-4)
+    assert "Validation (12 images)" in card.text and "| AUROC |" in card.text and "`3`" in card.text
+
+
+def test_the_token_gets_nowhere(hub, place, published):
+    secret = TOKEN.removeprefix("hf_")
+    assert secret not in published.stdout + published.stderr
+    assert secret.encode() not in hub.received
+    assert not [
+        path for path in (place / "birds").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+    assert not [name for name in hub.files("you/birds") if name.endswith((".bin", ".pkl", ".pt"))]
+
+
+def test_a_student_that_could_not_be_published_is_not_trained_again(hub, place):
+    hub.fault("POST .*/you/waits/commit", "status", status=403)
+    out = str(place / "waits")
+    code = """
+import json
+out, *words = sys.argv[1:]
+for _ in range(3):
+    said = recipe(*words)
+    print("run", json.load(open(out + "/all_results.json"))["train_runtime"], said)
+"""
+    done = child(hub, place, RECIPES + code, out, *words(place, "--output_dir", out))
+    runs = [line.split(" ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("run ")]
+    times, said = zip(*runs)
+    assert said[0].startswith("error: The token may not write to you/waits (403: A fault asked for: 403)")
+    assert said[1:] == ("None", "None"), done.stderr
+    assert times[0] == times[1] != times[2]
+    assert len(hub.commits("you/waits")) == 2
+    assert not (place / "waits" / "waits_for_hub.json").exists()
+
+
+STRANGER = """
+import contextlib, io, json, re, sys
+sys.modules["madkd_hf"] = None  # whoever imports it fails
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification, pipeline
+repo, result = sys.argv[1:]
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    for block in re.findall("```python\\n(.*?)```", ModelCard.load(repo).text, re.DOTALL):
+        exec(block, {})
+trust = {} if "plain" in repo else {"trust_remote_code": True}
+model = AutoModelForImageClassification.from_pretrained(repo, **trust).eval()
+pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    found = {"class": str(type(model)), "logits": model(pixels).logits, "said": said.getvalue()}
+found["answers"] = pipeline("image-classification", repo, **trust)(["photo.jpg"] * 3, top_k=9, batch_size=2)
+if trust:
+    look = pipeline("aspect-classification", repo, **trust)
+    found["one"], found["many"] = look("photo.jpg", top_k=2), look(["photo.jpg"] * 3, batch_size=2)
+    found["text"], found["default"] = str(found["one"]), type(pipeline(model=repo, **trust)).__name__
+    look.model.save_pretrained("again")
+    found["one"], found["many"] = dict(found["one"]), [dict(each) for each in found["many"]]
+torch.save(found, result)
+"""
+
+
+def loaded_by_a_stranger(hub: LocalHub, place: Path, folder: Path, repo: str) -> dict:
+    (folder / "photo.jpg").write_bytes((place / "photo.jpg").read_bytes())
+    done = child(hub, folder, STRANGER, repo, folder / "result.pt")
+    assert (folder / "result.pt").is_file(), done.stdout + done.stderr
+    return torch.load(folder / "result.pt")
+
+
+def local_logits(folder: Path) -> torch.Tensor:
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return MadkdForImageClassification.from_pretrained(folder).eval()(pixels).logits
+
+
+def test_a_stranger_loads_it_and_runs_what_the_card_shows(hub, place, published, tmp_path):
+    found = loaded_by_a_stranger(hub, place, tmp_path, "you/birds")
+    assert "transformers_modules" in found["class"]
+    torch.testing.assert_close(found["logits"], local_logits(place / "birds"), atol=1e-6, rtol=0)
+    assert [len(answer) for answer in found["answers"]] == [4, 4, 4]
+    one = found["one"]
+    assert set(one) == {"classes", "aspects"} and len(one["classes"]) == 2
+    assert one["classes"] == found["answers"][0][:2]
+    assert {each["label"]: each["question"] for each in one["aspects"]} == dict(zip(BANK.ids, BANK.questions))
+    scores = [each["score"] for each in one["aspects"]]
+    assert scores == sorted(scores, reverse=True) and all(0 < score < 1 for score in scores)
+    assert len(found["many"]) == 3 and len(found["many"][0]["classes"]) == 4
+    assert f"  {one['aspects'][0]['label']}: {scores[0]:.2f}" in found["text"]
+    assert re.search(r"aspect-\d: 0\.\d\d", found["said"])
+    assert found["default"] == "AspectClassificationPipeline"
+
+
+OTHERS = """
+from pathlib import Path
+import torch
+from datasets import load_dataset
+from transformers import AutoImageProcessor
+import madkd_hf
+from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from madkd_hf.hub import HubError, upload
+upload._pause = lambda state: 0
+os.environ["HF_TOKEN"] = sys.argv[1]
+rows = load_dataset("you/labelled")
+bank = AspectBank.load("you/labelled")
+torch.manual_seed(0)
+model = MadkdForImageClassification.from_backbone("you/base", dict(enumerate(["cat", "dog", "cow", "hen"])), bank)
+def trainer(name, **settings):
+    args = MadkdTrainingArguments("plain-birds", hub_model_id=name, use_cpu=True, report_to="none", **settings)
+    processor = AutoImageProcessor.from_pretrained("you/base")
+    return MadkdTrainer(model, args, None, rows["train"], rows["train"], processor)
+run = trainer("you/plain-birds", max_steps=1, push_plain=True, push_to_hub=True, disable_tqdm=True)
+run.train()
+run.evaluate()
+run.save_model()  # the Trainer's contract: it pushes
+other = trainer("switched")
+print("commit", other.push_to_hub(commit_message="with aspects", private=False).oid)
+other.push_to_hub(commit_message="plain", plain=True, license="mit")
+print("future", other.push_to_hub(blocking=False, plain=True, revision="next").result().commit_url)
+try:
+    trainer("you/switched").push_to_hub(license="apache2")
+except HubError as error:
+    print("failed:", error)
+print("request", trainer("somebody/theirs", hub_create_pr=True).push_to_hub("a gift").pr_url)
+"""
+
+
+def test_other_ways_to_publish(hub, place, tmp_path):
+    data = {"aspects.json": (place / "data" / "aspects.json").read_bytes()}
+    labelled()["train"].to_parquet(tmp_path / "train.parquet")
+    data |= {"data/train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
+    dataset_commit = hub.add_repo("you/labelled", data, "dataset")
+    AutoModelForImageClassification.from_config(tiny.resnet()).save_pretrained(tmp_path / "base")
+    PROCESSOR.save_pretrained(tmp_path / "base")
+    base_commit = hub.add_repo("you/base", tmp_path / "base")
+    hub.add_repo("somebody/theirs", {"README.md": b"theirs", "model.safetensors": b"theirs"})
+    hub.fault("POST /api/models/you/switched/commit/main", "status", status=500, times=2)
+    done = child(hub, tmp_path, RECIPES + OTHERS, TOKEN, token=None)
+    assert "request" in done.stdout, done.stdout + done.stderr
+    assert TOKEN not in done.stdout + done.stderr and TOKEN.encode() not in hub.received
+
+    assert set(hub.files("you/plain-birds")) == PLAIN_FILES and len(hub.commits("you/plain-birds")) == 2
+    card = ModelCard(hub.files("you/plain-birds")["README.md"].decode())
+    assert card.data.base_model == "you/base" and card.data.datasets == ["you/labelled"]
+    assert card.data.eval_results[0].dataset_revision == dataset_commit
+    assert base_commit in card.text and dataset_commit in card.text
+    found = loaded_by_a_stranger(hub, place, tmp_path, "you/plain-birds")
+    assert "transformers.models.resnet" in found["class"]
+    torch.testing.assert_close(found["logits"], local_logits(tmp_path / "plain-birds"), atol=1e-5, rtol=0)
+
+    assert [commit["title"] for commit in hub.commits("you/switched")][:2] == ["plain", "with aspects"]
+    assert set(hub.files("you/switched")) == PLAIN_FILES  # the code went with the aspects
+    assert not hub.repos()["model", "you/switched"].private
+    assert hub.commits("you/switched", revision="next")[0]["title"] == "End of training"
+    assert "failed: The Hub knows no licence 'apache2': pass one of its identifiers" in done.stdout
+    assert hub.files("somebody/theirs")["model.safetensors"] == b"theirs"
+    assert set(hub.files("somebody/theirs", revision="refs/pr/1")) >= PLAIN_FILES - {".gitattributes"}
+
+
+REFUSED = """
+import json
+import train_student
+from madkd_hf.hub import upload
+upload._pause = lambda state: 0
+def stop(*args, **kwargs):
+    raise AssertionError("the dataset was read")
+load = train_student.load_splits
+train_student.load_splits = stop
+place, good, reading, words = *sys.argv[1:4], sys.argv[4:]
+for token, more in [
+    (None, []),
+    ("hf_thiswrongtokenisofnobody", []),
+    (reading, []),
+    (good, ["--hub_model_id", "somebody/theirs"]),
+    (good, ["--hub_model_id", "you/taken"]),
+    (good, ["--hub_model_id", "a name/with/slashes"]),
+    (good, ["--hub_license", "apache2"]),
+    (good, ["--hub_strategy", "every_save"]),
+    (good, ["--comparison", place]),
+]:
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    print("said", recipe(*words, *more))
+from huggingface_hub import constants
+endpoint, constants.ENDPOINT = constants.ENDPOINT, "http://127.0.0.1:9"
+print("said", recipe(*words))
+constants.ENDPOINT = endpoint
+train_student.load_splits = load
+print("said", recipe(*words, "--hub_model_id", "you/kept"))
+"""
+
+
+def test_what_cannot_be_published_is_told_in_one_sentence_before_training(hub, place, tmp_path):
+    hub.add_repo("you/taken", {"model.safetensors": b"something else"})
+    hub.add_repo("you/kept", {"README.md": b"---\ntags: [madkd]\n---\n", "model.safetensors": b"old"})
+    hub.fault("POST /api/models/you/kept/commit", "status", status=500, times=None)
+    reading = "hf_readonlytokenofyou"
+    given = words(place, "--hub_model_id", "you/new")
+    done = child(hub, tmp_path, RECIPES + REFUSED, place, TOKEN, reading, *given, token=None)
+    hub.clear_faults()
+    said = [line.removeprefix("said error: ") for line in done.stdout.splitlines() if line.startswith("said ")]
+    expected = [
+        "Cannot publish you/new without a token: run `hf auth login`",
+        "The Hub does not accept the token",
+        "The token of you may only read: make one that may write",
+        "you may not write to somebody/theirs: pass a name under one of you",
+        "The name you/taken is taken: that model holds model.safetensors",
+        "'a name/with/slashes' is no name for a repo",
+        "The Hub knows no licence 'apache2': pass one of its identifiers",
+        "hub_strategy='every_save' would push unfinished students in several commits: leave it at end",
+        f"{place} holds no comparison",
+        "The Hub at http://127.0.0.1:9 cannot be reached",
+        "The Hub refused to publish you/kept (500",
+    ]
+    assert len(said) == len(expected), done.stdout + done.stderr
+    for sentence, begin in zip(said, expected):
+        assert sentence.startswith(begin), sentence
+    assert ("model", "you/new") not in hub.repos()
+    assert hub.files("you/kept")["model.safetensors"] == b"old" and len(hub.commits("you/kept")) == 1
+    assert "wrongtoken" not in done.stdout + done.stderr and TOKEN not in done.stdout + done.stderr
+
+
+def test_offline_is_told_at_once(place, capsys):
+    import train_student
+
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE=1 is set; unset it, or leave --push_to_hub out"):
+        train_student.train(*train_student.parse(words(place)))
