@@ -14,6 +14,7 @@ from huggingface_hub import hf_hub_download
 
 
 BANK_FILE = "aspects.json"
+ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")  # of a labelled dataset
 FORMAT_VERSION = 1
 
 

@@ -469,6 +469,24 @@ def test_what_cannot_be_published_is_told_in_one_sentence_before_training(hub, p
     assert "wrongtoken" not in done.stdout + done.stderr and TOKEN not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("token", [TOKEN, "hf_wrong"])
+def test_two_processes_publish_once_or_say_once_why_not(hub, place, token):
+    out = place / f"two-{token == TOKEN}"
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, ROOT / "recipes/train_student.py", *words(place, "--output_dir", str(out))],
+        cwd=place, env=hub.environment(place / "home", token=token), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    if token == TOKEN:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Published: ") == 1
+        assert len(hub.commits(f"you/{out.name}")) == 2
+    else:
+        assert done.returncode != 0
+        assert done.stderr.count("error: The Hub does not accept the token") == 1, done.stderr
+        assert not out.exists()
+
+
 def test_offline_is_told_at_once(place, capsys):
     import train_student
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,8 +47,8 @@ def refuse(name: str, *words: str | Path) -> str:
     return str(stopped.value)
 
 
-def command(*words: str | Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def command(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, words)]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
 
@@ -277,7 +278,7 @@ def test_train_runs_under_accelerate_launch(tmp_path):
     assert done.stdout.count("The student is in") == 1
 
 
-def test_compare_reports_every_condition_and_keeps_finished_students(tmp_path):
+def test_compare_reports_every_condition_keeps_finished_students_and_publishes(hub, tmp_path):
     config = yaml.safe_load((EASY_VQA / "compare.yaml").read_text()) | {
         "seeds": 2,
         "limit": 300,
@@ -305,9 +306,35 @@ def test_compare_reports_every_condition_and_keeps_finished_students(tmp_path):
     AutoModelForImageClassification.from_pretrained(run / "student")
 
     kept = (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns
-    assert command("recipes/compare.py", "--config", tmp_path / "compare.yaml").returncode == 0
+    words = [
+        "recipes/compare.py",
+        "--config",
+        tmp_path / "compare.yaml",
+        "--push_to_hub",
+        "--hub_model_id",
+        "you/shapes",
+    ]
+    done = command(*words, environment=hub.environment(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert f"Published: {hub.url}/you/shapes\n" in done.stdout
     assert (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns == kept
     assert json.loads((run / "report.json").read_text())["accuracy"] == report["accuracy"]
+
+    files = hub.files("you/shapes")
+    assert files["model.safetensors"] == (run / "student" / "model.safetensors").read_bytes()
+    assert {name for name in files if name.startswith("figures/")} == {
+        "figures/accuracies.png",
+        "figures/aspect_learning.png",
+        "figures/learning_curves.png",
+    }
+    card = files["README.md"].decode()
+    rows = [
+        line
+        for line in (run / "report.md").read_text().splitlines()
+        if re.match(r"\| (base|madkd|shuffled|const)", line)
+    ]
+    assert len(rows) == 4 and all(row in card for row in rows)
+    assert hub.token.encode() not in hub.received + (run / "report.json").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["attach_aspects", "train_student", "compare", "tune"])

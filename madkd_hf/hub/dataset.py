@@ -17,13 +17,12 @@ from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
-from ..aspects import AspectBank
+from ..aspects import ASPECT_COLUMNS, AspectBank
 from ..report.evidence import write_evidence
 from .dataset_card import DatasetFacts, dataset_card
 from .upload import HubRepo
 
 
-COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
 OURS = ("README.md", "aspects.json", "data/*.parquet", "figures/*.png")
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 SHARD_BYTES = 500_000_000
@@ -74,7 +73,7 @@ def push_aspect_dataset(
     repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check()
     with tempfile.TemporaryDirectory(dir=work_dir, prefix=".publish-") as folder:
         files = Path(folder) / "files"
-        infos = [write_parquet(rows, split, bank, files / "data") for split, rows in splits.items()]
+        infos = [write_parquet(rows, split, files / "data") for split, rows in splits.items()]
         infos = [info for info in infos if info.num_examples]  # `load_dataset` fails where one split is empty
         bank = _without_paths(bank)
         bank.save(files)
@@ -98,21 +97,18 @@ def push_aspect_dataset(
 
 def _check(split: str, rows: Rows, bank: AspectBank) -> None:
     features = rows.features or {}
-    if missing := [name for name in COLUMNS if name not in features]:
+    if missing := [name for name in ASPECT_COLUMNS if name not in features]:
         raise ValueError(
             f"The split {split!r} has no column {missing[0]!r}, only {list(features)}: label the dataset with "
             "attach_aspects, which gives the columns to splits without answers, too."
         )
     if isinstance(rows, Dataset):
-        _same_bank(rows.select_columns("aspect_bank").with_format("arrow")[:], split, bank)
-
-
-def _same_bank(table: pa.Table, split: str, bank: AspectBank) -> None:
-    if foreign := set(table["aspect_bank"].unique().to_pylist()) - {None, bank.fingerprint}:
-        raise ValueError(
-            f"The split {split!r} was labelled with the bank {sorted(foreign)[0]} and this one is {bank.fingerprint}: "
-            "use the aspects.json beside the dataset."
-        )
+        prints = rows.select_columns("aspect_bank").with_format("arrow")[:]["aspect_bank"].unique().to_pylist()
+        if foreign := set(prints) - {None, bank.fingerprint}:
+            raise ValueError(
+                f"The split {split!r} was labelled with the bank {foreign.pop()} and this one is {bank.fingerprint}: "
+                "use the aspects.json beside the dataset."
+            )
 
 
 def _without_paths(bank: AspectBank) -> AspectBank:
@@ -123,11 +119,10 @@ def _without_paths(bank: AspectBank) -> AspectBank:
     return AspectBank(bank.aspects, provenance or None)
 
 
-def write_parquet(rows: Rows, split: str, bank: AspectBank, folder: Path) -> SplitInfo:
+def write_parquet(rows: Rows, split: str, folder: Path) -> SplitInfo:
     """Write a split as `folder/<split>-00000-of-0000N.parquet`; images that are only paths are read and put inside.
 
     Raises:
-        ValueError: rows of another bank.
         FileNotFoundError: an image whose file is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +132,6 @@ def write_parquet(rows: Rows, split: str, bank: AspectBank, folder: Path) -> Spl
             paths.append(folder / f"{split}-{len(paths):05d}")
             writer = ParquetWriter(features=rows.features, path=str(paths[-1]))
             for _, table in tables:
-                _same_bank(table, split, bank)
                 writer.write_table(table, ROW_GROUP)
                 bar.update(len(table))
             examples, size = writer.finalize()
@@ -161,6 +155,6 @@ def _answers(folder: Path, split: str, label_column: str | None) -> Dataset:
     """Answers and classes of a split, without the images beside them."""
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
-        wanted = [name for name in (*COLUMNS, label_column) if name in pq.read_schema(path).names]
+        wanted = [name for name in (*ASPECT_COLUMNS, label_column) if name in pq.read_schema(path).names]
         tables.append(pq.read_table(path, columns=wanted))
     return Dataset(pa.concat_tables(tables))

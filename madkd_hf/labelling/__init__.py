@@ -1,4 +1,5 @@
-from .columns import ASPECT_COLUMNS, aspect_features, skipped_rows
+from ..aspects import ASPECT_COLUMNS
+from .columns import aspect_features, skipped_rows
 from .job import attach_aspects
 from .workers import ToldElsewhere, Workers
 

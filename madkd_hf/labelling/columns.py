@@ -10,9 +10,6 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from ..aspects import AspectBank
 
 
-ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
-
-
 def aspect_features(bank: AspectBank) -> Features:
     """The three columns that labelling adds, see `attach_aspects`."""
     answers = List(Value("float32"), length=len(bank))

@@ -18,8 +18,8 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.table import embed_table_storage, table_cast
 from PIL.Image import Image
 
+from ..aspects import ASPECT_COLUMNS
 from ..images import to_rgb
-from .columns import ASPECT_COLUMNS
 from .identity import digest_of_steps, steps
 
 
