@@ -465,3 +465,21 @@ def test_plain_training_arguments_are_refused(tmp_path):
 def test_a_trainer_needs_an_image_processor_or_a_collator(tmp_path):
     with pytest.raises(ValueError, match="Pass the student's image processor as processing_class"):
         MadkdTrainer(model=student(), args=arguments(tmp_path), train_dataset=rows())
+
+
+def test_the_learning_rate_steps_down_after_epochs(tmp_path):
+    run = trainer(tmp_path, num_train_epochs=4, lr_milestones=[1, 2.5], lr_gamma=0.1, optim="sgd", learning_rate=1.0)
+    run.train()
+    assert logged(run, "learning_rate") == pytest.approx([1.0] * 4 + [0.1] * 6 + [0.01] * 6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_milestones": [150, 180], "num_train_epochs": 100}, "must lie between 0 and num_train_epochs=100: scale"),
+        ({"lr_milestones": [1], "max_steps": 10}, "are epochs and max_steps=10 counts steps: set num_train_epochs"),
+    ],
+)
+def test_milestones_that_do_not_fit_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)

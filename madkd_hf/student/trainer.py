@@ -130,6 +130,19 @@ class MadkdTrainer(Trainer):
         self.data_collator = self.eval_collator
         return super().get_test_dataloader(self._fitting(test_dataset, "the test dataset"))
 
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As the arguments say; with `lr_milestones`, steps down after these epochs."""
+        if self.lr_scheduler is None and self.args.lr_milestones:
+            steps_per_epoch = num_training_steps / self.args.num_train_epochs
+            milestones = [round(epoch * steps_per_epoch) for epoch in self.args.lr_milestones]
+            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(
+                optimizer or self.optimizer, milestones, self.args.lr_gamma
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def compute_loss(
         self,
         model: nn.Module,

@@ -20,6 +20,9 @@ class MadkdTrainingArguments(TrainingArguments):
         crop_scale: smallest share of an image's area that a random resized crop keeps, above 0 and at most 1;
             1 turns cropping off.
         horizontal_flip: probability of mirroring a training image.
+        lr_milestones: epochs after which the learning rate is multiplied by `lr_gamma`, in place of
+            `lr_scheduler_type`; the paper's are 150, 180, 210 of 240.
+        lr_gamma: that factor.
         push_plain: what a push publishes: True for the plain model without aspects and without remote code.
         hub_create_pr: a push opens a pull request.
         hub_license: the licence in the card of a push, as the Hub calls it.
@@ -38,6 +41,14 @@ class MadkdTrainingArguments(TrainingArguments):
     horizontal_flip: float = field(
         default=0.5, metadata={"help": "Probability of mirroring a training image; 0 turns it off."}
     )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs after which the learning rate is multiplied by lr_gamma, in place of lr_scheduler_type; "
+            "the paper's: 150 180 210 of 240."
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "The factor of lr_milestones."})
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: images and aspects are columns the model does not name."}
     )
@@ -72,6 +83,16 @@ class MadkdTrainingArguments(TrainingArguments):
             raise ValueError(f"crop_scale is a share of the image, above 0 and at most 1; received {self.crop_scale}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, 0 to 1; received {self.horizontal_flip}.")
+        if self.lr_milestones and self.max_steps > 0:
+            raise ValueError(
+                f"lr_milestones={self.lr_milestones} are epochs and max_steps={self.max_steps} counts steps: set "
+                "num_train_epochs instead."
+            )
+        if self.lr_milestones and not all(0 < epoch < self.num_train_epochs for epoch in self.lr_milestones):
+            raise ValueError(
+                f"lr_milestones={self.lr_milestones} must lie between 0 and num_train_epochs={self.num_train_epochs}: "
+                "scale them with the number of epochs."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images and the aspects: leave it False.")
         super().__post_init__()
