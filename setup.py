@@ -16,7 +16,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["madkd_hf", "madkd_hf.*"]),
-    package_data={"madkd_hf.hub": ["cards/*.md"]},
+    package_data={"madkd_hf.hub.cards": ["*.md"]},
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.1",

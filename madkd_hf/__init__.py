@@ -1,11 +1,13 @@
 """Multi-aspect knowledge distillation for the Hugging Face ecosystem."""
 
 from transformers import AutoConfig, AutoModelForImageClassification
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .aspects import Aspect, AspectBank
 from .hub import push_aspect_dataset
 from .labelling import attach_aspects
 from .student import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from .student.modeling_madkd import AspectClassificationPipeline
 from .teacher import AspectTeacher, Reading
 
 
@@ -25,3 +27,6 @@ __all__ = [
 
 AutoConfig.register("madkd", MadkdConfig, exist_ok=True)
 AutoModelForImageClassification.register(MadkdConfig, MadkdForImageClassification, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "aspect-classification", AspectClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"
+)

@@ -330,7 +330,9 @@ def check_hub(args: AttachArguments) -> None:
     """See that publishing can succeed before hours of labelling."""
     if args.hub_dataset_id is None:
         raise ValueError("No name for the dataset on the Hub given: pass --hub_dataset_id owner/name.")
-    HubRepo(args.hub_dataset_id, "dataset", revision=args.hub_revision, create_pr=args.hub_create_pr).check()
+    HubRepo(args.hub_dataset_id, "dataset", revision=args.hub_revision, create_pr=args.hub_create_pr).check(
+        args.hub_license
+    )
 
 
 def check(args: AttachArguments) -> None:
@@ -372,7 +374,8 @@ def main() -> None:
     save(labelled, bank, args.output_dir)
     tell(args, labelled, bank)
     if args.push_to_hub:
-        publish(args, labelled, bank)
+        with stopped_like_ctrl_c():
+            publish(args, labelled, bank)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 import train_student
 import transformers
 from cells import Cell, run_cells
-from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run
+from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run, source
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from scipy.special import expit, softmax
@@ -33,8 +33,8 @@ from transformers import AutoImageProcessor
 
 from madkd_hf import AspectBank, AspectTeacher, MadkdForImageClassification, report
 from madkd_hf.hub import HubRepo, push_student
-from madkd_hf.hub.student import check_student
-from madkd_hf.hub.student_card import Evaluation, StudentFacts
+from madkd_hf.hub.cards.results import Evaluation
+from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.report import figures
 from madkd_hf.report.evidence import write_evidence
 from madkd_hf.student.data import AspectCollator
@@ -215,7 +215,7 @@ def check_publishing(args: CompareArguments) -> HubRepo | None:
         raise ValueError(f"There is no distilled student to publish in {args.conditions}: add madkd to --conditions.")
     name = args.hub_model_id or Path(args.output_dir).absolute().name
     to = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
-    return check_student(HubRepo(name, "model", **to), args.hub_license)
+    return HubRepo(name, "model", **to).check(args.hub_license)
 
 
 def publish(
@@ -242,6 +242,7 @@ def publish(
         dataset=train_student.about_dataset(args, labelled[args.train_split]),
         evaluations=evaluations,
         comparison=args.output_dir,
+        compared=True,
         hyperparameters=train_student.parse(words)[1].hyperparameters(),
         license=args.hub_license,
     )
@@ -276,6 +277,9 @@ def main() -> None:
     started.append(time.perf_counter())
     summary |= {
         "dataset": args.dataset,
+        "commit": source(args)["commit"],
+        "classes": labelled[args.train_split].features[args.label_column].num_classes,
+        "bank": bank.fingerprint,
         "images_per_class": args.images_per_class,
         "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
         "teacher": about_teacher(teacher, labelled, args),

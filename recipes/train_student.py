@@ -9,13 +9,15 @@ all_results.json.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run, source
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 from scipy.special import expit, logit
@@ -32,7 +34,8 @@ from madkd_hf import (
     attach_aspects,
 )
 from madkd_hf.hub import HubError
-from madkd_hf.hub.student_card import DataSource, read_comparison
+from madkd_hf.hub.cards.comparison import read_comparison
+from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student.data import readable
@@ -82,25 +85,11 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     trained again.
     """
     check_publishing(args, training_args)
-    waiting = waits_for_hub(args, training_args)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
-    with training_args.main_process_first(desc="preparing the data"):
-        splits = prepare_splits(load_splits(args), args, training_args.seed)
-        if training_args.do_predict and args.test_split not in splits:
-            raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
-        train_set = splits[args.train_split]
-        if args.images_per_class is not None:
-            train_set = draw(train_set, args.label_column, args.images_per_class, training_args.seed)
-        if missing := set(range(train_set.features[args.label_column].num_classes)) - set(
-            train_set[args.label_column]
-        ):
-            logger.warning(
-                "No training image shows %d of the classes, first of all class %d.", len(missing), min(missing)
-            )
-        train_set, bank = attach(train_set, args, training_args.aspect_alpha)
-    if args.aspect_control != "none":
-        train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
+    splits, train_set, bank = prepare(args, training_args)
+    decides = what_decides(args, training_args, train_set, bank)
+    waiting = waits_for_hub(training_args, decides)
     if waiting:
         model = MadkdForImageClassification.from_pretrained(training_args.output_dir)
     else:
@@ -110,6 +99,8 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
             bank=bank,
             pretrained=args.pretrained,
         )
+    if args.comparison:
+        read_comparison(args.comparison, model.config)
     trainer = MadkdTrainer(
         model,
         training_args,
@@ -120,15 +111,7 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         label_column=args.label_column,
     )
     trainer.remove_callback(PrinterCallback)
-    metrics = {}
-    if not waiting:
-        metrics["train"] = trainer.train(resume_from_checkpoint=checkpoint).metrics
-        trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
-        trainer.save_state()
-        if trainer.is_world_process_zero():  # save_metrics adds to it: an earlier student's numbers must not stay
-            (Path(training_args.output_dir) / "all_results.json").unlink(missing_ok=True)
-            if training_args.push_to_hub:
-                write_whole(Path(training_args.output_dir) / WAITING, what_decides(args, training_args))
+    metrics = {} if waiting else {"train": fit(trainer, checkpoint, decides)}
     metrics["eval"] = trainer.evaluate()
     if training_args.do_predict:
         metrics["test"] = trainer.predict(splits[args.test_split]).metrics
@@ -136,6 +119,43 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
     return trainer
+
+
+def prepare(
+    args: StudentArguments, training_args: MadkdTrainingArguments
+) -> tuple[DatasetDict, Dataset, AspectBank | None]:
+    """All splits, the rows to train on, and the bank that their answers belong to."""
+    with training_args.main_process_first(desc="preparing the data"):
+        splits = prepare_splits(load_splits(args), args, training_args.seed)
+        if training_args.do_predict and args.test_split not in splits:
+            raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
+        train_set = splits[args.train_split]
+        if args.images_per_class is not None:
+            train_set = draw(train_set, args.label_column, args.images_per_class, training_args.seed)
+        classes = range(train_set.features[args.label_column].num_classes)
+        if missing := set(classes) - set(train_set[args.label_column]):
+            logger.warning(
+                "No training image shows %d of the classes, first of all class %d.", len(missing), min(missing)
+            )
+        train_set, bank = attach(train_set, args, training_args.aspect_alpha)
+    if args.aspect_control != "none":
+        train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
+    return splits, train_set, bank
+
+
+def fit(trainer: MadkdTrainer, checkpoint: str | None, decides: dict[str, Any]) -> dict[str, float]:
+    """Train and save; with --push_to_hub, what is saved waits from here on for the Hub."""
+    folder, first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
+    if first:
+        (folder / WAITING).unlink(missing_ok=True)  # other weights from here on
+    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
+    trainer.save_state()
+    if first:
+        (folder / "all_results.json").unlink(missing_ok=True)  # save_metrics adds to it: those of an earlier student
+        if trainer.args.push_to_hub:
+            write_whole(folder / WAITING, ticket(folder, decides))
+    return metrics
 
 
 def check_publishing(args: StudentArguments, training_args: MadkdTrainingArguments) -> None:
@@ -151,18 +171,30 @@ def check_publishing(args: StudentArguments, training_args: MadkdTrainingArgumen
             raise
 
 
-def what_decides(args: StudentArguments, training_args: MadkdTrainingArguments) -> str:
-    """All that was asked for but where to publish it; the token is not in it."""
+def what_decides(
+    args: StudentArguments, training_args: MadkdTrainingArguments, rows: Dataset, bank: AspectBank | None
+) -> dict[str, Any]:
+    """What decides a student: all that was asked for but where to publish it, and its data; the token is not in it."""
     asked = {**asdict(args), **training_args.to_dict()}
-    return json.dumps({name: value for name, value in asked.items() if not name.startswith(OF_PUBLISHING)}, indent=2)
+    asked = {name: value for name, value in asked.items() if not name.startswith(OF_PUBLISHING)}
+    return {"asked": asked, "rows": rows._fingerprint, "bank": bank and bank.fingerprint}
 
 
-def waits_for_hub(args: StudentArguments, training_args: MadkdTrainingArguments) -> bool:
-    """Whether the same command has left a student here that could not be published."""
-    waiting = Path(training_args.output_dir) / WAITING
-    if not (training_args.push_to_hub and waiting.is_file()):
-        return False
-    return waiting.read_text(encoding="utf-8") == what_decides(args, training_args)
+def ticket(folder: Path, decides: dict[str, Any]) -> str:
+    """What a student that waits for the Hub is known by: what decided it, and its weights."""
+    weights = {path.name: path.read_bytes() for path in sorted(folder.glob("model*.safetensors"))}
+    saved = {name: hashlib.sha256(content).hexdigest() for name, content in weights.items()}
+    return json.dumps({**decides, "weights": saved}, indent=2)
+
+
+def waits_for_hub(training_args: MadkdTrainingArguments, decides: dict[str, Any]) -> bool:
+    """Whether the same command has left a student here that could not be published; the first process looks."""
+    folder, found = Path(training_args.output_dir), [False]
+    if training_args.process_index == 0 and training_args.push_to_hub and (folder / WAITING).is_file():
+        found = [(folder / WAITING).read_bytes() == ticket(folder, decides).encode()]
+    if training_args.world_size > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
 def publish(trainer: MadkdTrainer, args: StudentArguments) -> str | None:

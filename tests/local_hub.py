@@ -32,7 +32,7 @@ import yaml
 
 
 USERS = {
-    "hf_thetokenthatnobodymayfind": {"name": "you", "role": "write", "orgs": ["birders"]},
+    "hf_thetokenthatnobodymayfind": {"name": "you", "role": "write", "orgs": {"birders": "write"}},
     "hf_readonlytokenofyou": {"name": "you", "role": "read"},
     "hf_tokenofsomebodyelse": {"name": "somebody", "role": "write"},
 }
@@ -392,10 +392,12 @@ class LocalHub:
             raise HubError(401, "Invalid username or password.")
         name = request.user["name"]
         orgs = [
-            {"type": "org", "id": _id(org), "name": org, "fullname": org, "isEnterprise": False, "roleInOrg": "write"}
-            for org in request.user.get("orgs", [])
+            {"type": "org", "id": _id(org), "name": org, "fullname": org, "isEnterprise": False, "roleInOrg": role}
+            for org, role in dict(request.user.get("orgs", {})).items()
         ]
         token = {"displayName": f"{name}'s token", "role": request.user["role"]}
+        if request.user["role"] == "fineGrained":
+            token["fineGrained"] = {"canReadGatedRepos": False, "global": [], "scoped": request.user["scopes"]}
         auth = {"type": "access_token", "accessToken": token}
         user = {"type": "user", "id": _id(name), "name": name, "fullname": name, "isPro": False}
         return Answer({**user, "orgs": orgs, "auth": auth})
@@ -634,7 +636,10 @@ class LocalHub:
 
 
 def _owns(user: dict | None, repo_id: str) -> bool:
-    return user is not None and repo_id.split("/")[0] in [user["name"], *user.get("orgs", [])]
+    return user is not None and repo_id.split("/")[0] in [
+        user["name"],
+        *(org for org, role in user.get("orgs", {}).items() if role != "read"),
+    ]
 
 
 def _check_write_token(request: Request) -> None:

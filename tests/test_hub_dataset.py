@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCard
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
-from madkd_hf.hub import HubError
+from madkd_hf.hub import HubError, retries
 from madkd_hf.hub import dataset as hub_dataset
 
 
@@ -123,7 +123,14 @@ print(json.dumps(told))
     assert told["bank"] == [bank.questions, bank.fingerprint, bank.provenance]
 
 
-def test_the_card_s_snippet_trains(hub, labelled, bank, tmp_path):
+@pytest.mark.parametrize("labels", ["numbered", "words"])
+def test_the_card_s_snippet_trains(hub, labelled, bank, tmp_path, labels):
+    if labels == "words":  # fewer in one split than in the other, and the first row was not answered
+        words = [{"label": name} for name in ("finch", "heron")]
+        labelled = labelled.cast_column("label", Value("string")).map(lambda row: words[int(row["label"])])
+        labelled["test"] = labelled["test"].filter(lambda row: row["label"] == "heron")
+        nothing = dict.fromkeys(("aspect_logits", "aspect_mass", "aspect_bank"))
+        labelled["train"] = labelled["train"].map(lambda row, i: {} if i else nothing, with_indices=True)
     push_aspect_dataset(labelled, bank, ID)
     hub.add_repo("microsoft/resnet-18", student_files(tmp_path))
     (code,) = re.findall(r"```python\n(.*?)```", card(hub).content, flags=re.DOTALL)
@@ -174,7 +181,6 @@ def test_an_empty_split_and_rows_that_were_skipped(hub, bank, teacher, tmp_path)
     labelled = attach_aspects(dataset, BANK, teacher, splits=["train"], on_error="skip", work_dir=tmp_path / "work")
     push_aspect_dataset(labelled, bank, ID)
     assert parquet(hub, "train")["aspect_logits"].null_count == 1
-    assert "class_encode_column" in card(hub).content
     counts = child(hub, tmp_path, f"import datasets; print(datasets.load_dataset('{ID}').num_rows)")
     assert counts.strip() == "{'train': 5}"
 
@@ -227,7 +233,7 @@ def test_the_card_tells_who_answered_what(hub, labelled, bank):
 def test_strange_words_do_not_break_the_card(hub, labelled, teacher, tmp_path):
     strange = AspectBank(
         [Aspect("a|b", "Is it <b>bold</b> | {{ card_data }}\n---\n?"), *BANK.aspects[1:]],
-        {**teacher.provenance, "model": "/home/somebody/secret/teacher", "prompt": "```{question} | {% raw %}"},
+        {**teacher.provenance, "model": "../../home/somebody/secret/teacher", "prompt": "```{question} | {% raw %}"},
     )
     rows = attach_aspects(
         load_dataset("imagefolder", data_dir=str(tmp_path / "photos"), split="train"), strange, teacher
@@ -237,12 +243,97 @@ def test_strange_words_do_not_break_the_card(hub, labelled, teacher, tmp_path):
     assert "a\\|b" in content
     assert "{{ card_data }} --- ?" in content
     everything = b"".join(hub.files(*REPO).values())
-    assert b"/home/somebody" not in everything
-    assert b"/home/somebody" not in hub.received
+    assert b"home/somebody" not in everything
+    assert b"home/somebody" not in hub.received
     assert "`teacher`" in content
 
 
+@pytest.fixture
+def source(hub, bank):
+    """A dataset with a licence, as the one that the images are from."""
+    commit = hub.add_repo("museum/birds", {"README.md": b"---\nlicense: cc-by-sa-4.0\nlanguage: en\n---\n"}, "dataset")
+    named = {"id": "museum/birds", "config": None, "revision": None, "commit": commit}
+    return AspectBank(bank.aspects, {**bank.provenance, "dataset": named})
+
+
+def test_the_licence_of_the_source_is_carried_over(hub, labelled, source, monkeypatch):
+    monkeypatch.setattr(retries, "_pause", lambda state: 0)
+    hub.fault("museum/birds/resolve", "status", status=503, times=3)
+    push_aspect_dataset(labelled, source, ID)
+    assert (card(hub).data.license, card(hub).data.language) == ("cc-by-sa-4.0", "en")
+    assert "[museum/birds]" in card(hub).content
+
+
+def test_a_licence_that_cannot_be_read_is_not_lost_in_silence(hub, labelled, source):
+    hub.fault("museum/birds/resolve", "status", status=403, times=None)
+    with pytest.raises(HubError, match="Cannot read in the card of museum/birds under which licence .*pass a license"):
+        push_aspect_dataset(labelled, source, ID)
+    push_aspect_dataset(labelled, source, ID, license="mit")
+    assert card(hub).data.license == "mit"
+
+
+def test_a_licence_that_the_hub_does_not_know_is_named(hub, labelled, source):
+    commit = hub.add_repo("museum/birds", {"README.md": b"---\nlicense: ask the museum\n---\n"}, "dataset")
+    source.provenance["dataset"]["commit"] = commit
+    push_aspect_dataset(labelled, source, ID)
+    assert (card(hub).data.license, card(hub).data.license_name) == ("other", "ask the museum")
+
+
+def test_what_a_person_added_to_the_card_stays(hub, labelled, bank):
+    by_hand = b"---\nlicense: cc-by-nc-4.0\nextra_gated_prompt: Be kind.\n---\n# Birds\n"
+    hub.add_repo(ID, {"README.md": by_hand}, "dataset")
+    push_aspect_dataset(labelled, bank, ID)
+    assert card(hub).data.license == "cc-by-nc-4.0"
+    assert card(hub).data.to_dict()["extra_gated_prompt"] == "Be kind."
+    assert "`cc-by-nc-4.0`" in card(hub).content
+
+
+def test_a_slice_is_published_under_the_name_of_its_split(hub, labelled, bank, tmp_path):
+    push_aspect_dataset(labelled, bank, ID)
+    child(hub, tmp_path, SLICE)
+    assert set(hub.files("you/slice", "dataset")) >= {"data/train-00000-of-00001.parquet"}
+    assert "[you/birds]" in hub.files("you/slice", "dataset")["README.md"].decode()
+
+
+SLICE = f"""
+from datasets import load_dataset
+from madkd_hf import AspectBank, push_aspect_dataset
+bank = AspectBank.load("{ID}")
+bank.provenance.pop("dataset")
+push_aspect_dataset(load_dataset("{ID}", split="train[:4]"), bank, "slice")
+"""
+
+
 # What is refused, and what fails
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ds: {"a-b": ds["train"]}, "'a-b' cannot be the name of a split on the Hub: use letters"),
+        (lambda ds: {"all": ds["train"]}, "'all' cannot be the name"),
+        (lambda ds: {}, "has no splits"),
+        (lambda ds: {"train": ds["train"].rename_column("image", "photo")}, "no column 'image'.*pass image_column"),
+        (lambda ds: {**ds, "test": ds["test"].remove_columns("label")}, "'train' and 'test' have other columns"),
+        (lambda ds: ds["train"].select([]), "The dataset has no rows"),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_published(hub, labelled, bank, change, message):
+    with pytest.raises(ValueError, match=message):
+        push_aspect_dataset(change(labelled), bank, ID)
+    assert ("dataset", ID) not in hub.repos()
+
+
+def test_a_column_of_classes_that_is_not_there(hub, labelled, bank):
+    with pytest.raises(ValueError, match="no column 'klass' of classes.*pass label_column"):
+        push_aspect_dataset(labelled, bank, ID, label_column="klass")
+
+
+def test_readers_get_images_whatever_the_publisher_preferred(hub, labelled, bank, tmp_path):
+    push_aspect_dataset(labelled.cast_column("image", Image(decode=False)), bank, ID)
+    assert "Image(mode=None, decode=True)" in child(
+        hub, tmp_path, f"import datasets; print(datasets.load_dataset('{ID}', split='train').features)"
+    )
 
 
 def test_other_datasets_and_banks_are_refused_before_anything_is_sent(hub, labelled, bank, photos):

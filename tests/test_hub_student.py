@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
 from madkd_hf.hub import HubRepo
+from madkd_hf.hub.cards.comparison import read_comparison
+from madkd_hf.hub.cards.results import Evaluation
+from madkd_hf.hub.cards.student import StudentFacts
+from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
-from madkd_hf.hub.student_card import DataSource, Evaluation, StudentFacts
 
 
 ROOT = Path(__file__).parents[1]
@@ -34,12 +38,12 @@ PLAIN_FILES = ASPECT_FILES - {"configuration_madkd.py", "modeling_madkd.py"}
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
 
 
-def labelled(count: int = 12) -> DatasetDict:
+def labelled(count: int = 12, bank: AspectBank = BANK) -> DatasetDict:
     features = {"image": Image(), "label": ClassLabel(names=list(CLASSES.values()))}
-    features |= {"aspect_logits": List(Value("float32"), length=3), "aspect_bank": Value("string")}
+    features |= {"aspect_logits": List(Value("float32"), length=len(bank)), "aspect_bank": Value("string")}
     columns = {"image": tiny.images(count, 32), "label": [i % 4 for i in range(count)]}
-    columns["aspect_logits"] = np.random.default_rng(1).normal(size=(count, 3)) * 3
-    columns["aspect_bank"] = [BANK.fingerprint] * count
+    columns["aspect_logits"] = np.random.default_rng(1).normal(size=(count, len(bank))) * 3
+    columns["aspect_bank"] = [bank.fingerprint] * count
     rows = Dataset.from_dict(columns, features=Features(features))
     return DatasetDict(train=rows, validation=rows, test=rows)
 
@@ -64,11 +68,14 @@ def staged(folder: Path, model=None, plain: bool = False, **changed) -> dict[str
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def compared(folder: Path) -> Path:
+def compared(folder: Path, **changed) -> Path:
+    """What compare.py leaves: the numbers of the demo, of our bank."""
     (folder / "figures").mkdir(parents=True)
     for name in ("accuracies.png", "examples.png", "aspect_learning.png", "teacher.png"):
         (folder / "figures" / name).write_bytes(name.encode())
-    (folder / "report.json").write_bytes((ROOT / "recipes/easy_vqa/results/report.json").read_bytes())
+    report = json.loads((ROOT / "recipes/easy_vqa/results/report.json").read_text())
+    report |= {"aspect_auroc": dict.fromkeys(BANK.ids, 0.5), "bank": BANK.fingerprint, "classes": 12, **changed}
+    (folder / "report.json").write_text(json.dumps(report))
     return folder
 
 
@@ -103,16 +110,14 @@ def test_old_configs_load_and_new_ones_remember_their_origin(tmp_path):
     }
     config = MadkdConfig(tiny.resnet(), BANK.ids, BANK.questions, BANK.fingerprint, **origin)
     config.save_pretrained(tmp_path)
-    content = json.loads((tmp_path / "config.json").read_text())
     loaded = MadkdConfig.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in origin} == origin
-    assert set(content["custom_pipelines"]) == {"aspect-classification"}
-    for name in [*origin, "custom_pipelines", "aspect_groups"]:
+    content = json.loads((tmp_path / "config.json").read_text())
+    for name in [*origin, "aspect_groups"]:
         content.pop(name, None)
     (tmp_path / "config.json").write_text(json.dumps(content))
     old = MadkdConfig.from_pretrained(tmp_path)
-    assert old.base_model is None and old.aspect_ids == BANK.ids and old.custom_pipelines
-    assert not student(None).config.custom_pipelines and "custom_pipelines" not in student(None).config.to_dict()
+    assert old.base_model is None and old.aspect_ids == BANK.ids
 
 
 @pytest.mark.parametrize("kind", ["aspects", "plain", "base"])
@@ -141,8 +146,50 @@ def test_without_a_licence_or_a_hub_dataset_the_card_says_so(tmp_path):
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.license is None and card.data.datasets is None and "No licence was chosen" in card.text
     result = card.data.eval_results[0]
-    assert (result.dataset_type, result.dataset_name) == ("recipes.birds-load", "recipes.birds:load")
+    assert (result.dataset_type, result.dataset_name) == ("local", "recipes.birds:load")
     assert result.dataset_revision is None
+    staged(tmp_path, dataset=None)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.eval_results[0].dataset_type, card.data.eval_results[0].dataset_name) == (
+        "local",
+        "local images",
+    )
+    assert "Measured" not in card.text
+
+
+def test_what_a_person_added_to_the_card_stays(tmp_path):
+    kept = {"license": "cc0-1.0", "language": "de", "extra_gated_prompt": "Who are you?", "model_name": "old"}
+    for given, expected in ({"license": None}, "cc0-1.0"), ({"license": "mit", "language": "en"}, "mit"):
+        stage_student(tmp_path, student(), PROCESSOR, HubRepo("you/birds", "model"), facts(**given), False, kept)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license == expected and f"`{expected}`." in card.text
+        assert card.data.language == given.get("language", "de")
+        assert card.data.to_dict()["extra_gated_prompt"] == "Who are you?" and card.data.model_name == "birds"
+
+
+def test_results_say_whose_images_they_are_from_and_are_numbers(tmp_path):
+    other = DataSource("you/others", "b" * 40)
+    found = [
+        Evaluation("test", {"accuracy": 0.5, "f1": 0.25, "confusion": {"cat": 1}, "loss": 2.0, "runtime": 1.0}, 12),
+        Evaluation("test", {"accuracy": np.float32(0.75), "f1": None, "precise": True}, 8, dataset=other),
+        Evaluation("unlabelled", {"loss": float("nan"), "runtime": 1.0}, 4),
+    ]
+    staged(tmp_path, evaluations=found)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Test of you/birds (12 images) | Test of you/others (8 images) |" in card.text
+    assert re.search(r"\| f1 +\| +0\.250 \|", card.text) and re.search(r"50\.0% \| +75\.0%", card.text)
+    assert "nlabelled" not in card.text and "confusion" not in card.text and "precise" not in card.text
+    assert "Measured: test on [you/birds](" in card.text and ", test on [you/others](" in card.text
+    told = {(each.dataset_type, each.metric_type): each.metric_value for each in card.data.eval_results}
+    assert told == {("you/birds", "accuracy"): 0.5, ("you/birds", "f1"): 0.25, ("you/others", "accuracy"): 0.75}
+
+
+def test_weights_that_are_no_model_of_the_hub_are_no_base_model(tmp_path):
+    for name, expected in ("microsoft/resnet-18", "microsoft/resnet-18"), (str(tmp_path / "mybackbone"), None):
+        staged(tmp_path / "out", finetuned_from=name)
+        card = ModelCard.load(tmp_path / "out" / "README.md")
+        assert card.data.base_model == expected and str(tmp_path) not in card.content
+    assert "`mybackbone`" in card.text
 
 
 def test_the_card_survives_strange_questions(tmp_path):
@@ -163,6 +210,42 @@ def test_a_comparison_goes_into_the_card_without_pictures_of_images(tmp_path):
     assert "The aspects gain 21.13 points of accuracy (95% interval +1.57 to +40.68)" in text
     assert "shuffled: aspects of other images" in text and "madkd: classes + aspects" in text
     assert "figures/accuracies.png" in text and "learning_curves" not in text
+    said = (
+        "20 students were trained for the comparison on `recipes.easy_vqa.data:load_easy_vqa` (12 classes), 5 images "
+    )
+    assert f"{said}per class: 4 conditions with 5 seeds each." in text and "and neither control: `shuffled`" in text
+    assert "in this repo is one of them" not in text
+    files = staged(tmp_path / "own", comparison=tmp_path / "compared", compared=True)
+    assert "with 5 seeds each; the student in this repo is one of them." in files["README.md"].decode()
+
+
+def test_a_small_comparison_promises_no_more_than_it_holds(tmp_path):
+    accuracy = {"base": [50.0], "madkd": [60.0]}
+    small = {"seeds": [0], "images_per_class": 1, "gain": {"mean": 10.0, "ci95": [None, None]}, "controls": {}}
+    compared(tmp_path / "two", accuracy=accuracy, **small)
+    text = staged(tmp_path / "out", comparison=tmp_path / "two", compared=True)["README.md"].decode()
+    assert ", 1 image per class: 2 conditions with one seed; the student in this repo is one of them." in text
+    assert "Accuracies are on the test images.\n" in text and "interval." not in text and "control" not in text
+    compared(tmp_path / "one", accuracy={"madkd": [60.0]}, **small | {"gain": None})
+    text = staged(tmp_path / "out", comparison=tmp_path / "one", compared=True)["README.md"].decode()
+    assert "1 student was trained for the comparison" in text and "1 condition with one seed; the student in" in text
+
+
+@pytest.mark.parametrize("changed", [{"seeds": None}, {"seeds": [0]}, {"accuracy": {}}, {"gain": {"mean": 1}}])
+def test_what_the_card_cannot_use_is_no_comparison(tmp_path, changed):
+    compared(tmp_path / "compared", **changed)
+    with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
+        read_comparison(tmp_path / "compared")
+
+
+@pytest.mark.parametrize("changed", [{"bank": "0" * 16}, {"bank": None, "aspect_auroc": {"other": 0.5}}])
+def test_a_comparison_about_other_questions_is_refused(tmp_path, changed):
+    compared(tmp_path / "compared", **changed)
+    with pytest.raises(
+        ValueError, match="is about other questions than the student's, .*: pass one with the same bank"
+    ):
+        staged(tmp_path / "out", comparison=tmp_path / "compared")
+    staged(tmp_path / "out", student(None), comparison=tmp_path / "compared")
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
@@ -262,24 +345,70 @@ def test_the_token_gets_nowhere(hub, place, published):
     assert not [name for name in hub.files("you/birds") if name.endswith((".bin", ".pkl", ".pt"))]
 
 
-def test_a_student_that_could_not_be_published_is_not_trained_again(hub, place):
-    hub.fault("POST .*/you/waits/commit", "status", status=403)
-    out = str(place / "waits")
-    code = """
-import json
-out, *words = sys.argv[1:]
-for _ in range(3):
-    said = recipe(*words)
-    print("run", json.load(open(out + "/all_results.json"))["train_runtime"], said)
+WAITS = """
+import json, shutil
+from pathlib import Path
+out, data, other, *words = sys.argv[1:]
+there = Path(out) / "waits_for_hub.json"
+def go(name, *more):
+    said = recipe(*words, *more)
+    print("run", name, json.load(open(out + "/all_results.json"))["train_runtime"], there.exists(), said)
+go("trained")
+go("again")
+go("elsewhere", "--hub_model_id", "you/waited")
+go("trained")
+go("another", "--learning_rate", "0.5", "--push_to_hub", "false")
+go("trained")
+(Path(out) / "model.safetensors").unlink()
+go("trained")
+shutil.rmtree(data)
+shutil.copytree(other, data)
+go("elsewhere trained", "--hub_model_id", "you/relabelled")
 """
-    done = child(hub, place, RECIPES + code, out, *words(place, "--output_dir", out))
-    runs = [line.split(" ", 2)[1:] for line in done.stdout.splitlines() if line.startswith("run ")]
-    times, said = zip(*runs)
-    assert said[0].startswith("error: The token may not write to you/waits (403: A fault asked for: 403)")
-    assert said[1:] == ("None", "None"), done.stderr
-    assert times[0] == times[1] != times[2]
-    assert len(hub.commits("you/waits")) == 2
-    assert not (place / "waits" / "waits_for_hub.json").exists()
+
+
+def test_a_student_that_could_not_be_published_waits_as_long_as_it_is_what_was_asked_for(hub, place):
+    hub.fault("POST .*/you/waits/commit", "status", status=403, times=None)
+    out, data, other = str(place / "waits"), place / "waiting", place / "relabelled"
+    for folder, bank in (data, BANK), (other, tiny.bank(2)):
+        labelled(bank=bank).save_to_disk(folder)
+        bank.save(folder)
+    given = words(place, "--dataset", str(data), "--output_dir", out)
+    done = child(hub, place, RECIPES + WAITS, out, data, other, *given)
+    hub.clear_faults()
+    runs = [re.fullmatch(r"run ([a-z ]+) ([\d.:]+) (True|False) (.*)", line) for line in done.stdout.splitlines()]
+    names, times, waits, said = zip(*[run.groups() for run in runs if run])
+    assert len(names) == 8, done.stdout + done.stderr
+    for name, before, time, waiting, told in zip(names, ("", *times), times, waits, said):
+        refused = "error: The token may not write to the model you/waits (403: A fault asked for: 403)"
+        assert told.startswith(refused) if name in ("trained", "again") else told == "None", (name, told)
+        assert (time != before) == (name not in ("again", "elsewhere")), (names, times)
+        assert waiting == str(name in ("trained", "again")), (names, waits)
+    assert ("model", "you/waits") not in hub.repos() or len(hub.commits("you/waits")) == 1
+    assert len(hub.commits("you/waited")) == 2
+    card = ModelCard(hub.files("you/relabelled")["README.md"].decode())
+    assert "a student with 2 aspect outputs" in card.text
+
+
+def test_other_rows_under_the_same_name_are_another_student(place):
+    import train_student
+
+    asked = train_student.parse(words(place))
+    one, same, fewer = (train_student.what_decides(*asked, labelled(n)["train"], BANK) for n in (12, 12, 8))
+    assert one == same != fewer
+
+
+def test_the_first_process_says_for_all_whether_a_student_waits(tmp_path, monkeypatch):
+    import train_student
+
+    def broadcast(found):
+        found[0] = True
+
+    (tmp_path / "waits_for_hub.json").write_text("what another process is just writing")
+    settings = {"output_dir": tmp_path, "push_to_hub": True, "process_index": 1, "world_size": 2}
+    monkeypatch.setattr(train_student, "broadcast_object_list", broadcast)
+    assert train_student.waits_for_hub(SimpleNamespace(**settings), {})
+    assert not train_student.waits_for_hub(SimpleNamespace(**settings | {"process_index": 0, "world_size": 1}), {})
 
 
 STRANGER = """
@@ -346,8 +475,8 @@ from datasets import load_dataset
 from transformers import AutoImageProcessor
 import madkd_hf
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from madkd_hf.hub import HubError, upload
-upload._pause = lambda state: 0
+from madkd_hf.hub import HubRepo, push_student, retries
+retries._pause = lambda state: 0
 os.environ["HF_TOKEN"] = sys.argv[1]
 rows = load_dataset("you/labelled")
 bank = AspectBank.load("you/labelled")
@@ -357,6 +486,13 @@ def trainer(name, **settings):
     args = MadkdTrainingArguments("plain-birds", hub_model_id=name, use_cpu=True, report_to="none", **settings)
     processor = AutoImageProcessor.from_pretrained("you/base")
     return MadkdTrainer(model, args, None, rows["train"], rows["train"], processor)
+def attempt(call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+        print("failed: not")
+    except Exception as error:
+        print("failed:", type(error).__name__, error)
+other_rows = load_dataset("you/others", split="train")
 run = trainer("you/plain-birds", max_steps=1, push_plain=True, push_to_hub=True, disable_tqdm=True)
 run.train()
 run.evaluate()
@@ -365,10 +501,28 @@ other = trainer("switched")
 print("commit", other.push_to_hub(commit_message="with aspects", private=False).oid)
 other.push_to_hub(commit_message="plain", plain=True, license="mit")
 print("future", other.push_to_hub(blocking=False, plain=True, revision="next").result().commit_url)
-try:
-    trainer("you/switched").push_to_hub(license="apache2")
-except HubError as error:
-    print("failed:", error)
+attempt(trainer("you/switched").push_to_hub, license="apache2")
+# As the examples of transformers call it, after evaluations of all kinds
+example = trainer("you/example")
+example.evaluate()
+example.evaluate(rows["test"])
+example.evaluate(other_rows)
+example.predict(rows["test"].remove_columns("label"))
+example.push_to_hub(
+    "by example", finetuned_from="you/base", tasks="image-classification", dataset_tags=["you/labelled"],
+    dataset="Birds with labels", dataset_args="default", tags=["vision"], language="en",
+)
+# A published student as the backbone of another
+second = MadkdForImageClassification.from_backbone("you/example", {0: "a", 1: "b"}, bank)
+push_student(second, AutoImageProcessor.from_pretrained("you/base"), HubRepo("second", "model"))
+def collate(batch):
+    return {}
+alone = MadkdTrainingArguments("alone", use_cpu=True, report_to="none")
+attempt(MadkdTrainer(model, alone, collate).push_to_hub)
+attempt(MadkdTrainer, model, alone.set_push_to_hub("you/alone"), collate)
+attempt(alone.set_push_to_hub, "you/alone", "every_save")
+alone.hub_strategy = "checkpoint"
+attempt(MadkdTrainer, model, alone, collate)
 print("request", trainer("somebody/theirs", hub_create_pr=True).push_to_hub("a gift").pr_url)
 """
 
@@ -376,8 +530,12 @@ print("request", trainer("somebody/theirs", hub_create_pr=True).push_to_hub("a g
 def test_other_ways_to_publish(hub, place, tmp_path):
     data = {"aspects.json": (place / "data" / "aspects.json").read_bytes()}
     labelled()["train"].to_parquet(tmp_path / "train.parquet")
-    data |= {"data/train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes()}
+    parquet = (tmp_path / "train.parquet").read_bytes()
+    hub.add_repo("you/others", {"data/train-00000-of-00001.parquet": parquet}, "dataset")
+    data |= {f"data/{split}-00000-of-00001.parquet": parquet for split in ("train", "test")}
     dataset_commit = hub.add_repo("you/labelled", data, "dataset")
+    front = b"---\ntags: [madkd]\nlicense: cc0-1.0\nextra_gated_prompt: Who are you?\n---\n"
+    hub.add_repo("you/example", {"README.md": front})
     AutoModelForImageClassification.from_config(tiny.resnet()).save_pretrained(tmp_path / "base")
     PROCESSOR.save_pretrained(tmp_path / "base")
     base_commit = hub.add_repo("you/base", tmp_path / "base")
@@ -387,8 +545,9 @@ def test_other_ways_to_publish(hub, place, tmp_path):
     assert "request" in done.stdout, done.stdout + done.stderr
     assert TOKEN not in done.stdout + done.stderr and TOKEN.encode() not in hub.received
 
-    assert set(hub.files("you/plain-birds")) == PLAIN_FILES and len(hub.commits("you/plain-birds")) == 2
-    card = ModelCard(hub.files("you/plain-birds")["README.md"].decode())
+    files = hub.files("you/plain-birds")
+    assert set(files) == PLAIN_FILES and len(hub.commits("you/plain-birds")) == 2
+    card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "you/base" and card.data.datasets == ["you/labelled"]
     assert card.data.eval_results[0].dataset_revision == dataset_commit
     assert base_commit in card.text and dataset_commit in card.text
@@ -396,11 +555,28 @@ def test_other_ways_to_publish(hub, place, tmp_path):
     assert "transformers.models.resnet" in found["class"]
     torch.testing.assert_close(found["logits"], local_logits(tmp_path / "plain-birds"), atol=1e-5, rtol=0)
 
+    card = ModelCard(hub.files("you/example")["README.md"].decode())
+    assert card.data.datasets == ["you/labelled"] and card.data.language == "en" and "vision" in card.data.tags
+    assert card.data.license == "cc0-1.0" and card.data.to_dict()["extra_gated_prompt"] == "Who are you?"  # as it was
+    assert "| Validation (12 images) | Test (12 images) | Train (12 images) |" in re.sub(" +", " ", card.text)
+    assert "Measured: validation and test on [you/labelled](" in card.text and "train on [you/others](" in card.text
+    splits = {(each.dataset_type, each.dataset_split) for each in card.data.eval_results}
+    assert splits == {("you/labelled", "validation"), ("you/labelled", "test"), ("you/others", "train")}
+
+    config = json.loads(hub.files("you/second")["config.json"])
+    assert config["base_model"] == "you/example"
+    assert config["base_model_revision"] == hub.commits("you/example")[0]["oid"]
+    assert config["backbone_config"]["model_type"] == "resnet"
+
     assert [commit["title"] for commit in hub.commits("you/switched")][:2] == ["plain", "with aspects"]
     assert set(hub.files("you/switched")) == PLAIN_FILES  # the code went with the aspects
     assert not hub.repos()["model", "you/switched"].private
     assert hub.commits("you/switched", revision="next")[0]["title"] == "End of training"
-    assert "failed: The Hub knows no licence 'apache2': pass one of its identifiers" in done.stdout
+    failed = [line.removeprefix("failed: ") for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    expected = ["HubError The Hub knows no licence 'apache2': pass one of its identifiers"]
+    expected += ["HubError There is no image processor to publish with the student: pass it as processing_class"] * 2
+    expected += [f"ValueError hub_strategy='{each}' would push unfinished" for each in ("every_save", "checkpoint")]
+    assert [sentence.startswith(begin) for sentence, begin in zip(failed, expected)] == [True] * 5, failed
     assert hub.files("somebody/theirs")["model.safetensors"] == b"theirs"
     assert set(hub.files("somebody/theirs", revision="refs/pr/1")) >= PLAIN_FILES - {".gitattributes"}
 
@@ -408,8 +584,8 @@ def test_other_ways_to_publish(hub, place, tmp_path):
 REFUSED = """
 import json
 import train_student
-from madkd_hf.hub import upload
-upload._pause = lambda state: 0
+from madkd_hf.hub import retries
+retries._pause = lambda state: 0
 def stop(*args, **kwargs):
     raise AssertionError("the dataset was read")
 load = train_student.load_splits
@@ -435,6 +611,8 @@ endpoint, constants.ENDPOINT = constants.ENDPOINT, "http://127.0.0.1:9"
 print("said", recipe(*words))
 constants.ENDPOINT = endpoint
 train_student.load_splits = load
+print("said", recipe(*words, "--comparison", place + "/foreign"))
+print("trained", os.path.exists(place + "/birds-refused"))
 print("said", recipe(*words, "--hub_model_id", "you/kept"))
 """
 
@@ -444,7 +622,8 @@ def test_what_cannot_be_published_is_told_in_one_sentence_before_training(hub, p
     hub.add_repo("you/kept", {"README.md": b"---\ntags: [madkd]\n---\n", "model.safetensors": b"old"})
     hub.fault("POST /api/models/you/kept/commit", "status", status=500, times=None)
     reading = "hf_readonlytokenofyou"
-    given = words(place, "--hub_model_id", "you/new")
+    compared(place / "foreign", bank="0" * 16)
+    given = words(place, "--hub_model_id", "you/new", "--output_dir", str(place / "birds-refused"))
     done = child(hub, tmp_path, RECIPES + REFUSED, place, TOKEN, reading, *given, token=None)
     hub.clear_faults()
     said = [line.removeprefix("said error: ") for line in done.stdout.splitlines() if line.startswith("said ")]
@@ -459,12 +638,13 @@ def test_what_cannot_be_published_is_told_in_one_sentence_before_training(hub, p
         "hub_strategy='every_save' would push unfinished students in several commits: leave it at end",
         f"{place} holds no comparison",
         "The Hub at http://127.0.0.1:9 cannot be reached",
-        "The Hub refused to publish you/kept (500",
+        f"The comparison in {place / 'foreign'} is about other questions than the student's",
+        "The Hub refused to publish the model you/kept (500",
     ]
     assert len(said) == len(expected), done.stdout + done.stderr
     for sentence, begin in zip(said, expected):
         assert sentence.startswith(begin), sentence
-    assert ("model", "you/new") not in hub.repos()
+    assert ("model", "you/new") not in hub.repos() and "trained False" in done.stdout
     assert hub.files("you/kept")["model.safetensors"] == b"old" and len(hub.commits("you/kept")) == 1
     assert "wrongtoken" not in done.stdout + done.stderr and TOKEN not in done.stdout + done.stderr
 

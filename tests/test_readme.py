@@ -65,9 +65,9 @@ def test_hub_blocks_run_in_order_of_what_they_need(hub, folder):
         run_block(*block, folder, hub.environment(folder / "home"))
         for block in [*first, *publish, *(block for block in needs if block not in publish)]
     ]
-    assert len(first) == 3 and len(publish) == 1 and len(needs) == 4
+    assert len(first) == 3 and len(publish) == 1 and len(needs) == 5
     assert f"Published: {hub.url}/datasets/you/birds-aspects" in printed[3]
-    assert "Does the bird have a hooked beak?" in printed[-1]
+    assert "Does the bird have a hooked beak?" in printed[6]
     assert "hooked beak: " in printed[4]
 
 

@@ -1,6 +1,8 @@
 """The student: an ordinary image classifier with Q more outputs, in every architecture, in every process."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -31,7 +33,7 @@ from transformers import (
 )
 
 from madkd_hf import MadkdConfig, MadkdForImageClassification
-from madkd_hf.student.modeling_madkd import _head_parameters
+from madkd_hf.student.modeling_madkd import AspectClassificationPipeline, _head_parameters
 
 
 CLASSES = {0: "cat", 1: "dog", 2: "cow", 3: "hen"}
@@ -174,6 +176,24 @@ def test_a_pretrained_backbone_keeps_every_weight_but_the_head(tmp_path, name, c
         else:
             assert torch.equal(value, old[key]), key
     assert 1 <= len(head) <= 4
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_student_lends_its_backbone_to_another(tmp_path, named):
+    first = student(tiny.resnet())
+    first.config.base_model = "you/base" if named else None
+    first.save_pretrained(tmp_path)
+    second = MadkdForImageClassification.from_backbone(str(tmp_path), {0: "a", 1: "b"}, tiny.bank(2))
+    assert type(second.backbone) is type(first.backbone) and outputs(second).shape == (2, 2)
+    assert second.config.base_model == first.config.base_model
+    head, old = _head_parameters(second.backbone.config), first.backbone.state_dict()
+    for key, value in second.backbone.state_dict().items():
+        assert value.shape[0] == 4 if key in head else torch.equal(value, old[key]), key
+    assert outputs(second.to_plain()).shape == (2, 2)
+    new = MadkdForImageClassification.from_backbone(str(tmp_path), CLASSES, tiny.bank(3), pretrained=False)
+    same = MadkdForImageClassification.from_backbone(first.config, CLASSES, tiny.bank(3))
+    assert new.config.base_model is None is same.config.base_model
+    assert new.config.backbone_config.to_dict() == same.config.backbone_config.to_dict()
 
 
 @pytest.mark.parametrize("how", ["pretrained=False", "configuration"])
@@ -331,6 +351,40 @@ def test_the_aspect_pipeline_reads_out_classes_and_answers(saved):
 def test_what_a_pipeline_loaded_can_be_saved_again(saved, tmp_path):
     look = pipeline("aspect-classification", model=str(saved[0]), trust_remote_code=True)
     look.model.save_pretrained(tmp_path)
-    assert MadkdConfig.from_pretrained(tmp_path).custom_pipelines == look.model.config.custom_pipelines
+    assert set(MadkdConfig.from_pretrained(tmp_path).custom_pipelines) == {"aspect-classification"}
     look.model.to_plain().save_pretrained(tmp_path / "plain")
     assert "aspect" not in (tmp_path / "plain" / "config.json").read_text()
+    look.save_pretrained(tmp_path / "pipeline")
+    assert (tmp_path / "pipeline" / "config.json").read_text() == (tmp_path / "config.json").read_text()
+
+
+def test_the_aspect_pipeline_takes_a_student_in_memory():
+    model, processor = student(tiny.resnet()), ViTImageProcessorPil(size={"height": 32, "width": 32})
+    look = pipeline("aspect-classification", model=model, image_processor=processor)
+    assert len(look(tiny.images(1)[0])["aspects"]) == 3
+    assert type(look) is AspectClassificationPipeline
+    again = AspectClassificationPipeline(model=model, image_processor=processor)
+    assert again(tiny.images(1)[0]) == look(tiny.images(1)[0])
+
+
+def test_the_aspect_pipeline_is_announced_where_the_code_has_it(saved, tmp_path):
+    content = json.loads((saved[0] / "config.json").read_text())
+    assert set(content["custom_pipelines"]) == {"aspect-classification"}
+    shutil.copytree(saved[0], tmp_path / "old")
+    del content["custom_pipelines"]  # as an older version wrote it, beside code without the pipeline
+    (tmp_path / "old" / "config.json").write_text(json.dumps(content))
+    old = MadkdForImageClassification.from_pretrained(tmp_path / "old")
+    assert old.config.custom_pipelines == {} and "custom_pipelines" not in old.config.to_dict()
+    old.save_pretrained(tmp_path / "new")  # with the code as it is now
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["custom_pipelines"]
+    student(tiny.resnet(), questions=0).save_pretrained(tmp_path / "none")
+    assert "custom_pipelines" not in (tmp_path / "none" / "config.json").read_text()
+
+
+def test_the_announcement_can_be_written_like_any_setting(saved):
+    config = MadkdConfig.from_pretrained(saved[0])
+    config.update(config.to_dict())
+    assert MadkdConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert MadkdForImageClassification.from_pretrained(saved[0], custom_pipelines={}).config.custom_pipelines == {}
+    config.custom_pipelines["aspect-classification"]["pt"] = (AutoModelForImageClassification,)  # as `pipeline` does
+    config.to_json_string()

@@ -401,6 +401,53 @@ def test_the_card_tells_what_the_weights_as_they_are_scored(tmp_path):
     assert len(card(tmp_path, run).data.eval_results) == 5  # of the last epoch alone
 
 
+def test_the_card_of_the_best_step_tells_what_it_scored(tmp_path):
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    run = trainer(tmp_path, evaluate=rows(8), learning_rate=0.1, **every, **best)
+    run.train()
+    assert run.state.best_global_step < run.state.global_step
+    scores = [entry["eval_accuracy"] for entry in run.state.log_history if "eval_accuracy" in entry]
+    found = card(tmp_path, run).data.eval_results
+    assert found[0].metric_value == pytest.approx(scores[run.state.best_global_step - 1], abs=1e-4)
+    assert len(found) == 5
+
+
+def test_each_split_has_its_own_results(tmp_path):
+    splits = {name: Dataset(rows(count).data, split=name) for name, count in (("train", 8), ("test", 4))}
+    run = trainer(tmp_path, train=splits["train"], evaluate=splits["train"])
+    run.evaluate()
+    run.evaluate(splits["test"])
+    run.predict(rows(5, aspects=False).remove_columns("label"), metric_key_prefix="new")
+    text = card(tmp_path, run).text
+    assert "Validation (8 images) | Test (4 images) |" in text and "New" not in text
+
+
+def test_metrics_of_your_own_keep_their_names(tmp_path):
+    run = MadkdTrainer(
+        model=student(), args=arguments(tmp_path), eval_dataset=rows(8), processing_class=PROCESSOR,
+        compute_metrics=lambda prediction: {"f1": 0.5, "accuracy": {"accuracy": 0.5}, "precision": np.float64(0.25)},
+    )  # fmt: skip
+    run.evaluate()
+    found = card(tmp_path, run)
+    assert {each.metric_type: each.metric_value for each in found.data.eval_results} == {"f1": 0.5, "precision": 0.25}
+    assert "| precision |" in found.text and "runtime" not in found.text
+
+
+def test_the_card_takes_what_a_trainer_takes(tmp_path):
+    run = trainer(tmp_path, evaluate=rows(8))
+    run.evaluate()
+    asked = {"dataset": "Birds", "dataset_tags": "birds", "dataset_args": "small", "tasks": "image-classification"}
+    data = card(tmp_path, run, **asked, finetuned_from=str(tmp_path)).data
+    assert data.datasets == ["birds"] and data.base_model is None
+    assert (data.eval_results[0].dataset_type, data.eval_results[0].dataset_config) == ("birds", "small")
+    for dataset, ids in ("you/birds", ["you/birds"]), (["you/birds", "cows"], ["you/birds"]), ("My birds", None):
+        data = card(tmp_path, run, dataset=dataset).data
+        assert data.datasets == ids
+        assert data.eval_results[0].dataset_type == ("you/birds" if dataset == "you/birds" else "local")
+    assert card(tmp_path, run, dataset_tags="../birds").data.datasets is None
+
+
 # What is refused
 
 

@@ -9,7 +9,7 @@ import socket
 import pytest
 from huggingface_hub import constants
 
-from madkd_hf.hub import HubError, HubRepo, upload
+from madkd_hf.hub import HubError, HubRepo, retries
 
 
 CARD = "---\ntags:\n- madkd\n---\n# Birds\n"
@@ -28,8 +28,8 @@ def folder(tmp_path):
 @pytest.fixture
 def pauses(monkeypatch):
     """Seconds that would have been waited."""
-    waited, pause = [], upload._pause
-    monkeypatch.setattr(upload, "_pause", lambda state: waited.append(pause(state)) or 0)
+    waited, pause = [], retries._pause
+    monkeypatch.setattr(retries, "_pause", lambda state: waited.append(pause(state)) or 0)
     return waited
 
 
@@ -108,7 +108,7 @@ def test_the_hub_says_how_long_to_wait(hub, birds, folder, pauses):
     hub.fault(COMMIT, "status", status=429, retry_after=7)
     hub.fault("POST .*/repos/create", "status", status=429, retry_after=10**6)
     birds.push(folder, "Birds", OURS)
-    assert pauses == [upload.LONGEST_WAIT, 7]
+    assert pauses == [retries.LONGEST_WAIT, 7]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -126,9 +126,9 @@ def test_a_failed_push_leaves_the_old_state_and_is_repeated_by_the_same_call(hub
     (folder / "README.md").write_text(CARD + "new")
     (folder / "data/train-00000.parquet").rename(folder / "data/train-00001.parquet")
     hub.fault(COMMIT, "status", status=500, times=None)
-    with pytest.raises(HubError, match="refused to publish you/birds .*500.*the same command goes on"):
+    with pytest.raises(HubError, match="refused to publish the dataset you/birds .*500.*the same command goes on"):
         birds.push(folder, "Birds", OURS)
-    assert (on_the_hub(hub), commits(hub), asked(hub, COMMIT)) == (before, 1, 1 + upload.ATTEMPTS)
+    assert (on_the_hub(hub), commits(hub), asked(hub, COMMIT)) == (before, 1, 1 + retries.ATTEMPTS)
     hub.clear_faults()
     birds.push(folder, "Birds", OURS)
     assert (on_the_hub(hub), commits(hub)) == (content(folder), 2)
@@ -229,7 +229,7 @@ def test_no_hub_there(hub, pauses, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{taken.getsockname()[1]}")
         with pytest.raises(HubError, match="The Hub at http://127.0.0.1:.* cannot be reached"):
             HubRepo("you/birds", "dataset").check()
-    assert len(pauses) == upload.ATTEMPTS_BEFORE
+    assert len(pauses) == retries.ATTEMPTS_BEFORE
 
 
 def test_no_name(hub):
@@ -256,3 +256,114 @@ def test_the_token_is_told_to_nobody(hub, birds, folder, caplog):
     assert "hf_***" in str(told.value)
     assert hub.token not in f"{told.value!r} {caplog.text}"
     assert hub.token not in repr(HubRepo("you/birds", "dataset", token=hub.token))
+
+
+# What a token, a name or a place may do
+
+
+def test_the_end_of_line_of_a_token_file_is_not_part_of_the_token(hub, folder, pauses, caplog):
+    HubRepo("you/birds", "dataset", token=f"{hub.token}\n").push(folder, "Birds", OURS)
+    assert commits(hub) == 1
+    with pytest.raises(HubError) as told:
+        HubRepo("you/birds", "dataset", token=f"{hub.token}\nand more").check()
+    assert hub.token not in str(told.value) + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rights", "repo", "message"),
+    [
+        ({"role": "read"}, "birders/birds", "you may not write to birders/birds: pass a name under one of you,"),
+        ({"permissions": ["repo.content.read"]}, "you/birds", "fine-grained token of you may write to no repo"),
+        ({"permissions": ["repo.write"]}, "you/birds", None),
+    ],
+)
+def test_rights_are_known_before_the_work(hub, monkeypatch, rights, repo, message):
+    if "role" in rights:
+        monkeypatch.setitem(hub.users, hub.token, {"name": "you", "role": "write", "orgs": {"birders": "read"}})
+    else:
+        scopes = [{"entity": {"type": "user", "name": "you"}, "permissions": rights["permissions"]}]
+        monkeypatch.setitem(hub.users, hub.token, {"name": "you", "role": "fineGrained", "scopes": scopes})
+    if message is None:
+        assert HubRepo(repo, "dataset").check()
+    else:
+        with pytest.raises(HubError, match=message):
+            HubRepo(repo, "dataset").check()
+
+
+def test_a_licence_that_the_hub_does_not_know(birds):
+    assert birds.check("cc-by-4.0") == birds
+    with pytest.raises(HubError, match="knows no licence 'MIT': pass one of its identifiers, such as apache-2.0"):
+        birds.check("MIT")
+
+
+def test_places_that_are_no_branch(hub, birds, folder):
+    commit = birds.push(folder, "Birds", OURS).oid
+    with pytest.raises(HubError, match="is no branch to commit to: pass the name of a branch"):
+        HubRepo("you/birds", "dataset", revision=commit).check()
+    with pytest.raises(HubError, match="A pull request is opened on main and revision='next' names another place"):
+        HubRepo("you/birds", "dataset", revision="next", create_pr=True).check()
+
+
+def test_a_pull_request_of_one_s_own_is_updated(hub, folder):
+    hub.add_repo("you/birds", {"README.md": b"# Birds"}, "dataset")
+    made = HubRepo("you/birds", "dataset", create_pr=True).push(folder, "Birds", OURS)
+    (folder / "README.md").write_text(CARD + "better")
+    HubRepo("you/birds", "dataset", revision=made.pr_revision).push(folder, "Better", OURS)
+    assert on_the_hub(hub, "refs/pr/1") == content(folder)
+    assert set(hub.repos()["dataset", "you/birds"].refs) == {"refs/heads/main", "refs/pr/1"}
+
+
+def test_the_pull_request_of_somebody_else_is_not_ours(hub, folder, pauses, tmp_path):
+    hub.add_repo("you/birds", {"README.md": b"# Birds"}, "dataset")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/README.md").write_text("theirs")
+    theirs = HubRepo("you/birds", "dataset", token="hf_tokenofsomebodyelse", create_pr=True)
+    ours = HubRepo("you/birds", "dataset", create_pr=True)
+    before = ours._pull_requests("Birds")
+    theirs.push(tmp_path / "theirs", "Birds", OURS)
+    assert ours._pull_requests("Birds") == before == set()
+
+
+def test_nothing_to_propose(hub, birds, folder):
+    birds.push(folder, "Birds", OURS)
+    with pytest.raises(HubError, match="nothing to propose: you/birds holds these very files already"):
+        HubRepo("you/birds", "dataset", create_pr=True).push(folder, "Birds", OURS)
+
+
+def test_a_name_taken_meanwhile_is_not_overwritten(hub, birds, folder):
+    hub.add_repo("you/birds", {"birds.csv": b"1"}, "dataset")
+    with pytest.raises(HubError, match="is taken"):
+        birds.push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == {"birds.csv": b"1"}
+
+
+def test_files_in_folders_of_ours_that_others_put_there_stay(hub, birds, folder):
+    others = {"data/extra/mine.parquet": b"1", "figures/banner.png": b"2"}
+    hub.add_repo("you/birds", {"README.md": CARD.encode(), **others}, "dataset")
+    birds.push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == {**content(folder), **others}
+
+
+def test_what_a_person_added_to_the_card_is_known(hub, birds):
+    assert birds.kept() == {}
+    card = b"---\nlicense: cc-by-nc-4.0\nextra_gated_prompt: Be kind.\ntags: [madkd]\npretty_name: B\n---\n# Birds\n"
+    hub.add_repo("you/birds", {"README.md": card}, "dataset")
+    assert birds.kept() == {"license": "cc-by-nc-4.0", "extra_gated_prompt": "Be kind."}
+    hub.add_repo("you/birds", {"README.md": b"---\n: [\n---\n"}, "dataset")
+    assert birds.kept() == {}
+
+
+@pytest.mark.parametrize(
+    ("headers", "least", "most"),
+    [
+        ({"RateLimit": '"api";r=0;t=55'}, 55, 57),
+        ({"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, 1e8, 1e10),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0, 0),
+        ({"Retry-After": "7", "RateLimit": '"api";r=0;t=55'}, 7, 7),
+        ({"Retry-After": "soon"}, None, None),
+        ({}, None, None),
+    ],
+)
+def test_all_ways_to_say_how_long(headers, least, most):
+    asked = retries._asked(headers)
+    assert asked is None if least is None else least <= asked <= most

@@ -5,25 +5,32 @@ from __future__ import annotations
 import itertools
 import operator
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset, SplitInfo, concatenate_datasets
+from datasets import Dataset, Features, Image, IterableDataset, SplitInfo, concatenate_datasets
 from datasets.arrow_writer import ParquetWriter
 from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import CommitInfo
+from huggingface_hub.utils import logging
 from tqdm.auto import tqdm
 
 from ..aspects import ASPECT_COLUMNS, AspectBank
 from ..report.evidence import write_evidence
-from .dataset_card import DatasetFacts, dataset_card
+from .cards.dataset import DatasetFacts, dataset_card, source_terms
+from .sources import DataSource
 from .upload import HubRepo
 
 
-OURS = ("README.md", "aspects.json", "data/*.parquet", "figures/*.png")
+logger = logging.get_logger(__name__)
+
+OURS = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
+SPLIT = re.compile(r"\w+(\.\w+)*")
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 SHARD_BYTES = 500_000_000
 
@@ -52,7 +59,10 @@ def push_aspect_dataset(
 
     Args:
         dataset: what `attach_aspects` returns: one split or several, streams included.
-        bank: its bank; with provenance (`AspectBank(bank.aspects, teacher.provenance)`) the card says who answered.
+        bank: its bank, as recipes/attach_aspects.py leaves it beside the dataset, or
+            `AspectBank(bank.aspects, teacher.provenance)`: without provenance, the card cannot say who answered. Where
+            that has an entry `dataset` (`id`, `commit`), or `datasets` knows where the rows came from, the card names
+            the source and takes over its licence.
         repo_id: "owner/name", or a name of your own.
         image_column, label_column: the images, and the classes, if any, for the card.
         license: one of the Hub's identifiers; by default that of the source dataset, where the provenance names one.
@@ -67,59 +77,95 @@ def push_aspect_dataset(
         ValueError: a dataset without answers, or with answers to other questions.
         HubError: it cannot be published; the repo is as it was.
     """
-    splits = {str(dataset.split or "train"): dataset} if isinstance(dataset, Rows) else dict(dataset)
-    for split, rows in splits.items():
-        _check(split, rows, bank)
-    repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check()
+    splits = _splits(dataset)
+    _check(splits, bank, image_column, label_column)
+    repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check(license)
+    bank = _with_source(bank, splits)
+    kept = source_terms(bank.provenance.get("dataset"), license, repo) | repo.kept()
+    features = Features({**next(iter(splits.values())).features, image_column: Image()})  # not `decode=False`
     with tempfile.TemporaryDirectory(dir=work_dir, prefix=".publish-") as folder:
         files = Path(folder) / "files"
-        infos = [write_parquet(rows, split, files / "data") for split, rows in splits.items()]
+        infos = [write_parquet(rows, split, files / "data", features) for split, rows in splits.items()]
         infos = [info for info in infos if info.num_examples]  # `load_dataset` fails where one split is empty
-        bank = _without_paths(bank)
+        if not infos:
+            raise ValueError("The dataset has no rows: nothing is published.")
         bank.save(files)
         answers = {info.name: _answers(files / "data", info.name, label_column) for info in infos}
         evidence = write_evidence(concatenate_datasets(list(answers.values())), bank, folder, label_column)
         facts = DatasetFacts(
             repo.repo_id,
-            next(iter(splits.values())).features,
+            features,
             infos,
-            {split: len(rows) - rows.data["aspect_logits"].null_count for split, rows in answers.items()},
+            {split: _answered(rows) for split, rows in answers.items()},
             sum(path.stat().st_size for path in (files / "data").iterdir()),
             bank,
             image_column,
             label_column,
-            license,
+            {**kept, "license": license} if license else kept,
         )
-        dataset_card(facts, evidence, token).save(files / "README.md")
+        dataset_card(facts, evidence).save(files / "README.md")
         (Path(folder) / "figures").rename(files / "figures")
         return repo.push(files, commit_message, OURS)
 
 
-def _check(split: str, rows: Rows, bank: AspectBank) -> None:
-    features = rows.features or {}
-    if missing := [name for name in ASPECT_COLUMNS if name not in features]:
-        raise ValueError(
-            f"The split {split!r} has no column {missing[0]!r}, only {list(features)}: label the dataset with "
-            "attach_aspects, which gives the columns to splits without answers, too."
-        )
-    if isinstance(rows, Dataset):
-        prints = rows.select_columns("aspect_bank").with_format("arrow")[:]["aspect_bank"].unique().to_pylist()
-        if foreign := set(prints) - {None, bank.fingerprint}:
+def _splits(dataset: Rows | Mapping[str, Rows]) -> dict[str, Rows]:
+    if isinstance(dataset, Rows):
+        name = SPLIT.match(str(dataset.split or "train"))  # of "train[:50%]" and "train+test", the first word
+        return {name[0] if name else "train": dataset}
+    if not dataset:
+        raise ValueError("The dataset has no splits: pass what attach_aspects returns.")
+    return dict(dataset)
+
+
+def _check(splits: Mapping[str, Rows], bank: AspectBank, image_column: str, label_column: str | None) -> None:
+    """Everything that can be seen without reading images."""
+    first, features = next((split, rows.features or {}) for split, rows in splits.items())
+    for split, rows in splits.items():
+        if not SPLIT.fullmatch(split) or split == "all":
             raise ValueError(
-                f"The split {split!r} was labelled with the bank {foreign.pop()} and this one is {bank.fingerprint}: "
-                "use the aspects.json beside the dataset."
+                f"{split!r} cannot be the name of a split on the Hub: use letters, digits and _, and not 'all'."
             )
+        if missing := [name for name in (*ASPECT_COLUMNS, image_column) if name not in (rows.features or {})]:
+            raise ValueError(
+                f"The split {split!r} has no column {missing[0]!r}, only {list(rows.features or {})}: label the "
+                "dataset with attach_aspects, which gives its columns to splits without answers, too, and pass "
+                "image_column where it has another name."
+            )
+        if rows.features != features:
+            raise ValueError(
+                f"The splits {first!r} and {split!r} have other columns ({features} and {rows.features}): give them "
+                "the same, or publish them apart."
+            )
+        if isinstance(rows, Dataset):
+            prints = rows.select_columns("aspect_bank").with_format("arrow")[:]["aspect_bank"].unique().to_pylist()
+            if foreign := set(prints) - {None, bank.fingerprint}:
+                raise ValueError(
+                    f"The split {split!r} was labelled with the bank {foreign.pop()} and this one is "
+                    f"{bank.fingerprint}: use the aspects.json beside the dataset."
+                )
+    if label_column not in (None, "label") and label_column not in features:
+        raise ValueError(f"There is no column {label_column!r} of classes, only {list(features)}: pass label_column.")
 
 
-def _without_paths(bank: AspectBank) -> AspectBank:
-    """The bank to show: of a teacher in a folder its name, not where the folder is on somebody's machine."""
+def _with_source(bank: AspectBank, splits: Mapping[str, Rows]) -> AspectBank:
+    """The bank to show: with the dataset that the rows are of, and without folders of somebody's machine."""
+    if not bank.provenance:
+        logger.warning("The bank does not say who answered: pass AspectBank(bank.aspects, teacher.provenance).")
     provenance = dict(bank.provenance or {})
-    if os.path.isabs(str(provenance.get("model", ""))):
-        provenance["model"] = Path(provenance["model"]).name
-    return AspectBank(bank.aspects, provenance or None)
+    if "dataset" not in provenance and (found := DataSource.of(next(iter(splits.values())))):
+        provenance["dataset"] = {"id": found.name, "config": found.config, "revision": None, "commit": found.revision}
+    model = str(provenance.get("model", ""))
+    if not provenance.get("commit") and re.search(r"^[/~.]|\.\.|[\\:]", model):
+        provenance["model"] = PureWindowsPath(model).name  # whose separators are both / and \
+    return AspectBank(bank.aspects, provenance)
 
 
-def write_parquet(rows: Rows, split: str, folder: Path) -> SplitInfo:
+def _answered(rows: Dataset) -> list[int]:
+    """Indices of the rows with answers."""
+    return pc.indices_nonzero(rows.data["aspect_logits"].is_valid()).to_pylist()
+
+
+def write_parquet(rows: Rows, split: str, folder: Path, features: Features) -> SplitInfo:
     """Write a split as `folder/<split>-00000-of-0000N.parquet`; images that are only paths are read and put inside.
 
     Raises:
@@ -128,9 +174,9 @@ def write_parquet(rows: Rows, split: str, folder: Path) -> SplitInfo:
     folder.mkdir(parents=True, exist_ok=True)
     info, paths = SplitInfo(split), []
     with tqdm(total=len(rows) if isinstance(rows, Dataset) else None, unit=" rows", desc=f"writing {split}") as bar:
-        for _, tables in itertools.groupby(_by_shard(rows), key=operator.itemgetter(0)):
+        for _, tables in itertools.groupby(_by_shard(rows, features.arrow_schema), key=operator.itemgetter(0)):
             paths.append(folder / f"{split}-{len(paths):05d}")
-            writer = ParquetWriter(features=rows.features, path=str(paths[-1]))
+            writer = ParquetWriter(features=features, path=str(paths[-1]))
             for _, table in tables:
                 writer.write_table(table, ROW_GROUP)
                 bar.update(len(table))
@@ -142,9 +188,9 @@ def write_parquet(rows: Rows, split: str, folder: Path) -> SplitInfo:
     return info
 
 
-def _by_shard(rows: Rows) -> Iterator[tuple[int, pa.Table]]:
+def _by_shard(rows: Rows, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
     """Tables of whole rows, images inside, and the number of the file that each belongs to."""
-    schema, size = rows.features.arrow_schema, 0
+    size = 0
     for table in rows.with_format("arrow").iter(ROW_GROUP):
         table = embed_table_storage(table_cast(table, schema))
         yield size // SHARD_BYTES, table

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future
+from typing import Any
 
-from huggingface_hub import CommitInfo, ModelCard, run_as_future
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import CommitInfo, run_as_future
 from huggingface_hub.utils import logging
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from .student_card import FIGURES, StudentFacts, read_comparison, write_card
-from .upload import HubError, HubRepo
+from .cards.comparison import FIGURES
+from .cards.student import StudentFacts, write_card
+from .upload import HubRepo
 
 
 logger = logging.get_logger(__name__)
@@ -31,35 +32,6 @@ OURS = (
     "training_args.bin",  # a plain Trainer pushes this pickle
     *(f"figures/{name}" for name in FIGURES),
 )
-
-
-def check_student(repo: HubRepo, license: str | None = None, comparison: str | os.PathLike | None = None) -> HubRepo:
-    """What would keep a student from being published, as far as it can be known before it is trained.
-
-    Returns:
-        The repo, with its whole name.
-
-    Raises:
-        ValueError: a comparison that is none.
-        HubError: see `HubRepo.check`, or the Hub does not know the licence.
-    """
-    if comparison is not None:
-        read_comparison(comparison)
-    repo = repo.check()
-    _check_license(license)
-    return repo
-
-
-def _check_license(license: str | None) -> None:
-    if license is not None:
-        try:
-            ModelCard(f"---\nlicense: {json.dumps(license)}\n---\n").validate()
-        except HTTPError:
-            return  # the push itself tells what is wrong with the Hub
-        except ValueError as error:
-            raise HubError(
-                f"The Hub knows no licence {license!r}: pass one of its identifiers, such as apache-2.0, or `other`."
-            ) from error
 
 
 def push_student(
@@ -87,10 +59,11 @@ def push_student(
         blocking: False makes the files now, uploads in the background and returns a Future.
 
     Raises:
-        ValueError: a comparison that is none.
+        ValueError: a comparison that is none, or one about other questions.
         HubError: it cannot be published; the repo is as it was.
     """
-    _check_license(facts and facts.license)
+    repo = repo.check(facts and facts.license)
+    kept = repo.kept()
     staged = tempfile.TemporaryDirectory(prefix="madkd-student-")
 
     def push() -> CommitInfo:
@@ -98,7 +71,7 @@ def push_student(
             return repo.push(staged.name, commit_message, OURS)
 
     try:
-        stage_student(staged.name, model, processor, repo, facts, plain)
+        stage_student(staged.name, model, processor, repo, facts, plain, kept)
     except BaseException:
         staged.cleanup()
         raise
@@ -116,11 +89,12 @@ def stage_student(
     repo: HubRepo,
     facts: StudentFacts | None = None,
     plain: bool = False,
+    kept: Mapping[str, Any] | None = None,
 ) -> None:
     """Everything that a push uploads, in a folder: no network, and the same files for the same student."""
     (model.to_plain() if plain else model).save_pretrained(folder)
     processor.save_pretrained(folder)
-    write_card(folder, model, repo, facts, plain)
+    write_card(folder, model, repo, facts, plain, kept)
 
 
 def _tell_failure(future: Future) -> None:

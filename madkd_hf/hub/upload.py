@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import tenacity
+import yaml
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    RepoCard,
     constants,
     get_token,
+    hf_hub_download,
 )
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     HTTPError,
-    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import logging, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
+from .retries import ATTEMPTS, ATTEMPTS_BEFORE, HubError, retried, sentence
 
-logger = logging.get_logger(__name__)
 
 TAG = "madkd"  # in the card of everything that this package publishes
-ATTEMPTS = 6
-ATTEMPTS_BEFORE = 3  # while nothing is at stake yet
-LONGEST_WAIT = 300  # seconds; what a Hub may ask for by Retry-After
-MOVED_ON = 412  # somebody committed in between
-WORTH_RETRYING = {408, 429, 500, 502, 503, 504, MOVED_ON}
 BLANK = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # what a new repo may hold already
-
-
-class HubError(OSError):
-    """What keeps something from being published, in one sentence with its remedy; the Hub is as it was."""
+WRITTEN = {  # of a card's front matter, by us: what is there besides, a person has added
+    *("annotations_creators", "base_model", "configs", "dataset_info", "datasets", "library_name", "model-index"),
+    *("pipeline_tag", "pretty_name", "size_categories", "source_datasets", "tags", "task_categories"),
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +51,8 @@ class HubRepo:
         repo_type: "dataset" or "model".
         private: whether a new repo is private; one that exists stays as it is.
         token: a Hub token; by default HF_TOKEN or the one that `hf auth login` stored.
-        revision: the branch to commit to, made where it is missing; main by default.
-        create_pr: open a pull request with the commit, for instance on somebody else's repo.
+        revision: the branch to commit to, made where it is missing, or a pull request, "refs/pr/1"; main by default.
+        create_pr: open a pull request on main with the commit, for instance on somebody else's repo.
     """
 
     repo_id: str
@@ -66,14 +62,18 @@ class HubRepo:
     revision: str | None = None
     create_pr: bool = False
 
-    def check(self) -> HubRepo:
+    def check(self, license: str | None = None) -> HubRepo:
         """See whether a push can succeed, before any long work.
+
+        Args:
+            license: what the card is to state.
 
         Returns:
             The same, with the whole "owner/name".
 
         Raises:
-            HubError: no Hub, no token or one that may not write there, or a repo that holds something else.
+            HubError: no Hub, no token or one that may not write there, a repo that holds something else, no branch, or
+                a licence that the Hub does not know.
         """
         if constants.is_offline_mode():
             raise HubError(
@@ -83,6 +83,11 @@ class HubRepo:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
             raise HubError(f"{self.repo_id!r} is no name for a repo (expected owner/name): {error}") from error
+        if self.create_pr and self.revision not in (None, "main"):
+            raise HubError(
+                f"A pull request is opened on main and revision={self.revision!r} names another place: leave one of "
+                "the two out."
+            )
         if self._token is None:
             raise HubError(
                 f"Cannot publish {self.repo_id} without a token: run `hf auth login`, or set HF_TOKEN, with a token "
@@ -93,12 +98,43 @@ class HubRepo:
             repo = self if "/" in self.repo_id else replace(self, repo_id=f"{user['name']}/{self.repo_id}")
             repo._check_rights(user)
             self._retried(repo._check_not_taken, attempts=ATTEMPTS_BEFORE)
+            if license is not None and not self.knows_license(license):
+                raise HubError(
+                    f"The Hub knows no licence {license!r}: pass one of its identifiers, such as apache-2.0, or other."
+                )
         return repo
 
-    def push(self, folder: str | Path, message: str, ours: Sequence[str]) -> CommitInfo:
-        """Make the repo where it is missing, and commit the folder to it: all its files in one commit.
+    def knows_license(self, license: str | list[str]) -> bool:
+        """Whether the Hub accepts it in a card."""
+        card = RepoCard(f"---\nlicense: {json.dumps(license)}\n---\n")
+        try:
+            self._retried(card.validate, self.repo_type, attempts=ATTEMPTS_BEFORE)
+        except ValueError:
+            return False
+        return True
 
-        Repeated after a failure, it uploads only what is missing; repeated after a success, it commits nothing.
+    def kept(self) -> dict[str, Any]:
+        """What the front matter of the card there holds that a person added: a licence, gating, the viewer's settings.
+
+        Raises:
+            HubError: the Hub does not say.
+        """
+        with self._one_sentence(), tempfile.TemporaryDirectory() as fresh:
+            place = {**self._named, "revision": self.revision, "token": self._token, "cache_dir": fresh}
+            try:
+                path = self._retried(hf_hub_download, filename="README.md", **place)
+                found = RepoCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+            except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError):
+                return {}
+            except (ValueError, yaml.YAMLError):  # no card that could be read
+                return {}
+        return {name: value for name, value in found.items() if name not in WRITTEN}
+
+    def push(self, folder: str | Path, message: str, ours: Sequence[str]) -> CommitInfo:
+        """Check, make the repo where it is missing, and commit the folder to it: all its files in one commit.
+
+        Repeated after a failure, it uploads only what is missing; repeated after a success, it commits nothing (but
+        opens another pull request, where one was asked for).
 
         Args:
             folder: what is to be published, complete.
@@ -108,17 +144,20 @@ class HubRepo:
         Raises:
             HubError: it failed, and the repo is as it was.
         """
-        with self._one_sentence():
-            if not self.create_pr:
-                self._retried(
-                    self._api.create_repo, self.repo_id, repo_type=self.repo_type, private=self.private, exist_ok=True
-                )
-                if self.revision:
-                    self._retried(self._api.create_branch, **self._named, branch=self.revision, exist_ok=True)
-            before = self._retried(self._pull_requests, message) if self.create_pr else set()
-            return self._retried(self._commit, Path(folder), message, ours, before)
+        repo = self.check()
+        with repo._one_sentence():
+            return repo._push(Path(folder), message, ours)
 
-    def _commit(self, folder: Path, message: str, ours: Sequence[str], before: set[int]) -> CommitInfo:
+    def _push(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
+        if self.create_pr:
+            before = self._retried(self._pull_requests, message)
+            return self._retried(self._commit, folder, message, ours, before)
+        self._retried(self._api.create_repo, **self._named, private=self.private, exist_ok=True)
+        if self.revision and not self.revision.startswith("refs/"):
+            self._retried(self._api.create_branch, **self._named, branch=self.revision, exist_ok=True)
+        return self._retried(self._commit, folder, message, ours)
+
+    def _commit(self, folder: Path, message: str, ours: Sequence[str], before: Set[int] = frozenset()) -> CommitInfo:
         """One attempt. An earlier one may have succeeded and only its answer been lost: then nothing is left to do."""
         if self.create_pr and (made := self._pull_requests(message) - before):
             return self._pull_request(made.pop(), message)
@@ -126,7 +165,7 @@ class HubRepo:
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         adds = [CommitOperationAdd(name, path) for name, path in files.items()]
         stale = [name for name in self._files(head) if name not in files and _matches(name, ours)]
-        return self._api.create_commit(
+        pushed = self._api.create_commit(
             **self._named,
             operations=[*adds, *map(CommitOperationDelete, stale)],
             commit_message=message,
@@ -134,10 +173,13 @@ class HubRepo:
             create_pr=self.create_pr,
             parent_commit=head,
         )
+        if self.create_pr and not pushed.pr_url:
+            raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
+        return pushed
 
     @property
     def _token(self) -> str | None:
-        return self.token or get_token()
+        return (self.token or get_token() or "").strip() or None  # a file's last line ends in a newline
 
     @property
     def _api(self) -> HfApi:
@@ -155,11 +197,17 @@ class HubRepo:
                 f"{constants.ENDPOINT}/settings/tokens, for {self.repo_id}."
             )
         owner = self.repo_id.split("/")[0]
-        owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
-        if owner not in owners and not self.create_pr:
+        may_write = [group["name"] for group in user.get("orgs", []) if group.get("roleInOrg") != "read"]
+        if owner not in (user["name"], *may_write) and not self.create_pr:
             raise HubError(
-                f"{user['name']} may not write to {self.repo_id}: pass a name under one of {', '.join(owners)}, or "
-                f"log in as {owner}."
+                f"{user['name']} may not write to {self.repo_id}: pass a name under one of "
+                f"{', '.join([user['name'], *may_write])}, or log in as {owner}."
+            )
+        scopes = user.get("auth", {}).get("accessToken", {}).get("fineGrained")
+        if scopes and "repo.write" not in json.dumps(scopes) and not self.create_pr:
+            raise HubError(
+                f"The fine-grained token of {user['name']} may write to no repo: add that permission at "
+                f"{constants.ENDPOINT}/settings/tokens, for {self.repo_id}."
             )
 
     def _check_not_taken(self) -> None:
@@ -175,6 +223,9 @@ class HubRepo:
             return
         with contextlib.suppress(RevisionNotFoundError):  # a new branch starts from main
             info = self._api.repo_info(**self._named, revision=self.revision)
+        refs = self._api.list_repo_refs(**self._named) if self.revision else None
+        if refs and (self.revision == info.sha or self.revision in [tag.name for tag in refs.tags]):
+            raise HubError(f"{self.revision} of {self.repo_id} is no branch to commit to: pass the name of a branch.")
         other = [name for name in self._files(info.sha) if not _matches(name, BLANK)]
         if other and TAG not in (info.tags or []) and not self.create_pr:
             raise HubError(
@@ -187,8 +238,9 @@ class HubRepo:
         return [entry.path for entry in tree if isinstance(entry, RepoFile)]
 
     def _pull_requests(self, title: str) -> set[int]:
-        found = self._api.get_repo_discussions(**self._named, discussion_type="pull_request")
-        return {request.num for request in found if request.title == title}
+        author = self._api.whoami()["name"]
+        found = self._api.get_repo_discussions(**self._named, author=author, discussion_type="pull_request")
+        return {request.num for request in found if (request.title, request.author) == (title, author)}
 
     def _pull_request(self, number: int, message: str) -> CommitInfo:
         oid = self._api.repo_info(**self._named, revision=f"refs/pr/{number}").sha
@@ -203,24 +255,7 @@ class HubRepo:
         )
 
     def _retried(self, call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any) -> Any:
-        """The client retries transfers of files, and none of the calls about repos and commits."""
-        retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            wait=lambda state: _pause(state),
-            stop=tenacity.stop_after_attempt(attempts),
-            before_sleep=self._tell,
-            reraise=True,
-        )
-        return retrying(call, *args, **kwargs)
-
-    def _tell(self, state: tenacity.RetryCallState) -> None:
-        reason = self._without_token(_reason(_of_the_hub(state.outcome.exception())))
-        logger.warning(
-            "The Hub did not answer as hoped (%s): attempt %d in %.0f s.",
-            reason,
-            state.attempt_number + 1,
-            state.next_action.sleep,
-        )
+        return retried(call, *args, attempts=attempts, secret=self._token, **kwargs)
 
     @contextlib.contextmanager
     def _one_sentence(self) -> Iterator[None]:
@@ -228,75 +263,11 @@ class HubRepo:
             yield
         except HubError:
             raise
-        except Exception as raised:
-            error = _of_the_hub(raised)
-            if not isinstance(error, (HTTPError, OSError, ValueError, RuntimeError)):
-                raise
-            raise HubError(self._without_token(self._sentence(error))) from None
-
-    def _sentence(self, error: BaseException) -> str:
-        hub, again = constants.ENDPOINT, "the files there are as they were, and the same command goes on"
-        reason, status = _reason(error), _status(error)
-        if status == 401:
-            return (
-                f"The Hub does not accept the token ({reason}): log in again with `hf auth login`, or set HF_TOKEN to "
-                f"one of {hub}/settings/tokens that may write."
-            )
-        if status == 403:
-            return f"The token may not write to {self.repo_id} ({reason}): use one that may, or pass another name."
-        if status == 404:
-            return (
-                f"The Hub has no {self.repo_type} {self.repo_id} with that revision, or the token may not see it "
-                f"({reason}): look at both."
-            )
-        if status is not None:
-            return f"The Hub refused to publish {self.repo_id} ({reason}): {again}."
-        if isinstance(error, HTTPError):
-            return f"The Hub at {hub} cannot be reached ({reason}): look at the connection; {again}."
-        if "xet" in str(error).lower():
-            return f"The upload through Xet failed ({reason}): set HF_HUB_DISABLE_XET=1 if {hub} has no Xet; {again}."
-        return f"Cannot publish {self.repo_id} ({reason}): {again}."
-
-    def _without_token(self, text: str) -> str:
-        return text.replace(self._token, "hf_***") if self._token else text
+        except (HTTPError, OSError, ValueError, RuntimeError) as error:
+            raise HubError(sentence(error, f"the {self.repo_type} {self.repo_id}", self._token)) from None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
-def _of_the_hub(error: BaseException) -> BaseException:
-    """What the Hub said: the client wraps the errors of uploads."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (HTTPError, OfflineModeIsEnabled)):
-            return cause
-        cause = cause.__cause__
-    return error
-
-
-def _status(error: BaseException) -> int | None:
-    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
-
-
-def _may_pass(raised: BaseException) -> bool:
-    error = _of_the_hub(raised)
-    if isinstance(error, HfHubHTTPError):
-        return _status(error) in WORTH_RETRYING
-    return isinstance(error, HTTPError)  # no answer at all
-
-
-def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds: what the Hub asks for, or 1, 2, 4, ... with some chance, so that many do not come back at once."""
-    error = _of_the_hub(state.outcome.exception())
-    asked = error.response.headers.get("Retry-After", "") if isinstance(error, HfHubHTTPError) else ""
-    if asked.isdecimal():
-        return min(int(asked), LONGEST_WAIT)
-    return tenacity.wait_exponential_jitter(initial=1, max=30)(state)
-
-
-def _reason(error: BaseException) -> str:
-    """One line, not endless."""
-    status, said = _status(error), getattr(error, "server_message", None) or str(error)
-    line = textwrap.shorten(said, 300) or type(error).__name__
-    return f"{status}: {line}" if status else line
+    """Whether a path fits one of the patterns, of which `*` is a name or a part of one, never a path."""
+    path = PurePosixPath(name)
+    return any(path.match(pattern) and len(path.parts) == len(PurePosixPath(pattern).parts) for pattern in patterns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,9 @@ def code_span(value: Any) -> str:
     """A code span that survives a table cell: templates such as `<|user|>` hold pipes, tags and line breaks."""
     text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
     text = text.replace("\r", "").replace("\n", "\\n").replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`" if text.strip() else ""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest else ""
+    return f"{fence}{space}{text}{space}{fence}" if text.strip() else ""
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -20,6 +21,8 @@ class MadkdConfig(PretrainedConfig):
         aspect_teacher: who answered the questions, {"model": name or id, "commit": of the Hub or None}.
         base_model: the Hub id whose weights the student started from; None for random weights or those of a folder.
         base_model_revision: the commit of these weights.
+        custom_pipelines: what the code beside a saved model offers to `pipeline`; `save_pretrained` of the model fills
+            it in.
         kwargs: of `PretrainedConfig`, among them `id2label`: `num_labels` is C.
     """
 
@@ -37,9 +40,9 @@ class MadkdConfig(PretrainedConfig):
         aspect_teacher: dict[str, str | None] | None = None,
         base_model: str | None = None,
         base_model_revision: str | None = None,
+        custom_pipelines: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
-        kwargs.pop("custom_pipelines", None)  # as saved; they follow from the aspects
         super().__init__(**kwargs)
         self.aspect_ids = list(aspect_ids or [])
         self.aspect_questions = list(aspect_questions or [])
@@ -48,6 +51,7 @@ class MadkdConfig(PretrainedConfig):
         self.aspect_teacher = aspect_teacher
         self.base_model = base_model
         self.base_model_revision = base_model_revision
+        self.custom_pipelines = custom_pipelines
         if len(self.aspect_ids) != len(self.aspect_questions):
             raise ValueError(
                 f"Each aspect needs one id and one question; received {len(self.aspect_ids)} ids and "
@@ -80,12 +84,14 @@ class MadkdConfig(PretrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, dict[str, Any]]:
-        """What `pipeline` finds beside the usual tasks; a new dictionary each time, because it writes into it."""
-        if not self.aspect_ids:
-            return {}
-        impl = "modeling_madkd.AspectClassificationPipeline"
-        return {"aspect-classification": {"impl": impl, "pt": ["AutoModelForImageClassification"]}}
+        """Tasks of `pipeline` beside the usual ones: a copy, because `pipeline` writes classes into what it gets."""
+        return copy.deepcopy(self._custom_pipelines or {})
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, value: dict[str, dict[str, Any]] | None) -> None:
+        self._custom_pipelines = value
 
     def to_dict(self) -> dict[str, Any]:
-        pipelines = self.custom_pipelines
-        return {**super().to_dict(), **({"custom_pipelines": pipelines} if pipelines else {})}
+        content = super().to_dict()
+        pipelines = content.pop("_custom_pipelines", None)
+        return {**content, **({"custom_pipelines": pipelines} if pipelines else {})}

@@ -21,6 +21,14 @@ from transformers.utils import ModelOutput, cached_file
 from .configuration_madkd import MadkdConfig
 
 
+PIPELINES = {
+    "aspect-classification": {
+        "impl": "modeling_madkd.AspectClassificationPipeline",
+        "pt": ["AutoModelForImageClassification"],
+    }
+}
+
+
 @dataclass
 class MadkdImageClassifierOutput(ModelOutput):
     """
@@ -66,6 +74,11 @@ class MadkdForImageClassification(PreTrainedModel):
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return MadkdImageClassifierOutput(loss=loss, logits=logits, aspect_logits=aspect_logits)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; the code that is saved along has the aspect pipeline, and the config announces it."""
+        self.config.custom_pipelines = PIPELINES if self.config.num_aspects else None
+        return super().save_pretrained(*args, **kwargs)
+
     @classmethod
     def from_backbone(
         cls,
@@ -78,7 +91,8 @@ class MadkdForImageClassification(PreTrainedModel):
         """A new student: the backbone keeps its pretrained weights, only the head is new.
 
         Args:
-            backbone: id of an image model on the Hub, a folder, or a configuration (then all weights are random).
+            backbone: id of an image model on the Hub, a folder, or a configuration (then all weights are random). Of a
+                student, the backbone.
             id2label: the C classes.
             bank: an `AspectBank` of Q questions; without one the student is the plain classifier.
             pretrained: False takes the architecture alone from the id or folder, as for training from scratch.
@@ -86,17 +100,22 @@ class MadkdForImageClassification(PreTrainedModel):
         """
         origin = {} if bank is None else _aspects_of(bank)
         if isinstance(backbone, PretrainedConfig):
-            backbone_config, pretrained = backbone, False
+            config, pretrained = backbone, False
         else:
             if not Path(backbone).is_dir():
                 kwargs["revision"] = commit = _commit_of(backbone, **kwargs)
                 origin |= {"base_model": str(backbone), "base_model_revision": commit} if pretrained else {}
-            backbone_config = AutoConfig.from_pretrained(backbone, **kwargs)
+            config = AutoConfig.from_pretrained(backbone, **kwargs)
+        is_student = config.model_type == MadkdConfig.model_type
+        if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
+            origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
         id2label = {int(index): name for index, name in id2label.items()}
         label2id = {name: index for index, name in id2label.items()}
+        backbone_config = config.backbone_config if is_student else config
         model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **origin))
         if pretrained:
-            weights = AutoModelForImageClassification.from_pretrained(backbone, **kwargs).state_dict()
+            source = AutoModelForImageClassification.from_pretrained(backbone, **kwargs)
+            weights = (source.backbone if is_student else source).state_dict()
             head = _head_parameters(model.config.backbone_config)
             kept = {name: value for name, value in weights.items() if name not in head}
             missing, unexpected = model.backbone.load_state_dict(kept, strict=False)
@@ -136,7 +155,10 @@ class AspectAnswers(dict):
 
 
 class AspectClassificationPipeline(ImageClassificationPipeline):
-    """Classes, and the answers to the aspect questions: `pipeline("aspect-classification", model)`.
+    """Classes, and the answers to the aspect questions: `pipeline("aspect-classification", "you/student")`.
+
+    A student that brings its code needs `trust_remote_code=True`. For one in memory, pass `model=` and
+    `image_processor=` to this class, or, where madkd_hf is imported, to `pipeline("aspect-classification", ...)`.
 
     Takes what `ImageClassificationPipeline` takes. Gives for each image an `AspectAnswers`, a dictionary: `classes` is
     what that pipeline gives, a list of `label` and `score`; `aspects` is a list of `label` (the aspect's id),

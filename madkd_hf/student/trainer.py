@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,11 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..hub.student import check_student, push_student
-from ..hub.student_card import DataSource, Evaluation, StudentFacts, write_card
-from ..hub.upload import HubError
+from ..hub.cards.results import Evaluation
+from ..hub.cards.student import StudentFacts, dataset_facts, write_card
+from ..hub.retries import HubError
+from ..hub.sources import DataSource
+from ..hub.student import push_student
 from .data import AspectCollator, readable
 from .losses import madkd_loss
 from .metrics import all_metrics
@@ -51,7 +53,8 @@ class MadkdTrainer(Trainer):
         kwargs: of `Trainer`.
 
     Raises:
-        ValueError: aspects that do not fit the model's bank, or labels that do not fit its classes.
+        ValueError: aspects that do not fit the model's bank, labels that do not fit its classes, a `hub_strategy`
+            other than end.
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
@@ -74,6 +77,7 @@ class MadkdTrainer(Trainer):
             raise ValueError(f"MadkdTrainer needs MadkdTrainingArguments (for aspect_alpha); received {type(args)}.")
         if data_collator is None and processing_class is None:
             raise ValueError("Pass the student's image processor as processing_class, or a data_collator of your own.")
+        args.check_hub_strategy()
         super().__init__(
             model,
             args,
@@ -112,7 +116,7 @@ class MadkdTrainer(Trainer):
             self.add_callback(_TellEpoch(self.train_collator))
         self._components: dict[str, torch.Tensor] = {}
         self._components_count = 0
-        self._found: dict[str, tuple[int, Evaluation]] = {}
+        self._found: dict[tuple, Evaluation] = {}  # by step, name and dataset
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._found.clear()  # of other weights
@@ -190,20 +194,18 @@ class MadkdTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
-        auroc, rows, prefix = output.metrics.pop(f"{metric_key_prefix}_per_aspect", None), dataloader.dataset, "eval_"
-        name = "validation" if metric_key_prefix == "eval" else metric_key_prefix.removeprefix(prefix)
-        split = getattr(rows, "split", None)
-        self._found[metric_key_prefix] = (
-            self.state.global_step if self.is_in_train else self._step,
-            Evaluation(
-                name,
-                {key.removeprefix(f"{metric_key_prefix}_"): value for key, value in output.metrics.items()},
-                output.num_samples,
-                # a part of the training split still calls itself that
-                None if split is None or split == getattr(self.train_dataset, "split", None) else str(split),
-                auroc,
-                DataSource.of(rows),
-            ),
+        auroc = output.metrics.pop(f"{metric_key_prefix}_per_aspect", None)
+        if output.label_ids is None:
+            return output  # nothing to tell, and no reason to forget what labelled images of that split have told
+        metrics = {key.removeprefix(f"{metric_key_prefix}_"): value for key, value in output.metrics.items()}
+        source, split = DataSource.of(dataloader.dataset), getattr(dataloader.dataset, "split", None)
+        same_dataset = DataSource.of(self.train_dataset) in (None, source)
+        if same_dataset and split == getattr(self.train_dataset, "split", None):
+            split = None  # a part of the training split still calls itself that
+        names = {"eval": split or "validation", "test": split or "test"}
+        name = str(names.get(metric_key_prefix, metric_key_prefix.removeprefix("eval_")))
+        self._found[self._step, name, source] = Evaluation(
+            name, metrics, output.num_samples, None if split is None else str(split), auroc, source
         )
         return output
 
@@ -219,6 +221,7 @@ class MadkdTrainer(Trainer):
         Raises:
             HubError: it cannot, in one sentence, in every process.
         """
+        self._check_processor()
         self.hub_model_id = check_repo(self.args, token=token, private=private)
         self.push_in_progress = None
 
@@ -228,8 +231,9 @@ class MadkdTrainer(Trainer):
         Args:
             plain: for the plain model; by default as the arguments say.
             facts: what the trainer cannot know or knows otherwise, see `StudentFacts`: `license`, `comparison`,
-                `dataset` (a Hub id, another name, or a `DataSource`), `evaluations`, `language`, `tags`, `model_name`,
-                `finetuned_from`.
+                `dataset` (a Hub id as owner/name, another name, or a `DataSource`), `dataset_tags` (Hub ids),
+                `dataset_args` (the configuration), `evaluations`, `language`, `tags`, `model_name`, `finetuned_from`.
+                `tasks` is taken and changes nothing.
         """
         if self.is_world_process_zero():
             repo = self.args.hub_repo()
@@ -264,6 +268,7 @@ class MadkdTrainer(Trainer):
         Raises:
             HubError: it cannot be published; the repo is as it was.
         """
+        self._check_processor()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
             self.hub_model_id = check_repo(self.args, token=token, private=private, create_pr=create_pr)
@@ -284,19 +289,30 @@ class MadkdTrainer(Trainer):
 
     def _facts(self, given: dict[str, Any]) -> StudentFacts:
         """What the trainer knows, under what the caller says."""
-        facts = {name: value for name, value in given.items() if value is not None}
-        if isinstance(facts.get("dataset"), Sequence):
-            names = [facts["dataset"]] if isinstance(facts["dataset"], str) else facts["dataset"]
-            facts["dataset"] = DataSource(", ".join(names))
+        facts = {name: value for name, value in given.items() if value is not None and name != "tasks"}
+        source = DataSource.of(self.train_dataset)
+        about = {name: facts.pop(name) for name in ("dataset", "dataset_tags", "dataset_args") if name in facts}
         if isinstance(facts.get("tags"), str):
             facts["tags"] = [facts["tags"]]
+        # Beside rows that are known to come from a dataset of the Hub, others that are not are no part of it.
+        elsewhere = DataSource("local images") if source else None
         known = {
-            "dataset": DataSource.of(self.train_dataset),
-            "evaluations": [found for step, found in self._found.values() if step == self._step],
+            "evaluations": [
+                replace(found, dataset=found.dataset or elsewhere)
+                for (step, *_), found in self._found.items()
+                if step == self._step
+            ],
             "hyperparameters": self.args.hyperparameters(),
             "license": self.args.hub_license,
         }
-        return StudentFacts(**{**known, **facts})
+        return StudentFacts(**{**known, **dataset_facts(source, **about), **facts})
+
+    def _check_processor(self) -> None:
+        if self.processing_class is None:
+            raise HubError(
+                "There is no image processor to publish with the student: pass it as processing_class, beside your "
+                "data_collator."
+            )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if not self._load_as_saved(resume_from_checkpoint, model or self.model):
@@ -381,7 +397,7 @@ def check_repo(args: MadkdTrainingArguments, **changed: Any) -> str:
     told: list[Any] = [None, None]
     if args.process_index == 0:
         try:
-            told[0] = check_student(args.hub_repo(**changed), args.hub_license).repo_id
+            told[0] = args.hub_repo(**changed).check(args.hub_license).repo_id
         except HubError as error:
             told[1] = str(error)
     if args.world_size > 1:

@@ -96,11 +96,27 @@ class MadkdTrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images and the aspects: leave it False.")
         super().__post_init__()
+        self.check_hub_strategy()
+
+    def check_hub_strategy(self) -> None:
+        """
+        Raises:
+            ValueError: a push would be more than one commit with the finished student.
+        """
         if self.hub_strategy != "end":
             raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r} would push unfinished students in several commits: leave "
-                "it at end, and keep checkpoints in output_dir to go on from (save_strategy, resume_from_checkpoint)."
+                f"hub_strategy={getattr(self.hub_strategy, 'value', self.hub_strategy)!r} would push unfinished "
+                "students in several commits: leave it at end, and keep checkpoints in output_dir to go on from "
+                "(save_strategy, resume_from_checkpoint)."
             )
+
+    def set_push_to_hub(
+        self, model_id: str, strategy: str = "end", *args: Any, **kwargs: Any
+    ) -> MadkdTrainingArguments:
+        """As that of `TrainingArguments`, but for the strategy, which must stay end."""
+        super().set_push_to_hub(model_id, strategy, *args, **kwargs)
+        self.check_hub_strategy()
+        return self
 
     def hub_repo(self, **changed: Any) -> HubRepo:
         """Where a push goes; by default a repo of your own with the name of output_dir.

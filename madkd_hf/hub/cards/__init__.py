@@ -1,0 +1,1 @@
+"""What the pages of datasets and students tell: Markdown templates, and what is put into them."""

@@ -1,0 +1,96 @@
+"""What compare.py found, for the card of a student."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...report.comparison import CONDITIONS, table, verdict
+from ..sources import DataSource
+
+
+FIGURES = {  # none of them shows an image of the dataset
+    "accuracies.png": "Accuracy on the test images: every dot is one student.",
+    "learning_curves.png": "Accuracy on the validation images while the students learn.",
+    "aspect_learning.png": "How well the student's answers rank validation images as the teacher's do (AUROC).",
+}
+
+
+def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, Any]:
+    """What compare.py found.
+
+    Args:
+        folder: its output.
+        config: of the student whose card is to tell it.
+
+    Raises:
+        ValueError: there is no finished comparison in the folder, or it is about other questions than the student's.
+    """
+    try:
+        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        report["accuracy"] = {name: report["accuracy"][name] for name in CONDITIONS if name in report["accuracy"]}
+        comparison_text(report, str, False), table(report)  # what the card uses is there
+        if not report["accuracy"] or {len(values) for values in report["accuracy"].values()} != {len(report["seeds"])}:
+            raise ValueError("one accuracy for each seed is missing")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"{folder} holds no comparison ({error!r}): pass the output folder of a finished recipes/compare.py."
+        ) from error
+    if config is not None and config.num_aspects:
+        about = report.get("bank"), list(report.get("aspect_auroc") or [])
+        if any(theirs and theirs != own for theirs, own in zip(about, (config.aspect_bank, config.aspect_ids))):
+            raise ValueError(
+                f"The comparison in {folder} is about other questions than the student's, whose bank is "
+                f"{config.aspect_bank}: pass one with the same bank, or leave it out."
+            )
+    return report
+
+
+def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
+    """What stands above the table: the verdict, who was compared on what, and how to read it.
+
+    Args:
+        report: a report.json.
+        link: makes text of a `DataSource`.
+        among: the student of the card is one of those compared.
+    """
+    students, seeds = len(report["accuracy"]) * len(report["seeds"]), len(report["seeds"])
+    conditions = f"{len(report['accuracy'])} condition{'s' * (len(report['accuracy']) > 1)}"
+    parts = [f"**{verdict(report['gain'])}.**"] if report.get("gain") else []
+    who = f"{students} students were" if students > 1 else "1 student was"
+    each = f"{seeds} seeds{' each' if len(report['accuracy']) > 1 else ''}" if seeds > 1 else "one seed"
+    dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
+    dataset += f" ({report['classes']} classes)" if dataset and report.get("classes") else ""
+    count = report.get("images_per_class")
+    images = f", {count} image{'s' * (count > 1)} per class" if count else ""
+    is_it = "is it" if students == 1 else "is one of them"
+    parts.append(
+        f"{who} trained for the comparison{dataset}{images}: {conditions} with {each}"
+        + (f"; the student in this repo {is_it}." if among else ".")
+    )
+    gains = [name for name in ("gain", "controls") if report.get(name)]
+    parts.append(
+        "Accuracies are "
+        + ("means ± standard deviations over the seeds on the test images" if seeds > 1 else "on the test images")
+        + ("; gains are paired by seed, with a 95% interval." if gains and seeds > 1 else ".")
+    )
+    controls = {"shuffled": "gives each image the answers of another", "constant": "gives all images the same answers"}
+    controls = {name: text for name, text in controls.items() if name in report["accuracy"]}
+    if report.get("gain") and controls:
+        kinds = "neither control" if len(controls) == 2 else "not the control"
+        told = ", ".join(f"`{name}` {text}" for name, text in controls.items())
+        parts.append(f"A real gain lifts `madkd`, and {kinds}: {told}.")
+    return " ".join(parts)
+
+
+def copy_figures(comparison: str | os.PathLike, folder: Path) -> dict[str, str]:
+    """Copies the pictures into `folder`/figures; returns file name -> caption."""
+    there = [name for name in FIGURES if (Path(comparison) / "figures" / name).is_file()]
+    for name in there:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(comparison) / "figures" / name, folder / "figures" / name)
+    return {name: FIGURES[name] for name in there}

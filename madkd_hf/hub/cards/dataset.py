@@ -1,0 +1,153 @@
+"""The card of an aspect dataset: what is in it, what each question is worth, who answered, how to use it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import ClassLabel, DatasetInfo, Features, SplitDict, SplitInfo, Value
+from datasets.info import DatasetInfosDict
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard, DatasetCardData, constants, hf_hub_download
+from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
+
+from ...aspects import AspectBank
+from ...report.comparison import code_span, markdown_table
+from ...report.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms
+from ..retries import HubError, retried, sentence
+from ..upload import TAG, HubRepo
+
+
+TEMPLATE = Path(__file__).with_name("dataset.md")
+SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the card tells of.
+
+    Attributes:
+        repo_id: where it will be.
+        features: of the rows.
+        splits: with their rows and bytes.
+        answered: split -> indices of the rows with answers.
+        file_bytes: size of the Parquet files.
+        bank: the questions, and in its provenance who answered them about which images.
+        image_column, label_column: names of columns.
+        terms: of the front matter, what is not ours to say: license, language, gating, ...
+    """
+
+    repo_id: str
+    features: Features
+    splits: Sequence[SplitInfo]
+    answered: Mapping[str, Sequence[int]]
+    file_bytes: int
+    bank: AspectBank
+    image_column: str
+    label_column: str | None
+    terms: Mapping[str, Any]
+
+
+def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: HubRepo) -> dict[str, Any]:
+    """Licence and language that the card of the source dataset states, where that is on the Hub.
+
+    Args:
+        source: its `id` and `commit`.
+        license: given by the user, who does not depend on the source's then.
+        repo: where they are to be stated, in words that its Hub accepts.
+
+    Raises:
+        HubError: the card cannot be read, and no licence is given.
+    """
+    if not (source or {}).get("commit"):
+        return {}
+    named = {"filename": constants.REPOCARD_NAME, "repo_type": "dataset", "revision": source["commit"]}
+    try:
+        path = retried(hf_hub_download, source["id"], **named, token=repo.token, secret=repo.token)
+        stated = DatasetCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+    except RemoteEntryNotFoundError:
+        return {}
+    except (HTTPError, OSError, ValueError, yaml.YAMLError) as error:
+        if license:
+            return {}
+        raise HubError(
+            f"Cannot read in the card of {source['id']} under which licence the images are "
+            f"({sentence(error, source['id'], repo.token)}): try again, or pass a license (--hub_license)."
+        ) from None
+    terms = {name: stated[name] for name in ("license", "language") if stated.get(name)}
+    if "license" in terms and not repo.knows_license(terms["license"]):
+        terms |= {"license": "other", "license_name": terms["license"]}
+    elif terms.get("license") == "other":
+        terms |= {name: stated[name] for name in ("license_name", "license_link") if stated.get(name)}
+    if not str(terms.get("license_link", "https:")).startswith("https:"):
+        terms["license_link"] = f"{constants.ENDPOINT}/datasets/{source['id']}/blob/{source['commit']}/LICENSE"
+    return terms
+
+
+def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
+    """The card; the pictures of `write_evidence` are expected in `figures/`."""
+    provenance = dict(facts.bank.provenance or {})
+    source = provenance.pop("dataset", None) or {}
+    who = [[name, code_span(value)] for name, value in provenance.items() if value is not None]
+    train = max(facts.answered, key=lambda split: len(facts.answered[split]))
+    license = facts.terms.get("license")
+    return DatasetCard.from_template(
+        _front_matter(facts, source),
+        template_path=str(TEMPLATE),
+        name=facts.repo_id.split("/")[-1],
+        hub=constants.ENDPOINT,
+        facts=facts,
+        model=provenance.get("model"),
+        model_url=f"{constants.ENDPOINT}/{provenance['model']}" if provenance.get("commit") else None,
+        source=source,
+        chosen_license=", ".join(license) if isinstance(license, list) else license,
+        splits=_split_table(facts),
+        questions=evidence_table(evidence.rows, questions=True),
+        terms=evidence_terms(evidence.rows),
+        warnings=[" ".join(warning.split()) for warning in evidence.warnings],
+        classes=_classes(facts),
+        class_picture=(evidence.path.parent / "figures" / "teacher.png").is_file(),
+        provenance=markdown_table([["What", "Value"], *who]) if who else "The bank does not say.",
+        train_split=train,
+        first=facts.answered[train][0],
+        eval_split=next((split for split in ("validation", "test") if split in facts.answered), None),
+    )
+
+
+def _classes(facts: DatasetFacts) -> int | str | None:
+    """How many classes there are; "unnumbered" where the column holds names or numbers of classes; None without."""
+    feature = facts.features.get(facts.label_column) if facts.label_column else None
+    if isinstance(feature, ClassLabel):
+        return feature.num_classes
+    return "unnumbered" if isinstance(feature, Value) and feature.dtype.startswith(CLASS_TYPES) else None
+
+
+def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCardData:
+    rows = sum(split.num_examples for split in facts.splits)
+    front = DatasetCardData(
+        **facts.terms,
+        annotations_creators=["machine-generated"],
+        task_categories=["image-classification"],
+        size_categories=[next((name for limit, name in SIZES.items() if rows < limit), "n>10M")],
+        source_datasets=[source["id"]] if source.get("commit") else None,
+        pretty_name=facts.repo_id.split("/")[-1],
+        tags=[TAG, "knowledge-distillation", "multi-aspect"],
+    )
+    files = [{"split": split.name, "path": f"data/{split.name}-*"} for split in facts.splits]
+    MetadataConfigs({"default": {"data_files": files}}).to_dataset_card_data(front)
+    info = DatasetInfo(
+        features=facts.features,
+        splits=SplitDict({split.name: split for split in facts.splits}),
+        download_size=facts.file_bytes,
+        dataset_size=sum(split.num_bytes for split in facts.splits),
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(front)
+    return front
+
+
+def _split_table(facts: DatasetFacts) -> str:
+    rows = [[split.name, f"{split.num_examples:,}", f"{len(facts.answered[split.name]):,}"] for split in facts.splits]
+    return markdown_table([["Split", "Rows", "With answers"], *rows], right=(1, 2))

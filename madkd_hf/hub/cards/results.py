@@ -1,0 +1,123 @@
+"""What a student scored: as a table for readers, and as the model-index that the Hub reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from ...report.comparison import markdown_table
+from ..sources import COMMIT, DataSource
+
+
+METRICS = {  # as the student's metrics are called: the Hub's type, the name in tables, whether it is a share
+    "accuracy": ("accuracy", "Accuracy", True),
+    "top5_accuracy": ("top5_accuracy", "Top-5 accuracy", True),
+    "macro_f1": ("f1", "Macro F1", True),
+    "calibration_error": ("expected_calibration_error", "Calibration error", True),
+    "aspect_auroc": ("roc_auc", "Aspects: AUROC against the teacher", False),
+    "aspect_bce": ("aspect_bce", "Aspects: BCE against the teacher, nats", False),
+}
+OF_THE_RUN = ("loss", "epoch", "samples", "runtime", "samples_per_second", "steps_per_second")
+OF_THE_RUN += ("model_preparation_time", "jit_compilation_time")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a student scored on some images.
+
+    Attributes:
+        name: "validation", "test", ...
+        metrics: as `metrics.compute_metrics` names them, shares as 0..1; others keep their own names.
+        images: how many.
+        split: of the dataset, where the images are one.
+        aspect_auroc: one value for each of the Q aspects, against the teacher's answers; NaN where there is none.
+        dataset: where the images are not from the training dataset.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    images: int | None = None
+    split: str | None = None
+    aspect_auroc: Sequence[float] | None = None
+    dataset: DataSource | None = None
+
+
+def told(evaluations: Sequence[Evaluation], config: Any, plain: bool, data: DataSource | None) -> list[Evaluation]:
+    """What is worth telling of this model: numbers, those we know first; images that gave none are left out."""
+    silent = [*OF_THE_RUN, *(["top5_accuracy"] if config.num_labels <= 5 else [])]
+    silent += ["aspect_auroc", "aspect_bce"] if plain else []
+    found = []
+    for each in evaluations:
+        names = [name for name in dict.fromkeys([*METRICS, *each.metrics]) if name not in silent]
+        values = {name: each.metrics.get(name) for name in names}
+        numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
+        auroc = None if plain else each.aspect_auroc
+        if numbers:
+            found.append(replace(each, metrics=numbers, aspect_auroc=auroc, dataset=each.dataset or data))
+    return found
+
+
+def eval_results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
+    """The model-index; the Hub wants type and name of a dataset, and images of its own are "local"."""
+    return [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Image classification",
+            dataset_type=(data and data.id) or "local",
+            dataset_name=data.shown if data else "local images",
+            dataset_config=data and data.config,
+            dataset_split=each.split or each.name,
+            dataset_revision=data.revision if data and data.id and COMMIT.fullmatch(data.revision or "") else None,
+            metric_type=METRICS.get(metric, (metric,))[0],
+            metric_name=METRICS.get(metric, (None, metric))[1],
+            metric_value=round(value, 4),
+        )
+        for each in evaluations
+        for data in [each.dataset]
+        for metric, value in each.metrics.items()
+    ]
+
+
+def results_table(evaluations: Sequence[Evaluation], escape: Any) -> str:
+    """A row for each metric, a column for each evaluation; "" without any."""
+    names = list(dict.fromkeys(name for each in evaluations for name in each.metrics))
+    if not names:
+        return ""
+    rows = [["Metric", *(escape(_heading(each, evaluations)) for each in evaluations)]]
+    for name in names:
+        _, title, share = METRICS.get(name, (name, name, False))
+        values = [each.metrics.get(name) for each in evaluations]
+        rows.append([escape(title), *("" if value is None else _shown(value, share) for value in values)])
+    return markdown_table(rows, right=range(1, len(rows[0])))
+
+
+def measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
+    """One sentence, without its full stop, on whose images the numbers are from; "" where nobody knows."""
+    names: dict[str, list[str]] = {}
+    for each in evaluations:
+        if each.dataset:
+            names.setdefault(link(each.dataset), []).append(each.name)
+    if len(names) == 1 and all(each.dataset for each in evaluations):
+        return f"Measured on {next(iter(names))}"
+    parts = [f"{' and '.join(dict.fromkeys(of))} on {dataset}" for dataset, of in names.items()]
+    return f"Measured: {', '.join(parts)}" if parts else ""
+
+
+def _heading(evaluation: Evaluation, among: Sequence[Evaluation]) -> str:
+    alone = sum(each.name == evaluation.name for each in among) == 1
+    dataset = "" if alone or not evaluation.dataset else f" of {evaluation.dataset.shown}"
+    images = f" ({evaluation.images} images)" if evaluation.images else ""
+    return f"{evaluation.name.capitalize()}{dataset}{images}"
+
+
+def _shown(value: float, share: bool) -> str:
+    return f"{100 * value:.1f}%" if share and 0 <= value <= 1 else f"{value:.3f}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

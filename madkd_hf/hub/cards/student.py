@@ -1,0 +1,237 @@
+"""The card of a student: which of the two it is, how to use it, what it scored, and what the aspects did for it."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import ModelCard, ModelCardData, constants
+from transformers import PreTrainedModel
+
+from ...report.comparison import code_span, markdown_table, table
+from ..sources import HUB_ID, DataSource
+from ..upload import TAG, HubRepo
+from .comparison import comparison_text, copy_figures, read_comparison
+from .results import Evaluation, eval_results, measured_on, results_table, told
+
+
+TEMPLATE = Path(__file__).with_name("student.md")
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """What the card tells beyond what the student knows of itself.
+
+    Attributes:
+        dataset: what it was trained on.
+        datasets: Hub ids of datasets, beside that one.
+        evaluations: what it scored.
+        comparison: the output folder of recipes/compare.py.
+        compared: the student is one of those compared there.
+        hyperparameters: name -> value.
+        license: one of the Hub's identifiers.
+        language: of the labels and questions, as the Hub writes languages.
+        tags: more tags.
+        model_name: the card's title; by default the repo's name.
+        finetuned_from: the weights it began with, where the student does not know it: a Hub id, or another name.
+    """
+
+    dataset: DataSource | None = None
+    datasets: Sequence[str] = ()
+    evaluations: Sequence[Evaluation] = ()
+    comparison: str | os.PathLike | None = None
+    compared: bool = False
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    license: str | None = None
+    language: str | Sequence[str] | None = None
+    tags: Sequence[str] = ()
+    model_name: str | None = None
+    finetuned_from: str | None = None
+
+
+def dataset_facts(
+    known: DataSource | None, dataset: Any = None, dataset_tags: Any = None, dataset_args: Any = None
+) -> dict[str, Any]:
+    """`dataset` and `datasets` of `StudentFacts` out of what a Trainer's `push_to_hub` takes.
+
+    Args:
+        known: where the training rows are from.
+        dataset: a `DataSource`, or one or several names: Hub ids as owner/name, or others.
+        dataset_tags: one or several Hub ids.
+        dataset_args: the configuration.
+    """
+    if isinstance(dataset, DataSource):
+        return {"dataset": dataset, "datasets": _listed(dataset_tags)}
+    tags, names = [name for name in _listed(dataset_tags) if _hub_id(name)], _listed(dataset)
+    ids = dict.fromkeys([*tags, *(name for name in names if "/" in name and _hub_id(name))])
+    names = tags or names
+    if not names:
+        return {"dataset": known}
+    config = ", ".join(_listed(dataset_args)) or None
+    if known and names == [known.name]:
+        source = DataSource(known.name, known.revision, config or known.config)
+    else:
+        source = DataSource(", ".join(names), None, config, on_the_hub=len(names) == 1 and names[0] in ids)
+    return {"dataset": source, "datasets": list(ids)}
+
+
+def write_card(
+    folder: str | os.PathLike,
+    model: PreTrainedModel,
+    repo: HubRepo,
+    facts: StudentFacts | None = None,
+    plain: bool = False,
+    kept: Mapping[str, Any] | None = None,
+) -> ModelCard:
+    """README.md and the pictures of the comparison.
+
+    Args:
+        folder: where to.
+        model, repo, facts, plain: as `push_student` has them.
+        kept: front matter of the card that is there, see `HubRepo.kept`.
+
+    Raises:
+        ValueError: a comparison that is none, or one about other questions.
+    """
+    folder, facts = Path(folder), facts or StudentFacts()
+    comparison, pictures = None, {}
+    if facts.comparison is not None:
+        comparison = read_comparison(facts.comparison, model.config)
+        pictures = copy_figures(facts.comparison, folder)
+    card = student_card(model, repo, facts, plain, comparison, pictures, kept or {})
+    card.save(folder / "README.md")
+    return card
+
+
+def student_card(
+    model: PreTrainedModel,
+    repo: HubRepo,
+    facts: StudentFacts,
+    plain: bool,
+    comparison: Mapping[str, Any] | None,
+    pictures: Mapping[str, str],
+    kept: Mapping[str, Any],
+) -> ModelCard:
+    """The card; `comparison` is a report.json, `pictures` are names in `figures/` and captions."""
+    config = model.config
+    evaluations = told(facts.evaluations, config, plain, facts.dataset)
+    data = _front_matter(config, repo, facts, evaluations, kept)
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=_text(data.model_name),
+        repo_id=repo.repo_id,
+        revision=repo.revision,
+        plain=plain,
+        classes=config.num_labels,
+        aspects=config.num_aspects,
+        example=config.aspect_ids[0] if config.aspect_ids else "",
+        backbone=type(model.backbone).__name__,
+        teacher=_teacher(config),
+        results=results_table(evaluations, _text),
+        measured_on=measured_on(evaluations, _dataset),
+        comparison=comparison and comparison_text(comparison, _dataset, facts.compared),
+        comparison_table=comparison and table(comparison),
+        pictures=pictures,
+        questions=_questions(config, evaluations),
+        measured=any(each.aspect_auroc for each in evaluations),
+        provenance=_provenance(model, facts),
+        hyperparameters=_two_columns("Setting", facts.hyperparameters),
+        license=data.license,
+    )
+
+
+def _front_matter(
+    config: Any, repo: HubRepo, facts: StudentFacts, evaluations: Sequence[Evaluation], kept: Mapping[str, Any]
+) -> ModelCardData:
+    data = facts.dataset
+    ids = [*([data.id] if data and data.id else []), *facts.datasets]
+    ours = {
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "base_model": config.base_model or _hub_id(facts.finetuned_from),
+        "datasets": list(dict.fromkeys(ids)) or None,
+        "language": list(facts.language) if isinstance(facts.language, tuple) else facts.language,
+        "license": facts.license,
+        "tags": list(dict.fromkeys(["image-classification", "knowledge-distillation", TAG, *facts.tags])),
+        "model_name": facts.model_name or repo.repo_id.split("/")[-1],
+        "eval_results": eval_results(evaluations) or None,
+    }
+    return ModelCardData(**{**kept, **{name: value for name, value in ours.items() if value is not None}})
+
+
+def _questions(config: Any, evaluations: Sequence[Evaluation]) -> str:
+    measured = next((each.aspect_auroc for each in evaluations if each.aspect_auroc), None)
+    columns = {"Aspect": [code_span(name) for name in config.aspect_ids]}
+    columns["Question"] = [_text(question) for question in config.aspect_questions]
+    if config.aspect_groups:
+        columns["Group"] = [_text(group) for group in config.aspect_groups]
+    if measured:
+        columns["AUROC"] = [f"{value:.2f}" if value is not None and math.isfinite(value) else "" for value in measured]
+    rows = [list(columns), *(list(row) for row in zip(*columns.values()))]
+    return markdown_table(rows, right=[3 if config.aspect_groups else 2]) if config.aspect_ids else ""
+
+
+def _link(repo_id: str, kind: str = "") -> str:
+    return f"[{repo_id}]({constants.ENDPOINT}/{kind}{repo_id})"
+
+
+def _dataset(data: DataSource) -> str:
+    return _link(data.id, "datasets/") if data.id else code_span(data.shown)
+
+
+def _hub_id(name: str | None) -> str | None:
+    """The name where it can be an id of the Hub, and is no path of this machine."""
+    return name if name and HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def _teacher(config: Any) -> str:
+    teacher = config.aspect_teacher or {}
+    name = teacher.get("model")
+    return _link(name) if teacher.get("commit") else code_span(name) if name else ""
+
+
+def _weights(config: Any, facts: StudentFacts) -> str:
+    if base := config.base_model or _hub_id(facts.finetuned_from):
+        return _link(base) + _at(config.base_model_revision)
+    return code_span(Path(facts.finetuned_from).name) if facts.finetuned_from else "none of the Hub"
+
+
+def _provenance(model: PreTrainedModel, facts: StudentFacts) -> str:
+    config, data = model.config, facts.dataset
+    versions = {"madkd_hf": importlib.import_module("madkd_hf"), "transformers": transformers, "torch": torch}
+    rows = {
+        "Architecture": code_span(type(model.backbone).__name__),
+        "Weights it began with": _weights(config, facts),
+        "Dataset": data and _dataset(data) + _at(data.revision),
+        "Teacher": _teacher(config) + _at((config.aspect_teacher or {}).get("commit")),
+        "Questions": f"{config.num_aspects}, fingerprint {code_span(config.aspect_bank)}" * bool(config.num_aspects),
+        "Versions": ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
+    }
+    return markdown_table([["What", "Which"], *([key, value] for key, value in rows.items() if value)])
+
+
+def _at(commit: str | None) -> str:
+    return f" at {code_span(commit)}" if commit else ""
+
+
+def _two_columns(head: str, values: Mapping[str, Any]) -> str:
+    rows = [[code_span(key), code_span(value)] for key, value in values.items()]
+    return markdown_table([[head, "Value"], *rows]) if rows else ""
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def _text(value: Any) -> str:
+    """Plain text that stays text in a table cell."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(value).split()))
