@@ -337,7 +337,18 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     assert hub.token.encode() not in hub.received + (run / "report.json").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["attach_aspects", "train_student", "compare", "tune"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "attach_aspects",
+        "train_student",
+        "compare",
+        "tune",
+        "generate_questions",
+        "select_questions",
+        "questions_curve",
+    ],
+)
 def test_help_teaches(name, capsys):
     assert refuse(name, "--help") == "0"
     said = capsys.readouterr().out
@@ -487,11 +498,13 @@ def test_a_typo_in_yaml_is_refused_with_a_suggestion(tmp_path):
 
 
 def test_every_yaml_under_recipes_names_known_options_only():
-    attach_aspects, compare, train_student, tune = map(
-        importlib.import_module, ("attach_aspects", "compare", "train_student", "tune")
+    attach_aspects, compare, questions_curve, select_questions, train_student, tune = map(
+        importlib.import_module,
+        ("attach_aspects", "compare", "questions_curve", "select_questions", "train_student", "tune"),
     )
     arguments = {"attach": [attach_aspects.AttachArguments], "compare": [compare.CompareArguments]}
-    arguments |= {"tune": [tune.TuneArguments]}
+    arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
+    arguments |= {"select": [select_questions.SelectArguments]}
     student = [train_student.StudentArguments, train_student.MadkdTrainingArguments]
     files = sorted(ROOT.glob("recipes/*/*.yaml"))
     assert files

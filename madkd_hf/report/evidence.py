@@ -91,9 +91,9 @@ def evidence_table(rows: Sequence[QuestionEvidence], questions: bool = False) ->
     head += ["Mass", "Note"] + (["Question"] if questions else [])
     lines = [head]
     for row in by_information(rows):
-        line = [_cell(row.id), *([_number(row.information), _number(row.chance)] if classes else [])]
-        line += [f"{row.yes:.1%}", _number(row.entropy), _number(row.doubt), _number(row.mass)]
-        lines.append(line + [_cell(", ".join(row.notes))] + ([_cell(row.question)] if questions else []))
+        line = [cell(row.id), *([number(row.information), number(row.chance)] if classes else [])]
+        line += [f"{row.yes:.1%}", number(row.entropy), number(row.doubt), number(row.mass)]
+        lines.append(line + [cell(", ".join(row.notes))] + ([cell(row.question)] if questions else []))
     return markdown_table(lines, right=range(1, head.index("Note")))
 
 
@@ -103,11 +103,11 @@ def evidence_terms(rows: Sequence[QuestionEvidence]) -> dict[str, str]:
     return {term: meaning for term, meaning in TERMS.items() if classes or "class" not in meaning}
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
@@ -126,8 +126,8 @@ def write_evidence(
     Raises:
         ValueError: no single split, no answers in it, or answers to other questions.
     """
-    logits, mass, counts = _read_answers(dataset, bank)
-    labels, names = _read_labels(dataset, label_column)
+    logits, mass, counts = read_columns(dataset, bank)
+    labels, names = read_labels(dataset, label_column)
     rows = question_evidence(logits, mass, labels, bank.questions, bank.ids)
     warnings = evidence_warnings(rows)
     output_dir = Path(output_dir)
@@ -142,7 +142,7 @@ def write_evidence(
     return Evidence(rows, evidence_table(rows), warnings, path)
 
 
-def _read_answers(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
+def read_columns(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
     """Log-odds and mass [n, Q], NaN in rows without answers, and how many rows are of which kind."""
     if not isinstance(dataset, Dataset):
         splits = f" with the splits {list(dataset)}: pass one of them" if isinstance(dataset, dict) else ""
@@ -187,7 +187,7 @@ def _read(dataset: Dataset, column: str, width: int) -> np.ndarray:
     return values
 
 
-def _read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None, list[Any] | None]:
+def read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None, list[Any] | None]:
     """The class of each row, None where unknown, and all classes; nothing for a column that holds no classes."""
     feature = dataset.features.get(column) if column else None
     if isinstance(feature, ClassLabel):

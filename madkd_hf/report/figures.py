@@ -58,8 +58,8 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     count = len(next(iter(accuracy.values())))
     jitter = (np.arange(count) - (count - 1) / 2) * min(0.05, 0.3 / count)
     title = verdict(report["gain"]) if report.get("gain") else "Test accuracy of each student"
-    figure = _figure(max(6.0, 2.1 * len(accuracy)), 4.8, title)
-    ax = _axes(figure, "Dot: one student; line: same seed; bar: mean; box: 95% interval of the mean")
+    figure = new_figure(max(6.0, 2.1 * len(accuracy)), 4.8, title)
+    ax = new_axes(figure, "Dot: one student; line: same seed; bar: mean; box: 95% interval of the mean")
     ax.use_sticky_edges = False
     for seed, values in enumerate(zip(*accuracy.values())):
         ax.plot(np.arange(len(accuracy)) + jitter[seed], values, color="#BBBBBB", linewidth=0.8, zorder=1)
@@ -77,7 +77,7 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     ax.set_xlim(-0.5, len(labels) - 0.5)
     ax.set_ylabel("accuracy on the test images, %")
     ax.grid(axis="y", color="#EEEEEE")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_teacher(
@@ -100,8 +100,8 @@ def plot_teacher(
     cells = (min(0.26, 14 / len(values)), min(0.42, 15 / len(order)))  # inches: height and width of one cell
     room = [0.08 * min(30, max(map(len, names))) + 1.2 for names in (aspect_ids, class_names)]
     size = (max(6.0, cells[1] * len(order) + room[1]), cells[0] * len(values) + room[0] + 0.2)
-    figure = _figure(*size, "What the teacher sees in each class")
-    ax = _axes(figure, "Mean probability of yes to each aspect (column) over the images of a class (row)")
+    figure = new_figure(*size, "What the teacher sees in each class")
+    ax = new_axes(figure, "Mean probability of yes to each aspect (column) over the images of a class (row)")
     ax.set_facecolor("#BBBBBB")
     shown = np.ma.masked_invalid(values[:, order])
     mesh = ax.pcolormesh(shown, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=cells[0] * 3)
@@ -117,7 +117,7 @@ def plot_teacher(
     bar = figure.colorbar(mesh, ax=ax, aspect=30, shrink=min(1, 3 / (cells[0] * len(values))), anchor=(0, 1), pad=0.02)
     bar.outline.set_visible(False)
     bar.set_label("mean P(yes)" + ("; grey: no images" if np.isnan(values).any() else ""))
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
@@ -138,7 +138,7 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike) ->
     heights = [0.16 + 0.15 * max(len(text), len(row.notes)) for text, row in zip(texts, rows)]  # inches
     y, total = np.cumsum(heights) - np.divide(heights, 2), sum(heights)
     classes = any(row.information is not None for row in rows)
-    figure = _figure(12.0, total + 1.8, f"What each answer tells about the {'class' if classes else 'image'}")
+    figure = new_figure(12.0, total + 1.8, f"What each answer tells about the {'class' if classes else 'image'}")
     told, yes, mass = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1, 1])
     legend = _plot_information(told, y, rows, classes)
     for ax, values in ((yes, [row.yes for row in rows]), (mass, [row.mass for row in rows])):
@@ -160,7 +160,7 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike) ->
         ax.tick_params(length=0, labeltop=total > 8)
         ax.set_axisbelow(True)
     figure.legend(handles=legend, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence], classes: bool) -> list[Any]:
@@ -185,8 +185,8 @@ def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence],
 
 def plot_learning_curves(cells: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
     """Validation accuracy (per cent) against the training step: mean and range over the seeds, per condition."""
-    figure = _figure(7.0, 4.4, "Validation accuracy while the students learn")
-    ax = _axes(figure, "Line: mean over the seeds; band: lowest to highest seed")
+    figure = new_figure(7.0, 4.4, "Validation accuracy while the students learn")
+    ax = new_axes(figure, "Line: mean over the seeds; band: lowest to highest seed")
     for name in CONDITIONS:
         curves = [dict(cell["curve"]) for cell in cells if cell["condition"] == name and cell.get("curve")]
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
@@ -199,7 +199,7 @@ def plot_learning_curves(cells: Sequence[Mapping[str, Any]], path: str | os.Path
     ax.grid(axis="y", color="#EEEEEE")
     if ax.lines:
         ax.legend(frameon=False, loc="lower right")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def plot_examples(
@@ -224,7 +224,7 @@ def plot_examples(
     rows = math.ceil(n / columns)
     right = sum(truth == prediction for truth, prediction in zip(truths, predictions))
     title = f"The student names {right} of these {n} images right (✓; after ✗, what it says instead)"
-    figure = _figure(max(5.0, 2.9 * columns), 4.1 * rows + 0.8, title)
+    figure = new_figure(max(5.0, 2.9 * columns), 4.1 * rows + 0.8, title)
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
     for k in range(n):
         above, below = cells[k].subfigures(2, 1, height_ratios=[1.1, 1])
@@ -237,7 +237,7 @@ def plot_examples(
         below.suptitle(f"{sign} {_short(predictions[k], 20)}{sure}", fontsize=10, color=colour, fontweight="bold")
         _plot_answers(chart, teacher_probabilities[k], student_probabilities[k], aspect_ids)
     figure.legend(*chart.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _plot_answers(ax: Axes, teacher: np.ndarray, student: np.ndarray, aspect_ids: Sequence[str]) -> None:
@@ -263,8 +263,8 @@ def plot_aspect_learning(ids: Sequence[str], auroc: Sequence[float], path: str |
     missing = [name for name, value in zip(ids, auroc) if np.isnan(value)]
     mean = f": mean AUROC {np.mean([value for value, _ in known]):.3f}" if known else ""
     pitch = min(0.28, 14 / max(1, len(known)))
-    figure = _figure(6.6, pitch * len(known) + 1.9, f"What each aspect taught the student{mean}")
-    ax = _axes(figure, "Agreement with the teacher on unseen images; 0.5: chance, 1: perfect")
+    figure = new_figure(6.6, pitch * len(known) + 1.9, f"What each aspect taught the student{mean}")
+    ax = new_axes(figure, "Agreement with the teacher on unseen images; 0.5: chance, 1: perfect")
     for y, (value, _) in enumerate(known):
         ax.barh(y, value - 0.5, 0.7, left=0.5, color=STUDENT if value >= 0.5 else WRONG)
         ax.text(1.01, y, f"{value:.3f}", va="center_baseline", fontsize=min(9, 60 * pitch), color=GREY)
@@ -276,10 +276,10 @@ def plot_aspect_learning(ids: Sequence[str], auroc: Sequence[float], path: str |
     if missing:
         label += "\n" + textwrap.fill(f"left out, no AUROC (one answer only): {', '.join(missing)}", 72)
     ax.set_xlabel(label, fontsize=9)
-    return _save(figure, path)
+    return save(figure, path)
 
 
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str) -> Figure:
     """A figure of so many inches, its title in bold at the left; no pyplot: no windows, no global state."""
     from matplotlib.figure import Figure
 
@@ -289,7 +289,7 @@ def _figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def _axes(figure: Figure, subtitle: str = "") -> Axes:
+def new_axes(figure: Figure, subtitle: str = "") -> Axes:
     ax = figure.add_subplot()
     ax.set_title(subtitle, loc="left", fontsize=9, color=GREY)
     ax.spines["bottom"].set_color(PALE)
@@ -311,7 +311,7 @@ def _short(name: str, length: int = 30) -> str:
     return name if len(name) <= length else f"{name[: length - 1 - half]}…{name[len(name) - half :]}"
 
 
-def _save(figure: Figure, path: str | os.PathLike) -> Path:
+def save(figure: Figure, path: str | os.PathLike) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     return Path(path)

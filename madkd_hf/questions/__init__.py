@@ -1,0 +1,39 @@
+"""Ask an LLM for N yes/no questions about classes, and select Q of them."""
+
+from .generate import (
+    Generated,
+    TooFewQuestionsError,
+    check_class_names,
+    collect,
+    generate,
+    kept,
+    open_store,
+    select,
+)
+from .llms import HubLLM, ServerLLM
+from .local import LocalLLM
+from .plan import Estimate, Plan, estimate
+from .remote import LLM, LLMError
+from .validation import Rules, fault
+
+
+__all__ = [
+    "Estimate",
+    "Generated",
+    "HubLLM",
+    "LLM",
+    "LLMError",
+    "LocalLLM",
+    "Plan",
+    "Rules",
+    "ServerLLM",
+    "TooFewQuestionsError",
+    "check_class_names",
+    "collect",
+    "estimate",
+    "fault",
+    "generate",
+    "kept",
+    "open_store",
+    "select",
+]

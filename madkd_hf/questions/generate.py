@@ -1,0 +1,199 @@
+"""Ask an LLM for N yes/no questions, then for the Q of them that tell the classes apart (paper section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm.auto import tqdm
+
+from ..aspects import Aspect, AspectBank
+from .parsing import parse_choice, parse_questions
+from .plan import SELECTION_ROUNDS, Plan
+from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, examples, question_schema
+from .remote import LLM, LLMError
+from .store import CANDIDATES, Store, Task
+from .validation import Rules, fault
+
+
+class TooFewQuestionsError(ValueError):
+    """The LLM did not write enough good questions; those that are good are kept."""
+
+
+class Generated(NamedTuple):
+    """What came out.
+
+    Attributes:
+        candidates: the good questions, N or a few more, in the order in which they came.
+        selected: Q of them, as the LLM ranks them.
+        chosen: how many of these the LLM chose; the others fill up, in the order of the candidates.
+    """
+
+    candidates: AspectBank
+    selected: AspectBank
+    chosen: int
+
+
+def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
+    """The names without spaces around.
+
+    Raises:
+        ValueError: fewer than two, an empty one, or the same twice.
+    """
+    names = tuple(name.strip() for name in class_names)
+    if len(names) < 2:
+        raise ValueError(f"{len(names)} class name{'s' * (not names)} given: expected two or more to tell apart.")
+    if "" in names:
+        raise ValueError(f"Class name {names.index('') + 1} of {len(names)} is empty: remove or mend it.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"The class name {twice!r} is given twice: remove one.")
+    return names
+
+
+def generate(
+    class_names: Sequence[str],
+    llm: LLM,
+    domain: str = "",
+    plan: Plan | None = None,
+    rules: Rules | None = None,
+    folder: str | Path | None = None,
+    change_llm: bool = False,
+    progress: bool = False,
+) -> Generated:
+    """Let an LLM write a bank of questions about classes.
+
+    Args:
+        class_names: the C classes, two or more.
+        llm: who writes.
+        domain: what the images are, such as "photographs of birds".
+        plan: how many questions, and how to ask for them.
+        rules: what is asked of a question; the class names are added to it.
+        folder: where everything is kept as it comes; the same call goes on from there.
+        change_llm: go on in the folder with another LLM.
+        progress: show a bar of good questions.
+
+    Returns:
+        All good questions, and the selected ones.
+
+    Raises:
+        ValueError: class names, plan or folder are not as expected.
+        TooFewQuestionsError: there are fewer than N good questions after the allowed rounds.
+        LLMError: the LLM gives no answer.
+    """
+    plan, names = plan or Plan(), check_class_names(class_names)
+    store = open_store(names, llm.name, domain, rules, folder, change_llm)
+    try:
+        collect(store, llm, plan, progress)
+        return select(store, llm, plan)
+    except LLMError as error:
+        raise LLMError(f"{error}{kept(store)}") from error
+
+
+def open_store(
+    class_names: Sequence[str],
+    llm_name: str,
+    domain: str = "",
+    rules: Rules | None = None,
+    folder: str | Path | None = None,
+    change_llm: bool = False,
+) -> Store:
+    """What `generate` goes on from; arguments and errors as there."""
+    names, rules = check_class_names(class_names), rules or Rules()
+    task = Task(names, " ".join(domain.split()), llm_name)
+    return Store(folder, task, rules.for_classes(names), change_llm)
+
+
+def collect(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> None:
+    """Ask until there are N good questions; all of an answer's are taken, so there may be more.
+
+    Raises:
+        TooFewQuestionsError: the rounds are over.
+    """
+    style: Style = "json"
+    first = store.next_round
+    with tqdm(total=plan.candidates, initial=len(store.aspects), desc="questions", disable=not progress) as bar:
+        for round in range(first, first + plan.rounds):
+            if len(store.aspects) >= plan.candidates:
+                return
+            before = len(store.aspects)
+            _ask_round(store, llm, plan, round, style)
+            store.next_round = round + 1
+            gained = len(store.aspects) - before
+            bar.update(gained)
+            if not gained:  # what it was asked for may be too much for it
+                style = "simple" if style == "json" else "json"
+    if len(store.aspects) < plan.candidates:
+        raise TooFewQuestionsError(_too_few(store, plan))
+
+
+def _ask_round(store: Store, llm: LLM, plan: Plan, round: int, style: Style) -> None:
+    group, count = plan.request(round, plan.candidates - len(store.aspects))
+    task, allowed = store.task, store.rules.allow_class_names
+    if style == "json":
+        messages = ask_questions(task.class_names, task.domain, count, group, store.questions, allowed)
+        schema, not_its_own = question_schema([group]), ()
+    else:
+        messages = ask_simply(task.class_names, task.domain, count, group, store.questions, plan.seed + round)
+        schema, not_its_own = None, examples(group)
+    completion = llm.complete(messages, schema, plan.tokens(count, llm), plan.seed + round)
+    proposals = parse_questions(completion, plan.groups)
+    for raw in proposals:
+        own = next((name for name in plan.groups if name.lower() == raw.group.lower()), group)
+        aspect = Aspect(raw.id, raw.question, own)
+        reason = fault(raw.question, store.rules, [*store.questions, *not_its_own])
+        if reason is None:
+            store.add(aspect, round)
+        else:
+            store.reject(aspect, reason, round)
+    if not proposals:
+        said = completion.strip()
+        store.reject(Aspect("", said, group), "no question in the answer" if said else "an empty answer", round)
+
+
+def select(store: Store, llm: LLM, plan: Plan) -> Generated:
+    """Let the LLM choose Q of the questions that are there; what it leaves open is filled in their order."""
+    bank, done = AspectBank(store.aspects), store.selection
+    if done and done["of"] == bank.fingerprint and len(done["ids"]) == plan.keep:
+        by_id = dict(zip(bank.ids, bank.aspects))
+        return Generated(bank, AspectBank(by_id[name] for name in done["ids"]), done["chosen"])
+    chosen: list[int] = list(range(len(bank))) if len(bank) == plan.keep else []
+    for attempt in range(SELECTION_ROUNDS):
+        missing = plan.keep - len(chosen)
+        if not missing:
+            break
+        messages = ask_choice(store.task.class_names, store.task.domain, missing, bank.aspects, chosen)
+        answer = llm.complete(messages, choice_schema(), plan.tokens(missing // 4, llm), plan.seed + attempt)
+        found = parse_choice(answer, bank.questions, bank.ids)
+        chosen += [index for index in found if index not in chosen][:missing]
+    rest = [index for index in range(len(bank)) if index not in chosen][: plan.keep - len(chosen)]
+    selected = AspectBank(bank[index] for index in [*chosen, *rest])
+    store.save_selection(bank.fingerprint, selected.ids, len(chosen))
+    return Generated(bank, selected, len(chosen))
+
+
+def kept(store: Store) -> str:
+    """Where the good questions are, as the end of an error."""
+    if store.folder is None or not store.aspects:
+        return ""
+    return f" {len(store.aspects)} good questions are kept in {store.folder / CANDIDATES}; the same command goes on."
+
+
+def _too_few(store: Store, plan: Plan) -> str:
+    good, reasons = len(store.aspects), store.reasons.most_common()
+    why = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing came"
+    tips = ["more --max_rounds", "another --llm (larger; with --change_llm it goes on with what is there)"]
+    if reasons and reasons[0][0] == "names the class":
+        tips.insert(0, "--allow_class_names")
+    if reasons and reasons[0][0] in ("repeats", "says the same as"):
+        tips.append("other --groups")
+    if good >= plan.keep:
+        tips.insert(0, f"--candidates {good}, which are there")
+    elif good > 1:
+        tips.append(f"--candidates {good} --keep {good}")
+    return (
+        f"{good} of {plan.candidates} good questions after {store.next_round} requests to {store.task.llm}; of "
+        f"{good + sum(store.reasons.values())} proposals {sum(store.reasons.values())} fell: {why}. "
+        f"Try {', '.join(tips[:-1])} or {tips[-1]}.{kept(store)}"
+    )

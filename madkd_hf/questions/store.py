@@ -1,0 +1,169 @@
+"""A folder that holds what an LLM has written so far, so that nothing is asked, or paid, twice."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..aspects import Aspect
+from .validation import Rules, content_words, fault, fold
+
+
+MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What makes candidates worth going on with.
+
+    Attributes:
+        class_names: the classes.
+        domain: what the images are.
+        llm: the name of the LLM.
+    """
+
+    class_names: tuple[str, ...]
+    domain: str
+    llm: str
+
+
+class Store:
+    """The good and the rejected questions of one task; each is in its file as soon as it is added.
+
+    Args:
+        folder: where; None keeps everything in memory.
+        task: what is done; another one is refused in the same folder.
+        rules: what is asked of the questions now. Kept ones that do not meet them are left out, and rejected ones that
+            do are taken back.
+        change_llm: go on with another LLM than that of the last run.
+
+    Raises:
+        ValueError: the folder belongs to another task.
+    """
+
+    def __init__(self, folder: str | Path | None, task: Task, rules: Rules, change_llm: bool = False):
+        self.folder = None if folder is None else Path(folder)
+        self.task, self.rules = task, rules
+        self.aspects: list[Aspect] = []
+        self.reasons: Counter[str] = Counter()
+        self.next_round = 0
+        self.selection: dict[str, Any] | None = None
+        self._begun = False  # nothing is written before there is something to keep
+        if self.folder is not None and (self.folder / MANIFEST).exists():
+            self._read_manifest(change_llm)
+            self._load()
+
+    @property
+    def questions(self) -> list[str]:
+        """The good ones, in the order in which they came."""
+        return [aspect.question for aspect in self.aspects]
+
+    def add(self, aspect: Aspect, round: int) -> None:
+        """Keep a good question, under an id that no other has."""
+        taken = {other.id for other in self.aspects}
+        aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, taken))
+        self.aspects.append(aspect)
+        self._append(CANDIDATES, {"round": round, "llm": self.task.llm, **asdict(aspect)})
+
+    def reject(self, aspect: Aspect, reason: str, round: int) -> None:
+        """Keep what is not good enough, and why."""
+        self.reasons[kind(reason)] += 1
+        self._append(REJECTED, {"round": round, "llm": self.task.llm, "reason": reason, **asdict(aspect)})
+
+    def save_selection(self, of: str, ids: Sequence[str], chosen: int) -> None:
+        """Remember which were selected of the bank with that fingerprint; the first `chosen` by the LLM."""
+        self.selection = {"of": of, "ids": list(ids), "chosen": chosen}
+        if self.folder is not None:
+            self._write_manifest()
+
+    def _read_manifest(self, change_llm: bool) -> None:
+        path = self.folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            before = Task(tuple(content["class_names"]), content["domain"], content["llm"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error!r}): pass another folder.") from error
+        for name in ("class_names", "domain", "llm"):
+            old, new = getattr(before, name), getattr(self.task, name)
+            if old != new and not (name == "llm" and change_llm):
+                others = ", or --change_llm to go on with this one" if name == "llm" else ""
+                raise ValueError(
+                    f"{self.folder} holds questions for another {name.replace('_', ' ').rstrip('s')} "
+                    f"({_short(old)}, here {_short(new)}): pass another --output_dir{others}."
+                )
+        self.selection = content.get("selection")
+
+    def _write_manifest(self) -> None:
+        content = asdict(self.task) | ({"selection": self.selection} if self.selection else {})
+        partial = self.folder / f".{MANIFEST}.partial"
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.folder / MANIFEST)
+
+    def _load(self) -> None:
+        kept, fallen = self._rows(CANDIDATES), self._rows(REJECTED)
+        self.next_round = 1 + max((row["round"] for row in [*kept, *fallen]), default=-1)
+        for row in [*kept, *fallen]:
+            aspect = Aspect(row["id"], row["question"], row["group"])
+            reason = fault(aspect.question, self.rules, self.questions)
+            if reason is not None:
+                self.reasons[kind(row.get("reason", reason))] += 1
+            elif "reason" in row:
+                self.add(aspect, row["round"])
+            else:
+                self.aspects.append(aspect)
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        """The file's rows; what a kill cut off at its end is removed."""
+        path, rows, whole = self.folder / name, [], 0
+        if not path.exists():
+            return rows
+        content = path.read_bytes()
+        for line in content.splitlines(keepends=True):
+            try:
+                row = json.loads(line)
+                row["round"], row["id"], row["question"], row["group"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if not line.endswith(b"\n"):
+                break
+            rows.append(row)
+            whole += len(line)
+        if rest := content[whole:]:
+            if rest.count(b"\n") > 1:
+                raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        return rows
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        if self.folder is not None:
+            if not self._begun:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._write_manifest()
+                self._begun = True
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def unique_id(name: str, question: str, taken: Collection[str]) -> str:
+    """A short name in lower case for an aspect: the LLM's, or else the question's own words."""
+    slug = "_".join(re.findall("[^\\W_]+", fold(name)))
+    if not 0 < len(slug) <= 40 or re.fullmatch(r"(q|question|id|aspect|item|name|key)?_?\d*", slug):
+        slug = "_".join(content_words(question)[:4])[:40] or "aspect"
+    return next(each for each in (slug, *(f"{slug}_{n}" for n in range(2, len(taken) + 3))) if each not in taken)
+
+
+def kind(reason: str) -> str:
+    """A reason without the texts it quotes: "names the class"."""
+    return reason.split(":")[0].split(" '")[0].split(' "')[0].strip()
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value)} names from {value[0]!r} to {value[-1]!r}" if value else "none"
+    return repr(value)

