@@ -1,4 +1,4 @@
-"""How accurate a student becomes with how many questions, chosen by evidence, in the LLM's order, or at random.
+"""How accurate a student becomes with how many questions, chosen by evidence, in the order of the list, or at random.
 
 All candidates are answered once; each student is then trained with some of the answers. The choice by evidence sees
 the training images of its own student, and no others; accuracies are on the validation images, and the test images

@@ -15,6 +15,7 @@ Or from images that no one has labelled: a teacher answers all candidates about 
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,7 @@ def next_step(args: SelectArguments, labelled: bool) -> str:
         student = "--backbone microsoft/resnet-18 --output_dir runs/student"
         return f"python recipes/train_student.py --dataset {folder} {student}"
     if labelled:
-        return (
-            f"python recipes/select_questions.py --dataset {shlex.quote(args.dataset)} --keep {args.keep} "
-            f"--write_dataset --output_dir {folder}"
-        )
+        return f"{shlex.join(['python', *sys.argv])} --write_dataset"
     return (
         f"python recipes/attach_aspects.py --dataset {shlex.quote(args.dataset)} --bank {folder}/aspects.json "
         f"--teacher {shlex.quote(args.teacher)} --output_dir runs/labelled"
@@ -139,6 +137,13 @@ def main() -> None:
         raise ValueError("No output folder given: pass --output_dir.")
     if Path(args.output_dir).resolve() == Path(args.dataset).resolve():
         raise ValueError(f"{args.output_dir} holds the dataset itself: pass another --output_dir.")
+    if args.keep < 1:
+        raise ValueError(f"Expected to keep at least 1 question; got keep={args.keep}.")
+    if not args.write_dataset and (Path(args.output_dir) / "dataset_dict.json").exists():
+        raise ValueError(
+            f"{args.output_dir} holds a dataset, whose bank would be overwritten: pass --write_dataset to replace "
+            "both, or another --output_dir."
+        )
     splits = load_splits(args)
     labelled = check(args, splits)
     rows, bank = answers(args, splits, labelled)

@@ -472,3 +472,12 @@ def test_a_real_llm_answers_the_same_for_the_same_seed(smollm2):
     assert first and first == llm.complete(SAY, None, 16, seed=1) != other
     with pytest.raises(LLMError, match="reads 8192 tokens at most"):
         llm.complete(SAY, None, 9000)
+
+
+PARTS = [{"type": "text", "text": "yes"}, {"type": "text", "text": " and no"}]
+
+
+@pytest.mark.parametrize(("content", "read"), [(PARTS, "yes and no"), ("half \ud83d", "half ?")])
+def test_content_in_parts_and_half_an_emoji(content, read):
+    with OpenAIServer([content]) as server:
+        assert ServerLLM("m", server.url).complete(SAY) == read

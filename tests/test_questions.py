@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from madkd_hf import AspectBank
+from madkd_hf import Aspect, AspectBank
 from madkd_hf.questions import (
     LLMError,
     Plan,
@@ -23,7 +23,7 @@ from madkd_hf.questions import (
 )
 from madkd_hf.questions.parsing import parse_choice, parse_questions
 from madkd_hf.questions.prompts import GROUPS, examples
-from madkd_hf.questions.store import unique_id
+from madkd_hf.questions.store import Store, Task, unique_id
 from madkd_hf.questions.validation import similarity
 
 
@@ -454,3 +454,16 @@ def test_the_estimate_is_what_a_perfect_llm_takes():
     assert expected.tokens_in == pytest.approx(sum(map(len, llm.asked[:4])) / 4, rel=0.35)
     assert expected.cost(1e6, 0)[0] == expected.tokens_in
     assert expected.cost(1, 2)[1] > expected.cost(1, 2)[0]
+
+
+def test_the_prompt_s_own_examples_do_not_become_the_llm_s_when_the_command_goes_on(tmp_path):
+    rules, task = Rules(("cat", "dog")), Task(("cat", "dog"), "", "an LLM")
+    store = Store(tmp_path, task, rules)
+    for question in examples("visual"):
+        store.reject(Aspect("", question, "visual"), f"says the same as {question!r}", 0)
+    assert Store(tmp_path, task, rules).questions == []
+
+
+@pytest.mark.parametrize("completion", ["[" * 5000, "[" * 3000 + "Is it big?"])
+def test_an_llm_that_loops_does_not_end_the_run(completion):
+    assert isinstance(parse_questions(completion, tuple(GROUPS)), list)

@@ -304,7 +304,7 @@ def test_the_curve_pairs_by_seed(tmp_path, seeds):
         np.mean([by["evidence", 2, seed] - by["all", 12, seed] for seed in range(seeds)])
     )
     lines = curve_table(summary).splitlines()
-    assert lines[0].split(" | ")[1:3] == ["By evidence", "In the LLM's order"] or "By evidence" in lines[0]
+    assert lines[0].split(" | ")[1:3] == ["By evidence", "In the order of the list"] or "By evidence" in lines[0]
     assert "all 12" in lines[-2] and "none" in lines[-1] and len(lines) == 6
     with Image.open(plot_curve(summary, tmp_path / "curve.png")) as image:
         assert image.width > 1000
@@ -396,3 +396,9 @@ def test_choices_for_the_curve(candidates):
     assert pick("llm", 0) == bank.ids[:5] == pick("llm", 1)
     assert pick("random", 0) == pick("random", 0) != pick("random", 1)
     assert pick("evidence", 0) == pick("evidence", 1) != pick("mrmr", 0)
+
+
+def test_the_bank_beside_a_dataset_is_not_overwritten(tmp_path):
+    (tmp_path / "dataset_dict.json").touch()
+    said = refuse("select_questions", "--dataset", "x", "--output_dir", tmp_path)
+    assert f"{tmp_path} holds a dataset, whose bank would be overwritten: pass --write_dataset" in said

@@ -120,7 +120,7 @@ class ServerLLM(RemoteLLM):
             with _opener().open(request, timeout=self.timeout) as response:
                 content = response.read()
         except urllib.error.HTTPError as error:
-            said = error.read().decode(errors="replace")
+            said = _read(error)
             raise Refused(_message(said) or error.reason, error.code, error.headers.get("Retry-After")) from None
         except TimeoutError:
             raise Refused("timed out", timed_out=True) from None
@@ -129,7 +129,7 @@ class ServerLLM(RemoteLLM):
             raise Refused(str(reason) or type(reason).__name__, timed_out=isinstance(reason, TimeoutError)) from None
         try:
             return json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             said = textwrap.shorten(content.decode(errors="replace"), 100)
             raise LLMError(
                 self._without_key(f"{self.place} answers with no JSON but {said!r}: look at the address.")
@@ -154,11 +154,18 @@ def _body(response: Any) -> str:
         return ""
 
 
+def _read(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read().decode(errors="replace")
+    except (OSError, http.client.HTTPException):  # cut on the way
+        return ""
+
+
 def _message(body: str) -> str:
     """What an error's body says: OpenAI, vLLM, TGI, FastAPI and Ollama each have their own place for it."""
     try:
         content = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return " ".join(body.split())
     for _ in range(3):
         if isinstance(content, dict):

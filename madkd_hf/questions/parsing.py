@@ -124,7 +124,7 @@ def _value_at(text: str, start: int) -> tuple[Any, int]:
     try:
         value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
         return value, end
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         pass
     end = _closing(text, start)
     if end is not None:

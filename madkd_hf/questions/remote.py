@@ -196,7 +196,9 @@ class RemoteLLM(ABC):
             ) from None
         if not text and choice.get("finish_reason") == "length":
             logger.warning("%s used all its tokens before it answered: give it more by --max_tokens.", self.name)
-        return text
+        if isinstance(text, list):  # of parts, as some servers give it
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+        return str(text).encode(errors="replace").decode()  # half an emoji cannot be written to a file
 
     def _tell(self, state: tenacity.RetryCallState) -> None:
         logger.warning(

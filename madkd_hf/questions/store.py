@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ..aspects import Aspect
+from .prompts import EXAMPLES
 from .validation import Rules, content_words, fault, fold
 
 
+ALL_EXAMPLES = [question for group in EXAMPLES.values() for question in group]
 MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
 
 
@@ -109,7 +111,8 @@ class Store:
         self.next_round = 1 + max((row["round"] for row in [*kept, *fallen]), default=-1)
         for row in [*kept, *fallen]:
             aspect = Aspect(row["id"], row["question"], row["group"])
-            reason = fault(aspect.question, self.rules, self.questions)
+            examples = () if "reason" not in row else ALL_EXAMPLES  # they stay what they are: not the LLM's
+            reason = fault(aspect.question, self.rules, [*self.questions, *examples])
             if reason is not None:
                 self.reasons[kind(row.get("reason", reason))] += 1
             elif "reason" in row:

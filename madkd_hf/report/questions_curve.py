@@ -18,7 +18,7 @@ METHODS = {
     "evidence": "by evidence",
     "jmi": "by evidence (JMI)",
     "mrmr": "by evidence (mRMR)",
-    "llm": "in the LLM's order",
+    "llm": "in the order of the list",
     "random": "at random",
 }
 LINES = {"evidence": STUDENT, "llm": COLOURS["shuffled"], "random": COLOURS["constant"], "jmi": GREY, "mrmr": TEACHER}
