@@ -367,8 +367,9 @@ def test_a_failure_leaves_the_old_dataset_and_no_scratch(hub, labelled, bank, tm
     assert not list(tmp_path.glob(".publish*"))
 
 
-def test_no_byte_of_the_token_is_sent_in_a_file(hub, labelled, bank):
-    push_aspect_dataset(labelled, bank, ID, token=hub.token)
+def test_no_byte_of_the_token_is_sent_in_a_file(hub, labelled, source):
+    push_aspect_dataset(labelled, source, ID, token=f"{hub.token}\n")
+    assert card(hub).data.license == "cc-by-sa-4.0"
     assert hub.token.encode() not in hub.received
     assert hub.token.encode() not in b"".join(hub.files(*REPO).values())
 

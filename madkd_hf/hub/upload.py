@@ -62,6 +62,9 @@ class HubRepo:
     revision: str | None = None
     create_pr: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", (self.token or "").strip() or None)  # a file's last line ends in a newline
+
     def check(self, license: str | None = None) -> HubRepo:
         """See whether a push can succeed, before any long work.
 
@@ -179,7 +182,7 @@ class HubRepo:
 
     @property
     def _token(self) -> str | None:
-        return (self.token or get_token() or "").strip() or None  # a file's last line ends in a newline
+        return self.token or get_token()
 
     @property
     def _api(self) -> HfApi:
