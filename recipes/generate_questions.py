@@ -44,13 +44,13 @@ from madkd_hf.questions import (
     Plan,
     Rules,
     ServerLLM,
-    check_class_names,
     estimate,
-    generate,
+    go_on,
     kept,
     open_store,
 )
 from madkd_hf.questions.local import split_gguf
+from madkd_hf.questions.prompts import counted
 
 
 ALL_FILE = "aspects_all.json"
@@ -258,8 +258,9 @@ def tell_estimate(args: LLMArguments, store, llm: LLM, plan: Plan) -> None:
     """Print what it takes, before it is paid for."""
     of = estimate(store, llm, plan)
     print(
-        f"{llm.name}: about {of.requests} requests, {of.tokens_in:,} tokens read and {of.tokens_out:,} written; "
-        f"at most {of.most_requests}, {of.most_tokens_in:,} and {of.most_tokens_out:,} (--max_rounds, --max_tokens)."
+        f"{llm.name}: about {counted(of.requests, 'request')}, {of.tokens_in:,} tokens read and {of.tokens_out:,} "
+        f"written; at most {of.most_requests}, {of.most_tokens_in:,} and {of.most_tokens_out:,} (--max_rounds, "
+        "--max_tokens)."
     )
     if args.price_in is not None:
         expected, most = of.cost(args.price_in, args.price_out)
@@ -285,11 +286,11 @@ def main() -> None:
     rules = Rules(
         (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
     )
-    names = check_class_names(class_names(classes))
+    names = class_names(classes)
     llm = load_llm(args)
     folder = Path(questions.output_dir)
     store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
-    print(f"{len(names)} classes, {len(store.aspects)} of {plan.candidates} good questions are there.")
+    print(f"{len(names)} classes; there already: {len(store.aspects)} of {counted(plan.candidates, 'good question')}.")
     paid = not is_local(args) and not (isinstance(llm, ServerLLM) and llm.is_here)
     if paid or args.dry_run:
         tell_estimate(args, store, llm, plan)
@@ -297,21 +298,20 @@ def main() -> None:
         return
     try:
         with stopped_like_ctrl_c():
-            made = generate(names, llm, classes.domain, plan, rules, folder, args.change_llm, progress=True)
+            made = go_on(store, llm, plan, progress=True)
     except KeyboardInterrupt as stopped:
-        store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
         raise type(stopped)(*filter(None, [kept(store).strip()])) from None
     made.candidates.save(folder / ALL_FILE)
     made.selected.save(folder / BANK_FILE)
     if made.chosen < plan.keep:
         print(
-            f"Warning: {llm.name} selected only {made.chosen} questions that are there; the other "
-            f"{plan.keep - made.chosen} are the first of the rest."
+            f"Warning: {llm.name} selected only {counted(made.chosen, 'question')} of {len(made.candidates)}; the "
+            "others are the first of the rest."
         )
     for aspect in made.selected:
         print(f"  {aspect.group:14} {aspect.id:24} {aspect.question}")
     print(
-        f"{plan.keep} questions are in {folder / BANK_FILE}, selected from {len(made.candidates)} in "
+        f"Now {folder / BANK_FILE} has {counted(plan.keep, 'question')}, selected from {len(made.candidates)} in "
         f"{folder / ALL_FILE}. Next:\n  python recipes/attach_aspects.py --bank {shlex.quote(str(folder))} "
         "--dataset ... --teacher ... --output_dir runs/labelled"
     )

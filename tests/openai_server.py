@@ -24,6 +24,7 @@ class Fault:
         headers: beside the usual ones.
         seconds: to wait before.
         body: sent as it is in place of the error.
+        drip: seconds before each byte of it.
     """
 
     status: int = 500
@@ -31,6 +32,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0
     body: str | None = None
+    drip: float = 0
 
 
 class OpenAIServer:
@@ -75,10 +77,10 @@ class OpenAIServer:
                     pass  # who asked did not wait
 
             def reply(self, answer: str | Fault) -> None:
-                status, headers = 200, {}
+                status, headers, drip = 200, {}, 0.0
                 if isinstance(answer, Fault):
                     time.sleep(answer.seconds)
-                    status, headers = answer.status, answer.headers
+                    status, headers, drip = answer.status, answer.headers, answer.drip
                     error = json.dumps({"error": {"message": answer.message, "type": "error"}})
                     content = error if answer.body is None else answer.body
                 else:
@@ -92,7 +94,9 @@ class OpenAIServer:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content.encode())))
                 self.end_headers()
-                self.wfile.write(content.encode())
+                for part in [bytes([each]) for each in content.encode()] if drip else [content.encode()]:
+                    time.sleep(drip)
+                    self.wfile.write(part)
 
             def log_message(self, *_: Any) -> None:
                 pass

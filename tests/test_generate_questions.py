@@ -21,7 +21,7 @@ from openai_server import Fault, OpenAIServer
 
 from madkd_hf import AspectBank
 from madkd_hf.questions import HubLLM, LLMError, LocalLLM, ServerLLM, fault, remote
-from madkd_hf.questions.prompts import question_schema
+from madkd_hf.questions.prompts import counted, question_schema
 from madkd_hf.questions.validation import Rules
 
 
@@ -150,11 +150,24 @@ def test_errors_are_one_sentence(script, told, requests, pauses):
     assert "\n" not in str(caught.value) and len(server.bodies) == requests
 
 
-def test_the_key_goes_nowhere_else():
-    with OpenAIServer(["yes"]) as other, OpenAIServer([Fault(302, headers={"Location": other.url})]) as server:
-        with pytest.raises(LLMError, match="302"):
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_server_that_points_elsewhere_is_told_and_the_key_goes_nowhere(status):
+    with OpenAIServer(["yes"]) as other:
+        to = other.url.replace("//", "//user:word@") + "/chat/completions?x=secret"
+        with OpenAIServer([Fault(status, headers={"Location": to})]) as server, pytest.raises(LLMError) as caught:
             ServerLLM("m", server.url, KEY).complete(SAY)
-        assert other.headers == []
+        assert f"sends the request on to {other.url} ({status}), which did not get it: pass" in str(caught.value)
+        assert other.headers == [] and len(server.bodies) == 1
+    assert "word" not in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [302, 307, 308])
+def test_the_hub_s_token_does_not_follow_where_the_router_points(router, pauses, status):
+    with OpenAIServer(["yes"]) as other:
+        to = {"Location": other.url.replace("127.0.0.1", "localhost") + "/chat/completions"}
+        with router([Fault(status, headers=to)]), contextlib.suppress(LLMError):
+            HubLLM("owner/model", attempts=1).complete(SAY)
+        assert "hf_mine" not in str(other.headers)
 
 
 def test_an_empty_answer_is_no_error():
@@ -181,16 +194,54 @@ def test_an_answer_that_takes_too_long_is_told(pauses):
         assert len(server.bodies) == 2
 
 
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_server_that_drips_is_not_waited_for_longer(status):
+    with OpenAIServer([Fault(status, body="x" * 40, drip=0.1)]) as server:
+        begun = time.monotonic()
+        with pytest.raises(LLMError, match="gave no answer within 0.5 s"):
+            ServerLLM("m", server.url, timeout=0.5, attempts=1).complete(SAY)
+        assert time.monotonic() - begun < 2
+
+
+def test_a_router_that_drips_is_not_waited_for_longer(router):
+    with router([Fault(200, body="x" * 40, drip=0.1)]), pytest.raises(LLMError, match="no answer within 0.5 s"):
+        HubLLM("owner/model", timeout=0.5, attempts=1).complete(SAY)
+
+
+def test_an_answer_without_end_is_cut(monkeypatch):
+    monkeypatch.setattr("madkd_hf.questions.llms.LARGEST", 1000)
+    with OpenAIServer([Fault(200, body="x" * 2000)]) as server:
+        with pytest.raises(LLMError, match="answers with more than 1,000 bytes: look at the address"):
+            ServerLLM("m", server.url).complete(SAY)
+
+
+def test_an_answer_that_is_cut_on_the_way_is_asked_for_again(pauses):
+    with OpenAIServer([Fault(200, body="{", headers={"Content-Length": "99"}), "yes"]) as server:
+        assert ServerLLM("m", server.url).complete(SAY) == "yes"
+
+
 def test_a_server_that_is_not_there_is_told_soon(pauses, caplog):
     with pytest.raises(LLMError, match="cannot be reached .*refused.*look at the address"):
         ServerLLM("m", f"http://127.0.0.1:{free_port()}").complete(SAY)
     assert len(caplog.records) == 1  # one more attempt
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "x"])
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000", "ftp://x", "http://", "x", "http://localhost:99999", "http://localhost:a", "http://[::1"]
+    + ["ftp://me:word@x", "me:word@x", "http://me:wo/rd@x", "http://me:word@"],
+)
 def test_what_is_no_address_is_told(address):
-    with pytest.raises(ValueError, match="expected an address such as http://localhost:8000/v1"):
+    with pytest.raises(
+        ValueError, match="^base_url is .*: expected an address such as http://localhost:8000/v1"
+    ) as told:
         ServerLLM("m", address)
+    assert "rd@" not in str(told.value)
+
+
+def test_a_password_in_the_address_is_told_without_it():
+    with pytest.raises(ValueError, match=r"is 'http://\*\*\*@localhost/v1', with a .* password: .* --api_key_env"):
+        ServerLLM("m", "http://me:word@localhost/v1")
 
 
 @pytest.fixture
@@ -320,7 +371,7 @@ def test_a_killed_recipe_goes_on_where_it_was(tmp_path, capsys):
     with OpenAIServer([more]) as server:
         printed, error = call(tmp_path, capsys, *options, "--base_url", server.url)
         assert error is None
-        assert len(server.bodies) == 1 and "4 of 8 good questions are there" in printed
+        assert len(server.bodies) == 1 and "there already: 4 of 8 good questions" in printed
     assert len(AspectBank.load(tmp_path / "out")) == 8
 
 
@@ -398,7 +449,7 @@ def test_too_few_is_told_and_the_same_command_goes_on(tmp_path, capsys):
         assert "4 of 6 good questions after 2 requests to m" in error and "4 repeats" in error
         assert "Try --candidates 4, which are there" in error
         printed, error = call(tmp_path, capsys, *options, "--base_url", server.url, "--candidates", 4)
-        assert error is None and len(server.bodies) == 2 and "4 of 4 good questions are there" in printed
+        assert error is None and len(server.bodies) == 2 and "there already: 4 of 4 good questions" in printed
         assert "holds questions for another llm" in call(tmp_path, capsys, *options, *HERE, "--llm", "n")[1]
 
 
@@ -408,6 +459,18 @@ def test_a_dry_run_tells_the_cost_and_asks_nothing(tmp_path, capsys):
         printed, error = call(tmp_path, capsys, *options)
     assert error is None and server.bodies == [] and not (tmp_path / "out").exists()
     assert "about 7 requests" in printed and "USD, at most" in printed
+
+
+def test_a_dry_run_changes_nothing_in_a_folder_that_is_there(tmp_path, capsys):
+    options = [*NAMED, "--llm", "m", "--candidates", 4, "--keep", 4]
+    with OpenAIServer([GOOD]) as server:
+        call(tmp_path, capsys, *options, "--base_url", server.url)
+    path = tmp_path / "out/candidates.jsonl"
+    for text in (path.read_text()[:-1], path.read_text() + '{"rou'):
+        path.write_text(text)
+        printed, error = call(tmp_path, capsys, *options, *HERE, "--dry_run")
+        assert error is None and "there already: 4 of 4 good questions" in printed
+        assert path.read_text() == text
 
 
 def test_a_choice_that_is_filled_up_is_told(tmp_path, capsys):
@@ -445,7 +508,7 @@ def holds_what_was_promised(tmp_path, done, keep):
     else:
         last = done.stderr.strip().splitlines()[-1]
         assert last.startswith(f"error: {len(rows)} of ") and "proposals" in last and "Try " in last
-        assert f"{len(rows)} good questions are kept in" in last
+        assert f"keeps {counted(len(rows), 'good question')}; the same command goes on" in last
     assert rows
 
 

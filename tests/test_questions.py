@@ -22,7 +22,7 @@ from madkd_hf.questions import (
     open_store,
 )
 from madkd_hf.questions.parsing import parse_choice, parse_questions
-from madkd_hf.questions.prompts import GROUPS, examples
+from madkd_hf.questions.prompts import GROUPS, ask_simply, examples
 from madkd_hf.questions.store import Store, Task, unique_id
 from madkd_hf.questions.validation import similarity
 
@@ -71,6 +71,15 @@ UGLY = {
     "chatter around": f"Here are some questions about visual aspects:\n\n{WINGS}\n{ROUND}\n\nI hope this helps.",
     "windows line ends": f"1. {WINGS}\r\n2. {ROUND}\r\n",
     "a quotation": f"> 1. {WINGS}\n> 2. {ROUND}",
+    "single quotes in a list": f"['{WINGS}', '{ROUND}']",
+    "single quotes and JSON's true": f"{{'done': true, 'questions': ['{WINGS}', '{ROUND}']}}",
+    "full-width brackets": f"1）{WINGS}\n（2） {ROUND}",
+    "full-width numbers": f"１．{WINGS}\n２. {ROUND}",
+    "ideographic commas": f"1、{WINGS}\n2、{ROUND}",
+    "a thought that ends after the JSON": f'["{WINGS}", "{ROUND}"]\n</think>',
+    "a thought that ends after the text": f"1. {WINGS}\n2. {ROUND}\n</think>\n",
+    "thought aloud before and after": f"<think>a?</think>\n{WINGS}\n{ROUND}\n<think>Is it good?</think>",
+    "other tags": f"<reasoning>Is it so?</reasoning>{WINGS}\n{ROUND}",
 }
 
 
@@ -90,6 +99,11 @@ def test_ids_and_groups_are_read_where_they_are():
     assert first("names in front") == ("Wings", "")
     for name in ("by group", "headings"):
         assert [raw.group for raw in parse_questions(UGLY[name], list(GROUPS))] == ["visual", "categorical"]
+
+
+def test_apostrophes_in_single_quotes():
+    beak = "Is the bird's beak red?"
+    assert [raw.question for raw in parse_questions(f"['{beak}', '{ROUND}']")] == [beak, ROUND]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +165,15 @@ def test_choices_are_found_in_what_llms_write(completion):
         "Does it have two or more corners?",
         "Is the bird perched on a branch or a twig?",
         "Isn't there an edge?",
+        "Is a US flag visible?",
+        "Does the sign show an X?",
+        "Is the outline X-shaped?",
+        "Is over 50% of the image sky?",
+        "Is there a red or blue stripe?",
+        "Is the animal in or near water?",
+        "Is the car a van or a minivan?",
+        "Is this a tree, a shrub or a fern?",
+        "Can you see the sky?",
         "图中有红色吗？",
         "هل الشكل أحمر؟",
     ],
@@ -174,7 +197,14 @@ def test_good_questions(question):
         ("Is it light or dark?", "one of two"),
         ("Is the surface smooth or rough?", "one of two"),
         ("Is it a day scene, or is it a night scene?", "one of two"),
+        ("Is the beak long or short?", "one of two"),
+        ("Is it a bird or a plane?", "one of two"),
         ("Would you like more questions?", "about the reader"),
+        ("Does it look like us?", "about the reader"),
+        ("Is it?", "about nothing"),
+        ("Does it have?", "about nothing"),
+        ("Is there an object in the image?", "about nothing"),
+        ("Does it have X edges?", "a pattern"),
         ("Does it have [color] edges?", "a pattern"),
         ("Is the shape ...?", "a pattern"),
         ("Is there a black circle?", "names the class 'black circle'"),
@@ -201,6 +231,20 @@ def test_rules_can_be_loosened():
         ("Curaçao", "Is it curacao?"),
         ("daisy", "Are there daisies?"),
         ("church", "Are there churches?"),
+        ("wolf", "Are there wolves?"),
+        ("Knife", "Are there steak knives?"),
+        ("box", "Are there boxes?"),
+        ("potato", "Are there potatoes?"),
+        ("fireman", "Are there firemen?"),
+        ("bus", "Are there buses?"),
+        ("lens", "Are there lenses?"),
+        ("GoldenRetriever", "Is it a golden retriever?"),
+        ("fire truck", "Is it a firetruck?"),
+        ("iPhone", "Are there iPhones?"),
+        ("lady's slipper", "Is it a lady’s slipper?"),
+        ("金毛犬", "图中有金毛犬吗？"),
+        ("ネコ", "これは黒いネコですか？"),
+        ("고양이", "고양이가 있습니까?"),
     ],
 )
 def test_class_names_are_found_as_people_say_them(class_name, question):
@@ -208,9 +252,19 @@ def test_class_names_are_found_as_people_say_them(class_name, question):
     assert fault("Is it a house?", Rules((class_name,))) is None
 
 
-@pytest.mark.parametrize("class_name", ["cat", "ring", "bus"])
+@pytest.mark.parametrize("class_name", ["cat", "ring", "bus", "spring bus", "doe", "GoldenRetriever"])
 def test_class_names_are_whole_words(class_name):
-    assert fault("Is it catching a spring in business?", Rules((class_name,))) is None
+    assert fault("Does it show catching a golden spring in business?", Rules((class_name,))) is None
+
+
+def test_class_names_that_nearly_every_question_has_are_told_once(caplog):
+    generate(
+        ["A", "I", "the", "X", "cat"], Scripted("Is there a red cat?\nIs it an X?\nIs there the sky?"), "", Plan(1, 1)
+    )
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "('A', 'I', 'the'): pass longer ones" in told
+    assert fault("Is there the red sky?", Rules(("A", "the"))) is None
+    assert fault("Is it an X?", Rules(("X",))) == "names the class 'X'"
 
 
 @pytest.mark.parametrize(
@@ -222,6 +276,8 @@ def test_class_names_are_whole_words(class_name):
         ("Does it have stripes?", "Is it striped?"),
         ("Is the colour bright?", "Is the color bright?"),
         ("Is the café old?", "Is the cafe old?"),
+        ("Is the bird's beak red?", "Does the bird have a red beak?"),
+        ("Is the head darker than the body?", "In the image, is the bird's head darker than the body?"),
     ],
 )
 def test_the_same_said_again(one, other):
@@ -235,6 +291,10 @@ def test_the_same_said_again(one, other):
         ("Does it have two engines?", "Does it have three engines?"),
         ("Is there a circle?", "Is there a circle in the centre?"),
         ("Is the bear big?", "Is the beard big?"),
+        ("Is the head darker than the body?", "Is the body darker than the head?"),
+        ("Is the head darker than the body?", "Is the body much darker than the head?"),
+        ("Is the circle above the square?", "Is the square above the circle?"),
+        ("Is the circle left of the square?", "Is the square left of the circle?"),
     ],
 )
 def test_not_the_same(one, other):
@@ -325,6 +385,22 @@ def test_all_good_ones_of_an_answer_are_kept():
     assert (len(made.candidates), made.selected.questions) == (4, ["Is it wet?"])
 
 
+def test_one_is_told_as_one(tmp_path):
+    llm = Scripted("Is it red?\nIs it light or dark?")
+    with pytest.raises(TooFewQuestionsError) as caught:
+        generate(CLASSES, llm, "", Plan(2, 2, max_rounds=1), folder=tmp_path)
+    told = str(caught.value)
+    for part in (
+        "after 1 request to",
+        "of 2 proposals 1 fell: 1 asks for one of two. ",
+        "candidates.jsonl keeps 1 good question;",
+    ):
+        assert part in told
+    with pytest.raises(ValueError, match="from 1 candidate:"):
+        Plan(1, 2)
+    assert "Write 1 other yes/no question about" in ask_simply(CLASSES, "", 1, "visual")[-1]["content"]
+
+
 def test_too_few_are_told_with_reasons_and_kept(tmp_path):
     llm = Scripted(listed("red", "big") + "\n3. Is it a red circle?\n4. What?")
     with pytest.raises(TooFewQuestionsError) as caught:
@@ -332,7 +408,12 @@ def test_too_few_are_told_with_reasons_and_kept(tmp_path):
     told = str(caught.value)
     for part in ("2 of 9 good questions", "2 requests to scripted", "8 proposals 6 fell", "2 names the class"):
         assert part in told
-    for part in ("2 repeats", "--max_rounds", "--candidates 2 --keep 2", "candidates.jsonl; the same command goes on"):
+    for part in (
+        "2 repeats",
+        "--max_rounds",
+        "--candidates 2 --keep 2",
+        "candidates.jsonl keeps 2 good questions; the same",
+    ):
         assert part in told
     assert len((tmp_path / "candidates.jsonl").read_text().splitlines()) == 2
     with pytest.raises(TooFewQuestionsError, match="--candidates 2, which are there"):
@@ -356,8 +437,28 @@ def test_what_was_interrupted_goes_on_where_it_was(tmp_path):
     assert generate(CLASSES, again, "", Plan(6, 2), folder=tmp_path).selected.ids == resumed.selected.ids
 
 
+def test_a_last_row_without_its_line_break_counts_and_looking_changes_nothing(tmp_path):
+    generate(CLASSES, Scripted(listed("red", "a black circle", "big")), "", Plan(2, 2), folder=tmp_path)
+    good, bad = tmp_path / "candidates.jsonl", tmp_path / "rejected.jsonl"
+    good.write_bytes(good.read_bytes()[:-1])
+    with bad.open("a") as file:
+        file.write('{"round": 1, "id": "hal')
+    before = good.read_bytes(), bad.read_bytes()
+    loose = Rules(allow_class_names=True)
+    store = open_store(CLASSES, "scripted", "", loose, tmp_path)
+    assert store.questions == ["Is it red?", "Is it big?", "Is it a black circle?"]
+    assert (good.read_bytes(), bad.read_bytes()) == before
+    made = generate(CLASSES, Scripted(listed("old") + "\n2. What?"), "", Plan(4, 4), loose, tmp_path)
+    assert made.candidates.questions == [*store.questions, "Is it old?"]
+    assert [json.loads(line)["question"] for line in good.read_text().splitlines()] == made.candidates.questions
+    assert [json.loads(line)["question"] for line in bad.read_text().splitlines()] == [
+        "Is it a black circle?",
+        "What?",
+    ]
+
+
 def test_an_llm_that_fails_in_between_costs_nothing(tmp_path):
-    with pytest.raises(LLMError, match="no power. 2 good questions are kept in .*; the same command goes on"):
+    with pytest.raises(LLMError, match="no power. .*jsonl keeps 2 good questions; the same command goes on"):
         generate(CLASSES, Scripted(SIX[0], LLMError("no power.")), "", Plan(6, 2), folder=tmp_path)
 
 

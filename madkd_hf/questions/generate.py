@@ -6,15 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from huggingface_hub.utils import logging
 from tqdm.auto import tqdm
 
 from ..aspects import Aspect, AspectBank
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
-from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, examples, question_schema
+from .prompts import (
+    Style,
+    ask_choice,
+    ask_questions,
+    ask_simply,
+    choice_schema,
+    counted,
+    examples,
+    question_schema,
+)
 from .remote import LLM, LLMError
 from .store import CANDIDATES, Store, Task
-from .validation import Rules, fault
+from .validation import Rules, fault, spoken_names
+
+
+logger = logging.get_logger(__name__)
 
 
 class TooFewQuestionsError(ValueError):
@@ -43,7 +56,7 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """
     names = tuple(name.strip() for name in class_names)
     if len(names) < 2:
-        raise ValueError(f"{len(names)} class name{'s' * (not names)} given: expected two or more to tell apart.")
+        raise ValueError(f"{counted(len(names), 'class name')} given: expected two or more to tell apart.")
     if "" in names:
         raise ValueError(f"Class name {names.index('') + 1} of {len(names)} is empty: remove or mend it.")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -82,8 +95,11 @@ def generate(
         TooFewQuestionsError: there are fewer than N good questions after the allowed rounds.
         LLMError: the LLM gives no answer.
     """
-    plan, names = plan or Plan(), check_class_names(class_names)
-    store = open_store(names, llm.name, domain, rules, folder, change_llm)
+    return go_on(open_store(class_names, llm.name, domain, rules, folder, change_llm), llm, plan or Plan(), progress)
+
+
+def go_on(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generated:
+    """What `generate` does with its store; errors as there."""
     try:
         collect(store, llm, plan, progress)
         return select(store, llm, plan)
@@ -101,6 +117,13 @@ def open_store(
 ) -> Store:
     """What `generate` goes on from; arguments and errors as there."""
     names, rules = check_class_names(class_names), rules or Rules()
+    everyday = [name for name in names if not spoken_names(name)]
+    if everyday and not rules.allow_class_names:
+        logger.warning(
+            "Class names that are everyday words are not searched for in the questions (%s): pass longer ones, such "
+            "as 'letter A' for 'A'.",
+            ", ".join(map(repr, everyday)),
+        )
     task = Task(names, " ".join(domain.split()), llm_name)
     return Store(folder, task, rules.for_classes(names), change_llm)
 
@@ -177,12 +200,14 @@ def kept(store: Store) -> str:
     """Where the good questions are, as the end of an error."""
     if store.folder is None or not store.aspects:
         return ""
-    return f" {len(store.aspects)} good questions are kept in {store.folder / CANDIDATES}; the same command goes on."
+    there = counted(len(store.aspects), "good question")
+    return f" {store.folder / CANDIDATES} keeps {there}; the same command goes on."
 
 
 def _too_few(store: Store, plan: Plan) -> str:
     good, reasons = len(store.aspects), store.reasons.most_common()
-    why = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing came"
+    fell = sum(store.reasons.values())
+    why = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing was wrong with them"
     tips = ["more --max_rounds", "another --llm (larger; with --change_llm it goes on with what is there)"]
     if reasons and reasons[0][0] == "names the class":
         tips.insert(0, "--allow_class_names")
@@ -193,7 +218,7 @@ def _too_few(store: Store, plan: Plan) -> str:
     elif good > 1:
         tips.append(f"--candidates {good} --keep {good}")
     return (
-        f"{good} of {plan.candidates} good questions after {store.next_round} requests to {store.task.llm}; of "
-        f"{good + sum(store.reasons.values())} proposals {sum(store.reasons.values())} fell: {why}. "
+        f"{good} of {counted(plan.candidates, 'good question')} after {counted(store.next_round, 'request')} to "
+        f"{store.task.llm}; of {counted(good + fell, 'proposal')} {fell} fell: {why}. "
         f"Try {', '.join(tips[:-1])} or {tips[-1]}.{kept(store)}"
     )

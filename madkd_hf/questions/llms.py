@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 from huggingface_hub import InferenceClient, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
 from .prompts import Message
 from .remote import LLMError, Refused, RemoteLLM
+
+
+LARGEST = 10_000_000  # bytes of an answer; a long one has thousands
 
 
 class HubLLM(RemoteLLM):
@@ -84,13 +88,11 @@ class ServerLLM(RemoteLLM):
         options: as in `RemoteLLM`.
 
     Raises:
-        ValueError: no address of that kind.
+        ValueError: no address of that kind, or one with a password.
     """
 
     def __init__(self, model: str, base_url: str, key: str | None = None, **options: Any):
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"base_url is {base_url!r}: expected an address such as http://localhost:8000/v1.")
+        parts = _parts(base_url)
         super().__init__(model, key, **options)
         self._host = parts.hostname + (f":{parts.port}" if parts.port else "")
         path = parts.path.rstrip("/").removesuffix("/chat/completions")
@@ -118,8 +120,12 @@ class ServerLLM(RemoteLLM):
         request = urllib.request.Request(self._url, body, headers)
         try:
             with _opener().open(request, timeout=self.timeout) as response:
-                content = response.read()
+                content = response.read(LARGEST)
+                if len(content) < LARGEST:
+                    response.read()  # nothing, or the error that the answer was cut
         except urllib.error.HTTPError as error:
+            if 300 <= error.code < 400:
+                raise LLMError(self._without_key(self._elsewhere(error))) from None
             said = _read(error)
             raise Refused(_message(said) or error.reason, error.code, error.headers.get("Retry-After")) from None
         except TimeoutError:
@@ -127,6 +133,8 @@ class ServerLLM(RemoteLLM):
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise Refused(str(reason) or type(reason).__name__, timed_out=isinstance(reason, TimeoutError)) from None
+        if len(content) == LARGEST:
+            raise LLMError(f"{self.place} answers with more than {LARGEST:,} bytes: look at the address.")
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
@@ -134,6 +142,30 @@ class ServerLLM(RemoteLLM):
             raise LLMError(
                 self._without_key(f"{self.place} answers with no JSON but {said!r}: look at the address.")
             ) from None
+
+    def _elsewhere(self, error: urllib.error.HTTPError) -> str:
+        to = urlsplit(urljoin(self._url, error.headers.get("Location", "")))
+        address = f"{to.scheme}://{to.netloc.rpartition('@')[2]}{to.path.removesuffix('/chat/completions')}"
+        return (
+            f"{self.place} sends the request on to {textwrap.shorten(address, 200)} ({error.code}), which did not get "
+            "it: pass that address by --base_url, if it is where you want to ask."
+        )
+
+
+def _parts(base_url: str) -> SplitResult:
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is none
+        sound = False
+    shown = re.sub(r"^(\w+://)?.*@", r"\1***@", base_url, flags=re.DOTALL)
+    if not sound:
+        raise ValueError(f"base_url is {shown!r}: expected an address such as http://localhost:8000/v1.")
+    if "@" in parts.netloc:
+        raise ValueError(
+            f"base_url is {shown!r}, with a user name or password: leave them out, and pass a key by --api_key_env."
+        )
+    return parts
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -156,7 +188,7 @@ def _body(response: Any) -> str:
 
 def _read(error: urllib.error.HTTPError) -> str:
     try:
-        return error.read().decode(errors="replace")
+        return error.read(LARGEST).decode(errors="replace")
     except (OSError, http.client.HTTPException):  # cut on the way
         return ""
 

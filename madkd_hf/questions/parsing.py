@@ -16,11 +16,14 @@ _MARKS = "".join(QUESTION_MARKS)
 _QUESTION_KEYS = ("question", "text", "aspect_question", "prompt", "q", "content", "value")
 _ID_KEYS = ("id", "name", "key", "aspect", "short_name", "label")
 _GROUP_KEYS = ("group", "category", "type", "kind", "aspect_group")
-_BULLET = re.compile(r"^\s*(?:>\s*)*(?:[-*+•·–—]|#?\(?\d{1,3}\s*[.):\]]|[a-zA-Z][.)])\s+|^\s*\(?\d{1,3}\s*[.)]")
+_BULLET = re.compile(
+    r"^\s*(?:>\s*)*(?:[-*+•·–—]|#?\(?\d{1,3}\s*[.):\]]|[a-zA-Z][.)])\s+|^\s*[(（]?\d{1,3}\s*[.)）．、]"
+)
 _LABEL = re.compile(r"^(?:(?:yes\s*/\s*no\s+)?questions?|q)\s*#?\d*\s*[:.)-]\s*", re.IGNORECASE)
 _ANSWER = re.compile(
     r"^(?:a|ans|answer|expected answer|possible answers?|reason|rationale|explanation|note)\s*\d*\s*[:)-]", re.I
 )
+_THINK = r"(?:think(?:ing)?|thoughts?|reasoning)"
 _YES_NO = re.compile(r"[\s\"']*[(\[]?\s*\b(?:yes\s*(?:/|or|,)\s*no|y/n|yes|no)\b\s*[.)\]]*\s*$", re.IGNORECASE)
 
 
@@ -50,6 +53,7 @@ def parse_questions(completion: str, groups: Sequence[str] = ()) -> list[Raw]:
     found = [raw for value in _json_values(text) for raw in _walk(value)]
     if not found and re.search(r"[\[{]\s*[\"']", text):  # JSON too broken for that
         quoted = re.findall(rf'"((?:[^"\\\n]|\\.)*[{_MARKS}])\s*"', text)
+        quoted = quoted or re.findall(rf"'(\w(?:[^'\n]|'(?!\s*[,:\]}}]))*[{_MARKS}])\s*'", text)
         found = [Raw(_clean(question)) for question in quoted]
     return found or list(_lines(text, groups))
 
@@ -89,9 +93,10 @@ def parse_choice(completion: str, questions: Sequence[str], ids: Sequence[str] =
 
 def without_thoughts(completion: str) -> str:
     """Without what a reasoning model thought aloud before its answer."""
-    text = re.sub(r"<think(?:ing)?>.*?</think(?:ing)?>", "", completion, flags=re.DOTALL | re.IGNORECASE)
-    text = re.split(r"</think(?:ing)?>", text, flags=re.IGNORECASE)[-1]
-    return re.sub(r"<think(?:ing)?>.*", "", text, flags=re.DOTALL | re.IGNORECASE).strip()
+    text = re.sub(rf"<({_THINK})>.*?</\1>", "", completion, flags=re.DOTALL | re.IGNORECASE)
+    text = re.sub(rf"<{_THINK}>.*", "", text, flags=re.DOTALL | re.IGNORECASE)
+    parts = re.split(rf"</{_THINK}>", text, flags=re.IGNORECASE)
+    return next((part.strip() for part in reversed(parts) if part.strip()), "")  # some close it after the answer
 
 
 def _choice_of_line(line: str, by_text: dict[str, int], by_id: dict[str, int]) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..aspects import Aspect
-from .prompts import GROUPS, ask_choice, ask_questions
+from .prompts import GROUPS, ask_choice, ask_questions, counted
 from .remote import LLM
 from .store import Store
 
@@ -49,8 +49,8 @@ class Plan:
             raise ValueError(f"max_rounds is {self.max_rounds}: expected 0 or more.")
         if self.candidates < self.keep:
             raise ValueError(
-                f"{self.keep} questions cannot be selected from {self.candidates} candidates: ask for as many "
-                "--candidates as you --keep, or more."
+                f"{self.keep} questions cannot be selected from {counted(self.candidates, 'candidate')}: ask for as "
+                "many --candidates as you --keep, or more."
             )
         if (
             not self.groups

@@ -77,8 +77,8 @@ def ask_questions(
     kind = f"{group} aspects" + (f" ({GROUPS[group]})" if group in GROUPS else "")
     parts = [
         _about(class_names, domain),
-        f"Write {count} questions about {kind}. Each is about another aspect, clear and easy to see in one image, "
-        "and true for some of the classes only, so that the answers help to tell the classes apart.",
+        f"Write {counted(count, 'question')} about {kind}. Each is about another aspect, clear and easy to see in one "
+        "image, and true for some of the classes only, so that the answers help to tell the classes apart.",
         "Every question is answered by yes or no, begins with a word like Is, Are, Does or Has, is about one thing "
         '(no "or"), is short, and ends with a question mark.'
         + ("" if name_classes else " No question contains the name of a class."),
@@ -103,12 +103,12 @@ def ask_simply(
     draw = random.Random(seed)
     of = domain.strip().rstrip(".") or "objects"
     names = ", ".join(draw.sample(list(class_names), min(3, len(class_names))))
-    asked = "Write {} yes/no questions about " + f"{group} aspects of {of} ({names}, ...)."
-    request = asked.format(f"{count} other")
+    about = f"about {group} aspects of {of} ({names}, ...)."
+    request = f"Write {counted(count, 'other yes/no question')} {about}"
     if known:
         request += f" Not these: {' '.join(draw.sample(list(known), min(3, len(known))))}"
     answer = "\n".join(f"{number}. {question}" for number, question in enumerate(examples(group), 1))
-    return _messages(asked.format(3), answer, request)
+    return _messages(f"Write 3 yes/no questions {about}", answer, request)
 
 
 def examples(group: str) -> tuple[str, ...]:
@@ -124,13 +124,18 @@ def ask_choice(
     parts = [
         _about(class_names, domain),
         "Here are candidate questions:\n" + "\n".join(numbered),
-        f"Select the {count} questions that differ most from each other and best tell the classes apart"
+        f"Select {counted(count, 'question')} that differ most from each other and best tell the classes apart"
         + (" together with these, which are selected already:" if chosen else "."),
     ]
     if chosen:
         parts[-1] += "\n" + "\n".join(f"- {aspects[index].question}" for index in chosen)
-    parts.append(f'Answer with JSON only, with their {count} numbers: {{"selected": [<number>, ...]}}')
+    parts.append(f'Answer with JSON only, with {counted(count, "number")}: {{"selected": [<number>, ...]}}')
     return _messages("\n\n".join(parts))
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 question", "2 questions"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _about(class_names: Sequence[str], domain: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import textwrap
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from email.utils import parsedate_to_datetime
 from time import time
 from typing import Any, Protocol
@@ -171,7 +173,22 @@ class RemoteLLM(ABC):
             before_sleep=self._tell,
             reraise=True,
         )
-        return retrying(self._send, messages, options)
+        return retrying(self._in_time, messages, options)
+
+    def _in_time(self, messages: Sequence[Message], options: dict[str, Any]) -> dict[str, Any]:
+        """`_send` with a limit to all of it: that of a socket is for each few bytes, which a server may drip."""
+        answer: Future[dict[str, Any]] = Future()
+
+        def send() -> None:
+            try:
+                answer.set_result(self._send(messages, options))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=send, daemon=True).start()  # no executor: it would be waited for at exit
+        if not wait([answer], self.timeout).done:
+            raise Refused("timed out", timed_out=True)
+        return answer.result()
 
     def _allowed_attempts(self, refused: Refused) -> int:
         never_answered = refused.status is None and not self._answered

@@ -55,7 +55,9 @@ class Store:
         self.reasons: Counter[str] = Counter()
         self.next_round = 0
         self.selection: dict[str, Any] | None = None
-        self._begun = False  # nothing is written before there is something to keep
+        self._begun = False  # nothing is written or mended before there is something new to keep
+        self._waiting: list[tuple[str, dict[str, Any]]] = []
+        self._ends: dict[str, tuple[int, bytes]] = {}  # of the files: how many bytes are sound, what they lack
         if self.folder is not None and (self.folder / MANIFEST).exists():
             self._read_manifest(change_llm)
             self._load()
@@ -67,19 +69,26 @@ class Store:
 
     def add(self, aspect: Aspect, round: int) -> None:
         """Keep a good question, under an id that no other has."""
+        self._take(aspect, round)
+        self._write()
+
+    def _take(self, aspect: Aspect, round: int) -> None:
         taken = {other.id for other in self.aspects}
         aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, taken))
         self.aspects.append(aspect)
-        self._append(CANDIDATES, {"round": round, "llm": self.task.llm, **asdict(aspect)})
+        self._waiting.append((CANDIDATES, {"round": round, "llm": self.task.llm, **asdict(aspect)}))
 
     def reject(self, aspect: Aspect, reason: str, round: int) -> None:
         """Keep what is not good enough, and why."""
         self.reasons[kind(reason)] += 1
-        self._append(REJECTED, {"round": round, "llm": self.task.llm, "reason": reason, **asdict(aspect)})
+        row = {"round": round, "llm": self.task.llm, "reason": reason, **asdict(aspect)}
+        self._waiting.append((REJECTED, row))
+        self._write()
 
     def save_selection(self, of: str, ids: Sequence[str], chosen: int) -> None:
         """Remember which were selected of the bank with that fingerprint; the first `chosen` by the LLM."""
         self.selection = {"of": of, "ids": list(ids), "chosen": chosen}
+        self._write()
         if self.folder is not None:
             self._write_manifest()
 
@@ -116,12 +125,12 @@ class Store:
             if reason is not None:
                 self.reasons[kind(row.get("reason", reason))] += 1
             elif "reason" in row:
-                self.add(aspect, row["round"])
+                self._take(aspect, row["round"])
             else:
                 self.aspects.append(aspect)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
-        """The file's rows; what a kill cut off at its end is removed."""
+        """The file's rows, without what a kill cut off at its end."""
         path, rows, whole = self.folder / name, [], 0
         if not path.exists():
             return rows
@@ -132,25 +141,27 @@ class Store:
                 row["round"], row["id"], row["question"], row["group"]
             except (ValueError, KeyError, TypeError):
                 break
-            if not line.endswith(b"\n"):
-                break
             rows.append(row)
             whole += len(line)
-        if rest := content[whole:]:
-            if rest.count(b"\n") > 1:
-                raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        if content.count(b"\n", whole) > 1:
+            raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
+        self._ends[name] = whole, b"\n" * (rows != [] and content[whole - 1 : whole] != b"\n")
         return rows
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        if self.folder is not None:
-            if not self._begun:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._write_manifest()
-                self._begun = True
+    def _write(self) -> None:
+        if self.folder is not None and not self._begun:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_manifest()
+            for name, (sound, lacking) in self._ends.items():
+                with (self.folder / name).open("r+b") as file:
+                    file.truncate(sound)
+                    file.seek(sound)
+                    file.write(lacking)
+            self._begun = True
+        for name, row in self._waiting if self.folder is not None else ():
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._waiting.clear()
 
 
 def unique_id(name: str, question: str, taken: Collection[str]) -> str:
@@ -162,8 +173,8 @@ def unique_id(name: str, question: str, taken: Collection[str]) -> str:
 
 
 def kind(reason: str) -> str:
-    """A reason without the texts it quotes: "names the class"."""
-    return reason.split(":")[0].split(" '")[0].split(' "')[0].strip()
+    """A reason without what it quotes or explains: "names the class"."""
+    return re.split(r"[:,]| ['\"]", reason)[0]
 
 
 def _short(value: Any) -> str:

@@ -36,6 +36,17 @@ _OPPOSITES = [
     symmetrical/asymmetrical symmetric/asymmetric solid/patterned single/multiple alive/dead""".split()
 ]
 _NEAR = 0.8  # of the words of both; different questions of the banks under recipes/ reach 0.75
+_SIDES = r"\b(?=(?:than|above|below|over|under|behind|inside|(?:left|right|front|top) of)\b)"  # never to be swapped
+_PLURALS = (  # their endings, and those in the singular; the likeliest first
+    (r"(?<=..)ies$", "y"),
+    (r"(ch|sh|ss|[xz])es$", r"\1"),
+    (r"(?<=..)(?<!s)s$", ""),
+    (r"ves$", "f"),
+    (r"ves$", "fe"),
+    (r"([so])es$", r"\1"),
+    (r"men$", "man"),
+)
+_LONE_LETTER = r"(?<!\ba )(?<!\ban )(?<!\bletter )(?<![-'\"‘“])\b[XYZ]\b(?!-)"  # but "an X", "X-shaped"
 
 
 @dataclass(frozen=True)
@@ -91,9 +102,10 @@ def content_words(question: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def stems(question: str) -> tuple[str, ...]:
-    """The stems of the content words, in the order of the alphabet."""
-    return tuple(sorted(_stem(word) for word in content_words(question)))
+def stems(question: str) -> frozenset[tuple[int, str]]:
+    """The stems of the content words, each with its side: "Is A darker than B?" is not "Is B darker than A?"."""
+    sides = filter(None, map(content_words, re.split(_SIDES, fold(question))))
+    return frozenset((number, _stem(word)) for number, words in enumerate(sides) for word in words)
 
 
 def similarity(one: str, other: str) -> float:
@@ -101,7 +113,7 @@ def similarity(one: str, other: str) -> float:
 
     0 where each has a word that the other lacks: "Is it red?" and "Is it blue?" are two questions.
     """
-    a, b = set(stems(one)), set(stems(other))
+    a, b = stems(one), stems(other)
     if not a or not b or (a - b and b - a):
         return 0.0
     return len(a & b) / len(a | b)
@@ -109,10 +121,13 @@ def similarity(one: str, other: str) -> float:
 
 @functools.lru_cache(maxsize=10_000)
 def spoken_names(class_name: str) -> tuple[str, ...]:
-    """What people call a class, in the singular: "001.Black_Terns" is "black tern"; "tench, Tinca" are two."""
+    """What people call a class, without spaces: "001.Black_Terns" is "blackterns"; "tench, Tinca" are two.
+
+    None of "A" or "the": nearly every question has such a word.
+    """
     name = re.sub(r"^\d+[._\- ]+(?=\D)|^n\d{8}[-_ ]+", "", class_name.strip())
-    parts = re.split(r"[,;/()]", name.replace("_", " "))
-    return tuple(singular for part in parts if (singular := _singulars(part)))
+    spoken = ("".join(_words(part)) for part in re.split(r"[,;/()]", name.replace("_", " ")))
+    return tuple(part for part in spoken if part and part not in _FILLERS | {"i"})
 
 
 def _not_yes_no(question: str, any_language: bool) -> str | None:
@@ -122,7 +137,7 @@ def _not_yes_no(question: str, any_language: bool) -> str | None:
         return "no question: it lacks the question mark at the end"
     if marks > 1:
         return "more than one question"
-    if re.search(r"\.\.\.|…|_{2,}|[<>{}\[\]]|\b[XYZ]\b", text):
+    if re.search(r"\.\.\.|…|_{2,}|[<>{}\[\]]|" + _LONE_LETTER, text):
         return "a pattern with a gap, no question"
     words = fold(text).split()
     latin = re.search(r"[a-z]", " ".join(words)) is not None
@@ -130,7 +145,10 @@ def _not_yes_no(question: str, any_language: bool) -> str | None:
         return None if words else "no words"
     if not _opens(text, words):
         return f"not for yes or no: it begins with {words[0]!r}"
-    if re.search(r"\b(you|your|i|me|my|we|us)\b", re.sub(r"^(can|could|do) (you|we|i) see\b", "", " ".join(words))):
+    if not content_words(text):
+        return "asks about nothing"
+    addressed = re.sub(r"^(can|could|do)\s+(you|we|i)\s+see\b", "", text.replace("US", "America"), flags=re.IGNORECASE)
+    if re.search(r"\b(you|your|i|me|my|we|us)\b", addressed, re.IGNORECASE):
         return "about the reader, not about the image"
     if _either_or(" ".join(words), text):
         return "asks for one of two, yes or no does not answer it"
@@ -145,9 +163,14 @@ def _opens(text: str, words: Sequence[str]) -> bool:
 
 
 def _either_or(folded: str, text: str) -> bool:
-    """One of two opposites: "Is it light or dark?", but not "red or orange", "a collar or a leash", "two or more"."""
+    """One of two: "Is it light or dark?", "Is it a bird or a plane?".
+
+    But not "red or orange", "two or more", nor "Is the car a van or a minivan?", which yes answers as well.
+    """
     if " or " not in folded:
         return False
+    if re.fullmatch(r"(is|are) (it|this|that) (an?|the) \S+( \S+)? or (an?|the) \S+( \S+)?", folded):
+        return True
     if re.search(r",\s*or\s+(is|are|does|do|has|have)\b|\bor (is|are|does) (it|they|there)\b", text.lower()):
         return True
     if re.search(r"\bor (not|more|less|fewer|so|similar|other|another|any)\b", folded):
@@ -167,41 +190,50 @@ def _too_long(question: str, rules: Rules) -> str | None:
 
 
 def _names_class(question: str, class_names: Sequence[str]) -> str | None:
-    asked = f" {_singulars(question)} "
+    words = _words(question)
+    words = words[words[0] in _OPENERS :]  # "Does" names no doe
+    asked = {
+        "".join(words[first:last]) + singular
+        for last, word in enumerate(words)
+        for singular in _singulars(word)
+        for first in range(last + 1)
+    }
+    text = "".join(words)
     for name in class_names:
         for spoken in spoken_names(name):
-            if f" {spoken} " in asked:
+            if not asked.isdisjoint(_singulars(spoken)) or (spoken in text and _runs_on(spoken)):
                 return f"names the class {name!r}"
     return None
 
 
+def _runs_on(word: str) -> bool:
+    """Whether it has letters without upper case: Chinese, Thai, Korean, ... leave no space, or not at each word."""
+    return any(unicodedata.category(character) == "Lo" for character in word)
+
+
 def _repeats(question: str, others: Iterable[str]) -> str | None:
-    folded, words = fold(question), stems(question)
     for other in others:
-        if fold(other) == folded:
+        if fold(other) == fold(question):
             return f"repeats {other!r}"
-        same = stems(other) == words and words
-        if same or similarity(question, other) >= _NEAR:
+        if similarity(question, other) >= _NEAR:
             return f"says the same as {other!r}"
     return None
 
 
-def _singulars(text: str) -> str:
-    return " ".join(_singular(word) for word in fold(text).replace("-", " ").split())
+def _words(text: str) -> list[str]:
+    return fold(text).replace("'s", "").replace("-", " ").split()
 
 
-def _singular(word: str) -> str:
-    word = word.removesuffix("'s")
-    if len(word) > 4 and word.endswith("ies"):
-        return word[:-3] + "y"
-    if len(word) > 4 and word.endswith(("ches", "shes", "xes", "sses", "zes")):
-        return word[:-2]
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
+@functools.lru_cache(maxsize=10_000)
+def _singulars(word: str) -> tuple[str, ...]:
+    """What it may be the plural of, the likeliest first; itself the last."""
+    endings = _PLURALS if len(word) > 3 else ()
+    return *(re.sub(plural, singular, word) for plural, singular in endings if re.search(plural, word)), word
 
 
 def _stem(word: str) -> str:
     """Without what inflects it, so that "striped" and "stripes", "hair" and "hairy", "color" and "colour" meet."""
-    word = _singular(word)
+    word = _singulars(word)[0]
     if len(word) > 5 and word.endswith("our"):
         word = word[:-3] + "or"
     word = re.sub(r"our(ed|ful)$", r"or\1", word)
