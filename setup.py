@@ -23,6 +23,7 @@ setup(
         "accelerate>=1.1",
         "datasets>=4.0",
         "evaluate>=0.4.6",
+        "filelock>=3.12",
         "huggingface_hub>=1.0",
         "jinja2>=3.1",
         "matplotlib>=3.8",

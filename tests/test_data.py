@@ -14,7 +14,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, LevitImageProcessorPil, ViTImageProcessorPil
 
-from madkd_hf.student.data import AspectCollator, random_crop_box, readable
+from madkd_hf.student.augmentation import chances, random_crops
+from madkd_hf.student.data import AspectCollator, readable
 
 
 def processor(size: int = 16) -> ViTImageProcessorPil:
@@ -258,8 +259,7 @@ def test_batches_draw_nothing_from_the_global_generator(augment):
 
 
 def boxes(width: int, height: int, scale: float, count: int = 4000) -> np.ndarray:
-    generator = torch.Generator().manual_seed(0)
-    return np.array([random_crop_box(width, height, scale, generator) for _ in range(count)])
+    return random_crops(np.array([[width, height]] * count), np.arange(count), scale, flip=0.5)[0]
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (100, 60), (7, 9), (1, 1), (300, 4), (4, 300)])
@@ -291,5 +291,20 @@ def test_crops_are_placed_anywhere_with_equal_chance():
 
 
 def test_an_image_too_long_for_any_crop_gives_its_centre():
-    assert random_crop_box(300, 3, 0.9) == (148, 0, 152, 3)
-    assert random_crop_box(3, 300, 0.9) == (0, 148, 3, 152)
+    assert boxes(300, 3, 0.9, 1).tolist() == [[148, 0, 152, 3]]
+    assert boxes(3, 300, 0.9, 1).tolist() == [[0, 148, 3, 152]]
+
+
+def test_chances_are_uniform_and_independent():
+    drawn = chances(0, 0, np.arange(4000), 8)
+    assert drawn.min() >= 0 and drawn.max() < 1
+    assert drawn.mean(axis=0) == pytest.approx(0.5, abs=0.02) and drawn.std(axis=0) == pytest.approx(
+        12**-0.5, abs=0.01
+    )
+    others = [chances(1, 0, np.arange(4000), 8), chances(0, 1, np.arange(4000), 8), np.roll(drawn, 1, axis=0)]
+    beside = np.concatenate([drawn, *others], axis=1)
+    assert np.abs(np.corrcoef(beside.T) - np.eye(32)).max() < 0.07  # 4.4 standard deviations of 496 chances
+
+
+def test_chances_of_an_image_do_not_depend_on_the_others():
+    assert np.array_equal(chances(3, 5, np.array([7, 8, 9]), 4)[1:2], chances(3, 5, np.array([8]), 4))

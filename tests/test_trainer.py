@@ -9,7 +9,15 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub import ModelCard
 from torch.nn import functional as F
-from transformers import PretrainedConfig, Trainer, TrainerCallback, TrainingArguments, ViTConfig, ViTImageProcessorPil
+from transformers import (
+    PretrainedConfig,
+    ResNetConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTImageProcessorPil,
+)
 
 from madkd_hf import Aspect, AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.student.data import AspectCollator
@@ -71,7 +79,7 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module, atol: floa
         torch.testing.assert_close(value, weights[key], atol=atol, rtol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
-STILL = {"crop_scale": 1.0, "horizontal_flip": 0.0}  # no augmentation
+STILL = {"image_store": "none", "crop_scale": 1.0, "horizontal_flip": 0.0}  # no augmentation
 
 
 # What is logged
@@ -530,3 +538,18 @@ def test_the_learning_rate_steps_down_after_epochs(tmp_path):
 def test_milestones_that_do_not_fit_are_refused(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         arguments(tmp_path, **settings)
+
+
+def test_channels_last_is_a_memory_format_and_nothing_else(tmp_path):
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    curves = []
+    for channels_last in (False, True):
+        made = trainer(tmp_path / "out", student(backbone), channels_last=channels_last, num_train_epochs=2)
+        made.train()
+        convolution = next(p for p in made.model.parameters() if p.dim() == 4)
+        assert convolution.is_contiguous(memory_format=torch.channels_last) == channels_last
+        curves.append(logged(made, "loss"))
+        made.save_model()
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    again = MadkdForImageClassification.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), made.model.parameters()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zlib
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
 from ..images import to_rgb
+from .augmentation import image_key, random_crops
 
 
 logger = logging.getLogger(__name__)
@@ -116,20 +116,29 @@ class AspectCollator:
         images = [to_rgb(row[self.image_column]) for row in rows]
         if self.augment:
             images = [self._augment(image) for image in images]
-            processed = self.image_processor(images, return_tensors="pt", do_resize=False, do_center_crop=False)
-        else:
-            processed = self.image_processor(images, return_tensors="pt")
-        batch = {"pixel_values": processed["pixel_values"]}
-        if self.label_column in rows[0]:
-            batch["labels"] = self._labels(rows)
-        if "aspect_logits" in rows[0]:
-            targets = [row["aspect_logits"] for row in rows]
+        columns = [name for name in (self.label_column, "aspect_logits") if name in rows[0]]
+        return {
+            "pixel_values": self.processed(images),
+            **self.targets({name: [row[name] for row in rows] for name in columns}),
+        }
+
+    def processed(self, images: list[Image.Image]) -> torch.Tensor:
+        """Pixel values of images; those for training have their size already."""
+        sized = {"do_resize": False, "do_center_crop": False} if self.augment else {}
+        return self.image_processor(images, return_tensors="pt", **sized)["pixel_values"]
+
+    def targets(self, columns: dict[str, list]) -> dict[str, torch.Tensor]:
+        """What a batch holds beside its images, from columns of rows; see `__call__`."""
+        batch = {}
+        if self.label_column in columns:
+            batch["labels"] = self._labels(columns[self.label_column])
+        if "aspect_logits" in columns:
+            targets = columns["aspect_logits"]
             length = next((len(target) for target in targets if target is not None), self.num_aspects)
             batch["aspect_logits"] = torch.tensor([target or [math.nan] * length for target in targets])
         return batch
 
-    def _labels(self, rows: list[dict[str, Any]]) -> torch.Tensor:
-        labels = [row[self.label_column] for row in rows]
+    def _labels(self, labels: list[Any]) -> torch.Tensor:
         for label in labels:
             if not isinstance(label, int) or not 0 <= label < self.num_labels:
                 raise ValueError(
@@ -139,32 +148,10 @@ class AspectCollator:
         return torch.tensor(labels)
 
     def _augment(self, image: Image.Image) -> Image.Image:
-        look = image.resize((8, 8), Image.Resampling.NEAREST).tobytes()
-        name = f"{self.seed} {int(self.epoch)} {image.size} ".encode() + look
-        generator = torch.Generator().manual_seed(zlib.crc32(name))
-        box = random_crop_box(*image.size, self.crop_scale, generator) if self.crop_scale < 1 else None
-        image = image.resize((self.width, self.height), Image.Resampling.BILINEAR, box=box)
-        return ImageOps.mirror(image) if torch.rand((), generator=generator) < self.horizontal_flip else image
+        boxes, flips = self.draw(np.array([image.size]), np.array([image_key(image)]))
+        image = image.crop(boxes[0].tolist()).resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return ImageOps.mirror(image) if flips[0] else image
 
-
-def random_crop_box(
-    width: int, height: int, scale: float, generator: torch.Generator | None = None
-) -> tuple[int, int, int, int]:
-    """The box of a random resized crop: an area share in `scale`..1, an aspect ratio in 3/4..4/3 on a log scale.
-
-    Tries ten times to fit one into the image, then takes the largest centred box within those aspect ratios, as
-    torchvision's `RandomResizedCrop` does.
-    """
-    low, high = math.log(3 / 4), math.log(4 / 3)
-    for _ in range(10):
-        area = width * height * (scale + (1 - scale) * torch.rand((), generator=generator).item())
-        ratio = math.exp(low + (high - low) * torch.rand((), generator=generator).item())
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            left = int(torch.randint(0, width - w + 1, (), generator=generator))
-            top = int(torch.randint(0, height - h + 1, (), generator=generator))
-            return left, top, left + w, top + h
-    ratio = min(max(width / height, 3 / 4), 4 / 3)
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+    def draw(self, sizes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Crops and flips of this epoch, see `augmentation.random_crops`."""
+        return random_crops(sizes, keys, self.crop_scale, self.horizontal_flip, self.seed, int(self.epoch))

@@ -26,6 +26,7 @@ from .data import AspectCollator, readable
 from .losses import madkd_loss
 from .metrics import all_metrics
 from .modeling_madkd import MadkdForImageClassification
+from .stored import StoreCollator, StoredRows, store_collator
 from .training_args import MadkdTrainingArguments
 
 
@@ -88,6 +89,8 @@ class MadkdTrainer(Trainer):
             compute_metrics=compute_metrics or all_metrics,
             **kwargs,
         )
+        if args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.asks_aspects = compute_metrics is None
         self.label_column = label_column
         self.train_dataset = self._fitting(train_dataset, "the training dataset")
@@ -116,6 +119,7 @@ class MadkdTrainer(Trainer):
             self.add_callback(_TellEpoch(self.train_collator))
         self._components: dict[str, torch.Tensor] = {}
         self._components_count = 0
+        self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._found: dict[tuple, Evaluation] = {}  # by step, name and dataset
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -123,16 +127,47 @@ class MadkdTrainer(Trainer):
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self):
-        self.data_collator = self.train_collator
-        return super().get_train_dataloader()
+        kept = self.train_dataset
+        self.train_dataset, self.data_collator = self._stored(kept, self.train_collator)
+        self._finish = getattr(self.data_collator, "finish", None)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset = kept
 
     def get_eval_dataloader(self, eval_dataset=None):
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        rows = self._fitting(self.eval_dataset[rows] if isinstance(rows, str) else rows, "the evaluation dataset")
         self.data_collator = self.eval_collator
-        return super().get_eval_dataloader(self._fitting(eval_dataset, "the evaluation dataset"))
+        if self.is_in_train:  # and so again
+            rows, self.data_collator = self._stored(rows, self.eval_collator)
+        return super().get_eval_dataloader(rows)
 
     def get_test_dataloader(self, test_dataset):
         self.data_collator = self.eval_collator
         return super().get_test_dataloader(self._fitting(test_dataset, "the test dataset"))
+
+    def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
+        """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""
+        if not isinstance(rows, Dataset) or not isinstance(collator, AspectCollator) or not len(rows):
+            return rows, collator
+        name = rows._fingerprint, collator.augment
+        if name not in self._stores:
+            choice = self.args.image_store
+            if not collator.augment and choice == "device":
+                choice = "disk"
+            device = self.args.device if collator.augment else torch.device("cpu")
+            self._stores[name] = store_collator(collator, rows, choice, device, self.args.disable_tqdm)
+        stored = self._stores[name]
+        return (rows, collator) if stored is None else (StoredRows(rows), stored)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "crops" in inputs:
+            inputs["pixel_values"] = self._finish(inputs.pop("crops"))
+        inputs = super()._prepare_inputs(inputs)
+        if self.args.channels_last:
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return inputs
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -198,7 +233,8 @@ class MadkdTrainer(Trainer):
         if output.label_ids is None:
             return output  # nothing to tell, and no reason to forget what labelled images of that split have told
         metrics = {key.removeprefix(f"{metric_key_prefix}_"): value for key, value in output.metrics.items()}
-        source, split = DataSource.of(dataloader.dataset), getattr(dataloader.dataset, "split", None)
+        rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
+        source, split = DataSource.of(rows), getattr(rows, "split", None)
         same_dataset = DataSource.of(self.train_dataset) in (None, source)
         if same_dataset and split == getattr(self.train_dataset, "split", None):
             split = None  # a part of the training split still calls itself that

@@ -11,6 +11,9 @@ from transformers import TrainingArguments
 from ..hub.upload import HubRepo
 
 
+IMAGE_STORES = ["auto", "disk", "device", "none"]
+
+
 @dataclass
 class MadkdTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the weight of the aspect loss, the augmentation, and defaults that fit images.
@@ -23,6 +26,10 @@ class MadkdTrainingArguments(TrainingArguments):
         lr_milestones: epochs after which the learning rate is multiplied by `lr_gamma`, in place of
             `lr_scheduler_type`; the paper's are 150, 180, 210 of 240.
         lr_gamma: that factor.
+        image_store: where images are kept that are decoded and resized once, before the first epoch: "disk" (a
+            memory-mapped file beside the cached datasets), "device" (that file's content, on the accelerator), "none"
+            (they are decoded anew in every epoch), or "auto", the fastest for which there is room.
+        channels_last: keep images and kernels in the memory format that convolutions are fastest in on most devices.
         push_plain: what a push publishes: True for the plain model without aspects and without remote code.
         hub_create_pr: a push opens a pull request.
         hub_license: the licence in the card of a push, as the Hub calls it.
@@ -49,6 +56,17 @@ class MadkdTrainingArguments(TrainingArguments):
         },
     )
     lr_gamma: float = field(default=0.1, metadata={"help": "The factor of lr_milestones."})
+    image_store: str = field(
+        default="auto",
+        metadata={
+            "help": "Decode and resize images once, and keep them on disk or on the device; none decodes them in "
+            "every epoch; auto takes the fastest for which there is room.",
+            "choices": IMAGE_STORES,
+        },
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "The memory format in which convolutional students train faster."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: images and aspects are columns the model does not name."}
     )
@@ -83,6 +101,8 @@ class MadkdTrainingArguments(TrainingArguments):
             raise ValueError(f"crop_scale is a share of the image, above 0 and at most 1; received {self.crop_scale}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, 0 to 1; received {self.horizontal_flip}.")
+        if self.image_store not in IMAGE_STORES:
+            raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
         if self.lr_milestones and self.max_steps > 0:
             raise ValueError(
                 f"lr_milestones={self.lr_milestones} are epochs and max_steps={self.max_steps} counts steps: set "

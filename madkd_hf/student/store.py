@@ -1,0 +1,213 @@
+"""Images decoded and resized once, and batches cut out of them: what training would else do anew in every epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from filelock import FileLock
+from numpy.lib.format import open_memmap
+from PIL import Image
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..images import to_rgb
+from .augmentation import image_key
+
+
+FORMAT = 1
+CHUNK = 256  # images between two moments from which an interrupted store goes on
+
+
+@dataclass
+class ImageStore:
+    """Images of one size in a memory-mapped file, or on a device.
+
+    Attributes:
+        pixels: [N, H, W, 3] uint8.
+        sizes: [N, 2] width and height of the images before they were resized, in pixels.
+        keys: [N] see `augmentation.image_key`.
+        folder: where the file is.
+    """
+
+    pixels: torch.Tensor
+    sizes: np.ndarray
+    keys: np.ndarray
+    folder: Path
+
+    @classmethod
+    def open(
+        cls,
+        rows: Dataset,
+        image_column: str,
+        render: Callable[[Image.Image], np.ndarray],
+        shape: tuple[int, int],
+        name: str,
+        cache_dir: str | Path | None = None,
+        disable_tqdm: bool = False,
+    ) -> ImageStore:
+        """The images of a dataset from the cache; built first, or built on, where the cache does not hold them all.
+
+        Several processes may ask at once: one builds, the others wait.
+
+        Args:
+            rows: with a column of images.
+            image_column: its name.
+            render: an RGB image -> [H, W, 3] uint8.
+            shape: H, W.
+            name: of what `render` does; another name is another store.
+            cache_dir: by default beside the cached datasets.
+
+        Raises:
+            ValueError: the disk cannot hold it, or an image cannot be read.
+        """
+        folder = store_folder(rows, image_column, shape, name, cache_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            stored = _opened(folder, len(rows), shape)
+            if stored is None:
+                needed, free = store_bytes(len(rows), shape), shutil.disk_usage(folder).free
+                if needed > free:
+                    raise ValueError(
+                        f"The decoded images need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
+                        "set HF_DATASETS_CACHE to a larger disk, or decode in every epoch with --image_store none."
+                    )
+                stored = _created(folder, len(rows), shape)
+            pixels, facts = stored
+            _fill(rows, image_column, render, pixels, facts, disable_tqdm)
+        return cls.load(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> ImageStore:
+        """A finished store."""
+        pixels, facts = (open_memmap(file, mode="r+") for file in _files(folder))
+        return cls(torch.from_numpy(pixels), np.array(facts[:, :2]), np.array(facts[:, 2]), folder)
+
+    def __reduce__(self) -> tuple:
+        """A data loader's worker that is not a fork maps the file anew; a pickle would hold a copy of it."""
+        return ImageStore.load, (self.folder,)
+
+    def to(self, device: torch.device | str) -> ImageStore:
+        """With the pixels on that device."""
+        return replace(self, pixels=self.pixels.to(device))
+
+    def cut(self, indices: Sequence[int]) -> torch.Tensor:
+        """Whole images [B, 3, H, W], uint8."""
+        return self.pixels[torch.as_tensor(indices, device=self.pixels.device)].movedim(-1, 1)
+
+    def crop(
+        self, indices: Sequence[int], boxes: np.ndarray, flips: np.ndarray, height: int, width: int
+    ) -> torch.Tensor:
+        """Crops [B, 3, height, width] on the device of the pixels, resized bilinearly with antialiasing.
+
+        Args:
+            indices: [B].
+            boxes: [B, 4] left, top, right, bottom in pixels of the images as they were.
+            flips: [B] whether to mirror.
+        """
+        stored = np.array(self.pixels.shape[2:0:-1])
+        scale = np.tile(stored / self.sizes[indices], 2)
+        boxes = np.rint(boxes * scale).astype(int)
+        boxes[:, :2] = np.minimum(boxes[:, :2], stored - 1)
+        boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        floating = self.pixels.is_cuda  # the kernel for bytes is the CPU's alone, and several times faster there
+        crops = []
+        for index, (left, top, right, bottom) in zip(indices, boxes.tolist()):
+            part = self.pixels[index, top:bottom, left:right].movedim(-1, 0)[None]
+            part = part.float() if floating else part
+            crops.append(F.interpolate(part, (height, width), mode="bilinear", antialias=True))
+        crops = torch.cat(crops)
+        if not flips.any():
+            return crops
+        mirrored = torch.as_tensor(flips, device=crops.device)[:, None, None, None]
+        return torch.where(mirrored, crops.flip(-1), crops)
+
+
+def store_bytes(count: int, shape: tuple[int, int]) -> int:
+    return count * shape[0] * shape[1] * 3
+
+
+def store_folder(
+    rows: Dataset, image_column: str, shape: tuple[int, int], name: str, cache_dir: str | Path | None = None
+) -> Path:
+    """Where the images of a dataset are kept: named after the dataset's fingerprint and how they are rendered."""
+    identity = json.dumps([FORMAT, rows._fingerprint, len(rows), image_column, shape, name])
+    root = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "madkd_images")
+    return root / hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _files(folder: Path) -> tuple[Path, Path]:
+    return folder / "pixels.npy", folder / "images.npy"
+
+
+def _opened(folder: Path, count: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pixels and facts, finished or not; None where there are none, or not whole files of the right size."""
+    try:
+        for file in _files(folder):
+            open_memmap(file, mode="r")  # for writing, a file that is cut off would be filled up with zeros
+        pixels, facts = (open_memmap(file, mode="r+") for file in _files(folder))
+    except (OSError, ValueError):
+        return None
+    return (pixels, facts) if pixels.shape == (count, *shape, 3) and facts.shape == (count, 3) else None
+
+
+def _created(folder: Path, count: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    pixels, facts = _files(folder)
+    facts.unlink(missing_ok=True)
+    made = open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, *shape, 3))
+    if hasattr(os, "posix_fallocate"):  # a disk that others fill up meanwhile would end the process without a word
+        with open(pixels, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, pixels.stat().st_size)
+    # width, height and key of an image: zeros until it is done
+    return made, open_memmap(facts, mode="w+", dtype=np.int64, shape=(count, 3))
+
+
+def _fill(
+    rows: Dataset,
+    image_column: str,
+    render: Callable[[Image.Image], np.ndarray],
+    pixels: np.ndarray,
+    facts: np.ndarray,
+    disable_tqdm: bool,
+) -> None:
+    """Decode what is not stored yet, with a thread for each core: Pillow works beside the interpreter."""
+    feature = rows.features[image_column]
+    encoded = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    todo = np.flatnonzero(facts[:, 0] == 0)
+
+    def one(index: int, value: dict) -> tuple[int, int, int]:
+        try:
+            image = to_rgb(feature.decode_example(value))
+        except Exception as error:
+            raise ValueError(
+                f"The image of row {index} cannot be read ({error}): repair it, or leave that row out."
+            ) from error
+        pixels[index] = render(image)
+        return *image.size, image_key(image)
+
+    with (
+        ThreadPoolExecutor(_cores()) as pool,
+        tqdm(total=len(facts), initial=len(facts) - len(todo), desc="decoding", unit="img", delay=1,
+             disable=disable_tqdm or not len(todo)) as bar,
+    ):  # fmt: skip
+        for start in range(0, len(todo), CHUNK):
+            chunk = todo[start : start + CHUNK]
+            found = list(pool.map(one, chunk.tolist(), encoded[chunk][image_column]))
+            pixels.flush()  # before what says that they are there
+            facts[chunk] = found
+            facts.flush()
+            bar.update(len(chunk))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,153 @@
+"""Batches of an `AspectCollator`, cut from images that were decoded once."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from .data import AspectCollator
+from .store import ImageStore, store_bytes
+
+
+logger = logging.getLogger(__name__)
+
+SHARPER = 1.5  # side of an image to crop, in sides of the student's input: most crops are then scaled down
+
+
+class StoredRows(torch.utils.data.Dataset):
+    """What a data loader samples from: row numbers. The rest of a row is looked up by `StoreCollator`, at once."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+class StoreCollator:
+    """Makes the batches of an `AspectCollator` from stored images: the same rows, crops and flips.
+
+    Pixels differ by rounding in evaluation, and in training by what resizing twice does to them.
+
+    Args:
+        collator: says how.
+        rows: a dataset whose images are stored.
+        store: its images: for training of any size, for evaluation as the image processor has them.
+        scale, bias: [1, 3, 1, 1] each, from a pixel's byte to its value, see `pixel_scale`.
+        defer: leave the images to `finish`, in the process that holds the store; for stores on a device.
+    """
+
+    def __init__(
+        self,
+        collator: AspectCollator,
+        rows: Dataset,
+        store: ImageStore,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        defer: bool = False,
+    ):
+        self.collator, self.store, self.defer = collator, store, defer
+        self.scale, self.bias = (values.to(store.pixels.device) for values in (scale, bias))
+        columns = [name for name in (collator.label_column, "aspect_logits") if name in rows.features]
+        self.columns = collator.targets(rows.select_columns(columns)[:]) if columns else {}
+
+    def __call__(self, indices: list[int]) -> dict[str, torch.Tensor | np.ndarray]:
+        batch = {name: values[indices] for name, values in self.columns.items()}
+        crops = np.array(indices)[:, None]
+        if self.collator.augment:
+            boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
+            crops = np.concatenate([crops, boxes, flips[:, None]], axis=1)
+        return {**batch, "crops": crops} if self.defer else {"pixel_values": self.finish(crops), **batch}
+
+    def finish(self, crops: np.ndarray) -> torch.Tensor:
+        """Pixel values [B, 3, H, W] of the crops [B, 1 or 6] of a batch: row, left, top, right, bottom, flip."""
+        if crops.shape[1] == 1:
+            pixels = self.store.cut(crops[:, 0])
+        else:
+            size = self.collator.height, self.collator.width
+            pixels = self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, *size)
+        return pixels * self.scale + self.bias
+
+
+def store_collator(
+    collator: AspectCollator, rows: Dataset, choice: str, device: torch.device, disable_tqdm: bool = False
+) -> StoreCollator | None:
+    """Stores a dataset's images and makes its batches from them; None where they are to be decoded anew each time.
+
+    Args:
+        collator: for training, or for evaluation.
+        rows: what to train or to evaluate on.
+        choice: "disk", "device", "none", or "auto": stores what takes at most half of the free disk, and holds it on
+            the device where it takes at most half of its free memory.
+        device: where the student is.
+
+    Raises:
+        ValueError: a store was asked for, and cannot be had.
+    """
+    if choice == "none":
+        return None
+    reason, values = None, pixel_scale(collator)
+    if not isinstance(rows.features.get(collator.image_column), datasets.Image):
+        reason = f"the column {collator.image_column!r} is not one of images"
+    elif rows.format["type"] is not None:
+        reason = f"the dataset has the format {rows.format['type']!r}, which may change its images"
+    elif values is None:
+        reason = "the image processor does more to pixels than to rescale and normalise them"
+    shape = collator.height, collator.width
+    if collator.augment and collator.crop_scale < 1:
+        shape = tuple(round(SHARPER * side) for side in shape)
+    needed, folder = store_bytes(len(rows), shape), Path(datasets.config.HF_DATASETS_CACHE)
+    folder.mkdir(parents=True, exist_ok=True)
+    if choice == "auto" and not reason and needed > shutil.disk_usage(folder).free / 2:
+        reason = f"they would take {needed / 1e9:.1f} GB, more than half of what is free in {folder}"
+    if reason and choice != "auto":
+        raise ValueError(f"The images cannot be stored: {reason}. Pass --image_store none to decode in every epoch.")
+    if reason:
+        logger.warning("Images are decoded in every epoch: %s.", reason)
+        return None
+
+    def render(image: Image.Image) -> np.ndarray:
+        if collator.augment:
+            return np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR))
+        return _as_bytes(collator, image)
+
+    name = "whole" if collator.augment else collator.image_processor.to_json_string()
+    store = ImageStore.open(rows, collator.image_column, render, shape, name, disable_tqdm=disable_tqdm)
+    if choice == "device" or (choice == "auto" and needed < _free_memory(device) / 2):
+        store = store.to(device)
+    return StoreCollator(collator, rows, store, *values, defer=store.pixels.device.type != "cpu")
+
+
+def pixel_scale(collator: AspectCollator) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Scale and bias [1, 3, 1, 1] from a byte to what the image processor makes of it; None where it does more."""
+    shape = (1, collator.height, collator.width, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)[0]
+    black, white, mixed = (
+        collator.processed([Image.fromarray(picture)])
+        for picture in (np.zeros_like(noise), np.full_like(noise, 255), noise)
+    )
+    bias = black.mean(dim=(2, 3), keepdim=True)
+    scale = (white.mean(dim=(2, 3), keepdim=True) - bias) / 255
+    pixels = torch.from_numpy(noise if collator.augment else _as_bytes(collator, Image.fromarray(noise)))
+    same = torch.allclose(pixels.movedim(-1, 0)[None] * scale + bias, mixed, atol=1e-4)
+    return (scale, bias) if same else None
+
+
+def _as_bytes(collator: AspectCollator, image: Image.Image) -> np.ndarray:
+    """[H, W, 3] as the image processor has it before it rescales and normalises."""
+    pixels = collator.image_processor([image], return_tensors="np", do_rescale=False, do_normalize=False)
+    return pixels["pixel_values"][0].transpose(1, 2, 0).astype(np.uint8)
+
+
+def _free_memory(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -1,0 +1,286 @@
+"""Images decoded once: the same batches, whatever happened to the store in between."""
+
+import logging
+import pickle
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from test_trainer import PROCESSOR, arguments, rows, student
+from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
+
+from madkd_hf import MadkdTrainer
+from madkd_hf.student import store, trainer
+from madkd_hf.student.data import AspectCollator
+from madkd_hf.student.store import ImageStore
+from madkd_hf.student.stored import StoreCollator, StoredRows, store_collator
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """No test finds another's images."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "cache" / "madkd_images"
+
+
+def collator(augment: bool, image_processor=PROCESSOR, **settings) -> AspectCollator:
+    return AspectCollator(image_processor, 4, augment=augment, num_aspects=3, **settings)
+
+
+def stored(dataset: Dataset, augment: bool, choice: str = "disk", **settings):
+    return store_collator(collator(augment, **settings), dataset, choice, CPU)
+
+
+def of_size(count: int, *sizes: tuple[int, int]) -> Dataset:
+    images = [image.resize(sizes[i % len(sizes)]) for i, image in enumerate(tiny.images(count, 40))]
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    return Dataset.from_dict({"image": images, "label": [i % 4 for i in range(count)]}, features=features)
+
+
+# The same batches
+
+
+def test_evaluation_batches_are_those_of_the_image_processor():
+    data = rows(10, unlabelled=(2,))
+    for processor in (PROCESSOR, ConvNextImageProcessorPil(size={"shortest_edge": 16}, crop_pct=0.875)):
+        ours = stored(data, False, image_processor=processor)([1, 2, 9])
+        reference = collator(False, processor)([data[i] for i in (1, 2, 9)])
+        assert list(ours) == list(reference)
+        for name, values in reference.items():
+            torch.testing.assert_close(ours[name], values, equal_nan=True, rtol=0, atol=1e-6)
+
+
+def test_training_batches_are_the_reference_s_crops_where_nothing_is_resized_twice():
+    """A 24-pixel image is stored as it is for a student that sees 16: what remains is rounding, by one of 255."""
+    data = of_size(12, (24, 24))
+    ours, reference = stored(data, True), collator(True)
+    for epoch in range(3):
+        ours.collator.set_epoch(epoch)
+        reference.set_epoch(epoch)
+        batch, expected = ours([0, 7, 3]), reference([data[i] for i in (0, 7, 3)])
+        assert torch.equal(batch["labels"], expected["labels"])
+        assert (batch["pixel_values"] - expected["pixel_values"]).abs().max() < 1.01 * 2 / 255
+
+
+def test_crops_of_any_shape_show_the_same_part_of_the_image():
+    """On images without fine detail, stored squashed to a square: colours that run from side to side."""
+    across, down = np.meshgrid(np.linspace(0, 255, 90), np.linspace(0, 255, 60))
+    picture = np.stack([across, down, np.zeros_like(down)], axis=-1).astype(np.uint8)
+    data = Dataset.from_dict({"image": [picture] * 3}, features=Features({"image": ImageFeature()}))
+    wide = ViTImageProcessorPil(size={"height": 16, "width": 24})
+    for processor in (PROCESSOR, wide):
+        ours, reference = stored(data, True, image_processor=processor), collator(True, processor)
+        for epoch in range(20):
+            ours.collator.set_epoch(epoch)
+            reference.set_epoch(epoch)
+            difference = ours([0])["pixel_values"] - reference([data[0]])["pixel_values"]
+            assert difference.abs().max() < 0.06  # of a range of 2: half a pixel of the store
+
+
+def test_a_batch_does_not_depend_on_what_else_is_in_it():
+    ours = stored(of_size(6, (30, 40), (24, 24)), True)
+    assert torch.equal(ours([4, 1, 5])["pixel_values"][1:2], ours([1])["pixel_values"])
+
+
+def test_a_store_on_a_device_is_cut_after_the_batch_has_been_made():
+    data = rows(6)
+    at_once = stored(data, True)
+    later = StoreCollator(at_once.collator, data, at_once.store.to("cpu"), at_once.scale, at_once.bias, True)
+    batch = later([3, 0])
+    assert "pixel_values" not in batch
+    assert torch.equal(later.finish(batch["crops"]), at_once([3, 0])["pixel_values"])
+
+
+def test_a_worker_that_is_no_fork_maps_the_same_file():
+    ours = stored(rows(6), True)
+    again = pickle.loads(pickle.dumps(ours))
+    assert len(pickle.dumps(ours.store)) < 400
+    assert torch.equal(again([5, 2])["pixel_values"], ours([5, 2])["pixel_values"])
+
+
+def losses(folder, **settings) -> list[float]:
+    settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "seed": 5, **settings}
+    made = MadkdTrainer(
+        student(), arguments(folder, **settings), train_dataset=TRAIN, eval_dataset=rows(8), processing_class=PROCESSOR
+    )
+    made.train()
+    return [entry[name] for entry in made.state.log_history for name in ("loss", "eval_loss") if name in entry]
+
+
+TRAIN = of_size(12, (24, 24))
+
+
+def test_training_follows_the_reference_s_curve(tmp_path, cache):
+    reference = losses(tmp_path / "none", image_store="none")
+    assert not cache.exists()
+    assert losses(tmp_path / "auto") == pytest.approx(reference, rel=0.02)
+    assert len(list(cache.iterdir())) == 2  # training and evaluation
+
+
+@pytest.mark.parametrize("where", ["workers", "device"])
+def test_training_is_the_same_wherever_batches_are_made(tmp_path, monkeypatch, where):
+    expected = losses(tmp_path / "here")
+    settings = {"dataloader_num_workers": 2} if where == "workers" else {}
+    if where == "device":
+        open_store = trainer.store_collator
+
+        def deferring(collator, *args, **kwargs):
+            made = open_store(collator, *args, **kwargs)
+            made.defer = collator.augment
+            return made
+
+        monkeypatch.setattr(trainer, "store_collator", deferring)
+    assert losses(tmp_path / "there", **settings) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_store_on_the_accelerator_makes_the_crops_of_the_disk():
+    data = of_size(32, (90, 60), (40, 40))
+    make = collator(True)
+    there = store_collator(make, data, "device", torch.device("cuda"))
+    assert there.store.pixels.is_cuda and there.defer
+    crops = there([0, 5, 31])["crops"]
+    expected = store_collator(make, data, "disk", CPU)([0, 5, 31])["pixel_values"]
+    assert (there.finish(crops).cpu() - expected).abs().max() < 1.01 * 2 / 255
+
+
+# What a store survives
+
+
+def rendering(dataset: Dataset, broken_at: int | None = None):
+    """Opens a store of an identity rendering; returns it and how many images were rendered."""
+    count = 0
+
+    def render(image):
+        nonlocal count
+        count += 1
+        if count == broken_at:
+            raise KeyboardInterrupt
+        return np.asarray(image.resize((24, 24)))
+
+    try:
+        return ImageStore.open(dataset, "image", render, (24, 24), "plain", disable_tqdm=True), count
+    except KeyboardInterrupt:
+        return None, count
+
+
+@pytest.fixture
+def slowly(monkeypatch):
+    """One thread, and a place to go on from after every two images."""
+    monkeypatch.setattr(store, "_cores", lambda: 1)
+    monkeypatch.setattr(store, "CHUNK", 2)
+
+
+def test_an_interrupted_store_goes_on_where_it_stopped(slowly):
+    data = of_size(8, (24, 24))
+    assert rendering(data, broken_at=6)[0] is None
+    finished, rendered = rendering(data)
+    assert rendered == 4  # the chunk in which it stopped, and the rest
+    assert np.array_equal(finished.pixels.numpy(), [np.asarray(image) for image in data["image"]])
+    assert rendering(data)[1] == 0
+
+
+@pytest.mark.parametrize("file", ["pixels.npy", "images.npy"])
+@pytest.mark.parametrize("left", [0, 100, 300])
+def test_a_truncated_store_is_rebuilt(slowly, cache, file, left):
+    data = of_size(8, (24, 24))
+    rendering(data)
+    (path,) = cache.glob(f"*/{file}")
+    path.write_bytes(path.read_bytes()[:left])
+    again, rendered = rendering(data)
+    assert rendered == 8
+    assert np.array_equal(again.pixels.numpy(), [np.asarray(image) for image in data["image"]])
+
+
+def test_other_images_or_another_rendering_is_another_store(cache):
+    data = rows(4)
+    for make in (True, False):
+        stored(data, make)
+    stored(data.select([1, 0, 2, 3]), True)
+    stored(data, True, image_processor=ViTImageProcessorPil(size={"height": 8, "width": 8}))
+    assert len(list(cache.iterdir())) == 4
+    stored(data, True, seed=3, crop_scale=0.5)  # draws other crops of the same images
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_an_image_that_cannot_be_read_is_named():
+    data = of_size(3, (24, 24)).cast_column("image", ImageFeature(decode=False))
+    broken = data.map(lambda row, i: {"image": row["image"] if i != 1 else {"bytes": b"none", "path": None}}, True)
+    with pytest.raises(ValueError, match="image of row 1 cannot be read .*: repair it, or leave that row out"):
+        stored(broken.cast_column("image", ImageFeature()), True)
+
+
+# Where there is no room, or no sense
+
+
+def with_free(monkeypatch, free: int) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 0, free))
+
+
+def test_a_store_that_does_not_fit_is_refused_before_it_is_built(monkeypatch, cache):
+    with_free(monkeypatch, 8 * 24 * 24 * 3 - 1)
+    with pytest.raises(ValueError, match=r"need 0.0 GB and .* has 0.0 GB free: set HF_DATASETS_CACHE .* none"):
+        stored(of_size(8, (24, 24)), True)
+    assert not list(cache.glob("*/*.npy"))
+
+
+def test_auto_decodes_in_every_epoch_where_half_of_the_disk_would_go(monkeypatch, caplog):
+    with_free(monkeypatch, 2 * 8 * 24 * 24 * 3 - 1)
+    assert stored(of_size(8, (24, 24)), True, "auto") is None
+    assert "Images are decoded in every epoch: they would take" in caplog.text
+    with_free(monkeypatch, 2 * 8 * 24 * 24 * 3)
+    assert stored(of_size(8, (24, 24)), True, "auto") is not None
+
+
+class Equalising(ViTImageProcessorPil):
+    """Does to pixels what no rescaling does."""
+
+    def __call__(self, images, **settings):
+        batch = super().__call__(images, **settings)
+        batch["pixel_values"] = batch["pixel_values"] ** 2
+        return batch
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda data: data.with_transform(lambda batch: batch),
+            "has the format 'custom', which may change its images",
+        ),
+        (lambda data: data.rename_column("image", "photo"), "the column 'image' is not one of images"),
+    ],
+    ids=["transformed", "no images"],
+)
+def test_what_a_store_would_not_see_is_decoded_in_every_epoch(change, reason, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert stored(change(rows(4)), True, "auto") is None
+    assert reason in caplog.text
+    with pytest.raises(ValueError, match=f"{reason}.* Pass --image_store none"):
+        stored(change(rows(4)), True)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_an_image_processor_that_does_more_than_normalise_is_left_to_do_it(augment, caplog):
+    strange = Equalising(size={"height": 16, "width": 16})
+    assert stored(rows(4), augment, "auto", image_processor=strange) is None
+    assert "the image processor does more to pixels than to rescale and normalise them" in caplog.text
+
+
+def test_a_choice_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Unknown image_store 'ram': expected one of \['auto', 'disk'"):
+        arguments(tmp_path, image_store="ram")
+
+
+def test_row_numbers_are_what_is_sampled():
+    sampled = StoredRows(rows(4))
+    assert len(sampled) == 4 and sampled[3] == 3
