@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import tiny
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset
 from huggingface_hub import DatasetCard
+from quick_python import quick_python
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
@@ -64,7 +64,7 @@ def parquet(hub, split):
 def child(hub, tmp_path, code):
     """What a fresh Python process with an empty cache prints."""
     env = hub.environment(tmp_path / "home")
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([quick_python(), "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -396,7 +396,7 @@ def attach(hub, tmp_path, *words, **environment):
     named = ["--dataset", "museum/birds", "--teacher", "museum/teacher", "--bank", "aspects.json"]
     named += ["--output_dir", "out", "--push_to_hub", "--hub_dataset_id", ID]
     return subprocess.run(
-        [sys.executable, str(recipe), *named, *words],
+        [quick_python(), str(recipe), *named, *words],
         env=hub.environment(tmp_path / "home") | environment,
         cwd=tmp_path,
         capture_output=True,

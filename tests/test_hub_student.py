@@ -6,7 +6,6 @@ The Hub is a small one on this machine; whoever talks to it is a process of its 
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +16,7 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
+from quick_python import quick_python
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
@@ -260,7 +260,7 @@ def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TO
     """Code in a process that has never heard of anything but this Hub."""
     environment = hub.environment(folder / "home", token=token) | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [quick_python(), "-c", code, *map(str, words)],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
@@ -315,10 +315,11 @@ def published(hub, place):
     """The recipe, twice, with the token on the command line alone."""
     more = ["--hub_token", TOKEN, "--hub_license", "mit", "--comparison", str(place / "compared")]
     done = child(hub, place, RECIPES + TWICE, *words(place, *more), token=None)
-    assert done.stdout.splitlines()[-1] == "None", done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1:] == ["None"], done.stdout + done.stderr
     return done
 
 
+@pytest.mark.xdist_group("published")
 def test_the_recipe_publishes_one_complete_private_commit(hub, place, published):
     files = hub.files("you/birds")
     assert set(files) == ASPECT_FILES | {"figures/accuracies.png", "figures/aspect_learning.png"}
@@ -335,6 +336,7 @@ def test_the_recipe_publishes_one_complete_private_commit(hub, place, published)
     assert "Validation (12 images)" in card.text and "| AUROC |" in card.text and "`3`" in card.text
 
 
+@pytest.mark.xdist_group("published")
 def test_the_token_gets_nowhere(hub, place, published):
     secret = TOKEN.removeprefix("hf_")
     assert secret not in published.stdout + published.stderr
@@ -451,6 +453,7 @@ def local_logits(folder: Path) -> torch.Tensor:
         return MadkdForImageClassification.from_pretrained(folder).eval()(pixels).logits
 
 
+@pytest.mark.xdist_group("published")
 def test_a_stranger_loads_it_and_runs_what_the_card_shows(hub, place, published, tmp_path):
     found = loaded_by_a_stranger(hub, place, tmp_path, "you/birds")
     assert "transformers_modules" in found["class"]
@@ -654,7 +657,7 @@ def test_two_processes_publish_once_or_say_once_why_not(hub, place, token):
     out = place / f"two-{token == TOKEN}"
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, ROOT / "recipes/train_student.py", *words(place, "--output_dir", str(out))],
+        [quick_python(), "-m", *launch, ROOT / "recipes/train_student.py", *words(place, "--output_dir", str(out))],
         cwd=place, env=hub.environment(place / "home", token=token), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     if token == TOKEN:

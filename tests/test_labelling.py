@@ -612,6 +612,7 @@ for stream in streams:
     list(stream)
     assert Stream("train", stream, "image").state["fingerprint"] == first
     print(first)
+print(*names)
 """
 
 
@@ -622,7 +623,7 @@ def test_a_stream_made_anew_in_another_process_is_the_same(tmp_path):
     for i, image in enumerate(tiny.images(3)):
         image.save(tmp_path / "images" / f"{i}.png")
     said = []
-    for seed in "123":
+    for seed in "12":
         environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = f"{Path(__file__).parents[1]}:{Path(__file__).parent}"
         (tmp_path / "script.py").write_text(SCRIPT)
@@ -630,7 +631,8 @@ def test_a_stream_made_anew_in_another_process_is_the_same(tmp_path):
         done = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout.split())
-    assert len(set(said[0])) == 5 and said[0] == said[1] == said[2]
+    assert said[0][5:] != said[1][5:]  # the order of a set, or the test shows nothing
+    assert len(set(said[0][:5])) == 5 and said[0][:5] == said[1][:5]
 
 
 def test_another_filter_shuffle_or_function_is_another_stream():

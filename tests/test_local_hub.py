@@ -2,13 +2,13 @@ import hashlib
 import http.client
 import json
 import subprocess
-import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from local_hub import OWN_TOKEN, LocalHub
+from quick_python import quick_python
 
 
 RAISES = """
@@ -30,7 +30,7 @@ def hub():
 def run(hub, home, script, token=OWN_TOKEN):
     """The script in a process of its own, with the real clients: what it asserts holds."""
     child = subprocess.run(
-        [sys.executable, "-c", RAISES + textwrap.dedent(script)],
+        [quick_python(), "-c", RAISES + textwrap.dedent(script)],
         env=hub.environment(home, token),
         capture_output=True,
         text=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from quick_python import quick_bin, quick_python
 from test_hub_dataset import student_files
 
 from madkd_hf import AspectBank
@@ -29,13 +30,14 @@ RUN = [
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")  # the blocks write to runs/, and read what is in the checkout
+    quick_bin(tmp_path / "bin")
     return tmp_path
 
 
 def run_block(language: str, code: str, folder: Path, environment: dict[str, str]) -> str:
     environment = {**environment, "PYTHONPATH": str(folder)}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    interpreter = [sys.executable, "-c"] if language == "python" else ["bash", "-euc"]
+    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    interpreter = [quick_python(), "-c"] if language == "python" else ["bash", "-euc"]
     done = subprocess.run([*interpreter, code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

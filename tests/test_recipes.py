@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
+from quick_python import quick_python
 from scipy.special import expit
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -27,6 +28,7 @@ from madkd_hf import AspectBank
 ROOT = Path(__file__).parents[1]
 EASY_VQA = ROOT / "recipes" / "easy_vqa"
 QUICK = ["--max_steps", "2", "--images_per_class", "2", "--eval_steps", "1", "--logging_steps", "1"]
+QUICK += ["--limit", "130"]  # the first rows of a split that show each class at least twice
 
 
 def recipe(name: str, *words: str | Path) -> None:
@@ -49,7 +51,7 @@ def refuse(name: str, *words: str | Path) -> str:
 
 def command(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, *map(str, words)]
+    words = [quick_python(), *map(str, words)]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -281,7 +283,8 @@ def test_train_runs_under_accelerate_launch(tmp_path):
 def test_compare_reports_every_condition_keeps_finished_students_and_publishes(hub, tmp_path):
     config = yaml.safe_load((EASY_VQA / "compare.yaml").read_text()) | {
         "seeds": 2,
-        "limit": 300,
+        "limit": 90,  # the first that show each class
+        "images_per_class": 1,
         "output_dir": str(tmp_path / "run"),
     }
     for name in ("baseline", "distill"):
@@ -472,7 +475,7 @@ def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
 
 
 def test_interrupting_stops_all_workers_and_says_so(tmp_path):
-    words = ["recipes/compare.py", "--config", EASY_VQA / "compare.yaml", "--output_dir", tmp_path, "--limit", "400"]
+    words = ["recipes/compare.py", "--config", EASY_VQA / "compare.yaml", "--output_dir", tmp_path, "--limit", "130"]
     with subprocess.Popen(
         [sys.executable, *map(str, words), "--images_per_class", "2"],
         cwd=ROOT,

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import tiny
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_from_disk
+from quick_python import quick_python
 
 from madkd_hf import AspectTeacher, attach_aspects
 
@@ -144,6 +144,7 @@ def kill_trials(folder: Path, trials: int, seed: int, stream: bool) -> None:
     assert interrupted
 
 
+@pytest.mark.xdist_group("killed")  # one server of processes to kill is enough
 @pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
 def test_a_killed_job_goes_on_and_ends_with_the_same_bits(tmp_path, stream):
     kill_trials(tmp_path, trials=6, seed=1, stream=stream)
@@ -158,11 +159,11 @@ def test_many_killed_jobs(tmp_path, stream):
 # Workers
 
 
-def recipe(*words: str | Path, launch: tuple[str, ...] = (), **settings) -> subprocess.CompletedProcess:
+def recipe(*words: str | Path, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     config = ["--config", str(EASY_VQA / "attach.yaml")]
-    command = [sys.executable, *launch, "recipes/attach_aspects.py", *config, *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **settings)
+    command = [quick_python(), *launch, "recipes/attach_aspects.py", *config, *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 # On machines without accelerators, `accelerate launch --cpu` starts one process whatever --num_processes says; with
@@ -233,8 +234,12 @@ def test_a_mistake_is_told_once_by_all_workers(tmp_path):
 # Disks
 
 
-def limit_file_size() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+LIMITED = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+sys.argv[:1], sys.path[0] = [], "recipes"
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_a_full_disk_is_told_in_one_sentence_and_what_was_done_is_kept(tmp_path):
@@ -243,7 +248,7 @@ def test_a_full_disk_is_told_in_one_sentence_and_what_was_done_is_kept(tmp_path)
     (tmp_path / "work" / "manifest.json").unlink()
     for path in tmp_path.glob("work/shards/*"):
         path.unlink()
-    full = recipe(*words, "--shard_size", "50", preexec_fn=limit_file_size)
+    full = recipe(*words, "--shard_size", "50", launch=("-c", LIMITED))
     assert full.returncode == 1
     (said,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert f"Cannot write to {tmp_path / 'work'} (File too large): 0 of 2 shards of split 'train' are complete" in said

@@ -4,12 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from quick_python import quick_python
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -293,7 +293,7 @@ def test_a_saved_student_gives_the_same_logits_where_the_package_is_not(saved, t
     torch.save(pixels(), inputs)
     tiny.images(1)[0].save(image)
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, folder, inputs, image, result],
+        [quick_python(), "-c", ELSEWHERE, folder, inputs, image, result],
         cwd=tmp_path,
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,

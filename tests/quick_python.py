@@ -1,0 +1,177 @@
+"""A Python whose processes start in a second: forks of one that has imported what is large.
+
+Most of what a child process costs is importing torch, pandas, scipy and their like, the same every time. So one server
+imports them once, and a command that takes the place of `python` asks it for a fork, hands it files, folder, words and
+environment, and ends as the fork ends. What reads its settings from the environment when it is imported, above all
+everything of Hugging Face, is not among them: a fork imports that itself, with caches and a Hub of its own.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import contextlib
+import faulthandler
+import functools
+import gc
+import importlib
+import json
+import multiprocessing.process
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from pathlib import Path
+
+
+LARGE = """
+torch torch._dynamo torch.distributed.tensor torch.export torch.utils.data torch.nn.parallel torch.testing
+pandas pyarrow pyarrow.compute pyarrow.dataset pyarrow.parquet sklearn.metrics scipy.optimize scipy.special scipy.stats
+matplotlib.pyplot PIL.Image aiohttp fsspec.implementations.http httpx2 jinja2 requests rich.console yaml
+"""
+NOT_YET = {"accelerate", "datasets", "evaluate", "huggingface_hub", "madkd_hf", "peft", "tokenizers", "transformers"}
+FILES = (0, 1, 2)
+
+
+@functools.cache
+def quick_python() -> str:
+    """The path of the command; it takes `-c code`, `-m module` or a file, and their words."""
+    if sys.platform != "linux":  # elsewhere large libraries do not all survive a fork
+        return sys.executable
+    folder = tempfile.TemporaryDirectory(prefix="quick")
+    place, command = Path(folder.name, "socket"), Path(folder.name, "python")
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ISE "{__file__}" "$0" "{place}" "$@"\n')
+    command.chmod(0o700)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads die in a fork
+    words = [sys.executable, "-P", __file__, "--serve", place, command]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    server = subprocess.Popen(words, env=environment, start_new_session=True, **pipes)
+    atexit.register(folder.cleanup)
+    atexit.register(server.communicate)  # the end of its input ends it
+    assert server.stdout.readline() == b"ready\n"
+    return str(command)
+
+
+def quick_bin(folder: Path) -> Path:
+    """A folder for the front of PATH, in which `python` and `accelerate` start quickly."""
+    folder.mkdir()
+    (folder / "python").symlink_to(quick_python())
+    real = Path(sys.executable).with_name("accelerate")
+    (folder / "accelerate").write_text(f'#!/bin/sh\nexec "{quick_python()}" "{real}" "$@"\n')
+    (folder / "accelerate").chmod(0o700)
+    return folder
+
+
+def ask(place: str, words: list[str]) -> int:
+    """In the command: let the server do it; returns how it ended."""
+    request = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(place)
+        connection.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", FILES))])
+        connection.sendall(request + b"\n")
+        code = int(connection.recv(16) or 1)
+    if code < 0:
+        with contextlib.suppress(OSError):  # nobody handles SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def serve(place: str, command: str) -> None:
+    """Fork whenever somebody asks, as long as our input is open; returns in a fork, ready to run."""
+    for name in LARGE.split():
+        importlib.import_module(name)
+    assert not NOT_YET & sys.modules.keys(), NOT_YET & sys.modules.keys()
+    tasks = {path.name: (path / "comm").read_text().strip() for path in Path("/proc/self/task").iterdir()}
+    others = {name for task, name in tasks.items() if task != str(os.getpid())}
+    assert others <= {"jemalloc_bg_thd"}, others  # threads do not survive a fork; this one starts itself anew
+    gc.collect()
+    gc.freeze()  # the forks share these pages as long as nobody writes to them, as the garbage collector does
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(place)
+        listener.listen()
+        print("ready", flush=True)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who wait for the forks
+        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork():
+                connection.close()
+                continue
+            break
+        else:
+            return
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    with connection:
+        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4 * len(FILES)))
+        files = array.array("i", ancillary[0][2])
+        request = json.loads(connection.makefile().readline())
+        fork = os.fork()
+        if fork:
+            for file in files:
+                os.close(file)
+            wait_for(fork, connection)
+    for file, number in zip(files, FILES):
+        os.dup2(file, number)
+        os.close(file)
+    try:
+        become(command, **request)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+        if not isinstance(code, int | None):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code or 0)  # without taking everything to pieces, which takes longer than to import it
+
+
+def wait_for(fork: int, connection: socket.socket) -> None:
+    """Tell the command how the fork ended; if the command is killed, so is the fork."""
+    ended = os.pidfd_open(fork)
+    if ended not in select.select([ended, connection], [], [])[0]:
+        os.kill(fork, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
+    try:
+        connection.sendall(str(code).encode())
+    finally:
+        os._exit(0)
+
+
+def become(command: str, words: list[str], folder: str, environment: dict[str, str]) -> None:
+    """In the fork: do what `python` would do with these words."""
+    faulthandler.enable()  # what a library says that does not survive a fork
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    multiprocessing.process.ORIGINAL_DIR = folder  # where workers that are spawned look for the main file
+    sys.executable = command  # so that those whom it starts are quick too
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    kind, *rest = words = words[words[0] == "-u" :]  # as torch.distributed starts its workers: without buffers
+    if kind == "-m":
+        sys.argv, sys.path[:0] = rest, [folder]
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv, sys.path[:0] = ["-c", *rest[1:]], [""]
+        sys.modules["__main__"] = main = types.ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv, sys.path[:0] = words, [str(Path(kind).parent.absolute())]
+        runpy.run_path(kind, run_name="__main__")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "--serve":
+        serve(*sys.argv[2:])
+    else:
+        sys.exit(ask(sys.argv[2], sys.argv[3:]))
