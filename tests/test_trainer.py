@@ -553,3 +553,35 @@ def test_channels_last_is_a_memory_format_and_nothing_else(tmp_path):
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
     again = MadkdForImageClassification.from_pretrained(tmp_path / "out")
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), made.model.parameters()))
+
+
+def test_mixup_blends_images_classes_and_aspects_alike(tmp_path):
+    """The loss of the blended batch is that of blended images with blended one-hot classes and probabilities."""
+    made = trainer(tmp_path, mixup_alpha=0.4, aspect_alpha=2.0, **STILL)
+    made.model.train()
+    inputs = made.train_collator([rows(8, unlabelled=(3,))[i] for i in range(8)])
+    torch.manual_seed(7)
+    loss = made.compute_loss(made.model, inputs)
+    torch.manual_seed(7)
+    share = torch.distributions.Beta(0.4, 0.4).sample()
+    order = torch.randperm(8)
+    assert 0.01 < share < 0.99 and not torch.equal(order, torch.arange(8))
+    blend = lambda values: share * values + (1 - share) * values[order]  # noqa: E731
+    outputs = made.model(pixel_values=blend(inputs["pixel_values"]))
+    expected = F.cross_entropy(outputs.logits, blend(F.one_hot(inputs["labels"], 4).float()))
+    known = inputs["aspect_logits"].isfinite().float()
+    targets = blend(inputs["aspect_logits"].nan_to_num().sigmoid() * known)
+    z, weight = outputs.aspect_logits, blend(known)  # where one of a pair has no answers, its share counts for nothing
+    each = -(targets * F.logsigmoid(z) + (weight - targets) * F.logsigmoid(-z))
+    torch.testing.assert_close(loss, expected + 2.0 * each.mean())
+
+
+def test_evaluation_is_not_mixed(tmp_path):
+    made = trainer(tmp_path, evaluate=rows(8), mixup_alpha=0.4, **STILL)
+    plain = trainer(tmp_path, evaluate=rows(8), **STILL)
+    assert made.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
+
+
+def test_a_negative_mixup_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mixup_alpha cannot be negative; received -1"):
+        arguments(tmp_path, mixup_alpha=-1)

@@ -1,10 +1,11 @@
-"""Random resized crops and flips, many at once, that follow from the seed, the epoch and the image alone."""
+"""Random resized crops and flips that follow from the seed, the epoch and the image alone; mixup."""
 
 from __future__ import annotations
 
 import zlib
 
 import numpy as np
+import torch
 from PIL import Image
 
 
@@ -78,3 +79,23 @@ def _centred(width: int, height: int) -> tuple[int, int, int, int]:
     w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def mixup(inputs: dict[str, torch.Tensor], alpha: float) -> tuple[torch.Tensor, list[tuple[float, dict]]]:
+    """Blends each image with another of its batch (Zhang et al., ICLR 2018).
+
+    Cross-entropy and BCE are linear in their targets, so the loss of blended targets is the blend of the losses: class
+    and aspect targets are mixed alike, and a row without answers adds nothing for its share.
+
+    Args:
+        inputs: a batch; every tensor [B, ...].
+        alpha: of the Beta(alpha, alpha) distribution from which the share is drawn, one for the batch.
+
+    Returns:
+        Blended `pixel_values` [B, 3, H, W]; (share, batch whose targets count for that share), twice.
+    """
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    pixels = inputs["pixel_values"]
+    order = torch.randperm(len(pixels), device=pixels.device)
+    others = {name: values[order] for name, values in inputs.items()}
+    return share * pixels + (1 - share) * others["pixel_values"], [(share, inputs), (1 - share, others)]

@@ -22,6 +22,7 @@ from ..hub.cards.student import StudentFacts, dataset_facts, write_card
 from ..hub.retries import HubError
 from ..hub.sources import DataSource
 from ..hub.student import push_student
+from .augmentation import mixup
 from .data import AspectCollator, readable
 from .losses import madkd_loss
 from .metrics import all_metrics
@@ -190,16 +191,21 @@ class MadkdTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         """Class loss plus `aspect_alpha` times the aspect loss, see `losses.madkd_loss`; each is logged by name."""
-        targets = inputs.get("aspect_logits")
-        outputs = model(pixel_values=inputs["pixel_values"])
-        losses = madkd_loss(
-            outputs.logits,
-            inputs["labels"],
-            outputs.aspect_logits,
-            targets if self.model.config.num_aspects else None,
-            self.args.aspect_alpha,
-            self.args.label_smoothing_factor,
-        )
+        pixel_values, parts = inputs["pixel_values"], [(1.0, inputs)]
+        if model.training and self.args.mixup_alpha:
+            pixel_values, parts = mixup(inputs, self.args.mixup_alpha)
+        outputs = model(pixel_values=pixel_values)
+        losses: dict[str, torch.Tensor] = {}
+        for share, part in parts:
+            found = madkd_loss(
+                outputs.logits,
+                part["labels"],
+                outputs.aspect_logits,
+                part.get("aspect_logits") if self.model.config.num_aspects else None,
+                self.args.aspect_alpha,
+                self.args.label_smoothing_factor,
+            )
+            losses = {name: losses.get(name, 0) + share * value for name, value in found.items()}
         if model.training:
             self._note(losses)
         return (losses["loss"], outputs) if return_outputs else losses["loss"]

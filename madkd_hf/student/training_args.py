@@ -23,6 +23,8 @@ class MadkdTrainingArguments(TrainingArguments):
         crop_scale: smallest share of an image's area that a random resized crop keeps, above 0 and at most 1;
             1 turns cropping off.
         horizontal_flip: probability of mirroring a training image.
+        mixup_alpha: of the Beta distribution by which each training image is blended with another, and its class and
+            aspects with the other's; 0 turns it off, 0.1 to 0.4 is usual.
         lr_milestones: epochs after which the learning rate is multiplied by `lr_gamma`, in place of
             `lr_scheduler_type`; the paper's are 150, 180, 210 of 240.
         lr_gamma: that factor.
@@ -47,6 +49,10 @@ class MadkdTrainingArguments(TrainingArguments):
     )
     horizontal_flip: float = field(
         default=0.5, metadata={"help": "Probability of mirroring a training image; 0 turns it off."}
+    )
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={"help": "Blend training images, classes and aspects in pairs: Beta(mixup_alpha, mixup_alpha)."},
     )
     lr_milestones: list[float] | None = field(
         default=None,
@@ -101,6 +107,8 @@ class MadkdTrainingArguments(TrainingArguments):
             raise ValueError(f"crop_scale is a share of the image, above 0 and at most 1; received {self.crop_scale}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, 0 to 1; received {self.horizontal_flip}.")
+        if not self.mixup_alpha >= 0:
+            raise ValueError(f"mixup_alpha cannot be negative; received {self.mixup_alpha}: use 0 to turn it off.")
         if self.image_store not in IMAGE_STORES:
             raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
         if self.lr_milestones and self.max_steps > 0:
@@ -157,7 +165,7 @@ class MadkdTrainingArguments(TrainingArguments):
         """What decides a student, for its card: nothing about folders, machines or tokens."""
         length = "max_steps" if self.max_steps > 0 else "num_train_epochs"
         names = ["aspect_alpha", "learning_rate", length, "lr_scheduler_type", "warmup_steps", "optim", "weight_decay"]
-        names += ["label_smoothing_factor", "crop_scale", "horizontal_flip", "seed"]
+        names += ["label_smoothing_factor", "mixup_alpha", "crop_scale", "horizontal_flip", "seed"]
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
         chosen = {name: getattr(self, name) for name in names}
