@@ -10,22 +10,23 @@ comparison. (The token is HF_TOKEN, or the one that `hf auth login` stored.)
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import attach_aspects
 import datasets
 import numpy as np
 import torch
 import train_student
 import transformers
 from cells import Cell, run_cells
-from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run, source
+from common import RecipeParser, run, source
+from conditions import CompareArguments, label, plan, points, student_words
 from datasets import Dataset, DatasetDict
 from huggingface_hub import ModelCard
 from scipy.special import expit, softmax
@@ -36,17 +37,21 @@ from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.report import figures
+from madkd_hf.report.classes import calibration_sentence, summarise_classes, write_classes
 from madkd_hf.report.evidence import write_evidence
+from madkd_hf.report.grid import grid_table, grid_verdict, write_grid
 from madkd_hf.student.data import AspectCollator
 from madkd_hf.student.metrics import AspectAuroc
 
 
-CONTROLS = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
 EXAMPLES = 8
 CAPTIONS = {
     "accuracies.png": "Accuracy on the test images: every dot is one student. A real gain lifts `madkd`, and neither "
     "of the two controls.",
     "learning_curves.png": "Accuracy on the validation images while the students learn.",
+    "classes.png": "Which classes gained; the numbers, and the confusions that went away, are in "
+    "[classes.md](classes.md).",
+    "calibration.png": "How often the students are right when they are so sure.",
     "questions.png": "What the teacher's answer to each question tells about the class, beside what chance seems to "
     "tell, and how often it is yes; the numbers are in [questions.md](questions.md).",
     "teacher.png": "What the teacher sees: its mean probability of yes to each question, for each class.",
@@ -56,92 +61,13 @@ CAPTIONS = {
 }
 
 
-@dataclass
-class CompareArguments(BankArguments, SplitArguments):
-    """What is compared, on what, how often."""
-
-    _argument_group_name = "comparison"
-
-    output_dir: str = field(default="", metadata={"help": "The folder for report, figures and students."})
-    baseline: str = field(default="", metadata={"help": "YAML of train_student.py for the plain student."})
-    distill: str = field(
-        default="", metadata={"help": "YAML of train_student.py for the distilled one and its controls."}
-    )
-    conditions: list[str] = field(
-        default_factory=lambda: list(CONTROLS), metadata={"help": f"Which of {', '.join(CONTROLS)}."}
-    )
-    seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
-    jobs: int | None = field(
-        default=None, metadata={"help": "Students trained side by side, one thread each; one per core by default."}
-    )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Publish the distilled student that is kept, with what was found."}
-    )
-    hub_model_id: str | None = field(default=None, metadata={"help": "Where to: owner/name, or a name of your own."})
-    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
-    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
-    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request."})
-    hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
-    )
-    push_plain: bool = field(
-        default=False,
-        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
-    )
-
-
-def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
-    """The labelled dataset in the output folder: training images, and validation images for the aspects' curves."""
-    names = DatasetArguments.__dataclass_fields__ | BankArguments.__dataclass_fields__
-    shared = {name: getattr(args, name) for name in names}
-    splits = train_student.prepare_splits(load_splits(args), args, seed=0)
-    if args.test_split not in splits:
-        raise ValueError(f"There is no split {args.test_split!r} for the last number: the dataset has {list(splits)}.")
-    if "aspect_logits" in splits[args.train_split].features:
-        raise ValueError(
-            f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before come "
-            "from the cache)."
-        )
-    attach = attach_aspects.AttachArguments(**shared, splits=[args.train_split, args.eval_split])
-    labelled, bank, teacher = attach_aspects.label(attach, splits)
-    attach_aspects.save(labelled, bank, Path(args.output_dir) / "labelled")
-    return labelled, bank, teacher
-
-
-def plan(args: CompareArguments) -> list[Cell]:
-    """Every condition with every seed."""
-    unknown = set(args.conditions) - set(CONTROLS)
-    if unknown:
-        raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(CONTROLS)}.")
-    return [
-        Cell(f"{condition}-{seed}", tuple(student_words(args, condition, seed, folder)), folder)
-        for seed in range(args.seeds)
-        for condition in dict.fromkeys(args.conditions)
-        for folder in [str(Path(args.output_dir) / "cells" / f"{condition}-{seed}")]
-    ]
-
-
-def student_words(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:
-    """The command line of one student: its YAML, and over it what all students have in common."""
-    labelled = str(Path(args.output_dir) / "labelled")
-    words = ["--config", args.baseline if condition == "base" else args.distill]
-    words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", CONTROLS[condition]]
-    words += ["--aspect_alpha", "0"] if condition == "base" else []
-    words += ["--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
-    words += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
-    for name in ("image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"):
-        if getattr(args, name) is not None:
-            words += [f"--{name}", str(getattr(args, name))]
-    return words
-
-
 def keep_student(args: CompareArguments) -> Path | None:
     """Copy the first distilled student to where users look for it."""
     cell, kept = (Path(args.output_dir) / name for name in ("cells/madkd-0", "student"))
     if "madkd" not in args.conditions:
         return None
     shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(cell, kept, ignore=shutil.ignore_patterns("cell.json", "log.txt", "checkpoint-*"))
+    shutil.copytree(cell, kept, ignore=shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*"))
     return kept
 
 
@@ -196,6 +122,44 @@ def draw_figures(
     return {name: caption for name, caption in CAPTIONS.items() if (folder / name).is_file()}
 
 
+def class_by_class(args: CompareArguments, names: Sequence[str]) -> dict[str, Any] | None:
+    """What the plain and the distilled students predicted for the test images, compared."""
+    if not {"base", "madkd"} <= set(args.conditions):
+        return None
+    cells = Path(args.output_dir) / "cells"
+    predicted = {
+        condition: [np.load(cells / f"{condition}-{seed}" / train_student.PREDICTIONS) for seed in range(args.seeds)]
+        for condition in ("base", "madkd")
+    }
+    logits = {condition: [each["logits"] for each in found] for condition, found in predicted.items()}
+    found = summarise_classes(logits, predicted["base"][0]["labels"], names)
+    write_classes(found, args.output_dir)
+    return found
+
+
+def compare_points(
+    args: CompareArguments,
+    planned: list[tuple[dict[str, Any], dict[tuple[str, int], Cell]]],
+    results: dict[str, dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    """The report of a grid."""
+    found = []
+    for point, cells in planned:
+        both = [
+            report.summarise(
+                [
+                    {"condition": condition, "seed": seed, "accuracy": 100 * results[cell.name]["metrics"][metric]}
+                    for (condition, seed), cell in cells.items()
+                ]
+            )
+            for metric in ("test_accuracy", "eval_accuracy")
+        ]
+        found.append({"point": point, **both[0], "validation": both[1]["accuracy"]})
+    written = write_grid({"points": found, **about}, args.output_dir)
+    print(f"\n{grid_table(found)}\n\n{grid_verdict(found)}\nReport and pictures: {written}")
+
+
 def about_teacher(teacher: AspectTeacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
     """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
     mass = np.array(labelled[args.train_split]["aspect_mass"])
@@ -211,6 +175,8 @@ def check_publishing(args: CompareArguments) -> HubRepo | None:
     """Where the student goes; what would keep it from going there is told before anything starts."""
     if not args.push_to_hub:
         return None
+    if json.loads(args.grid):
+        raise ValueError("A grid has no one student to publish: choose a point, and publish without --grid.")
     if "madkd" not in args.conditions:
         raise ValueError(f"There is no distilled student to publish in {args.conditions}: add madkd to --conditions.")
     name = args.hub_model_id or Path(args.output_dir).absolute().name
@@ -265,31 +231,39 @@ def main() -> None:
     started = [time.perf_counter()]
     labelled, bank, teacher = label(args)
     started.append(time.perf_counter())
-    results = run_cells(plan(args), args.jobs)
-    student = keep_student(args)
-    started.append(time.perf_counter())
-    cells = [
-        {**result, "condition": name.rsplit("-", 1)[0], "seed": int(name.rsplit("-", 1)[1])}
-        for name, result in results.items()
-    ]
-    summary = report.summarise(cells)
-    pictures = draw_figures(args, labelled, bank, teacher, cells, summary, student)
-    started.append(time.perf_counter())
-    summary |= {
+    planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
+    results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
+    about = {
         "dataset": args.dataset,
         "commit": source(args)["commit"],
         "classes": labelled[args.train_split].features[args.label_column].num_classes,
         "bank": bank.fingerprint,
+        "teacher": about_teacher(teacher, labelled, args),
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    if json.loads(args.grid):
+        return compare_points(args, planned, results, about)
+    student = keep_student(args)
+    started.append(time.perf_counter())
+    cells = [
+        {**results[cell.name], "condition": condition, "seed": seed}
+        for (condition, seed), cell in planned[0][1].items()
+    ]
+    summary = report.summarise(cells)
+    by_class = class_by_class(args, labelled[args.train_split].features[args.label_column].names)
+    pictures = draw_figures(args, labelled, bank, teacher, cells, summary, student)
+    started.append(time.perf_counter())
+    summary |= about | {
         "images_per_class": args.images_per_class,
         "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
-        "teacher": about_teacher(teacher, labelled, args),
         "figures": pictures,
-        "command": shlex.join(["python", *sys.argv]),
     }
     written = report.write_report(summary, args.output_dir)
     print(f"\n{report.table(summary)}\n")
     if "gain" in summary:
         print(f"{report.verdict(summary['gain'])}.")
+    if by_class:
+        print(calibration_sentence(by_class))
     print(f"Report and pictures: {written}")
     if repo:
         url = publish(args, repo, student, results["madkd-0"]["metrics"], summary, labelled)

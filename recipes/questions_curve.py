@@ -11,24 +11,21 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import attach_aspects
 import datasets
 import numpy as np
 import train_student
 import transformers
 from cells import Cell, run_cells
 from common import RecipeParser, run
-from compare import CompareArguments, label, student_words
+from conditions import CompareArguments, keep, label, student_words
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
 from madkd_hf.questions.selection import select_questions
-from madkd_hf.questions.subset import subset
 from madkd_hf.report.choice import read_answers
 from madkd_hf.report.questions_curve import METHODS, curve_verdict, summarise_curve, write_curve
 
@@ -89,15 +86,6 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
             point = {"method": method, "asked": count, "kept": len(ids), "seed": seed, "questions": ids}
             cells[name] = (Cell(name, (*words, "--do_predict", "false"), folder, metric="eval_accuracy"), point)
     return cells
-
-
-def keep(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: CurveArguments) -> str:
-    """A folder with the answers to these questions alone, for training and validation."""
-    rows = DatasetDict({split: labelled[split] for split in (args.train_split, args.eval_split)})
-    rows, kept = subset(rows, bank, ids)
-    folder = Path(args.output_dir) / "sets" / kept.fingerprint
-    attach_aspects.save(rows, kept, folder)
-    return str(folder)
 
 
 def main() -> None:

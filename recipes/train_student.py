@@ -39,13 +39,45 @@ from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student.data import readable
+from madkd_hf.student.saved import load_saved
 from madkd_hf.student.trainer import check_repo
 
 
 logger = logging.getLogger(__name__)
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
+PREDICTIONS = "test_predictions.npz"  # class logits [n, C] and labels [n]
 OF_PUBLISHING = ("hub_", "push_", "comparison")
+
+
+@dataclass
+class LoraArguments:
+    """Adapters in a backbone that stays as it is, in place of training it whole; needs peft."""
+
+    _argument_group_name = "LoRA"
+
+    lora_rank: int = field(
+        default=0, metadata={"help": "Rank of the adapters; the head is trained in full; 0 trains the whole student."}
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "The adapters are scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={
+            "help": "Layers that get one, by the ends of their names: q_proj v_proj; all-linear for all linear."
+        },
+    )
+
+    def peft_config(self) -> Any:
+        """A `LoraConfig`, or None."""
+        if self.lora_rank == 0:
+            return None
+        from madkd_hf.student.lora import ALL_LINEAR, LoraConfig
+
+        targets = ALL_LINEAR if self.lora_target_modules == [ALL_LINEAR] else self.lora_target_modules
+        return LoraConfig(
+            r=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout, target_modules=targets
+        )
 
 
 @dataclass
@@ -72,10 +104,14 @@ class StudentArguments(BankArguments, SplitArguments):
         default=None,
         metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
     )
+    lora: LoraArguments = field(default_factory=LoraArguments, init=False)
 
 
 def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainingArguments]:
-    return RecipeParser(StudentArguments, MadkdTrainingArguments, description=__doc__).parse(args)
+    parser = RecipeParser(StudentArguments, LoraArguments, MadkdTrainingArguments, description=__doc__)
+    student, lora, training_args = parser.parse(args)
+    student.lora = lora
+    return student, training_args
 
 
 def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> MadkdTrainer:
@@ -85,12 +121,13 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     trained again.
     """
     check_publishing(args, training_args)
+    peft_config = args.lora.peft_config()
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
     splits, train_set, bank = prepare(args, training_args)
     decides = what_decides(args, training_args, train_set, bank)
     waiting = waits_for_hub(training_args, decides)
-    if waiting:
+    if waiting and peft_config is None:
         model = MadkdForImageClassification.from_pretrained(training_args.output_dir)
     else:
         model = MadkdForImageClassification.from_backbone(
@@ -109,12 +146,15 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         processing_class=AutoImageProcessor.from_pretrained(args.backbone),
         image_column=args.image_column,
         label_column=args.label_column,
+        peft_config=peft_config,
     )
+    if waiting and peft_config is not None:
+        load_saved(trainer.model, training_args.output_dir)
     trainer.remove_callback(PrinterCallback)
     metrics = {} if waiting else {"train": fit(trainer, checkpoint, decides)}
     metrics["eval"] = trainer.evaluate()
     if training_args.do_predict:
-        metrics["test"] = trainer.predict(splits[args.test_split]).metrics
+        metrics["test"] = predict(trainer, splits[args.test_split])
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
@@ -156,6 +196,17 @@ def fit(trainer: MadkdTrainer, checkpoint: str | None, decides: dict[str, Any]) 
         if trainer.args.push_to_hub:
             write_whole(folder / WAITING, ticket(folder, decides))
     return metrics
+
+
+def predict(trainer: MadkdTrainer, rows: Dataset) -> dict[str, float]:
+    """Metrics on the test images; what was predicted for each stays beside the student."""
+    output = trainer.predict(rows)
+    if trainer.is_world_process_zero() and output.label_ids is not None:
+        logits, labels = (
+            values[0] if isinstance(values, tuple) else values for values in (output.predictions, output.label_ids)
+        )
+        np.savez_compressed(Path(trainer.args.output_dir) / PREDICTIONS, logits=logits, labels=labels)
+    return output.metrics
 
 
 def check_publishing(args: StudentArguments, training_args: MadkdTrainingArguments) -> None:

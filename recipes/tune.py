@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from cells import Cell, run_cells
 from common import RecipeParser, run
-from compare import CompareArguments, label, student_words
+from conditions import CompareArguments, label, student_words
 
 
 @dataclass

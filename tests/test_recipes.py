@@ -305,7 +305,9 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     assert set(report["seconds"]) == {"label", "train", "report"}
     assert report["teacher"]["model"] == "recipes/easy_vqa/teacher"
     assert "| madkd: classes + aspects" in done.stdout and (run / "report.md").is_file()
-    assert len(list((run / "figures").glob("*.png"))) == 6
+    assert len(list((run / "figures").glob("*.png"))) == 8
+    page = (run / "classes.md").read_text()
+    assert "| red circle" in page and "Expected calibration error" in page and "Expected calibration" in done.stdout
     AutoModelForImageClassification.from_pretrained(run / "student")
 
     kept = (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns
@@ -338,6 +340,15 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     ]
     assert len(rows) == 4 and all(row in card for row in rows)
     assert hub.token.encode() not in hub.received + (run / "report.json").read_bytes()
+
+    grid = ["--grid", '{"aspects": [2, 11]}', "--conditions", "base", "madkd", "--seeds", "1"]
+    done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml", *grid)
+    assert done.returncode == 0, done.stderr
+    points = json.loads((run / "report.json").read_text())["points"]
+    assert [each["point"] for each in points] == [{"aspects": 2}, {"aspects": 11}]
+    assert points[0]["accuracy"]["base"] == points[1]["accuracy"]["base"] == report["accuracy"]["base"][:1]
+    assert points[1]["accuracy"]["madkd"] == report["accuracy"]["madkd"][:1]
+    assert (run / "figures" / "against_aspects.png").is_file() and " 2 | madkd" in (run / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -444,14 +455,44 @@ def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(con
         assert len(np.unique(after, axis=0)) == 1
 
 
+def planned(folder, **settings) -> dict[str, str]:
+    """The command line of each student, by its name."""
+    conditions = importlib.import_module("conditions")
+    args = conditions.CompareArguments(output_dir=str(folder), baseline="a.yaml", distill="b.yaml", **settings)
+    bank = AspectBank.load(EASY_VQA / "aspects.json")
+    columns = {"label": [0], "aspect_logits": [[0.0] * len(bank)], "aspect_mass": [[1.0] * len(bank)]}
+    labelled = DatasetDict({"train": Dataset.from_dict({**columns, "aspect_bank": [bank.fingerprint]})})
+    cells = [
+        plan for point in conditions.points(args) for plan in conditions.plan(args, point, labelled, bank).values()
+    ]
+    return {cell.name: " ".join(cell.words) for cell in cells}
+
+
 def test_base_is_plain_and_tested_whatever_its_yaml_says(tmp_path):
-    compare = importlib.import_module("compare")
-    args = compare.CompareArguments(output_dir=str(tmp_path), baseline="a.yaml", distill="b.yaml")
-    words = {cell.name: " ".join(cell.words) for cell in compare.plan(args)}
+    words = planned(tmp_path)
     assert len(words) == 20
     assert "--config a.yaml" in words["base-0"] and "--aspect_alpha 0" in words["base-0"]
     assert "--config b.yaml" in words["madkd-0"] and "--aspect_alpha" not in words["madkd-0"]
     assert all("--do_predict true" in line for line in words.values())
+
+
+def test_a_grid_trains_every_condition_at_every_point_and_a_plain_student_once(tmp_path):
+    grid = json.dumps({"images_per_class": [5, 10], "aspect_alpha": [1, 40], "aspects": [3, 11]})
+    words = planned(tmp_path, grid=grid, seeds=2, conditions=["base", "madkd"], images_per_class=7)
+    assert len(words) == 2 * 2 + 2 * 8
+    base = words["base-images_per_class_5-1"]
+    assert base.endswith("--images_per_class=5") and "--aspect_alpha=" not in base and "/sets/" not in base
+    few = words["madkd-images_per_class_10-aspect_alpha_40-aspects_3-0"]
+    assert few.endswith("--images_per_class=10 --aspect_alpha=40")
+    (place,) = {few.split(option)[-1].split()[0] for option in ("--dataset ", "--bank ")}
+    assert AspectBank.load(place).ids == AspectBank.load(EASY_VQA / "aspects.json").ids[:3]
+    assert "/sets/" not in words["madkd-images_per_class_10-aspect_alpha_40-aspects_11-0"]
+
+
+@pytest.mark.parametrize("values", ["5", "[]"])
+def test_a_grid_needs_values(tmp_path, values):
+    with pytest.raises(ValueError, match="grid's option 'aspects' needs a list of values; got"):
+        planned(tmp_path, grid=f'{{"aspects": {values}}}')
 
 
 def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
@@ -508,7 +549,7 @@ def test_every_yaml_under_recipes_names_known_options_only():
     arguments = {"attach": [attach_aspects.AttachArguments], "compare": [compare.CompareArguments]}
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
     arguments |= {"select": [select_questions.SelectArguments]}
-    student = [train_student.StudentArguments, train_student.MadkdTrainingArguments]
+    student = [train_student.StudentArguments, train_student.LoraArguments, train_student.MadkdTrainingArguments]
     files = sorted(ROOT.glob("recipes/*/*.yaml"))
     assert files
     for path in files:

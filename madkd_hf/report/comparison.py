@@ -132,7 +132,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
-    content = json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    content = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     name = f"Multi-aspect knowledge distillation on {report['dataset']}" if report.get("dataset") else "Report"
     parts = [f"# {name}", _what_was_run(report)]
     parts += [f"**{verdict(report['gain'])}.**"] if report.get("gain") else []
@@ -180,21 +180,21 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
 
 def code_span(value: Any) -> str:
     """A code span that survives a table cell: templates such as `<|user|>` hold pipes, tags and line breaks."""
-    text = value if isinstance(value, str) else json.dumps(_plain(value), ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
     text = text.replace("\r", "").replace("\n", "\\n").replace("|", "\\|")
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence, space = "`" * (longest + 1), " " if longest else ""
     return f"{fence}{space}{text}{space}{fence}" if text.strip() else ""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON can hold: numpy becomes lists and numbers, NaN and infinities become null, paths become text."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -110,8 +110,8 @@ def plot_teacher(
     steps = [math.ceil(0.13 / cell) for cell in cells]
     sizes = [min(9.0, 60 * cell * step) for cell, step in zip(cells, steps)]
     rows, columns = (range(0, n, step) for n, step in zip(values.shape, steps))
-    ax.set_yticks([r + 0.5 for r in rows], [_short(class_names[r]) for r in rows], fontsize=sizes[0])
-    names = [_short(aspect_ids[order[q]]) for q in columns]
+    ax.set_yticks([r + 0.5 for r in rows], [short(class_names[r]) for r in rows], fontsize=sizes[0])
+    names = [short(aspect_ids[order[q]]) for q in columns]
     ax.set_xticks([q + 0.5 for q in columns], names, rotation=90, fontsize=sizes[1])
     _name_groups(ax, [groups[q] for q in order], cells[1])
     bar = figure.colorbar(mesh, ax=ax, aspect=30, shrink=min(1, 3 / (cells[0] * len(values))), anchor=(0, 1), pad=0.02)
@@ -149,7 +149,7 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike) ->
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
     mass.axvspan(0, LOW_MASS, color=WRONG, alpha=0.08, linewidth=0)
     for height, row in zip(y, rows):
-        notes, place = "\n".join(f"⚠ {_short(note)}" for note in row.notes), mass.get_yaxis_transform()
+        notes, place = "\n".join(f"⚠ {short(note)}" for note in row.notes), mass.get_yaxis_transform()
         mass.text(1.08, height, notes, transform=place, va="center", fontsize=8, color=WRONG, parse_math=False)
     told.set_yticks(y, ["\n".join(text) for text in texts], fontsize=9, parse_math=False)
     told.set_ylim(total, 0)
@@ -231,10 +231,10 @@ def plot_examples(
         picture, chart = above.add_subplot(anchor="S"), below.add_subplot()
         picture.imshow(_pixels(images[k]), cmap="gray")
         picture.axis("off")
-        picture.set_title(f"true: {_short(truths[k], 26)}", fontsize=10)
+        picture.set_title(f"true: {short(truths[k], 26)}", fontsize=10)
         sure = f" ({confidences[k]:.0%})" if confidences is not None else ""
         sign, colour = ("✓", RIGHT) if truths[k] == predictions[k] else ("✗", WRONG)
-        below.suptitle(f"{sign} {_short(predictions[k], 20)}{sure}", fontsize=10, color=colour, fontweight="bold")
+        below.suptitle(f"{sign} {short(predictions[k], 20)}{sure}", fontsize=10, color=colour, fontweight="bold")
         _plot_answers(chart, teacher_probabilities[k], student_probabilities[k], aspect_ids)
     figure.legend(*chart.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return save(figure, path)
@@ -249,7 +249,7 @@ def _plot_answers(ax: Axes, teacher: np.ndarray, student: np.ndarray, aspect_ids
     ax.hlines(y, teacher[chosen], student[chosen], color="#AAAAAA", linewidth=2, zorder=1)
     ax.plot(student[chosen], y, "o", markersize=6, color=STUDENT, label="student's P(yes)")
     ax.plot(teacher[chosen], y, "D", markersize=7.5, mfc="none", mec=TEACHER, label="teacher's P(yes)")
-    ax.set_yticks(y, [_short(aspect_ids[q], 22) for q in chosen], fontsize=9)
+    ax.set_yticks(y, [short(aspect_ids[q], 22) for q in chosen], fontsize=9)
     ax.set_xticks([0, 0.5, 1], ["0", "½", "1"], fontsize=8)
     ax.set(xlim=(-0.06, 1.06), ylim=(len(chosen) - 0.4, -0.6))
     ax.tick_params(length=0)
@@ -268,7 +268,7 @@ def plot_aspect_learning(ids: Sequence[str], auroc: Sequence[float], path: str |
     for y, (value, _) in enumerate(known):
         ax.barh(y, value - 0.5, 0.7, left=0.5, color=STUDENT if value >= 0.5 else WRONG)
         ax.text(1.01, y, f"{value:.3f}", va="center_baseline", fontsize=min(9, 60 * pitch), color=GREY)
-    ax.set_yticks(range(len(known)), [_short(name) for _, name in known], fontsize=min(9, 60 * pitch))
+    ax.set_yticks(range(len(known)), [short(name) for _, name in known], fontsize=min(9, 60 * pitch))
     ax.set(xlim=(min([0.5] + [value - 0.02 for value, _ in known]), 1), ylim=(len(known) - 0.4, -0.6))
     ax.axvline(0.5, color=TEACHER, linewidth=1)
     ax.tick_params(axis="y", length=0)
@@ -289,8 +289,8 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     return figure
 
 
-def new_axes(figure: Figure, subtitle: str = "") -> Axes:
-    ax = figure.add_subplot()
+def new_axes(figure: Figure, subtitle: str = "", ax: Axes | None = None) -> Axes:
+    ax = ax or figure.add_subplot()
     ax.set_title(subtitle, loc="left", fontsize=9, color=GREY)
     ax.spines["bottom"].set_color(PALE)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -305,7 +305,7 @@ def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(image)
 
 
-def _short(name: str, length: int = 30) -> str:
+def short(name: str, length: int = 30) -> str:
     """Cut in the middle: names that begin alike end apart."""
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[: length - 1 - half]}…{name[len(name) - half :]}"

@@ -1,0 +1,184 @@
+"""Which classes gained, which confusions went away, and whether confidence tells accuracy: base against distilled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+
+from .comparison import markdown_table, paired_gain, write_whole
+from .evidence import cell
+from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
+
+
+MOST_CLASSES, MOST_CONFUSIONS, BINS = 40, 12, 10
+BOTH = ("base", "madkd")
+
+
+def summarise_classes(
+    logits: dict[str, Sequence[np.ndarray]], labels: np.ndarray, names: Sequence[str]
+) -> dict[str, Any]:
+    """What the distilled students get right that the plain ones do not.
+
+    Args:
+        logits: "base" and "madkd" -> for each seed, in the same order, the class logits [n, C] of the same images.
+        labels: [n] their class indices.
+        names: the C classes.
+
+    Returns:
+        `classes`: one each for those that the images show: `name`, `images`, `base` and `madkd` (mean recall, per
+        cent), `gain` (points, see `paired_gain`), in the order of gain; `confusions`: `shown`, `taken_for`, `base`
+        and `madkd` (mean share of the shown class's images, per cent), the most changed first; `calibration`:
+        condition -> `error` (mean expected calibration error, 0..1), `deviation` (over the seeds), and the curve:
+        `confidence`, `accuracy` and `share` of the images in each of 10 bins of all seeds together (None where empty).
+    """
+    labels, count = np.asarray(labels), len(names)
+    matrices = {name: np.stack([_confusion(each, labels, count) for each in logits[name]]) for name in BOTH}
+    shown = np.flatnonzero(np.bincount(labels, minlength=count))
+    classes = []
+    for index in shown:
+        base, madkd = (100 * matrices[name][:, index, index] for name in BOTH)
+        gain = paired_gain(madkd, base)
+        row = {"name": names[index], "images": int((labels == index).sum()), "gain": gain}
+        classes.append({**row, "base": float(base.mean()), "madkd": float(madkd.mean())})
+    base, madkd = (100 * matrices[name].mean(axis=0) for name in BOTH)
+    change = np.abs(madkd - base)
+    np.fill_diagonal(change, 0)
+    pairs = [divmod(int(place), count) for place in np.argsort(-change, axis=None, kind="stable")]
+    return {
+        "classes": sorted(classes, key=lambda row: -row["gain"]["mean"]),
+        "confusions": [
+            {"shown": names[i], "taken_for": names[j], "base": float(base[i, j]), "madkd": float(madkd[i, j])}
+            for i, j in pairs[:MOST_CONFUSIONS]
+            if change[i, j] > 0
+        ],
+        "calibration": {name: _calibration(logits[name], labels) for name in BOTH},
+    }
+
+
+def _confusion(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """[C, C] share of the images of a row's class that are taken for the column's."""
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (labels, logits.argmax(axis=1)), 1)
+    return matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+
+
+def _calibration(logits: Sequence[np.ndarray], labels: np.ndarray, bins: int = BINS) -> dict[str, Any]:
+    errors, sums = [], np.zeros((3, bins))
+    for each in logits:
+        p = softmax(np.asarray(each, dtype=float), axis=1)
+        confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
+        found = np.stack([np.bincount(place, values, bins) for values in (np.ones(len(p)), confidence, right)])
+        errors.append(np.abs(found[1] - found[2]).sum() / len(p))
+        sums += found
+    filled = np.where(sums[0] > 0, sums[0], np.nan)
+    curve = {"confidence": sums[1] / filled, "accuracy": sums[2] / filled}
+    return {
+        "error": float(np.mean(errors)),
+        "deviation": float(np.std(errors, ddof=1)) if len(errors) > 1 else None,
+        **{name: [None if np.isnan(value) else float(value) for value in values] for name, values in curve.items()},
+        "share": (sums[0] / sums[0].sum()).tolist(),
+    }
+
+
+def classes_page(summary: dict[str, Any]) -> str:
+    """`summarise_classes` as Markdown, with its pictures."""
+    head = ["Class", "Images", "Base, %", "Distilled, %", "Gain, points [95% interval]"]
+    rows = []
+    for row in summary["classes"]:
+        low, high = row["gain"]["ci95"]
+        gain = f"{row['gain']['mean']:+.1f}" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
+        rows.append([cell(row["name"]), str(row["images"]), f"{row['base']:.1f}", f"{row['madkd']:.1f}", gain])
+    lines = [
+        "# Class by class",
+        "Of the test images of each class, how many are classified right; mean over the seeds, gains paired by seed. "
+        "With many classes, some intervals lie beside 0 by chance.",
+        "![Which classes gained](figures/classes.png)",
+        markdown_table([head, *rows], right=range(1, 5)),
+        "## Confusions that changed most",
+    ]
+    if summary["confusions"]:
+        head = ["Shown", "Taken for", "Base, %", "Distilled, %", "Change"]
+        rows = [
+            [
+                cell(row["shown"]),
+                cell(row["taken_for"]),
+                *(f"{row[name]:.1f}" for name in BOTH),
+                f"{row['madkd'] - row['base']:+.1f}",
+            ]
+            for row in summary["confusions"]
+        ]
+        lines += ["In per cent of the images of the class shown.", markdown_table([head, *rows], right=range(2, 5))]
+    else:
+        lines.append("None.")
+    lines += ["## Calibration", f"{calibration_sentence(summary)}", "![Calibration](figures/calibration.png)"]
+    return "\n\n".join(lines) + "\n"
+
+
+def calibration_sentence(summary: dict[str, Any]) -> str:
+    texts = []
+    for name in BOTH:
+        found = summary["calibration"][name]
+        deviation = "" if found["deviation"] is None else f" ± {100 * found['deviation']:.1f}"
+        texts.append(f"{100 * found['error']:.1f}{deviation}")
+    return (
+        f"Expected calibration error over {BINS} bins (mean distance between confidence and accuracy, in points): "
+        f"{texts[0]} for the plain student, {texts[1]} for the distilled one."
+    )
+
+
+def write_classes(summary: dict[str, Any], output_dir: str | os.PathLike) -> Path:
+    """Write `classes.md` and its two pictures; returns the page's path."""
+    plot_classes(summary, Path(output_dir) / "figures" / "classes.png")
+    plot_calibration(summary, Path(output_dir) / "figures" / "calibration.png")
+    return write_whole(Path(output_dir) / "classes.md", classes_page(summary))
+
+
+def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
+    """A line for each class from the plain students' recall to the distilled ones', the most gained on top."""
+    rows = summary["classes"]
+    better = sum(row["gain"]["mean"] > 0 for row in rows)
+    cut = len(rows) > MOST_CLASSES
+    if cut:
+        rows = rows[: MOST_CLASSES // 2] + rows[-MOST_CLASSES // 2 :]
+    pitch = min(0.3, 12 / len(rows))
+    figure = new_figure(7.4, pitch * len(rows) + 1.9, f"{better} of {len(summary['classes'])} classes gained")
+    subtitle = "From the plain student to the distilled one: mean over the seeds"
+    ax = new_axes(figure, subtitle + (f"; the {MOST_CLASSES // 2} that gained most and least" if cut else ""))
+    for y, row in enumerate(rows):
+        colour = RIGHT if row["gain"]["mean"] > 0 else WRONG if row["gain"]["mean"] < 0 else GREY
+        ax.plot([row["base"], row["madkd"]], [y, y], color=colour, linewidth=2, alpha=0.5, zorder=1)
+    for name, label in zip(BOTH, ("plain", "distilled")):
+        values = [row[name] for row in rows]
+        ax.scatter(values, range(len(rows)), s=30, color=COLOURS[name], label=label, zorder=2)
+    ax.set_yticks(range(len(rows)), [short(row["name"]) for row in rows], fontsize=min(9, 60 * pitch))
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test images of the class that are classified right, %")
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="#EEEEEE")
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)
+    return save(figure, path)
+
+
+def plot_calibration(summary: dict[str, Any], path: str | os.PathLike) -> Path:
+    """Accuracy against confidence, a dot a bin, as large as its share of the images; the diagonal is calibrated."""
+    figure = new_figure(5.6, 5.0, "Does confidence tell accuracy?")
+    ax = new_axes(figure, "Dot: images of one range of confidence, all seeds; on the line: calibrated")
+    ax.plot([0, 1], [0, 1], color=PALE, linewidth=1.5, zorder=0)
+    for name, label in zip(BOTH, ("plain", "distilled")):
+        found = summary["calibration"][name]
+        known = [k for k, value in enumerate(found["accuracy"]) if value is not None]
+        x, y = ([found[key][k] for k in known] for key in ("confidence", "accuracy"))
+        text = f"{label}: error {100 * found['error']:.1f} points"
+        ax.plot(x, y, color=COLOURS[name], linewidth=1.4, alpha=0.7)
+        ax.scatter(x, y, [15 + 400 * found["share"][k] for k in known], color=COLOURS[name], alpha=0.75, label=text)
+    ax.set(xlabel="confidence", ylabel="accuracy on the test images", xlim=(0, 1.03), ylim=(0, 1.03))
+    ax.grid(color="#EEEEEE")
+    legend = ax.legend(frameon=False, loc="upper left", fontsize=9)
+    for handle in legend.legend_handles:
+        handle.set_sizes([40])
+    return save(figure, path)

@@ -1,0 +1,123 @@
+"""A comparison at many points: how the gain depends on labels, on alpha, on the number of aspects."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .comparison import CONDITIONS, code_span, gain_text, markdown_table, mean_and_half_width, plain, write_whole
+from .figures import COLOURS, STYLES, new_axes, new_figure, save
+
+
+LEGEND = "Dot: one student; line: mean; bar: 95% interval of the mean"
+TITLES = {
+    "images_per_class": "labelled images of each class",
+    "aspect_alpha": "weight of the aspect loss, alpha",
+    "aspects": "questions asked of each image",
+}
+
+
+def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each point and condition.
+
+    Args:
+        points: what `comparison.summarise` returns for each, `validation` (condition -> per cent, in the order of the
+            seeds), and `point`: option -> value.
+    """
+    options = list(points[0]["point"])
+    rows = [[*options, "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]]
+    for each in points:
+        for name, values in each["accuracy"].items():
+            shown = [_number(each["point"][option]) for option in options]
+            rows.append([*shown, name, _mean(each["validation"][name]), _mean(values), gain_text(each, name)])
+    return markdown_table(rows, right=[*range(len(options)), *range(len(options) + 1, len(options) + 4)])
+
+
+def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
+    """In a sentence: at how many points distillation gains, and where its students are best on validation images."""
+    gained = [each for each in points if "gain" in each]
+    if not gained:
+        return "Nothing to compare: train both base and madkd."
+    clear = [each for each in gained if (each["gain"]["ci95"][0] or -1) > 0]
+    best = max(gained, key=lambda each: np.mean(each["validation"]["madkd"]))
+    where = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
+    ahead = sum(each["gain"]["mean"] > 0 for each in gained)
+    return (
+        f"Distilled students are ahead of the plain ones on average at {ahead} of {len(gained)} points, and clearly, "
+        f"with an interval above 0, at {len(clear)}. On validation images they are best with {where} "
+        f"({np.mean(best['validation']['madkd']):.1f}%); on test images these reach "
+        f"{np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over the plain ones there."
+    )
+
+
+def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Path:
+    """Write `report.json`, `report.md` and a picture for each option with more than one value.
+
+    Args:
+        summary: `points`, see `grid_table`, and what `comparison.write_report` takes beside accuracies.
+
+    Returns:
+        The path of report.md.
+    """
+    points, output_dir = summary["points"], Path(output_dir)
+    seeds = len(points[0]["seeds"])
+    pictures = []
+    for option in points[0]["point"]:
+        if len({_number(each["point"][option]) for each in points}) > 1:
+            name = f"against_{option}.png"
+            plot_against(points, option, output_dir / "figures" / name)
+            pictures.append(f"![Accuracy against {option}](figures/{name})")
+    lines = [
+        f"# Multi-aspect knowledge distillation on {summary['dataset']}",
+        f"{len(points)} points, {seeds} seed{'s' * (seeds != 1)}; the teacher is "
+        f"{code_span(summary['teacher']['model'])}. Mean ± standard deviation over the seeds; gains are on the test "
+        "images, paired by seed, with a 95% t interval. Each student saw the test images once, after its training.",
+        f"**{grid_verdict(points)}**",
+        *pictures,
+        grid_table(points),
+        f"## Reproduce\n\n```bash\n{summary['command']}\n```",
+    ]
+    write_whole(output_dir / "report.json", json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
+    return write_whole(output_dir / "report.md", "\n\n".join(lines) + "\n")
+
+
+def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | os.PathLike) -> Path:
+    """Test accuracy against one option, a panel for each setting of the others; dots are students, bars intervals."""
+    panels: dict[tuple, list[Mapping[str, Any]]] = {}
+    for each in points:
+        panels.setdefault(tuple((k, v) for k, v in each["point"].items() if k != option), []).append(each)
+    figure = new_figure(max(6.4, 4.6 * len(panels)), 4.8, f"Accuracy against {TITLES.get(option, option)}")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (others, row) in zip(axes, panels.items()):
+        row = sorted(row, key=lambda each: each["point"][option])
+        values = [each["point"][option] for each in row]
+        new_axes(figure, ", ".join(f"{name} {_number(value)}" for name, value in others) or LEGEND, ax)
+        names = [name for name in CONDITIONS if name in row[0]["accuracy"]]
+        for k, name in enumerate(names):
+            x = np.arange(len(row)) + (k - (len(names) - 1) / 2) * 0.06
+            runs = [each["accuracy"][name] for each in row]
+            means, halves = zip(*(mean_and_half_width(run) for run in runs))
+            for place, run in zip(x, runs):
+                ax.scatter([place] * len(run), run, s=16, color=COLOURS[name], alpha=0.4, linewidth=0)
+            style = {"color": COLOURS[name], "linestyle": STYLES[name], "linewidth": 2, "capsize": 3}
+            bars = [half or 0 for half in halves]
+            ax.errorbar(x, means, bars, marker="o", label=f"{name}: {CONDITIONS[name]}", **style)
+        ax.set_xticks(range(len(values)), [_number(value) for value in values])
+        ax.set_xlabel(TITLES.get(option, option))
+        ax.grid(axis="y", color="#EEEEEE")
+    axes[0].set_ylabel("accuracy on the test images, %")
+    axes[-1].legend(frameon=False, fontsize=9, loc="lower right")
+    return save(figure, path)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
