@@ -42,6 +42,7 @@ from madkd_hf.report.evidence import write_evidence
 from madkd_hf.report.grid import grid_table, grid_verdict, write_grid
 from madkd_hf.student.data import AspectCollator
 from madkd_hf.student.metrics import AspectAuroc
+from madkd_hf.student.saved import ADAPTER
 
 
 EXAMPLES = 8
@@ -193,7 +194,7 @@ def publish(
     labelled: DatasetDict,
 ) -> str:
     """One commit with the student that is kept, and a card with its own numbers and the comparison's; where it is."""
-    words = student_words(args, "madkd", 0, str(student))
+    asked, training_args = train_student.parse(student_words(args, "madkd", 0, str(student)))
     evaluations = [
         Evaluation(
             name,
@@ -209,13 +210,19 @@ def publish(
         evaluations=evaluations,
         comparison=args.output_dir,
         compared=True,
-        hyperparameters=train_student.parse(words)[1].hyperparameters(),
+        hyperparameters=training_args.hyperparameters() | asked.lora.hyperparameters(),
         license=args.hub_license,
     )
     model = MadkdForImageClassification.from_pretrained(student)
     processor = AutoImageProcessor.from_pretrained(student)
     commit = push_student(
-        model, processor, repo, facts, plain=args.push_plain, commit_message="Upload a distilled student"
+        model,
+        processor,
+        repo,
+        facts,
+        plain=args.push_plain,
+        adapter=student / ADAPTER if (student / ADAPTER).is_dir() else None,
+        commit_message="Upload a distilled student",
     )
     return commit.pr_url or commit.repo_url
 

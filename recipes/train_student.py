@@ -79,6 +79,11 @@ class LoraArguments:
             r=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout, target_modules=targets
         )
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """For a card, as `LoraStudent` tells them."""
+        values = {**asdict(self), "lora_target_modules": ", ".join(sorted(self.lora_target_modules))}
+        return values if self.lora_rank else {}
+
 
 @dataclass
 class StudentArguments(BankArguments, SplitArguments):

@@ -42,3 +42,12 @@ def test_its_recipes_agree(name):
     of_the_aspects = {"aspect_alpha", "bank", "teacher"}
     assert {key for key in baseline.keys() | distill.keys() if baseline.get(key) != distill.get(key)} == of_the_aspects
     assert baseline["aspect_alpha"] == 0
+
+
+def test_the_lora_recipe_is_the_distilled_one_but_for_how_it_trains():
+    distill, lora = (
+        yaml.safe_load((RECIPES / "oxford_pets" / f"{part}.yaml").read_text()) for part in ("distill", "lora")
+    )
+    same = {"dataset", "validation_fraction", "bank", "teacher", "aspect_alpha", "pretrained", "crop_scale"}
+    assert {key: lora.get(key) for key in same} == {key: distill[key] for key in same}
+    assert lora["lora_rank"] > 0 and lora["lora_target_modules"] == ["q_proj", "v_proj"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from madkd_hf.student.losses import madkd_loss
+from madkd_hf.student.losses import UNCOUNTED, madkd_loss
 
 
 B, C, Q = 4, 3, 5
@@ -96,6 +96,17 @@ def test_micro_batches_average_to_the_batch_whatever_rows_they_hold(batch):
     parts = [madkd_loss(**{name: value[i : i + 1] for name, value in batch.items()}, alpha=4.0) for i in range(B)]
     for name, value in whole.items():
         torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
+
+
+def test_a_row_that_does_not_count_is_as_if_it_were_not_there(batch):
+    three = madkd_loss(**{name: value[:3] for name, value in batch.items()}, alpha=2.0, label_smoothing=0.1)
+    batch["labels"][3] = UNCOUNTED
+    for name, value in madkd_loss(**batch, alpha=2.0, label_smoothing=0.1).items():
+        torch.testing.assert_close(value, three[name])
+    for name, value in madkd_loss(**batch, alpha=2.0, label_smoothing=0.1, rows=torch.tensor(6)).items():
+        torch.testing.assert_close(value, three[name] / 2)
+    batch["labels"][:] = UNCOUNTED
+    assert madkd_loss(**batch, alpha=2.0)["loss"].item() == 0
 
 
 def test_extreme_log_odds_stay_finite(batch):

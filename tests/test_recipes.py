@@ -273,10 +273,13 @@ def test_columns_without_answers_are_no_labels(labelled, tmp_path):
 
 
 def test_train_runs_under_accelerate_launch(tmp_path):
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "recipes/train_student.py"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu_2proc.yaml"]
+    launch += ["recipes/train_student.py"]
     done = command(*launch, "--config", EASY_VQA / "baseline.yaml", "--output_dir", tmp_path, *QUICK)
     assert done.returncode == 0, done.stderr
-    assert "test_accuracy" in json.loads((tmp_path / "all_results.json").read_text())
+    found = json.loads((tmp_path / "all_results.json").read_text())
+    assert "test_accuracy" in found
+    assert found["epoch"] == 2  # 2 steps of 2 times 24 rows, of 48
     assert done.stdout.count("The student is in") == 1
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, run_as_future
@@ -19,6 +21,7 @@ from .upload import HubRepo
 
 logger = logging.get_logger(__name__)
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OURS = (
     "README.md",
     "config.json",
@@ -30,6 +33,7 @@ OURS = (
     "model.safetensors.index.json",
     "model-?????-of-?????.safetensors",
     "training_args.bin",  # a plain Trainer pushes this pickle
+    *(f"adapter/{name}" for name in ADAPTER_FILES),
     *(f"figures/{name}" for name in FIGURES),
 )
 
@@ -41,6 +45,7 @@ def push_student(
     facts: StudentFacts | None = None,
     *,
     plain: bool = False,
+    adapter: str | os.PathLike | None = None,
     commit_message: str = "Upload a student",
     blocking: bool = True,
 ) -> CommitInfo | Future[CommitInfo]:
@@ -55,6 +60,7 @@ def push_student(
         repo: where to, checked already or not.
         facts: what the card tells.
         plain: publish `model.to_plain()`, which needs no remote code and has no aspects.
+        adapter: folder of the LoRA adapter that was merged into the model; it goes up beside it, in `adapter/`.
         commit_message: the commit's title.
         blocking: False makes the files now, uploads in the background and returns a Future.
 
@@ -71,7 +77,7 @@ def push_student(
             return repo.push(staged.name, commit_message, OURS)
 
     try:
-        stage_student(staged.name, model, processor, repo, facts, plain, kept)
+        stage_student(staged.name, model, processor, repo, facts, plain, kept, adapter)
     except BaseException:
         staged.cleanup()
         raise
@@ -90,8 +96,13 @@ def stage_student(
     facts: StudentFacts | None = None,
     plain: bool = False,
     kept: Mapping[str, Any] | None = None,
+    adapter: str | os.PathLike | None = None,
 ) -> None:
     """Everything that a push uploads, in a folder: no network, and the same files for the same student."""
+    if adapter is not None:
+        (Path(folder) / "adapter").mkdir(exist_ok=True)
+        for name in ADAPTER_FILES:
+            shutil.copyfile(Path(adapter) / name, Path(folder) / "adapter" / name)
     (model.to_plain() if plain else model).save_pretrained(folder)
     processor.save_pretrained(folder)
     write_card(folder, model, repo, facts, plain, kept)

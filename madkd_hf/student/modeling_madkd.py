@@ -54,13 +54,13 @@ class MadkdForImageClassification(PreTrainedModel):
     config_class = MadkdConfig
     base_model_prefix = "backbone"
     main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
     # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps itself.
     accepts_loss_kwargs = False
 
     def __init__(self, config: MadkdConfig):
         super().__init__(config)
         self.backbone = AutoModelForImageClassification.from_config(config.backbone_config)
+        self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> MadkdImageClassifierOutput:
@@ -73,6 +73,10 @@ class MadkdForImageClassification(PreTrainedModel):
         logits, aspect_logits = outputs.split([self.config.num_labels, self.config.num_aspects], dim=-1)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return MadkdImageClassifierOutput(loss=loss, logits=logits, aspect_logits=aspect_logits)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        """The backbone knows how: those of timm do it in a way of their own."""
+        self.backbone._set_gradient_checkpointing(*args, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
         """As usual; the code that is saved along has the aspect pipeline, and the config announces it."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -27,8 +28,14 @@ from .data import AspectCollator, readable
 from .losses import madkd_loss
 from .metrics import all_metrics
 from .modeling_madkd import MadkdForImageClassification
+from .saved import ADAPTER, forget_adapter, is_adapted, is_student, load_saved
+from .steps import rows_per_batch, without_repeats
 from .stored import StoreCollator, StoredRows, store_collator
 from .training_args import MadkdTrainingArguments
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 class MadkdTrainer(Trainer):
@@ -52,11 +59,16 @@ class MadkdTrainer(Trainer):
         compute_metrics: receives class logits and labels; by default accuracy, top-5, macro-F1, calibration error and,
             where there are targets, the aspects' AUROC and BCE against the teacher.
         image_column, label_column: names of the columns.
+        peft_config: a `LoraConfig`: the backbone gets adapters (`target_modules`, by default all its linear layers),
+            the head is trained in full. `trainer.model` is then a `LoraStudent` around the model given. What is saved
+            and published is the merged student, an ordinary one, with the adapter beside it in `adapter/`;
+            `trainer.model.merged()` is the same in memory.
         kwargs: of `Trainer`.
 
     Raises:
         ValueError: aspects that do not fit the model's bank, labels that do not fit its classes, a `hub_strategy`
-            other than end.
+            other than end, a `peft_config` that does not fit the backbone.
+        ImportError: `peft_config` without peft.
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
@@ -71,6 +83,7 @@ class MadkdTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         image_column: str = "image",
         label_column: str = "label",
+        peft_config: LoraConfig | None = None,
         **kwargs: Any,
     ):
         if args is None:
@@ -80,6 +93,15 @@ class MadkdTrainer(Trainer):
         if data_collator is None and processing_class is None:
             raise ValueError("Pass the student's image processor as processing_class, or a data_collator of your own.")
         args.check_hub_strategy()
+        if peft_config is not None:
+            from .lora import adapt
+
+            model = adapt(model, peft_config)
+        elif hasattr(model, "merge_and_unload") and not is_adapted(model):
+            raise ValueError(
+                f"MadkdTrainer needs the student itself and its LoraConfig as peft_config; received {type(model)}, of "
+                "which it could save the adapter alone."
+            )
         super().__init__(
             model,
             args,
@@ -90,6 +112,16 @@ class MadkdTrainer(Trainer):
             compute_metrics=compute_metrics or all_metrics,
             **kwargs,
         )
+        if is_adapted(self.model) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "
+                "leave it out, the adapters need little memory."
+            )
+        if args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"The backbone {type(self.model.backbone).__name__} has no layers for gradient checkpointing: leave "
+                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
         if args.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.asks_aspects = compute_metrics is None
@@ -183,6 +215,17 @@ class MadkdTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
+        """The batches of a step, and how many rows of a batch count, on average over them and over all processes."""
+        upcoming = itertools.islice(epoch_iterator, num_batches)
+        batches = [without_repeats(batch, self.accelerator) for batch in upcoming]
+        if not batches:
+            return batches, None
+        self._components_count += 1
+        return batches, rows_per_batch(batches, self.accelerator)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -190,7 +233,11 @@ class MadkdTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Class loss plus `aspect_alpha` times the aspect loss, see `losses.madkd_loss`; each is logged by name."""
+        """Class loss plus `aspect_alpha` times the aspect loss, see `losses.madkd_loss`; each is logged by name.
+
+        Means over the batch's rows, or in training, with `num_items_in_batch`, such that they add up to means over the
+        rows of all accumulated batches and all processes.
+        """
         pixel_values, parts = inputs["pixel_values"], [(1.0, inputs)]
         if model.training and self.args.mixup_alpha:
             pixel_values, parts = mixup(inputs, self.args.mixup_alpha)
@@ -204,14 +251,16 @@ class MadkdTrainer(Trainer):
                 part.get("aspect_logits") if self.model.config.num_aspects else None,
                 self.args.aspect_alpha,
                 self.args.label_smoothing_factor,
+                num_items_in_batch,
             )
             losses = {name: losses.get(name, 0) + share * value for name, value in found.items()}
-        if model.training:
+        if model.training and num_items_in_batch is not None:
             self._note(losses)
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As usual, and with the aspects beside classes and labels when our own metrics want them."""
+        inputs = without_repeats(inputs, self.accelerator)
         targets = inputs.get("aspect_logits") if self.model.config.num_aspects else None
         if "labels" not in inputs:
             inputs = {"pixel_values": inputs["pixel_values"]}
@@ -318,13 +367,16 @@ class MadkdTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         repo = self.args.hub_repo(token=token, revision=revision, private=private, create_pr=create_pr)
-        student = type(self.accelerator.unwrap_model(self.model)).from_pretrained(self.args.output_dir)
+        trained = self.accelerator.unwrap_model(self.model)
+        adapted = is_adapted(trained)
+        student = type(trained.get_base_model() if adapted else trained).from_pretrained(self.args.output_dir)
         return push_student(
             student,
             self.processing_class,
             replace(repo, repo_id=self.hub_model_id),
             self._facts(facts),
             plain=self.args.push_plain if plain is None else plain,
+            adapter=Path(self.args.output_dir) / ADAPTER if adapted else None,
             commit_message=commit_message or "End of training",
             blocking=blocking,
         )
@@ -344,7 +396,8 @@ class MadkdTrainer(Trainer):
                 for (step, *_), found in self._found.items()
                 if step == self._step
             ],
-            "hyperparameters": self.args.hyperparameters(),
+            "hyperparameters": self.args.hyperparameters()
+            | (self.model.hyperparameters() if is_adapted(self.model) else {}),
             "license": self.args.hub_license,
         }
         return StudentFacts(**{**known, **dataset_facts(source, **about), **facts})
@@ -365,13 +418,15 @@ class MadkdTrainer(Trainer):
             super()._load_best_model()
 
     def _load_as_saved(self, folder: str, model: nn.Module) -> bool:
-        """Loads weights as `from_pretrained` does: transformers writes those of some architectures (ViT, ...) under
-        other names than the model's, which the Trainer's own loading ignores, with a warning (its issue 48805)."""
-        ours = isinstance(model, MadkdForImageClassification) and Path(folder).is_dir()
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not ours:
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not (is_student(model) and Path(folder).is_dir()):
             return False
-        model.load_state_dict(MadkdForImageClassification.from_pretrained(folder).state_dict())
+        load_saved(model, folder)
         return True
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            forget_adapter(output_dir or self.args.output_dir)
+        super()._save(output_dir, state_dict)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss component since the last log."""
@@ -385,8 +440,8 @@ class MadkdTrainer(Trainer):
     def _note(self, losses: dict[str, torch.Tensor]) -> None:
         for name in ("class_loss", "aspect_loss"):
             value = losses.get(name, losses["loss"].new_zeros(())).detach().reshape(1)
+            value = value / self.current_gradient_accumulation_steps
             self._components[name] = self._components.get(name, 0) + value
-        self._components_count += 1
 
     def _fitting(self, dataset: Any, name: str) -> Any:
         """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 from ..hub.upload import HubRepo
 
 
 IMAGE_STORES = ["auto", "disk", "device", "none"]
+
+
+def _is_one_of_several_on_cpu() -> bool:
+    """Whether a launcher started several processes where only the CPU lets them train together: unless `use_cpu` is
+    said, Accelerate lets each train alone there, and all write to one folder."""
+    started = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return started and (device is None or device.type == "mps")
 
 
 @dataclass
@@ -123,6 +133,7 @@ class MadkdTrainingArguments(TrainingArguments):
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images and the aspects: leave it False.")
+        self.use_cpu = self.use_cpu or _is_one_of_several_on_cpu()
         super().__post_init__()
         self.check_hub_strategy()
 

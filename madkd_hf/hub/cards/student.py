@@ -106,7 +106,8 @@ def write_card(
     if facts.comparison is not None:
         comparison = read_comparison(facts.comparison, model.config)
         pictures = copy_figures(facts.comparison, folder)
-    card = student_card(model, repo, facts, plain, comparison, pictures, kept or {})
+    adapted = (folder / "adapter" / "adapter_config.json").is_file()
+    card = student_card(model, repo, facts, plain, comparison, pictures, kept or {}, adapted)
     card.save(folder / "README.md")
     return card
 
@@ -119,6 +120,7 @@ def student_card(
     comparison: Mapping[str, Any] | None,
     pictures: Mapping[str, str],
     kept: Mapping[str, Any],
+    adapted: bool = False,
 ) -> ModelCard:
     """The card; `comparison` is a report.json, `pictures` are names in `figures/` and captions."""
     config = model.config
@@ -131,6 +133,7 @@ def student_card(
         repo_id=repo.repo_id,
         revision=repo.revision,
         plain=plain,
+        adapted=adapted,
         classes=config.num_labels,
         aspects=config.num_aspects,
         example=config.aspect_ids[0] if config.aspect_ids else "",

@@ -1,0 +1,70 @@
+"""A student in a folder: read back into the one that is trained, once it is known to be the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .modeling_madkd import MadkdForImageClassification
+
+
+ADAPTER = "adapter"  # the folder beside a merged student that was trained with LoRA
+
+
+def is_student(model: nn.Module) -> bool:
+    """A student, or one with an adapter (`LoraStudent`)."""
+    return isinstance(model, MadkdForImageClassification) or is_adapted(model)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Asked without peft, which need not be installed."""
+    return any(each.__name__ == "LoraStudent" for each in type(model).__mro__)
+
+
+def load_saved(model: nn.Module, folder: str | Path) -> None:
+    """Put saved weights into a model, as `from_pretrained` reads them.
+
+    transformers writes those of some architectures (ViT, ...) under other names than the model's, which the Trainer's
+    own loading ignores, with a warning (its issue 48805).
+
+    Raises:
+        ValueError: what is saved there is a student of other questions or classes, or was adapted in another way.
+    """
+    folder = Path(folder)
+    saved = MadkdForImageClassification.from_pretrained(folder)
+    _check_outputs(saved.config, model.config, folder)
+    if not (folder / ADAPTER).is_dir() and is_adapted(model):
+        raise ValueError(
+            f"peft_config asks for LoRA, and the student in {folder} was trained without: leave peft_config out, or "
+            "start anew."
+        )
+    if is_adapted(model):
+        model.load(folder / ADAPTER, saved)
+    elif (folder / ADAPTER).is_dir():
+        raise ValueError(
+            f"The student in {folder} was trained with LoRA: pass the peft_config it was trained with, or start anew."
+        )
+    else:
+        model.load_state_dict(saved.state_dict())
+
+
+def forget_adapter(folder: str | Path) -> None:
+    """An adapter that an earlier student has left there does not belong to the one that takes its place."""
+    if (Path(folder) / ADAPTER / "adapter_config.json").is_file():
+        shutil.rmtree(Path(folder) / ADAPTER)
+
+
+def _check_outputs(saved: Any, ours: Any, folder: Path) -> None:
+    if saved.aspect_bank != ours.aspect_bank:
+        raise ValueError(
+            f"The student in {folder} learnt the bank {saved.aspect_bank} and the model was built for "
+            f"{ours.aspect_bank}: questions or their order differ; build it with that bank, or start anew."
+        )
+    if saved.id2label != ours.id2label:
+        raise ValueError(
+            f"The student in {folder} knows {saved.num_labels} classes (first {saved.id2label[0]!r}) and the model "
+            f"{ours.num_labels} (first {ours.id2label[0]!r}): build it with the same id2label, or start anew."
+        )
