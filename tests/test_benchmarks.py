@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import exactness
+from benchmarks import exactness, training
 
 
 def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
@@ -12,3 +12,14 @@ def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
     assert "| internvl" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["chosen"] == "cascade" and max(row["errors"].values()) < 1e-4
+
+
+def test_the_table_of_training(tmp_path, capsys, monkeypatch):
+    few = ["--images", "8", "--batch_size", "4", "--workers", "0", "--rounds", "1", "--steps", "1"]
+    monkeypatch.setattr("sys.argv", ["training.py", *few, "--json", str(tmp_path / "rows.json")])
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    training.main()
+    assert "| our store " in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert set(rows) == {"example", "reference", "data_path", "distilled_step"}
+    assert all(row["ratio"] > 0 for row in rows.values()) and rows["example"]["ratio"] == 1

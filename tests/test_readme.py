@@ -12,6 +12,7 @@ import pytest
 import tiny
 from quick_python import quick_bin, quick_python
 from test_hub_dataset import student_files
+from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
 from madkd_hf import AspectBank
 
@@ -48,6 +49,13 @@ def test_block_runs(language, code, folder):
     run_block(language, code, folder, {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"})
 
 
+def dinov2(folder: Path) -> Path:
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
 def test_hub_blocks_run_in_order_of_what_they_need(hub, folder):
     """With small things under the names of large ones; what is published comes before what uses it."""
     birds = {}
@@ -56,6 +64,7 @@ def test_hub_blocks_run_in_order_of_what_they_need(hub, folder):
         birds[f"train/{['finch', 'heron'][i % 2]}/{i}.jpg"] = (folder / "photo.jpg").read_bytes()
     hub.add_repo("you/birds", birds, "dataset")
     hub.add_repo("microsoft/resnet-18", student_files(folder))
+    hub.add_repo("facebook/dinov2-small", dinov2(folder / "dinov2"))
     hub.add_repo("OpenGVLab/InternVL3-8B-hf", ROOT / "recipes/easy_vqa/teacher")
     (bank,) = (code for language, _, code in BLOCKS if language == "json")
     (folder / "aspects.json").write_text(bank)
@@ -67,10 +76,10 @@ def test_hub_blocks_run_in_order_of_what_they_need(hub, folder):
         run_block(*block, folder, hub.environment(folder / "home"))
         for block in [*first, *publish, *(block for block in needs if block not in publish)]
     ]
-    assert len(first) == 3 and len(publish) == 1 and len(needs) == 5
-    assert f"Published: {hub.url}/datasets/you/birds-aspects" in printed[3]
-    assert "Does the bird have a hooked beak?" in printed[6]
-    assert "hooked beak: " in printed[4]
+    assert len(first) == 4 and len(publish) == 1 and len(needs) == 5
+    assert f"Published: {hub.url}/datasets/you/birds-aspects" in printed[4]
+    assert "Does the bird have a hooked beak?" in printed[7]
+    assert "hooked beak: " in printed[5]
 
 
 def test_every_kind_of_block_is_run():
