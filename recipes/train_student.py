@@ -39,8 +39,8 @@ from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student.data import readable
+from madkd_hf.student.publishing import check_repo
 from madkd_hf.student.saved import load_saved
-from madkd_hf.student.trainer import check_repo
 
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from test_trainer import PROCESSOR, arguments, rows, student
 from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
 
 from madkd_hf import MadkdTrainer
-from madkd_hf.student import store, trainer
+from madkd_hf.student import image_store, trainer
 from madkd_hf.student.data import AspectCollator
-from madkd_hf.student.store import ImageStore
-from madkd_hf.student.stored import StoreCollator, StoredRows, store_collator
+from madkd_hf.student.image_batches import StoreCollator, StoredRows, store_collator
+from madkd_hf.student.image_store import ImageStore
 
 
 CPU = torch.device("cpu")
@@ -175,8 +175,8 @@ def rendering(dataset: Dataset, broken_at: int | None = None):
 @pytest.fixture
 def slowly(monkeypatch):
     """One thread, and a place to go on from after every two images."""
-    monkeypatch.setattr(store, "_cores", lambda: 1)
-    monkeypatch.setattr(store, "CHUNK", 2)
+    monkeypatch.setattr(image_store, "_cores", lambda: 1)
+    monkeypatch.setattr(image_store, "CHUNK", 2)
 
 
 def test_an_interrupted_store_goes_on_where_it_stopped(slowly):

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from .data import AspectCollator
-from .store import ImageStore, store_bytes
+from .image_store import ImageStore, store_bytes
 
 
 logger = logging.getLogger(__name__)
