@@ -120,12 +120,13 @@ def curve_verdict(summary: Mapping[str, Any]) -> str:
     if "evidence" not in summary["accuracy"]:
         return ""
     sentences = []
-    few = [count for count in summary["over_all"] if count <= summary["candidates"] / 3]
-    if few:
-        gain = summary["over_all"][max(few)]
+    if few := _third(summary):
+        share = _share(summary, few)
+        everything, none = (np.mean(_only(summary, name)) for name in ("all", "base"))
         sentences.append(
-            f"By evidence, {max(few)} of {summary['candidates']} questions give {_mean_of(summary, max(few)):.1f}%, "
-            f"and all of them {np.mean(_only(summary, 'all')):.1f}%: a difference of {_difference(gain)} points."
+            f"By evidence, {few} of {summary['candidates']} questions give {_mean_of(summary, few):.1f}%, all of them "
+            f"{everything:.1f}%, none {none:.1f}%: a difference from all of "
+            f"{_difference(summary['over_all'][few])} points" + (f", {share:.0%} of their gain." if share else ".")
         )
     for other in ("random", "llm"):
         if gains := summary.get(f"over_{other}"):
@@ -163,12 +164,25 @@ def _fewer(summary: Mapping[str, Any]) -> str:
     return f"It found fewer questions worth asking than it was to keep: {listed} on average."
 
 
+def _third(summary: Mapping[str, Any]) -> int | None:
+    """The largest number of questions that is at most a third of the candidates."""
+    return max((count for count in summary["over_all"] if count <= summary["candidates"] / 3), default=None)
+
+
+def _share(summary: Mapping[str, Any], count: int) -> float | None:
+    """What so many questions chosen by evidence gain, of what all gain; None where all gain nothing."""
+    base = np.mean(_only(summary, "base"))
+    whole = np.mean(_only(summary, "all")) - base
+    return float((_mean_of(summary, count) - base) / whole) if whole > 0 else None
+
+
 def _title(summary: Mapping[str, Any]) -> str:
-    """What the picture shows in one line: with how many questions evidence reaches all."""
-    enough = [count for count in summary["over_all"] if summary["over_all"][count]["mean"] >= 0]
-    if not enough:
+    """What the picture shows in one line."""
+    few = _third(summary)
+    share = _share(summary, few) if few else None
+    if share is None:
         return "Accuracy against the number of questions"
-    return f"Chosen by evidence, {min(enough)} questions are on average worth all {summary['candidates']}"
+    return f"Chosen by evidence, {few} of {summary['candidates']} questions bring {share:.0%} of the gain of all"
 
 
 def plot_curve(summary: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -202,5 +216,5 @@ def plot_curve(summary: Mapping[str, Any], path: str | os.PathLike) -> Path:
     ax.set(xlim=(0, right), xlabel="questions asked of each image", ylabel="accuracy on the validation images, %")
     ax.set_xticks(counts)
     ax.grid(axis="y", color="#EEEEEE")
-    ax.legend(frameon=False, loc="lower right", fontsize=9)
+    ax.legend(edgecolor="none", framealpha=1, loc="lower right", fontsize=9)
     return save(figure, path)
