@@ -198,7 +198,7 @@ def plot_learning_curves(cells: Sequence[Mapping[str, Any]], path: str | os.Path
     ax.set(xlabel="training step", ylabel="accuracy on the validation images, %")
     ax.grid(axis="y", color="#EEEEEE")
     if ax.lines:
-        ax.legend(frameon=False, loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return save(figure, path)
 
 

@@ -37,14 +37,15 @@ class StoredRows(torch.utils.data.Dataset):
 class StoreCollator:
     """Makes the batches of an `AspectCollator` from stored images: the same rows, crops and flips.
 
-    Pixels differ by rounding in evaluation, and in training by what resizing twice does to them.
+    A batch has bytes in place of pixel values, or only says which crops to make; `finish` does the rest where the
+    student is. Pixels differ by rounding in evaluation, and in training by what resizing twice does to them.
 
     Args:
         collator: says how.
         rows: a dataset whose images are stored.
         store: its images: for training of any size, for evaluation as the image processor has them.
         scale, bias: [1, 3, 1, 1] each, from a pixel's byte to its value, see `pixel_scale`.
-        defer: leave the images to `finish`, in the process that holds the store; for stores on a device.
+        defer: leave the crops to `finish`, in the process that holds the store; for stores on a device.
     """
 
     def __init__(
@@ -56,27 +57,32 @@ class StoreCollator:
         bias: torch.Tensor,
         defer: bool = False,
     ):
-        self.collator, self.store, self.defer = collator, store, defer
-        self.scale, self.bias = (values.to(store.pixels.device) for values in (scale, bias))
+        self.collator, self.store, self.scale, self.bias, self.defer = collator, store, scale, bias, defer
         columns = [name for name in (collator.label_column, "aspect_logits") if name in rows.features]
         self.columns = collator.targets(rows.select_columns(columns)[:]) if columns else {}
 
     def __call__(self, indices: list[int]) -> dict[str, torch.Tensor | np.ndarray]:
+        """
+        Returns:
+            `pixels` [B, 3, H, W] uint8, or `crops` [B, 6]: row, left, top, right, bottom, flip; and `labels` and
+            `aspect_logits` like `AspectCollator`.
+        """
         batch = {name: values[indices] for name, values in self.columns.items()}
-        crops = np.array(indices)[:, None]
-        if self.collator.augment:
-            boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
-            crops = np.concatenate([crops, boxes, flips[:, None]], axis=1)
-        return {**batch, "crops": crops} if self.defer else {"pixel_values": self.finish(crops), **batch}
+        if not self.collator.augment:
+            return {**batch, "pixels": self.store.cut(indices)}
+        boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
+        crops = np.concatenate([np.array(indices)[:, None], boxes, flips[:, None]], axis=1)
+        return {**batch, "crops": crops} if self.defer else {**batch, "pixels": self._cropped(crops)}
 
-    def finish(self, crops: np.ndarray) -> torch.Tensor:
-        """Pixel values [B, 3, H, W] of the crops [B, 1 or 6] of a batch: row, left, top, right, bottom, flip."""
-        if crops.shape[1] == 1:
-            pixels = self.store.cut(crops[:, 0])
-        else:
-            size = self.collator.height, self.collator.width
-            pixels = self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, *size)
-        return pixels * self.scale + self.bias
+    def finish(self, batch: dict[str, torch.Tensor | np.ndarray]) -> None:
+        """Put `pixel_values` [B, 3, H, W] into a batch, on the device of its bytes, or of the store."""
+        pixels = self._cropped(batch.pop("crops")) if "crops" in batch else batch.pop("pixels")
+        scale, bias = self.scale.to(pixels.device), self.bias.to(pixels.device)
+        batch["pixel_values"] = pixels.float().mul_(scale).add_(bias)
+
+    def _cropped(self, crops: np.ndarray) -> torch.Tensor:
+        size = self.collator.height, self.collator.width
+        return self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, *size)
 
 
 def store_collator(

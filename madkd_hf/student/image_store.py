@@ -126,11 +126,7 @@ class ImageStore:
             part = self.pixels[index, top:bottom, left:right].movedim(-1, 0)[None]
             part = part.float() if floating else part
             crops.append(F.interpolate(part, (height, width), mode="bilinear", antialias=True))
-        crops = torch.cat(crops)
-        if not flips.any():
-            return crops
-        mirrored = torch.as_tensor(flips, device=crops.device)[:, None, None, None]
-        return torch.where(mirrored, crops.flip(-1), crops)
+        return torch.cat([crop.flip(-1) if flip else crop for crop, flip in zip(crops, flips)])
 
 
 def store_bytes(count: int, shape: tuple[int, int]) -> int:

@@ -144,11 +144,11 @@ class MadkdTrainer(PublishedTrainer):
         self._components: dict[str, torch.Tensor] = {}
         self._components_count = 0
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
+        self._finish: Callable[[dict], None] | None = None
 
     def get_train_dataloader(self):
         kept = self.train_dataset
         self.train_dataset, self.data_collator = self._stored(kept, self.train_collator)
-        self._finish = getattr(self.data_collator, "finish", None)
         try:
             return super().get_train_dataloader()
         finally:
@@ -178,12 +178,16 @@ class MadkdTrainer(PublishedTrainer):
             device = self.args.device if collator.augment else torch.device("cpu")
             self._stores[name] = store_collator(collator, rows, choice, device, self.args.disable_tqdm)
         stored = self._stores[name]
+        if stored is not None and (collator.augment or self._finish is None):
+            self._finish = stored.finish  # of training batches, which may need the store; bytes are bytes
         return (rows, collator) if stored is None else (StoredRows(rows), stored)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if "crops" in inputs:
-            inputs["pixel_values"] = self._finish(inputs.pop("crops"))
-        inputs = super()._prepare_inputs(inputs)
+        prepared = super()._prepare_inputs(inputs)
+        if "pixel_values" not in prepared:
+            self._finish(prepared)
+            inputs["pixel_values"] = prepared["pixel_values"]  # the Trainer counts operations by it
+        inputs = prepared
         if self.args.channels_last:
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         return inputs
