@@ -5,7 +5,8 @@ Photographs of 500 x 375 pixels are made up and saved as JPEG. In turn, one roun
   example     the pipeline of transformers' image-classification example: decode, crop and normalise in every epoch, in
               the data loader's workers (torchvision's transforms; by Pillow, step for step, where torchvision is not)
   reference   ours with --image_store none: the same, and crops that do not depend on workers and processes
-  store       ours: decoded once, cropped from memory in every epoch; its building is timed beside it
+  store       ours: decoded once, cropped from memory in every epoch, which needs no workers; its building is timed
+              beside it
 
 `data_path` is images/s from the second epoch on, loading alone, by the example's. `waiting` is the share of a training
 epoch in which the student waits for data. `distilled_step` is the time of a step with aspects by that without.
@@ -118,7 +119,8 @@ class Loading:
     def __init__(self, rows: Dataset, args: argparse.Namespace, folder: Path):
         self.rows, self.args, self.folder = rows, args, folder
         self.trainers = {
-            name: self.trainer("none" if name == "reference" else "auto") for name in ("reference", "store")
+            "reference": self.trainer("none"),
+            "store": self.trainer("auto", dataloader_num_workers=0),
         }
         self.loaders = {name: trainer.get_train_dataloader() for name, trainer in self.trainers.items()}
         transforms = example_transforms()
@@ -246,8 +248,8 @@ def steps(data: Loading, args: argparse.Namespace) -> dict[str, list[float]]:
 
 def recipe(data: Loading, args: argparse.Namespace) -> dict[str, float]:
     """The whole Trainer over some epochs, and a bare loop over one batch that is on the device already."""
-    data.trainer("auto", max_steps=20).train()  # warm up
-    trainer = data.trainer("auto", num_train_epochs=args.epochs)
+    data.trainer("auto", max_steps=20, dataloader_num_workers=0).train()  # warm up
+    trainer = data.trainer("auto", num_train_epochs=args.epochs, dataloader_num_workers=0)
     seconds = trainer.train().metrics["train_runtime"]
     batch = next(data.epoch("store"))
     trainer.model.train()
@@ -323,7 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=400, help="photographs in an epoch")
     parser.add_argument("--batch_size", type=int, default=16, help="images in a batch")
-    parser.add_argument("--workers", type=int, default=2, help="of each data loader; 0 where the store is on a GPU")
+    parser.add_argument("--workers", type=int, default=2, help="of the data loaders without a store")
     parser.add_argument("--rounds", type=int, default=3, help="timed epochs of each path, loading alone")
     parser.add_argument("--steps", type=int, default=10, help="timed training steps")
     parser.add_argument("--epochs", type=int, default=0, help="of the whole Trainer, beside a bare loop")
