@@ -18,7 +18,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attach_aspects
 import numpy as np
@@ -51,6 +51,13 @@ class SelectArguments(BankArguments, DatasetArguments):
     sample: int | None = field(
         default=None,
         metadata={"help": "Look at this many images, evenly of all classes; where there are no answers, label them."},
+    )
+    criterion: Literal["cmim", "jmi", "mrmr"] = field(
+        default="cmim",
+        metadata={
+            "help": "What a question tells beyond those chosen before: the one that tells most of it (cmim), on "
+            "average over them (jmi), or less its mean information about them (mrmr)."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Draws the sample."})
     write_dataset: bool = field(
@@ -148,7 +155,7 @@ def main() -> None:
     labelled = check(args, splits)
     rows, bank = answers(args, splits, labelled)
     logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
-    selection = select_questions(logits, mass, labels, bank, args.keep)
+    selection = select_questions(logits, mass, labels, bank, args.keep, args.criterion)
     if args.write_dataset:
         attach_aspects.save(*subset(splits, bank, selection.bank.ids), args.output_dir)
     else:

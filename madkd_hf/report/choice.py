@@ -101,7 +101,8 @@ def plot_selection(selection: Selection, path: str | os.PathLike) -> Path:
     figure = new_figure(
         12.0, total + gap + 1.7, f"Kept: {kept} of {len(rows)} questions, each for what it adds to those above"
     )
-    ax = new_axes(figure, f"What the answer tells about the class, in bits ({selection.images} images)")
+    seen = f"{selection.images} images of {selection.classes} classes; criterion: {selection.criterion.upper()}"
+    ax = new_axes(figure, f"What the answer tells about the class, in bits ({seen})")
     colours = [STUDENT if row.kept else "#AAAAAA" for row in rows]
     ax.barh(
         y, [row.evidence.information or 0 for row in rows], 0.17, color=[FAINT if r.kept else "#E6E6E6" for r in rows]
