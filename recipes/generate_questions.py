@@ -28,6 +28,7 @@ Next: python recipes/attach_aspects.py --bank DIR ... labels images with the ans
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from pathlib import Path
 from common import DatasetArguments, RecipeParser, load_splits, run, stopped_like_ctrl_c
 from datasets import ClassLabel
 
+from madkd_hf import AspectBank
 from madkd_hf.aspects import BANK_FILE
 from madkd_hf.questions import (
     LLM,
@@ -51,9 +53,13 @@ from madkd_hf.questions import (
 )
 from madkd_hf.questions.local import split_gguf
 from madkd_hf.questions.prompts import counted
+from madkd_hf.questions.remote import RemoteLLM
+from madkd_hf.questions.store import Store, try_folder
 
 
 ALL_FILE = "aspects_all.json"
+OF_A_DATASET = ("dataset_dict.json", "dataset_info.json", "state.json")
+LONGEST_TIMEOUT = 1e6  # seconds; clocks end a little later
 
 
 @dataclass
@@ -215,12 +221,20 @@ def is_local(args: LLMArguments) -> bool:
     return args.local or (args.base_url is None and split_gguf(args.llm)[1] is not None)
 
 
+@dataclass
+class Unasked:
+    """An LLM of a dry run: what an estimate wants to know about it, without a key."""
+
+    name: str
+    spare_tokens: int = RemoteLLM.spare_tokens
+
+
 def load_llm(args: LLMArguments) -> LLM:
-    """What the arguments name, ready to answer."""
+    """What the arguments name, ready to answer; with --dry_run, to be counted only."""
     if is_local(args):
         return LocalLLM(args.llm, args.llm_revision, args.dtype, args.device, args.temperature, args.trust_remote_code)
     key = None
-    if args.api_key_env:
+    if args.api_key_env and not args.dry_run:
         key = os.environ.get(args.api_key_env, "").strip()
         if not key:
             raise ValueError(
@@ -230,6 +244,8 @@ def load_llm(args: LLMArguments) -> LLM:
     options = {"timeout": args.timeout, "temperature": args.temperature, "attempts": args.retries + 1}
     if args.base_url:
         return ServerLLM(args.llm, args.base_url, key, **options)
+    if args.dry_run:
+        return Unasked(args.llm)
     return HubLLM(args.llm, args.provider, key, **options)
 
 
@@ -248,13 +264,44 @@ def check(args: LLMArguments, questions: QuestionArguments) -> None:
         raise ValueError("No LLM given: pass --llm with a Hub id, a model of --base_url, or a .gguf file.")
     if args.local and args.base_url:
         raise ValueError("Both --local and --base_url are given: pass one of them.")
-    if args.timeout <= 0 or args.retries < 0 or args.temperature < 0:
-        raise ValueError("--timeout has to be more than 0, --retries and --temperature 0 or more.")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        raise ValueError(
+            f"--timeout is {args.timeout}: expected more than 0, and at most {LONGEST_TIMEOUT:,.0f} seconds."
+        )
+    for name in ("retries", "temperature", "price_in", "price_out"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"--{name} is {value}: expected 0 or more.")
+    for name in ("max_words", "max_characters"):
+        if getattr(questions, name) < 1:
+            raise ValueError(f"--{name} is {getattr(questions, name)}: expected 1 or more.")
     if (args.price_in is None) != (args.price_out is None):
         raise ValueError("One price is given: pass both --price_in and --price_out, in USD per million tokens.")
 
 
-def tell_estimate(args: LLMArguments, store, llm: LLM, plan: Plan) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written, or one whose bank a dataset needs."""
+    try_folder(folder)
+    if any((folder / name).exists() for name in OF_A_DATASET):
+        raise ValueError(f"{folder} holds a dataset: pass another --output_dir, so that its bank stays.")
+
+
+def check_banks(folder: Path, store: Store) -> None:
+    """Refuse to overwrite banks with other questions than those that this command wrote."""
+    for path in (folder / BANK_FILE, folder / ALL_FILE):
+        other = next((text for text in _questions_in(path) if text not in store.written), None)
+        if other is not None:
+            raise ValueError(
+                f"{path} holds questions that were not written by this command ({other!r}), and would be overwritten: "
+                "pass another --output_dir, or move it away."
+            )
+
+
+def _questions_in(path: Path) -> list[str]:
+    return AspectBank.load(path).questions if path.exists() else []
+
+
+def tell_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> None:
     """Print what it takes, before it is paid for."""
     of = estimate(store, llm, plan)
     print(
@@ -286,10 +333,12 @@ def main() -> None:
     rules = Rules(
         (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
     )
+    folder = Path(questions.output_dir)
+    check_folder(folder)
     names = class_names(classes)
     llm = load_llm(args)
-    folder = Path(questions.output_dir)
     store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
+    check_banks(folder, store)
     print(f"{len(names)} classes; there already: {len(store.aspects)} of {counted(plan.candidates, 'good question')}.")
     paid = not is_local(args) and not (isinstance(llm, ServerLLM) and llm.is_here)
     if paid or args.dry_run:
@@ -297,12 +346,12 @@ def main() -> None:
     if args.dry_run:
         return
     try:
-        with stopped_like_ctrl_c():
+        with stopped_like_ctrl_c(), store.hold():
             made = go_on(store, llm, plan, progress=True)
+            made.candidates.save(folder / ALL_FILE)
+            made.selected.save(folder / BANK_FILE)
     except KeyboardInterrupt as stopped:
         raise type(stopped)(*filter(None, [kept(store).strip()])) from None
-    made.candidates.save(folder / ALL_FILE)
-    made.selected.save(folder / BANK_FILE)
     if made.chosen < plan.keep:
         print(
             f"Warning: {llm.name} selected only {counted(made.chosen, 'question')} of {len(made.candidates)}; the "

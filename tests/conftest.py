@@ -4,9 +4,10 @@ import pytest
 from local_hub import LocalHub
 
 
-# Before anything of Hugging Face is imported: no test waits for a Hub that is not there, and those that want one meet
-# ours, through clients that are as installed.
+# Before torch and anything of Hugging Face is imported: no test waits for a Hub that is not there, and those that want
+# one meet ours, through clients that are as installed.
 HUB = LocalHub().__enter__()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process on each core is busy enough
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XET": "1"}
 os.environ.pop("HF_TOKEN", None)
 

@@ -19,9 +19,9 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from openai_server import Fault, OpenAIServer
 
-from madkd_hf import AspectBank
-from madkd_hf.questions import HubLLM, LLMError, LocalLLM, ServerLLM, fault, remote
-from madkd_hf.questions.prompts import counted, question_schema
+from madkd_hf import Aspect, AspectBank
+from madkd_hf.questions import HubLLM, LLMError, LocalLLM, ServerLLM, fault, open_store, remote
+from madkd_hf.questions.prompts import ask_simply, counted, question_schema
 from madkd_hf.questions.validation import Rules
 
 
@@ -348,7 +348,7 @@ def test_the_whole_recipe_with_a_key_that_stays_secret(tmp_path, capsys, monkeyp
     assert AspectBank.load(out).questions == ["Is it striped?", "Is it big?"]
     assert len(AspectBank.load(out / "aspects_all.json")) == 4
     names = ["aspects.json", "aspects_all.json", "candidates.jsonl", "generation.json"]
-    assert sorted(path.name for path in out.iterdir()) == names
+    assert sorted(path.name for path in out.glob("[!.]*")) == names
     assert "photographs of pets" in server.bodies[1]["messages"][1]["content"]
     assert "attach_aspects.py --bank" in printed
     assert KEY not in printed + "".join(path.read_text() for path in out.iterdir())
@@ -544,3 +544,220 @@ PARTS = [{"type": "text", "text": "yes"}, {"type": "text", "text": " and no"}]
 def test_content_in_parts_and_half_an_emoji(content, read):
     with OpenAIServer([content]) as server:
         assert ServerLLM("m", server.url).complete(SAY) == read
+
+
+def completion(content=None, **choice):
+    """A whole answer, for what a text alone cannot say."""
+    message = {"role": "assistant", "content": content, **choice.pop("message", {})}
+    return Fault(200, body=json.dumps({"choices": [{"index": 0, "message": message, **choice}]}))
+
+
+def four(url):
+    return [*NAMED, "--llm", "m", "--candidates", 4, "--keep", 4, "--base_url", url]
+
+
+def test_a_second_run_in_the_same_folder_is_told_and_asks_nothing(tmp_path, capsys):
+    with OpenAIServer([GOOD]) as server:
+        with open_store(CLASSES, "m", folder=tmp_path / "out").hold():
+            error = call(tmp_path, capsys, *four(server.url))[1]
+        assert re.search("^error: Another run is at work in .*out: .* pass another --output_dir", error)
+        assert server.bodies == []
+        assert call(tmp_path, capsys, *four(server.url))[1] is None
+
+
+def test_what_another_run_wrote_meanwhile_is_read_before_the_first_request(tmp_path, capsys):
+    late = open_store(CLASSES, "m", folder=tmp_path / "out")
+    with OpenAIServer([GOOD]) as server:
+        call(tmp_path, capsys, *four(server.url))
+        with late.hold():
+            assert len(late.aspects) == 4
+
+
+def test_a_folder_with_the_same_ids_twice_works(tmp_path, capsys):
+    path = tmp_path / "out/candidates.jsonl"
+    with OpenAIServer([GOOD]) as server:
+        call(tmp_path, capsys, *four(server.url))
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows += [{**row, "question": question} for row, question in zip(rows, ("Is it hot?", rows[1]["question"]))]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _, error = call(tmp_path, capsys, *four(server.url), "--candidates", 5, "--keep", 5)
+    assert error is None and len(server.bodies) == 1
+    assert AspectBank.load(tmp_path / "out").ids == ["big", "old", "wet", "striped", "big_2"]
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.parametrize("name", ["aspects.json", "aspects_all.json"])
+def test_a_bank_by_hand_is_not_overwritten(tmp_path, capsys, dry, name):
+    path = AspectBank([Aspect("mine", "Is it mine?")]).save(tmp_path / "out" / name)
+    before = path.read_text()
+    with OpenAIServer([GOOD]) as server:
+        error = call(tmp_path, capsys, *four(server.url), *dry)[1]
+        assert f"{name} holds questions that were not written by this command ('Is it mine?')" in error
+        assert server.bodies == [] and path.read_text() == before
+
+
+def test_a_bank_that_was_changed_by_hand_is_not_overwritten(tmp_path, capsys):
+    with OpenAIServer([GOOD]) as server:
+        call(tmp_path, capsys, *four(server.url))
+        path = tmp_path / "out/aspects.json"
+        path.write_text(path.read_text().replace("Is it wet?", "Is it soaked?"))
+        assert "('Is it soaked?')" in call(tmp_path, capsys, *four(server.url))[1]
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "dataset_dict.json", "state.json"])
+def test_the_bank_of_a_dataset_is_not_overwritten(tmp_path, capsys, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    with OpenAIServer([GOOD]) as server:
+        assert "out holds a dataset: pass another --output_dir" in call(tmp_path, capsys, *four(server.url))[1]
+        assert server.bodies == []
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry_run"]])
+@pytest.mark.parametrize("place", ["/proc/xyz", "file", "file/in_it", "link"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_request(tmp_path, capsys, place, dry):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere/at_all")
+    before = sorted(tmp_path.iterdir())
+    with OpenAIServer([GOOD]) as server:
+        error = call(tmp_path, capsys, *four(server.url), *dry, "--output_dir", tmp_path / place)[1]
+        assert re.search("^error: Cannot write in .*: pass another --output_dir", error) and "\n" not in error
+        assert server.bodies == [] and sorted(tmp_path.iterdir()) == before
+
+
+QUOTA = "You exceeded your current quota, please check your plan and billing details."
+
+
+@pytest.mark.parametrize("status", [400, 429])
+@pytest.mark.parametrize("key", ["code", "type"])
+def test_no_credit_is_not_waited_for(pauses, key, status):
+    body = json.dumps({"error": {"message": QUOTA, "type": "x", "code": None, key: "insufficient_quota"}})
+    with OpenAIServer([Fault(status, body=body)]) as server, pytest.raises(LLMError, match="exceeded.*: add credit"):
+        ServerLLM("m", server.url).complete(SAY, SCHEMA)
+    assert len(server.bodies) == 1
+
+
+def test_no_credit_at_inference_providers_is_not_waited_for(router, pauses):
+    body = json.dumps({"error": {"message": QUOTA, "code": "insufficient_quota"}})
+    with router([Fault(429, body=body)]) as server, pytest.raises(LLMError, match="exceeded.*: add credit"):
+        HubLLM("owner/model").complete(SAY)
+    assert len(server.bodies) == 1
+
+
+NO_COMPLETIONS = ['{"error": {"message": "overloaded"}}', '{"choices": []}', "<html>Please wait</html>"]
+
+
+@pytest.mark.parametrize("body", NO_COMPLETIONS)
+def test_a_server_that_has_answered_may_stumble(body, pauses):
+    with OpenAIServer(["yes", Fault(200, body=body), "no"]) as server:
+        llm = ServerLLM("m", server.url)
+        assert [llm.complete(SAY), llm.complete(SAY)] == ["yes", "no"] and len(pauses) == 1
+    with OpenAIServer(["yes", Fault(200, body=body)]) as server:
+        llm = ServerLLM("m", server.url, attempts=3)
+        llm.complete(SAY)
+        with pytest.raises(LLMError, match="no (JSON|chat completion) but .*: run the same command again later"):
+            llm.complete(SAY)
+        assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize("body", NO_COMPLETIONS)
+def test_inference_providers_that_have_answered_may_stumble(router, body, pauses):
+    with router(["yes", Fault(200, body=body), "no"]):
+        llm = HubLLM("owner/model")
+        assert [llm.complete(SAY), llm.complete(SAY)] == ["yes", "no"]
+
+
+def test_an_llm_that_only_thinks_is_stopped(tmp_path, capsys):
+    with OpenAIServer([GOOD, completion(finish_reason="length")]) as server:
+        error = call(tmp_path, capsys, *four(server.url), "--candidates", 8)[1]
+        assert re.search("twice in a row.*: raise --max_tokens", error) and "keeps 4 good questions" in error
+        assert len(server.bodies) == 3
+
+
+def test_an_llm_that_thinks_too_long_at_times_goes_on():
+    thinks = completion(finish_reason="length")
+    with OpenAIServer([thinks, "yes", thinks, "yes"]) as server:
+        llm = ServerLLM("m", server.url)
+        assert [llm.complete(SAY) for _ in range(4)] == ["", "yes", "", "yes"]
+
+
+def test_a_refusal_is_told(tmp_path, capsys):
+    refusal = completion(message={"refusal": "Is that fine? I cannot help with cats."}, finish_reason="stop")
+    with OpenAIServer([refusal, GOOD]) as server:
+        assert call(tmp_path, capsys, *four(server.url))[1] is None
+    (row,) = map(json.loads, (tmp_path / "out/rejected.jsonl").read_text().splitlines())
+    assert row["reason"] == "a refusal: Is that fine? I cannot help with cats." and row["question"] == ""
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (["--timeout", "inf"], "--timeout is inf: expected"),
+        (["--timeout", "nan"], "--timeout is nan: expected"),
+        (["--timeout", "0"], "--timeout is 0.0: expected"),
+        (["--timeout", "1e12"], "--timeout is .*: expected"),
+        (["--retries", "-1"], "--retries is -1: expected"),
+        (["--temperature", "nan"], "--temperature is nan: expected"),
+        (["--temperature", "-1"], "--temperature is -1.0: expected"),
+        (["--max_tokens", "0"], "max_tokens is 0: expected 1 or more"),
+        (["--max_tokens", "-5"], "max_tokens is -5: expected 1 or more"),
+        (["--price_in", "-1", "--price_out", "1"], "--price_in is -1.0: expected 0 or more"),
+        (["--price_in", "1", "--price_out", "nan"], "--price_out is nan: expected 0 or more"),
+        (["--max_words", "0"], "--max_words is 0: expected 1 or more"),
+        (["--max_characters", "0"], "--max_characters is 0: expected 1 or more"),
+        (["--groups", "visual", "Visual"], "The groups are .*: expected one name or more, each once"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_sentence(tmp_path, capsys, options, told):
+    with OpenAIServer([GOOD]) as server:
+        error = call(tmp_path, capsys, *four(server.url), *options)[1]
+        assert re.search(told, error) and "\n" not in error and server.bodies == []
+
+
+@pytest.mark.parametrize("where", [[*HERE, "--api_key_env", "NO_SUCH_KEY"], ["--llm", "owner/model"]])
+def test_a_dry_run_needs_no_key(tmp_path, capsys, monkeypatch, where):
+    monkeypatch.setattr("madkd_hf.questions.llms.get_token", lambda: None)
+    printed, error = call(tmp_path, capsys, *NAMED, *where, "--dry_run")
+    assert error is None and "about 7 requests" in printed
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens.",
+        "'max_tokens' or 'max_completion_tokens' is too large: 9000. This model's maximum context length is 8192.",
+        "max_tokens is too large: 50000. This model supports at most 16384 completion tokens.",
+        "the request exceeds the available context size",
+        "`inputs` tokens + `max_new_tokens` must be <= 4096.",
+    ],
+)
+def test_too_much_at_once_is_told_after_one_request(message):
+    with OpenAIServer([Fault(400, message)]) as server, pytest.raises(LLMError, match="at once .*400: ") as caught:
+        ServerLLM("m", server.url).complete(SAY, SCHEMA)
+    assert "lower --max_tokens or --per_request" in str(caught.value) and len(server.bodies) == 1
+
+
+def test_a_model_that_is_not_there_is_asked_for_once():
+    with OpenAIServer([Fault(404, "no such model")]) as server, pytest.raises(LLMError, match="has no model"):
+        ServerLLM("m", server.url).complete(SAY, SCHEMA)
+    assert len(server.bodies) == 1
+
+
+IMAGENET = ["tench, Tinca tinca", "goldfish,\n Carassius auratus"]
+
+
+def test_class_names_with_commas_can_be_told_apart(tmp_path, capsys):
+    with OpenAIServer([GOOD]) as server:
+        error = call(tmp_path, capsys, *four(server.url), "--class_names", *IMAGENET)[1]
+    assert error is None
+    said = server.bodies[0]["messages"][1]["content"]
+    assert "has 2 classes:\n- tench, Tinca tinca\n- goldfish, Carassius auratus\n\n" in said
+    simple = ask_simply(IMAGENET, "fish", 3, "visual")[1]["content"]
+    assert '"tench, Tinca tinca"' in simple
+
+
+@pytest.mark.parametrize("names, domain", [([*CLASSES, "a\udce9"], ""), (CLASSES, "a\udce9")])
+def test_what_cannot_be_written_is_told_before_the_first_request(tmp_path, capsys, names, domain):
+    with OpenAIServer([GOOD]) as server:
+        error = call(tmp_path, capsys, *four(server.url), "--class_names", *names, "--domain", domain)[1]
+        assert "cannot be written as UTF-8" in error and "'a\\udce9'" in error and server.bodies == []

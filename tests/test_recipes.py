@@ -553,7 +553,7 @@ def test_every_yaml_under_recipes_names_known_options_only():
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
     arguments |= {"select": [select_questions.SelectArguments]}
     student = [train_student.StudentArguments, train_student.LoraArguments, train_student.MadkdTrainingArguments]
-    files = sorted(ROOT.glob("recipes/*/*.yaml"))
+    files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
     assert files
     for path in files:
         types = arguments.get(path.stem, student)

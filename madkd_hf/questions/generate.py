@@ -49,20 +49,29 @@ class Generated(NamedTuple):
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
-    """The names without spaces around.
+    """The names on one line each, without spaces around.
 
     Raises:
-        ValueError: fewer than two, an empty one, or the same twice.
+        ValueError: fewer than two, an empty one, the same twice, or one that no file and no request can hold.
     """
-    names = tuple(name.strip() for name in class_names)
+    names = tuple(" ".join(name.split()) for name in class_names)
     if len(names) < 2:
         raise ValueError(f"{counted(len(names), 'class name')} given: expected two or more to tell apart.")
     if "" in names:
         raise ValueError(f"Class name {names.index('') + 1} of {len(names)} is empty: remove or mend it.")
+    for name in names:
+        _check_text(name, "class name")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"The class name {twice!r} is given twice: remove one.")
     return names
+
+
+def _check_text(text: str, what: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # half a character, as a terminal or a file of another encoding gives it
+        raise ValueError(f"The {what} {text!a} cannot be written as UTF-8: write it anew.") from error
 
 
 def generate(
@@ -100,11 +109,12 @@ def generate(
 
 def go_on(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generated:
     """What `generate` does with its store; errors as there."""
-    try:
-        collect(store, llm, plan, progress)
-        return select(store, llm, plan)
-    except LLMError as error:
-        raise LLMError(f"{error}{kept(store)}") from error
+    with store.hold():
+        try:
+            collect(store, llm, plan, progress)
+            return select(store, llm, plan)
+        except LLMError as error:
+            raise LLMError(f"{error}{kept(store)}") from error
 
 
 def open_store(
@@ -117,6 +127,8 @@ def open_store(
 ) -> Store:
     """What `generate` goes on from; arguments and errors as there."""
     names, rules = check_class_names(class_names), rules or Rules()
+    _check_text(domain, "domain")
+    _check_text(llm_name, "name of the LLM")
     everyday = [name for name in names if not spoken_names(name)]
     if everyday and not rules.allow_class_names:
         logger.warning(
@@ -171,8 +183,9 @@ def _ask_round(store: Store, llm: LLM, plan: Plan, round: int, style: Style) -> 
         else:
             store.reject(aspect, reason, round)
     if not proposals:
-        said = completion.strip()
-        store.reject(Aspect("", said, group), "no question in the answer" if said else "an empty answer", round)
+        said, refusal = completion.strip(), getattr(llm, "refusal", "")
+        empty = f"a refusal: {refusal}" if refusal else "an empty answer"
+        store.reject(Aspect("", said, group), "no question in the answer" if said else empty, round)
 
 
 def select(store: Store, llm: LLM, plan: Plan) -> Generated:

@@ -16,7 +16,7 @@ from huggingface_hub import InferenceClient, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
 from .prompts import Message
-from .remote import LLMError, Refused, RemoteLLM
+from .remote import LLMError, NoCompletion, Refused, RemoteLLM
 
 
 LARGEST = 10_000_000  # bytes of an answer; a long one has thousands
@@ -63,9 +63,13 @@ class HubLLM(RemoteLLM):
             raise Refused(str(error), timed_out=True) from None
         except HfHubHTTPError as error:
             status, wait = error.response.status_code, error.response.headers.get("Retry-After")
-            raise Refused(_body(error.response) or error.server_message or str(error), status, wait) from None
+            body = _body(error.response)
+            reason = _message(body) or error.server_message or str(error)
+            raise Refused(reason, status, wait, code=_code(body)) from None
         except (HTTPError, OfflineModeIsEnabled) as error:
             raise Refused(str(error) or type(error).__name__) from None
+        except json.JSONDecodeError as error:
+            raise _no_json(error.doc) from None
         except (ValueError, KeyError) as error:  # an unknown provider, or one that does not have the model
             raise LLMError(self._without_key(f"{self.place} cannot serve {self.name!r}: {error}")) from None
 
@@ -127,7 +131,8 @@ class ServerLLM(RemoteLLM):
             if 300 <= error.code < 400:
                 raise LLMError(self._without_key(self._elsewhere(error))) from None
             said = _read(error)
-            raise Refused(_message(said) or error.reason, error.code, error.headers.get("Retry-After")) from None
+            wait = error.headers.get("Retry-After")
+            raise Refused(_message(said) or error.reason, error.code, wait, code=_code(said)) from None
         except TimeoutError:
             raise Refused("timed out", timed_out=True) from None
         except (OSError, http.client.HTTPException) as error:
@@ -138,10 +143,7 @@ class ServerLLM(RemoteLLM):
         try:
             return json.loads(content)
         except (ValueError, RecursionError):
-            said = textwrap.shorten(content.decode(errors="replace"), 100)
-            raise LLMError(
-                self._without_key(f"{self.place} answers with no JSON but {said!r}: look at the address.")
-            ) from None
+            raise _no_json(content.decode(errors="replace")) from None
 
     def _elsewhere(self, error: urllib.error.HTTPError) -> str:
         to = urlsplit(urljoin(self._url, error.headers.get("Location", "")))
@@ -181,7 +183,7 @@ def _opener() -> urllib.request.OpenerDirector:
 
 def _body(response: Any) -> str:
     try:
-        return _message(response.text)
+        return response.text
     except Exception:  # a stream that is closed
         return ""
 
@@ -190,6 +192,19 @@ def _read(error: urllib.error.HTTPError) -> str:
     try:
         return error.read(LARGEST).decode(errors="replace")
     except (OSError, http.client.HTTPException):  # cut on the way
+        return ""
+
+
+def _no_json(body: str) -> NoCompletion:
+    return NoCompletion(f"answers with no JSON but {textwrap.shorten(body, 100)!r}", "look at the address")
+
+
+def _code(body: str) -> str:
+    """What OpenAI's errors have beside the text, such as "insufficient_quota"."""
+    try:
+        error = json.loads(body)["error"]
+        return f"{error.get('code')} {error.get('type')}"
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         return ""
 
 

@@ -45,6 +45,8 @@ class Plan:
         for name in ("candidates", "keep", "per_request"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more.")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}: expected 1 or more.")
         if self.max_rounds is not None and self.max_rounds < 0:
             raise ValueError(f"max_rounds is {self.max_rounds}: expected 0 or more.")
         if self.candidates < self.keep:
@@ -54,7 +56,7 @@ class Plan:
             )
         if (
             not self.groups
-            or len(set(self.groups)) < len(self.groups)
+            or len({name.strip().lower() for name in self.groups}) < len(self.groups)  # answers are read so
             or not all(name.strip() for name in self.groups)
         ):
             raise ValueError(f"The groups are {list(self.groups)}: expected one name or more, each once.")

@@ -102,7 +102,8 @@ def ask_simply(
     """
     draw = random.Random(seed)
     of = domain.strip().rstrip(".") or "objects"
-    names = ", ".join(draw.sample(list(class_names), min(3, len(class_names))))
+    sample = draw.sample(list(class_names), min(3, len(class_names)))
+    names = ", ".join(f'"{name}"' for name in sample) if _have_commas(class_names) else ", ".join(sample)
     about = f"about {group} aspects of {of} ({names}, ...)."
     request = f"Write {counted(count, 'other yes/no question')} {about}"
     if known:
@@ -140,7 +141,14 @@ def counted(number: int, noun: str) -> str:
 
 def _about(class_names: Sequence[str], domain: str) -> str:
     of = f" of {domain.strip().rstrip('.')}" if domain.strip() else ""
-    return f"An image dataset{of} has {len(class_names)} classes: {', '.join(class_names)}."
+    begin = f"An image dataset{of} has {len(class_names)} classes:"
+    if _have_commas(class_names):  # "tench, Tinca tinca, goldfish" could be two classes or three
+        return "\n- ".join([begin, *class_names])
+    return f"{begin} {', '.join(class_names)}."
+
+
+def _have_commas(class_names: Sequence[str]) -> bool:
+    return any("," in name for name in class_names)
 
 
 def _messages(*turns: str) -> list[Message]:

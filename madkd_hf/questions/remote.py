@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 import threading
 from abc import ABC, abstractmethod
@@ -24,9 +25,14 @@ ATTEMPTS = 6
 FEW_ATTEMPTS = 2  # after a time-out, and at a server that never answered: rather a wrong address than a busy one
 LONGEST_WAIT = 300  # seconds; what a server may ask for by Retry-After
 WORTH_RETRYING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-REFUSES_AN_OPTION = {400, 404, 415, 422, 501}  # how servers say that they do not know an option
+REFUSES_AN_OPTION = {400, 415, 422, 501}  # how servers say that they do not know an option
 OPTIONAL = ("max_tokens", "temperature", "seed")  # which some models refuse, by name
 RENAMED = {"max_tokens": "max_completion_tokens"}
+NO_CREDIT = re.compile("insufficient_quota|billing_hard_limit_reached|billing_not_active")
+TOO_MUCH = re.compile(  # OpenAI and vLLM, llama.cpp, TGI: each says it in its own words
+    r"context[ _](length|size|window)|max_new_tokens\S* must be|tokens\W.{0,40}\btoo large|at most \d+ completion",
+    re.IGNORECASE,
+)
 
 
 class LLMError(OSError):
@@ -66,25 +72,53 @@ class Refused(Exception):
 
     Attributes:
         reason: one line.
+        code: what the server calls the error, beside the text of it.
         status: of HTTP; None where no answer came.
         retry_after: seconds that the server asks to wait.
         timed_out: whether it took too long.
     """
 
     def __init__(
-        self, reason: str, status: int | None = None, retry_after: str | None = None, timed_out: bool = False
+        self,
+        reason: str,
+        status: int | None = None,
+        retry_after: str | None = None,
+        timed_out: bool = False,
+        code: str = "",
     ):
         super().__init__(reason)
         self.reason = textwrap.shorten(reason, 300, placeholder=" ...")
         self.status = status
         self.retry_after = _seconds(retry_after)
         self.timed_out = timed_out
+        self.code = code
+
+    @property
+    def no_credit(self) -> bool:
+        """Whether nothing is left to pay with; some servers say so by the status of a busy one."""
+        return self.status == 402 or NO_CREDIT.search(f"{self.code} {self.reason}") is not None
+
+    @property
+    def too_much(self) -> bool:
+        """Whether request and answer together are too long for the model."""
+        return self.status in (400, 413, 422) and TOO_MUCH.search(f"{self.code} {self.reason}") is not None
 
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed a little later."""
-        lasting = "insufficient_quota" in self.reason
-        return (self.status is None or self.status in WORTH_RETRYING) and not lasting
+        return (self.status is None or self.status in WORTH_RETRYING) and not self.no_credit
+
+
+class NoCompletion(Refused):
+    """An answer that is none: a wrong address at first, and a server that stumbles once it has answered.
+
+    Attributes:
+        remedy: against a wrong address.
+    """
+
+    def __init__(self, reason: str, remedy: str):
+        super().__init__(reason, 200)
+        self.remedy = remedy
 
 
 class RemoteLLM(ABC):
@@ -113,7 +147,9 @@ class RemoteLLM(ABC):
         self.temperature = temperature
         self.attempts = attempts
         self._key = key
+        self.refusal = ""  # what the last answer said in place of a text
         self._answered = False
+        self._starved = 0  # answers in a row that ended before they began
         self._unknown: set[str] = set()  # options that this server refused
         self._forms_refused = 0  # of the ways to ask for JSON
 
@@ -141,7 +177,8 @@ class RemoteLLM(ABC):
             try:
                 answer = self._with_known_options(messages, {**settings, "response_format": form})
             except Refused as refused:
-                if form is not None and refused.status in REFUSES_AN_OPTION:
+                lasting = refused.too_much or refused.no_credit  # in whatever form it is asked
+                if form is not None and refused.status in REFUSES_AN_OPTION and not lasting:
                     logger.info("%s does not take this response_format (%s).", self.place, refused.reason)
                     continue
                 raise LLMError(self._without_key(self._sentence(refused))) from None
@@ -155,7 +192,7 @@ class RemoteLLM(ABC):
             options = {RENAMED.get(key, key) if key in self._unknown else key: settings[key] for key in settings}
             options = {key: value for key, value in options.items() if value is not None and key not in self._unknown}
             try:
-                answer = self._retried(messages, options)
+                choice = self._retried(messages, options)
             except Refused as refused:
                 unknown = self._refused_option(refused, options)
                 if unknown is None:
@@ -163,17 +200,22 @@ class RemoteLLM(ABC):
                 self._unknown.add(unknown)
                 continue
             self._answered = True
-            return self._text(answer)
+            return self._text(choice, settings["max_tokens"])
 
     def _retried(self, messages: Sequence[Message], options: dict[str, Any]) -> dict[str, Any]:
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: isinstance(error, Refused) and error.may_pass),
+            retry=tenacity.retry_if_exception(self._may_pass),
             wait=lambda state: pause(state),
             stop=lambda state: state.attempt_number >= self._allowed_attempts(state.outcome.exception()),
             before_sleep=self._tell,
             reraise=True,
         )
-        return retrying(self._in_time, messages, options)
+        return retrying(lambda: _choice(self._in_time(messages, options)))
+
+    def _may_pass(self, error: BaseException) -> bool:
+        if isinstance(error, NoCompletion):
+            return self._answered and not error.no_credit
+        return isinstance(error, Refused) and error.may_pass
 
     def _in_time(self, messages: Sequence[Message], options: dict[str, Any]) -> dict[str, Any]:
         """`_send` with a limit to all of it: that of a socket is for each few bytes, which a server may drip."""
@@ -196,22 +238,20 @@ class RemoteLLM(ABC):
 
     def _refused_option(self, refused: Refused, options: dict[str, Any]) -> str | None:
         """Newer models take no temperature and call max_tokens something else; the server says so by name."""
-        if refused.status not in (400, 422):
+        if refused.status not in (400, 422) or refused.too_much:
             return None
         return next((key for key in OPTIONAL if key in options and key in refused.reason), None)
 
-    def _text(self, answer: dict[str, Any]) -> str:
-        try:
-            choice = answer["choices"][0]
-            text = choice["message"].get("content") or ""
-        except (KeyError, IndexError, TypeError, AttributeError):
-            said = textwrap.shorten(json.dumps(answer, default=str), 200)
+    def _text(self, choice: dict[str, Any], max_tokens: int) -> str:
+        text = choice["message"].get("content") or ""
+        self.refusal = "" if text else " ".join(str(choice["message"].get("refusal") or "").split())
+        self._starved = self._starved + 1 if not text and choice.get("finish_reason") == "length" else 0
+        if self._starved > 1:  # every further one would be paid for too
             raise LLMError(
-                self._without_key(
-                    f"{self.place} gave no chat completion but {said}: expected an OpenAI-compatible server."
-                )
-            ) from None
-        if not text and choice.get("finish_reason") == "length":
+                f"{self.name} used all {max_tokens} tokens before it answered, twice in a row: raise --max_tokens, or "
+                "pass an LLM that thinks less."
+            )
+        if self._starved:
             logger.warning("%s used all its tokens before it answered: give it more by --max_tokens.", self.name)
         if isinstance(text, list):  # of parts, as some servers give it
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
@@ -237,8 +277,16 @@ class RemoteLLM(ABC):
             return f"{self.place} cannot be reached ({told}): look at the address and whether a server runs there."
         if status in (401, 403):
             return f"{self.place} does not accept the key ({told}): {self._remedy_for_key()}"
-        if status == 402:
+        if refused.no_credit:
             return f"{self.place} wants to be paid ({told}): add credit there, or pass another LLM."
+        if isinstance(refused, NoCompletion):
+            later = "run the same command again later, or pass another LLM"
+            return f"{self.place} {refused.reason}: {later if self._answered else refused.remedy}."
+        if refused.too_much:
+            return (
+                f"{self.name} cannot read and write so much at once ({told}): lower --max_tokens or --per_request, or "
+                "pass another LLM."
+            )
         if status == 404:
             return f"{self.place} has no model {self.name!r} ({told}): look at --llm and at the address."
         if status == 429:
@@ -252,6 +300,17 @@ class RemoteLLM(ABC):
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+
+def _choice(answer: dict[str, Any]) -> dict[str, Any]:
+    """The one answer in a chat completion."""
+    try:
+        choice = answer["choices"][0]
+        choice["message"].get("content")
+        return choice
+    except (KeyError, IndexError, TypeError, AttributeError):
+        said = textwrap.shorten(json.dumps(answer, default=str), 200)
+        raise NoCompletion(f"gave no chat completion but {said}", "expected an OpenAI-compatible server") from None
 
 
 def pause(state: tenacity.RetryCallState) -> float:

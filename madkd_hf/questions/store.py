@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..aspects import Aspect
 from .prompts import EXAMPLES
@@ -17,6 +21,7 @@ from .validation import Rules, content_words, fault, fold
 
 ALL_EXAMPLES = [question for group in EXAMPLES.values() for question in group]
 MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,13 @@ class Store:
     def __init__(self, folder: str | Path | None, task: Task, rules: Rules, change_llm: bool = False):
         self.folder = None if folder is None else Path(folder)
         self.task, self.rules = task, rules
+        self._change_llm = change_llm
+        self._lock = None if self.folder is None else FileLock(self.folder / LOCK)
+        self._read()
+
+    def _read(self) -> None:
+        """Forget everything, and take what the folder holds."""
+        self.written: set[str] = set()  # all questions of the files, whatever the rules are now
         self.aspects: list[Aspect] = []
         self.reasons: Counter[str] = Counter()
         self.next_round = 0
@@ -59,8 +71,34 @@ class Store:
         self._waiting: list[tuple[str, dict[str, Any]]] = []
         self._ends: dict[str, tuple[int, bytes]] = {}  # of the files: how many bytes are sound, what they lack
         if self.folder is not None and (self.folder / MANIFEST).exists():
-            self._read_manifest(change_llm)
+            self._read_manifest(self._change_llm)
             self._load()
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep other runs out of the folder: with two at once, neither knows what the other writes.
+
+        Raises:
+            ValueError: another run is at work there, or nothing can be written there.
+        """
+        if self._lock is None or self._lock.is_locked:
+            yield
+            return
+        try_folder(self.folder)  # before anything is paid for
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another run is at work in {self.folder}: wait until it is over, or pass another --output_dir."
+            ) from None
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        try:
+            self._read()  # another run may have written since
+            yield
+        finally:
+            self._lock.release()
 
     @property
     def questions(self) -> list[str]:
@@ -118,6 +156,7 @@ class Store:
     def _load(self) -> None:
         kept, fallen = self._rows(CANDIDATES), self._rows(REJECTED)
         self.next_round = 1 + max((row["round"] for row in [*kept, *fallen]), default=-1)
+        self.written = {row["question"] for row in [*kept, *fallen]}
         for row in [*kept, *fallen]:
             aspect = Aspect(row["id"], row["question"], row["group"])
             examples = () if "reason" not in row else ALL_EXAMPLES  # they stay what they are: not the LLM's
@@ -127,6 +166,9 @@ class Store:
             elif "reason" in row:
                 self._take(aspect, row["round"])
             else:
+                taken = {other.id for other in self.aspects}
+                if aspect.id in taken:  # two runs at once wrote it
+                    aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, taken))
                 self.aspects.append(aspect)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
@@ -162,6 +204,24 @@ class Store:
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._waiting.clear()
+
+
+def try_folder(folder: Path) -> None:
+    """Look whether files can be written in a folder that may not be there yet, and leave no trace.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> ValueError:
+    return ValueError(f"Cannot write in {folder} ({error.strerror or error}): pass another --output_dir.")
 
 
 def unique_id(name: str, question: str, taken: Collection[str]) -> str:
