@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,21 @@ UGLY = {
     "a thought that ends after the text": f"1. {WINGS}\n2. {ROUND}\n</think>\n",
     "thought aloud before and after": f"<think>a?</think>\n{WINGS}\n{ROUND}\n<think>Is it good?</think>",
     "other tags": f"<reasoning>Is it so?</reasoning>{WINGS}\n{ROUND}",
+    "objects that are never closed": f'[{{"question": "{WINGS}", {{"question": "{ROUND}"]',
+    "a text that is never closed": f'[\n  "{WINGS},\n  "{ROUND}"\n]',
+    "line breaks in a text": f'["{WINGS.replace(" wings", chr(10) + "wings")}", "{ROUND}"]',
+    "keys without quotes": f'{{questions: [{{question: "{WINGS}"}}, {{question: "{ROUND}"}}]}}',
+    "braces for brackets": f'{{"{WINGS}", "{ROUND}"}}',
+    "curly quotes": f"[“{WINGS}”, “{ROUND}”]",
+    "brackets in the chatter": f'Here [as asked, 2]:\n["{WINGS}", "{ROUND}"]',
+    "chatter in brackets and a list": f"Here [2 visual aspects]:\n1. {WINGS}\n2. {ROUND}",
+}
+AS_JSON = json.dumps({"questions": [{"question": WINGS, "group": "visual"}, {"question": ROUND}]})
+UGLY |= {
+    "JSON within JSON": json.dumps(AS_JSON),
+    "JSON within JSON within JSON": json.dumps(json.dumps(AS_JSON)),
+    "a call of a function": json.dumps({"name": "answer", "arguments": AS_JSON}),
+    "a call of a function, cut": json.dumps({"name": "answer", "arguments": AS_JSON[:-2] + ', {"que'})[:-6],
 }
 
 
@@ -154,6 +170,47 @@ def test_cut_and_broken_completions_never_crash(seed):
 def test_choices_are_found_in_what_llms_write(completion):
     questions = ["Is it red?", "Is it big?", "Is it old?", "Is it new?"]
     assert parse_choice(completion, questions, ["red", "big", "old", "new"]) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "completion, numbers",
+    [
+        ('{"selected": [3, 8], "rejected": [1, 2]}', [3, 8]),
+        ('{"rejected": [1, 2], "selected": [3, 8]}', [3, 8]),
+        ('{"answer": {"selected": [3, 8]}, "count": 2}', [3, 8]),
+        ('{"reasoning": "1 and 2 are alike", "selected": [3, 8]}', [3, 8]),
+        ('{"reasoning": "1 and 2 are alike", "questions": [3, 8]}', [3, 8]),
+        ('{"1": true, "2": false, "3": true}', [1, 3]),
+        ('[{"number": 1, "selected": true}, {"number": 2, "selected": false}]', [1]),
+        ('{"selected": [], "rejected": [1, 2]}', []),
+        (json.dumps('{"selected": [3, 8]}'), [3, 8]),
+        (json.dumps({"name": "answer", "arguments": '{"selected": [3, 8]}'}), [3, 8]),
+        (json.dumps({"name": "answer", "arguments": {"numbers": [3, 8]}}), [3, 8]),
+        ("My picks [2 questions]: 3, 8", [3, 8]),
+        ("[Q3, #8]", [3, 8]),
+        ("I'd pick questions 3, 8, 12 and 20.", [3, 8, 12, 20]),
+        ("Questions 1, 4 and 7 differ most.", [1, 4, 7]),
+        ("Questions 1-3 and 7", [1, 2, 3, 7]),
+        ("Q1, Q2, Q7", [1, 2, 7]),
+        ("**Q3**: colour\n**Q8**: size", [3, 8]),
+        ("1. 7\n2. 9\n3. 12", [7, 9, 12]),
+        ("- 7\n- 9", [7, 9]),
+        ("The best 5 questions are 3, 8, 12, 20 and 21", [3, 8, 12, 20, 21]),
+        ("The 2 most distinct are 3 and 8", [3, 8]),
+        ("- Question 3 (differs from question 1)", [3]),
+        ("My choice: 3, 8 (they differ from question 1)", [3, 8]),
+        ("Is it big? (question 3)", [3]),
+        ("1-5", [1, 2, 3, 4, 5]),
+        ('["1-3", "7"]', [1, 2, 3, 7]),
+        ("29-999999", [29, 30]),
+        ('{"selected": [3, ' + "1" * 5000, [3]),
+        ("3, " + "1" * 5000, [3]),
+        ("Question " + "1" * 5000, []),
+    ],
+)
+def test_the_numbers_that_are_meant(completion, numbers):
+    questions = [f"Is it {letter}?" for letter in "abcdefghijklmnopqrstuvwxyzäöüß"]
+    assert [index + 1 for index in parse_choice(completion, questions)] == numbers
 
 
 @pytest.mark.parametrize(
@@ -565,6 +622,70 @@ def test_the_prompt_s_own_examples_do_not_become_the_llm_s_when_the_command_goes
     assert Store(tmp_path, task, rules).questions == []
 
 
-@pytest.mark.parametrize("completion", ["[" * 5000, "[" * 3000 + "Is it big?"])
-def test_an_llm_that_loops_does_not_end_the_run(completion):
+# What an LLM writes that loops, until it is cut.
+LOOPS = [
+    "[",
+    '{"a":',
+    "a'b ",
+    '{"question": "Is it big?", ',
+    "<think>",
+    "</think>",
+    "<think></think>",
+    "1",
+    '"',
+    '\\"',
+    "\\",
+    "“",
+    "'",
+    "'[",
+    "\"['",
+    '["',
+    "[}",
+    "(",
+    "- ",
+    "1. ",
+    "a **",
+    "*",
+    "a",
+    "? ",
+    "# ",
+    "q1, ",
+    "1-30\n",
+    "no. ",
+    "\n",
+    " ",
+    "| ",
+    "```\n",
+    "``` ",
+    "/",
+    "a: ",
+    "(yes ",
+]
+
+
+@pytest.mark.parametrize("head", ["", "[1, {'q': '", "1. Is it big? "])
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_llm_that_loops_neither_ends_nor_halts_the_run(head, loop):
+    completion = head + (loop * 40_000)[:40_000] + "end"
+    started = time.process_time()
     assert isinstance(parse_questions(completion, tuple(GROUPS)), list)
+    parse_choice(completion, [f"Is it {number}?" for number in range(30)])
+    assert time.process_time() - started < 3  # it is 0.1 to 0.4, and a minute where the time is quadratic
+
+
+def test_what_is_readable_of_an_endless_answer_is_kept():
+    many = [{"question": f"Is it {number}?"} for number in range(2000)]
+    assert len(parse_questions(json.dumps(many).replace("}", ""))) == 2000
+    assert len(parse_questions(json.dumps(many * 9))) > 5000
+    assert parse_questions("<think>" + "Is it? " * 90_000 + f"</think>{WINGS}")[0].question == WINGS
+
+
+@pytest.mark.parametrize("digits", ["1" * 5000, "-" + "1" * 5000, "1" * 5000 + ".5"])
+def test_long_numbers_are_no_numbers(digits):
+    completion = f'{{"questions": [{{"id": {digits}, "question": "{WINGS}"}}]}}'
+    assert [raw.question for raw in parse_questions(completion)] == [WINGS]
+
+
+def test_half_a_character_can_be_written():
+    (raw,) = parse_questions('["Is it \\ud83d red?", "Is it')
+    assert raw.question.encode() == b"Is it red?"

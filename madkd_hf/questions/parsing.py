@@ -1,8 +1,10 @@
-"""What LLMs write, read with tolerance: JSON whole or cut, code fences, lists, tables, headings, chatter."""
+"""What LLMs write, read with tolerance: JSON whole or cut, code fences, lists, tables, headings, chatter.
+
+An LLM may loop until it is cut: all here takes a time that is linear in the length of what it wrote.
+"""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,30 @@ _ANSWER = re.compile(
 )
 _THINK = r"(?:think(?:ing)?|thoughts?|reasoning)"
 _YES_NO = re.compile(r"[\s\"']*[(\[]?\s*\b(?:yes\s*(?:/|or|,)\s*no|y/n|yes|no)\b\s*[.)\]]*\s*$", re.IGNORECASE)
+_LONGEST, _DEEPEST = 200_000, 20  # characters that are read, containers in containers
+
+# A quote ends a text where punctuation or the line's end is behind it: LLMs forget to escape those inside. A line that
+# begins with a quote or a bracket ends a text whose quote was forgotten.
+_TOKEN = re.compile(
+    r"""(?P<mark>[\[\]{},:])
+    | "(?P<double>(?:[^"\\\n] | \\. | \n(?![ \t]*["\[\]{}]) | "(?![ \t\r]*(?:[],:}"\n]|//|\Z)))*)["\n]?
+    | '(?P<single>(?:[^'\\\n] | \\. | \n(?![ \t]*['\[\]{}]) | '(?![ \t\r]*(?:[],:}\n]|//|\Z)))*)['\n]?
+    | “(?P<curly>[^“”"\n]*)[”"]
+    | //[^\n]*
+    | [\#qQ]?(?P<number>-?\d{1,9})(?!\d)(?=\s*(?:[],:}\d/\n]|\Z))
+    | (?P<word>[^\s\[\]{},:"'“][^\s\[\]{},:"“]*)""",
+    re.DOTALL | re.VERBOSE,
+)
+_OPENING = re.compile(r"(?P<mark>[\[{])")
+_CONSTANTS = {"true": True, "false": False, "none": None, "null": None}
+
+# A number or a range, and no count: "the 5 best questions". Those of more than 6 digits are the number of no question.
+_NUMBER = r"\d{1,6}\b(?:[-–]\d{1,6}\b)?(?!\s+(?:best|most|questions?|picks?)\b)"
+_NAMED = re.compile(  # "questions 3, 8 and 12", "the best questions are 3-5", "Q1, Q2"
+    rf"(?:\b(?:questions?|q|no\.?|numbers?)|\#)(?:[\s:\#]|are\b){{0,4}}"
+    rf"({_NUMBER}(?:(?:[\s,;&\#]|and\b|questions?|q){{1,5}}{_NUMBER})*)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -51,10 +77,6 @@ def parse_questions(completion: str, groups: Sequence[str] = ()) -> list[Raw]:
     """
     text = without_thoughts(completion)
     found = [raw for value in _json_values(text) for raw in _walk(value)]
-    if not found and re.search(r"[\[{]\s*[\"']", text):  # JSON too broken for that
-        quoted = re.findall(rf'"((?:[^"\\\n]|\\.)*[{_MARKS}])\s*"', text)
-        quoted = quoted or re.findall(rf"'(\w(?:[^'\n]|'(?!\s*[,:\]}}]))*[{_MARKS}])\s*'", text)
-        found = [Raw(_clean(question)) for question in quoted]
     return found or list(_lines(text, groups))
 
 
@@ -64,101 +86,155 @@ def parse_choice(completion: str, questions: Sequence[str], ids: Sequence[str] =
     Numbers, ids and the questions' own texts count; numbers that do not exist are left out.
     """
     text = without_thoughts(completion)
-    by_text = {fold(question): index for index, question in enumerate(questions)}
-    by_id = {name.casefold(): index for index, name in enumerate(ids)}
-
-    def choose(value: Any) -> Iterator[int]:
-        if isinstance(value, dict):
-            numbers = [
-                value[key] for key in ("number", "index", "no", "n", *_ID_KEYS, *_QUESTION_KEYS) if key in value
-            ]
-            for part in numbers[:1] or value.values():
-                yield from choose(part)
-        elif isinstance(value, list):
-            for part in value:
-                yield from choose(part)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield value - 1
-        elif isinstance(value, str):
-            yield from _choice_of_line(value, by_text, by_id)
-
-    chosen = [index for value in _json_values(text) for index in choose(value)]
-    if not chosen:
-        lines = text.splitlines()
-        listed = [line for line in lines if _BULLET.match(line)]
-        for line in listed or lines:
-            chosen += _choice_of_line(line, by_text, by_id)
+    by_name = {name.casefold(): index for index, name in enumerate(ids)}
+    by_name |= {fold(question): index for index, question in enumerate(questions)}
+    values = list(_json_values(text))
+    selected = [part for value in values for part in _selected(value)]
+    chosen = [index for value in selected or values for index in _choice_of_value(value, by_name)]
+    if not chosen and not selected:
+        lines = list(dict.fromkeys(line.strip() for line in text.splitlines()))
+        for line in [line for line in lines if _BULLET.match(line)] or lines:
+            chosen += _choice_of_line(line, by_name)
     return list(dict.fromkeys(index for index in chosen if 0 <= index < len(questions)))
 
 
 def without_thoughts(completion: str) -> str:
-    """Without what a reasoning model thought aloud before its answer."""
-    text = re.sub(rf"<({_THINK})>.*?</\1>", "", completion, flags=re.DOTALL | re.IGNORECASE)
-    text = re.sub(rf"<{_THINK}>.*", "", text, flags=re.DOTALL | re.IGNORECASE)
-    parts = re.split(rf"</{_THINK}>", text, flags=re.IGNORECASE)
-    return next((part.strip() for part in reversed(parts) if part.strip()), "")  # some close it after the answer
+    """Without what a reasoning model thought aloud before its answer, and without what is beyond reading."""
+    parts: list[list[str]] = [[]]
+    inside = ""
+    for piece in re.split(rf"(</?{_THINK}>)", completion, flags=re.IGNORECASE):
+        tag = piece.lower() if re.fullmatch(rf"</?{_THINK}>", piece, re.IGNORECASE) else ""
+        if inside:
+            inside = "" if tag == inside else inside
+        elif tag.startswith("</"):
+            parts.append([])  # some close it after the answer
+        elif tag:
+            inside = tag.replace("<", "</")
+        else:
+            parts[-1].append(piece)
+    answers = ("".join(part).strip() for part in reversed(parts))
+    return next((answer for answer in answers if answer), "")[:_LONGEST]
 
 
-def _choice_of_line(line: str, by_text: dict[str, int], by_id: dict[str, int]) -> list[int]:
+def _selected(value: Any) -> Iterator[Any]:
+    """What stands under "selected", at any depth."""
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for key, part in value.items() if isinstance(value, dict) else ():
+        if str(key).lower() == "selected" and not isinstance(part, bool):
+            yield part
+        else:
+            yield from _selected(part)
+
+
+def _choice_of_value(value: Any, by_name: dict[str, int]) -> list[int]:
+    if isinstance(value, str):
+        return _choice_of_line(value, by_name)
+    if type(value) is int:  # and not a bool
+        return [value - 1]
+    if isinstance(value, dict):
+        if value.get("selected") is False:
+            return []
+        for key in ("number", "index", "no", "n", *_ID_KEYS, *_QUESTION_KEYS):
+            if found := _choice_of_value(value.get(key), by_name):
+                return found
+        parts = [key if part is True else part for key, part in value.items()]  # {"3": true}
+        value = [part for part in parts if isinstance(part, (dict, list))] or parts  # lists, not the reasons for them
+    return [index for part in value for index in _choice_of_value(part, by_name)] if isinstance(value, list) else []
+
+
+def _choice_of_line(line: str, by_name: dict[str, int]) -> list[int]:
+    line, last = " ".join(line.split()), 1 + max(by_name.values(), default=-1)
     cleaned = _clean(line)
-    if fold(cleaned) in by_text:
-        return [by_text[fold(cleaned)]]
-    if cleaned.casefold() in by_id:
-        return [by_id[cleaned.casefold()]]
-    if named := re.findall(r"(?:questions?|no\.?|number|#)\s*#?(\d+)", line, flags=re.IGNORECASE):
-        return [int(number) - 1 for number in named]
-    if _BULLET.match(line) and re.search("[^\\W\\d]", cleaned):  # "3. Is there ...": its number alone
-        return [int(number) - 1 for number in re.findall(r"\d+", line)[:1]]
-    if re.search(r":\s*\d", line):  # "The 3 most distinct are: 1, 5, 7"
+    for name in (fold(cleaned), cleaned.casefold()):
+        if name in by_name:
+            return [by_name[name]]
+    # "Question 3 (differs from question 1)"
+    bare = re.sub(r"\([^()]*\)", lambda match: "" if re.search(r"[^\W\d]", match[0]) else match[0], line)
+    line = bare if re.search(r"\d", bare) else line
+    if named := _NAMED.findall(line):
+        return _numbers(" ".join(named), last)
+    if _BULLET.match(line) and re.search(r"[^\W\d]", cleaned):  # "3. Is there ...": its number alone
+        return _numbers(line, last)[:1]
+    if _BULLET.match(line):  # "1. 7": a rank
+        line = cleaned or line
+    if re.search(r":\s*\d", line):  # "The 3 most distinct: 1, 5, 7"
         line = line.split(":", 1)[1]
-    return [int(number) - 1 for number in re.findall(r"\b\d+\b", line)]
+    return _numbers(line, last)
 
 
-def _json_values(text: str) -> Iterator[Any]:
-    """Every JSON value in the text; of one that is cut or broken, the objects and lists inside that are whole."""
-    for fenced in re.findall(r"```[a-zA-Z]*\s*\n(.*?)(?:```|\Z)", text, flags=re.DOTALL) or [text]:
-        position = 0
-        while match := re.compile(r"[\[{]").search(fenced, position):
-            value, position = _value_at(fenced, match.start())
-            if isinstance(value, (dict, list)) and value:
-                yield value
+def _numbers(text: str, last: int) -> list[int]:
+    """The positions up to number `last` that the numbers and the ranges of numbers in a text say."""
+    found = []
+    for number in re.findall(rf"(?:\b|(?<=\bq)){_NUMBER}", text, re.IGNORECASE):
+        first, _, to = number.replace("–", "-").partition("-")
+        found += range(int(first) - 1, min(int(to or first), last))
+    return found
 
 
-def _value_at(text: str, start: int) -> tuple[Any, int]:
-    """The value that begins there and where it ends, or None and the next position."""
+def _json_values(text: str, levels: int = 3) -> Iterator[Any]:
+    """The lists and objects in a text, as far as they can be read; `levels` of JSON within JSON's texts."""
+    for part in re.findall(r"```[a-zA-Z]*\s*\n(.*?)(?:```|\Z)", text, flags=re.DOTALL) or [text]:
+        if re.match(r"\s*\"[\s\\\"]*[\[{]", part):  # a JSON text that holds JSON
+            part = f"[{part}"
+        yield from (value for value in _read(part, levels) if value)
+
+
+def _read(text: str, levels: int) -> list[Any]:
+    """Lists and objects, whole, cut or broken, in one pass; what is not understood is left out."""
+    read: list[Any] = []
+    stack: list[Any] = []  # the containers that are open
+    key, prose, position = None, False, 0
+
+    def put(value: Any) -> None:
+        inner = stack[-1] if stack else read
+        if isinstance(inner, list):
+            inner.append(value)
+        else:
+            inner[str(len(inner)) if key is None else key] = value
+
+    while match := (_TOKEN if stack else _OPENING).search(text, position):
+        kind, position = match.lastgroup, match.end()
+        if kind is None:  # a comment
+            continue
+        token = match[kind]
+        if kind == "mark":
+            if token == "{" and key is None and stack and isinstance(stack[-1], dict) and stack[-1]:
+                stack.pop()  # the one before was not closed
+            if token in "[{":
+                opened: Any = [] if token == "[" else {}
+                put(opened)
+                stack = [*stack, opened] if len(stack) < _DEEPEST else []
+            elif token in "]}":
+                closed = list if token == "]" else dict
+                if any(isinstance(each, closed) for each in stack):
+                    while not isinstance(stack.pop(), closed):
+                        pass
+            key, prose = None, False
+        elif isinstance(stack[-1], dict) and (colon := re.compile(r"\s*:").match(text, position)):
+            key, prose, position = token, False, colon.end()
+        else:
+            if kind == "number" and not prose:
+                put(int(token))
+            elif kind == "word" and token.lower() in _CONSTANTS and not prose:
+                put(_CONSTANTS[token.lower()])
+            elif kind in ("number", "word"):  # "[the 5 best]"
+                prose = True
+            else:
+                token, cut, inner = _unescaped(token), match.end(kind) == position, []
+                if re.match(r"[\s\"]*[\[{]", token) and (cut or token.rstrip(' \n"')[-1:] in "]}") and levels:
+                    inner = list(_json_values(token, levels - 1))
+                if inner or (token and not cut):
+                    put(inner or token)
+            key = None
+    return read
+
+
+def _unescaped(text: str) -> str:
     try:
-        value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
-        return value, end
-    except (json.JSONDecodeError, RecursionError):
-        pass
-    end = _closing(text, start)
-    if end is not None:
-        part = re.sub(r"//[^\n\"]*$", "", text[start:end], flags=re.MULTILINE)
-        part = re.sub(r",(\s*[\]}])", r"\1", part.replace("“", '"').replace("”", '"'))
-        for read in (json.loads, ast.literal_eval):
-            try:
-                return read(part), end
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                continue
-    return None, start + 1
-
-
-def _closing(text: str, start: int) -> int | None:
-    depth, quoted, position = 0, False, start
-    while position < len(text):
-        character = text[position]
-        if quoted and character == "\\":
-            position += 1
-        elif character == '"':
-            quoted = not quoted
-        elif not quoted and character in "[{":
-            depth += 1
-        elif not quoted and character in "]}":
-            depth -= 1
-            if depth == 0:
-                return position + 1
-        position += 1
-    return None
+        return json.loads(f'"{text}"', strict=False)
+    except ValueError:  # quotes that are not escaped, or "\'"
+        return re.sub(r"\\(.)", lambda match: " " if match[1] in "nrt" else match[1], text)
 
 
 def _walk(value: Any, group: str = "") -> Iterator[Raw]:
@@ -204,8 +280,9 @@ def _lines(text: str, groups: Sequence[str]) -> Iterator[Raw]:
             continue
         if _ANSWER.match(cleaned):
             continue
-        for question in re.findall(f"[^{_MARKS}]+[{_MARKS}]", cleaned):
-            yield _named(question.strip(), group, groups)
+        for question in re.split(f"(?<=[{_MARKS}])", cleaned):
+            if question.endswith(QUESTION_MARKS) and len(question) > 1:
+                yield _named(question.strip(), group, groups)
 
 
 def _named(question: str, group: str, groups: Sequence[str]) -> Raw:
@@ -230,14 +307,12 @@ def _heading(line: str, cleaned: str, groups: Sequence[str]) -> str | None:
 
 def _clean(text: str) -> str:
     """A line without its number, bullet, label, quotes, markup and "(yes/no)"."""
-    text = " ".join(text.split())
-    before = None
-    while before != text:
-        before = text
-        text = _BULLET.sub("", text, count=1).strip()
-        text = re.sub(r"^[*_`\"'“”#>\s]+|[*_`\"'“”,;\s]+$", "", text)
+    text = " ".join(text.encode("utf-8", "ignore").decode().split())  # half a character cannot be written
+    for _ in range(5):  # each may hide another
+        text = _BULLET.sub("", text, count=1)
+        text = text.lstrip("*_`\"'“”#> ").rstrip("*_`\"'“”,; ")
         text = _LABEL.sub("", text)
-    text = re.sub(r"\*\*|__|`", "", text)
+    text = " ".join(re.sub(r"\*\*|__|`", "", text).split())
     for mark in QUESTION_MARKS:
         head, found, tail = text.rpartition(mark)
         if found and (_YES_NO.fullmatch(tail) or re.fullmatch(r"[\s\"'”.!)*]*", tail)):
