@@ -36,7 +36,7 @@ quality: install  ## style, and who may import whom
 teacher: install  ## train the demo's teacher anew, and measure it
 	$(RUN) recipes/easy_vqa/teacher/train_teacher.py
 
-tune: install  ## choose learning rates, alpha and steps on validation images
+tune: install  ## choose learning rates and alpha on validation images
 	$(RUN) recipes/tune.py --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
 
 clean:  ## remove what the targets made

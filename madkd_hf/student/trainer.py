@@ -103,16 +103,7 @@ class MadkdTrainer(PublishedTrainer):
             compute_metrics=compute_metrics or all_metrics,
             **kwargs,
         )
-        if is_adapted(self.model) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "
-                "leave it out, the adapters need little memory."
-            )
-        if args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
-            raise ValueError(
-                f"The backbone {type(self.model.backbone).__name__} has no layers for gradient checkpointing: leave "
-                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
-            )
+        self._refuse_unfit()
         if args.channels_last:
             self.model.to(memory_format=torch.channels_last)
         self.asks_aspects = compute_metrics is None
@@ -145,6 +136,19 @@ class MadkdTrainer(PublishedTrainer):
         self._components_count = 0
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._finish: Callable[[dict], None] | None = None
+
+    def _refuse_unfit(self) -> None:
+        """What this student cannot be trained with."""
+        if is_adapted(self.model) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "
+                "leave it out, the adapters need little memory."
+            )
+        if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"The backbone {type(self.model.backbone).__name__} has no layers for gradient checkpointing: leave "
+                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
 
     def get_train_dataloader(self):
         kept = self.train_dataset
