@@ -94,8 +94,8 @@ def test_calibration_is_the_distance_of_confidence_from_accuracy(found):
     assert plain["error"] == pytest.approx((0.3 + 0.05) / 2)  # right on 50% and 75%, sure by 80%
     assert plain["deviation"] == pytest.approx(np.std([0.3, 0.05], ddof=1))
     assert distilled["error"] == pytest.approx(0.05)
-    assert [k for k, value in enumerate(plain["accuracy"]) if value is not None] == [8]
-    assert plain["accuracy"][8] == 5 / 8 and plain["confidence"][8] == pytest.approx(0.8)
+    assert [k for k, value in enumerate(plain["accuracy"]) if value is not None] == [12]
+    assert plain["accuracy"][12] == 5 / 8 and plain["confidence"][12] == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("classes", [3, 100])

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from ..student.metrics import CalibrationError
 from .comparison import markdown_table, paired_gain, write_whole
 from .evidence import cell
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
 
 
-MOST_CLASSES, MOST_CONFUSIONS, BINS = 40, 12, 10
+MOST_CLASSES, MOST_CONFUSIONS, BINS = 40, 12, 15  # bins as in `CalibrationError`
 BOTH = ("base", "madkd")
 
 
@@ -34,7 +35,7 @@ def summarise_classes(
         cent), `gain` (points, see `paired_gain`), in the order of gain; `confusions`: `shown`, `taken_for`, `base`
         and `madkd` (mean share of the shown class's images, per cent), the most changed first; `calibration`:
         condition -> `error` (mean expected calibration error, 0..1), `deviation` (over the seeds), and the curve:
-        `confidence`, `accuracy` and `share` of the images in each of 10 bins of all seeds together (None where empty).
+        `confidence`, `accuracy` and `share` of the images in each of 15 bins of all seeds together (None where empty).
     """
     labels, count = np.asarray(labels), len(names)
     matrices = {name: np.stack([_confusion(each, labels, count) for each in logits[name]]) for name in BOTH}
@@ -74,7 +75,8 @@ def _calibration(logits: Sequence[np.ndarray], labels: np.ndarray, bins: int = B
         confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
         place = np.minimum((confidence * bins).astype(int), bins - 1)
         found = np.stack([np.bincount(place, values, bins) for values in (np.ones(len(p)), confidence, right)])
-        errors.append(np.abs(found[1] - found[2]).sum() / len(p))
+        metric = CalibrationError(keep_in_memory=True).compute(predictions=each, references=labels, bins=bins)
+        errors.append(metric["calibration_error"])
         sums += found
     filled = np.where(sums[0] > 0, sums[0], np.nan)
     curve = {"confidence": sums[1] / filled, "accuracy": sums[2] / filled}
