@@ -10,14 +10,15 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from ..aspects import AspectBank
 
 
-def aspect_features(bank: AspectBank) -> Features:
-    """The three columns that labelling adds, see `attach_aspects`."""
+def aspect_features(bank: AspectBank, by_object: bool = False) -> Features:
+    """The three columns that labelling adds, see `attach_aspects`; with `by_object`, answers for each object."""
     answers = List(Value("float32"), length=len(bank))
+    answers = List(answers) if by_object else answers
     return Features({"aspect_logits": answers, "aspect_mass": answers, "aspect_bank": Value("string")})
 
 
 def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
-    """The rows whose image could not be read, which `attach_aspects(..., on_error="skip")` left without answers."""
+    """The rows that could not be read, for their image or a box, and that `on_error="skip"` left without answers."""
     columns = labelled.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
     rows, start = [], 0
     for table in columns.iter(1000):
@@ -27,19 +28,18 @@ def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
     return rows
 
 
-def leave(source: Dataset, bank: AspectBank) -> Dataset:
-    """A split that is not labelled: null in every column."""
-    features = aspect_features(bank)
+def leave(source: Dataset, features: Features) -> Dataset:
+    """A split that is not labelled: null in every column that labelling adds."""
     if not len(source):  # concatenation would drop an empty dataset, columns included
         info = source.info.copy()
         info.features = Features({**source.features, **features})
         return Dataset.from_dict({name: [] for name in info.features}, info=info, split=source.split)
-    return join(source, Dataset(nulls(bank, len(source))))
+    return join(source, Dataset(nulls(features, len(source))))
 
 
-def nulls(bank: AspectBank, rows: int) -> pa.Table:
+def nulls(features: Features, rows: int) -> pa.Table:
     """The columns of rows without answers."""
-    schema = aspect_features(bank).arrow_schema
+    schema = features.arrow_schema
     return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
 
 
@@ -50,7 +50,7 @@ def join(source: Dataset, columns: Dataset) -> Dataset:
 
 
 class no_bars:
-    """Hides the map's own progress bars, which count examples: ours counts images."""
+    """Hides the map's own progress bars, which count examples: ours counts what is read."""
 
     def __enter__(self) -> None:
         self.were_enabled = datasets.is_progress_bar_enabled()

@@ -6,8 +6,9 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ import datasets
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     IterableDataset,
     IterableDatasetDict,
 )
@@ -23,17 +25,19 @@ from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
 from ..teacher import AspectTeacher, UnreadableImage
-from .columns import join, leave, no_bars, nulls
+from .columns import aspect_features, join, leave, no_bars, nulls
 from .manifest import FORMAT_VERSION
+from .objects import Boxes
 from .reading import Reader
 from .shards import WorkDir
 from .sources import Rows, Stream, readable, sources_of
 from .workers import Workers
 
 
-READ_BATCH = 16  # images in one call of the teacher, or more where they do not fill a forward pass
+READ_BATCH = 16  # images or objects in one call of the teacher, or more where they do not fill a forward pass
 POLL_SECONDS = 1.0  # between two looks for the shards of other workers
 
+Counter = Callable[[int], int]
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
 
@@ -47,14 +51,22 @@ def attach_aspects(
     on_error: str = "raise",
     shard_size: int = 512,
     distributed: bool = False,
+    boxes_column: str | None = None,
+    box_format: str = "coco",
+    box_margin: float = 0.1,
 ) -> AnyDataset:
     """Let a multimodal LLM answer the bank's questions about every image, and store the answers as columns.
+
+    With `boxes_column`, for object detection, about every object in every image.
 
     - `aspect_logits`: Q float32 log-odds `z_yes - z_no`, in the bank's order; the sigmoid is the target (paper
       section 3.2).
     - `aspect_mass`: Q float32, the probability of yes and no together: where it is low, the number is not to be
       trusted.
     - `aspect_bank`: the bank's fingerprint, so that rows and questions cannot be mixed up.
+
+    For objects, `aspect_logits` and `aspect_mass` are lists with Q numbers for each object, in the order of the boxes;
+    the list of an image without objects is empty. What looks the same in one shard, pixel for pixel, is read once.
 
     The work is done in shards, which are complete or not there: a job that was killed goes on where it was, and ends
     with the same numbers. A job that is done costs nothing.
@@ -72,20 +84,27 @@ def attach_aspects(
             Parquet shards, all columns and the images' bytes, are the result (`work_dir/data/train-00000.parquet`).
         on_error: what to do about an image that cannot be decoded or that the teacher's processor refuses: "raise", or
             "skip", which leaves `aspect_logits` and `aspect_mass` null and `aspect_bank` set. (A row of a split that
-            was not labelled has three nulls.)
+            was not labelled has three nulls.) Likewise about a row of which one box or object cannot be read.
         shard_size: images that a kill can cost; a job that was begun keeps its own.
         distributed: share the work between the processes of `accelerate launch`, all of which have to make this call,
             on one folder that all can see; each needs a teacher on its own device. Otherwise each process does it all.
+        boxes_column: the column of objects: structs with a list `bbox`, or lists of structs with a `bbox`. The boxes
+            are those of the image as a viewer shows it, upright.
+        box_format: what the 4 numbers of a box are: "coco" (x, y, width, height in pixels), "pascal_voc" (left, top,
+            right, bottom in pixels) or "yolo" (centre x, centre y, width, height, 0 to 1).
+        box_margin: how much the teacher sees around an object on each side, as a part of the box's width and height.
 
     Returns:
         The same rows with the three columns added; for a stream, the stream that reads the Parquet shards.
 
     Raises:
         ValueError: no such column or split, a column without images, an image that cannot be decoded (named by split
-            and row), a dataset that has aspect columns already, a work_dir that holds another job.
+            and row), a box that cannot be (named by split, row and object), a dataset that has aspect columns already,
+            a work_dir that holds another job.
         OSError: the work_dir cannot be written to, or the disk is full; what was done is kept.
     """
-    sources = sources_of(dataset, splits, image_column)
+    boxes = _boxes(boxes_column, box_format, box_margin)
+    sources = sources_of(dataset, splits, image_column, boxes)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
     if int(shard_size) < 1:
@@ -94,15 +113,25 @@ def attach_aspects(
     if streams and work_dir is None:
         raise ValueError("A stream needs a place for its labelled Parquet shards: pass work_dir.")
     workers = Workers.of_launch() if distributed else Workers()
-    job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers)
+    job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers, boxes)
     to_do = [source for source in sources if streams or (source.labelled and source.total)]
-    results = {source.split: leave(source.data, bank) for source in sources if source not in to_do}
+    results = {source.split: leave(source.data, job.features) for source in sources if source not in to_do}
     for folder, group in [(work_dir, to_do)] if work_dir else [(job.cache_of(source), [source]) for source in to_do]:
         if group:
             results |= job.run(Path(folder).expanduser(), group)
     if isinstance(dataset, (Dataset, IterableDataset)):
         return results[sources[0].split]
     return type(dataset)({source.split: results[source.split] for source in sources})
+
+
+def _boxes(column: str | None, box_format: str, margin: float) -> Boxes | None:
+    boxes = Boxes(column or "", box_format, margin)
+    if column is None and boxes != Boxes(""):
+        raise ValueError(
+            f"box_format={box_format!r} and box_margin={margin} say nothing without boxes: name their column with "
+            "boxes_column."
+        )
+    return None if column is None else boxes
 
 
 @dataclass
@@ -116,9 +145,16 @@ class _Job:
     shard_size: int
     streams: bool
     workers: Workers
+    boxes: Boxes | None = None
+
+    @property
+    def features(self) -> Features:
+        """The columns that are added."""
+        return aspect_features(self.bank, self.boxes is not None)
 
     def fingerprint(self, source: Rows) -> str:
         decides = [source.data._fingerprint, self.image_column, self.bank.fingerprint, self.teacher.identity]
+        decides += [self.boxes.state] if self.boxes else []
         return Hasher.hash([FORMAT_VERSION, *decides])
 
     def cache_of(self, source: Rows) -> Path:
@@ -153,6 +189,7 @@ class _Job:
             "teacher": self.teacher.identity,
             "plan": None,
             "image_column": self.image_column,
+            "boxes": self.boxes and self.boxes.state,
             "shard_size": self.shard_size,
             "splits": {source.split: source.state for source in sources},
             "complete": {},
@@ -179,7 +216,7 @@ class _Job:
 
     def _plan(self, sources: list[Rows | Stream]) -> dict[str, Any] | None:
         """How the teacher reads, chosen on the first two images that it can read; None where there is not one."""
-        images = (image for source in sources for image in readable(source.head()))
+        images = (image for source in sources for image in readable(source))
         first = list(itertools.islice(images, 2))
         self.teacher.plan = None
         while first:
@@ -208,9 +245,8 @@ class _Job:
         size, others = work.manifest["shard_size"], {}
         pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
-        reader = Reader(source.split, self.bank, self.teacher, self.image_column, self.on_error)
-        about = f"{source.split}: {len(self.bank)} questions an image" if source.labelled else source.split
-        progress = {"total": source.total, "initial": sum(done.values()), "unit": " images", "desc": about}
+        reader = Reader(source.split, self.bank, self.teacher, self.image_column, self.on_error, self.boxes)
+        progress, counted = self._progress(work, source, done)
         with tqdm(**progress, disable=not self.workers.is_main) as bar, no_bars():
             for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
                 if turn % self.workers.count != self.workers.index:
@@ -220,20 +256,29 @@ class _Job:
                 if source.labelled:
                     answers = reader.answers(rows, index * size, images_per_call, bar.update)
                 else:
-                    answers = nulls(self.bank, len(rows))
+                    answers = nulls(self.features, len(rows))
                     bar.update(len(rows))
                 work.write(source.split, index, source.stored(rows, answers, index * size))
                 done[index] = len(rows)
-                _take_arrived(work, source.split, others, done, bar)
+                bar.update(sum(map(counted, _arrived(work, source.split, others, done))))
             while others:
                 time.sleep(POLL_SECONDS)
-                _take_arrived(work, source.split, others, done, bar)
+                bar.update(sum(map(counted, _arrived(work, source.split, others, done))))
         if self.streams and self.workers.is_main:
             if not done:  # an empty stream leaves its columns at least
-                work.write(source.split, 0, source.stored(source.nothing, nulls(self.bank, 0), 0))
+                work.write(source.split, 0, source.stored(source.nothing, nulls(self.features, 0), 0))
                 done[0] = 0
             work.manifest["complete"][source.split] = sum(done.values())
             work.save()
+
+    def _progress(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> tuple[dict[str, Any], Counter]:
+        """What the bar begins with, and how many of what it counts a finished shard holds."""
+        unit, total, count, about = " images", source.total, done.__getitem__, source.split
+        if source.labelled:
+            about += f": {len(self.bank)} questions an {'object' if self.boxes else 'image'}"
+            if self.boxes:
+                unit, total, count = " obj", source.objects, partial(work.objects, source.split)
+        return {"unit": unit, "total": total, "initial": sum(map(count, done)), "desc": about}, count
 
 
 def _is_complete(work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> bool:
@@ -241,8 +286,8 @@ def _is_complete(work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> 
     return total == sum(done.values())
 
 
-def _take_arrived(work: WorkDir, split: str, others: dict[int, int], done: dict[int, int], bar: tqdm) -> None:
-    """Count the shards that other workers have finished since."""
-    for index in [index for index in others if work.path(split, index).exists()]:
-        done[index] = others.pop(index)
-        bar.update(done[index])
+def _arrived(work: WorkDir, split: str, others: dict[int, int], done: dict[int, int]) -> list[int]:
+    """Take over the shards that other workers have finished since."""
+    arrived = [index for index in others if work.path(split, index).exists()]
+    done |= {index: others.pop(index) for index in arrived}
+    return arrived

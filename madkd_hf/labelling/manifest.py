@@ -23,6 +23,7 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
     path = folder / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest.setdefault("boxes", None)  # there were none in the first versions of this format
         missing = {"format_version", *keys} - set(manifest)
         if missing or not isinstance(manifest["splits"], dict) or not int(manifest["shard_size"]) > 0:
             raise ValueError(f"{sorted(missing) or 'its values'} are not there")
@@ -67,6 +68,9 @@ def merged(before: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 def _difference(then: Any, now: Any, name: str) -> str | None:
     """The first place where two manifests part, in words."""
+    if name == "boxes" and None in (then, now) and then != now:
+        levels = ["each image" if boxes is None else f"each object in {boxes['column']!r}" for boxes in (then, now)]
+        return f"it asks about {levels[0]}, here about {levels[1]}"
     if isinstance(then, dict) and isinstance(now, dict):
         if name.startswith("splits."):
             split = name[7:]

@@ -2,84 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import itertools
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import Dataset
+from PIL.Image import Image
 
 from ..aspects import AspectBank
 from ..teacher import AspectTeacher, UnreadableImage
 from .columns import aspect_features
+from .objects import Boxes
 from .sources import decode, is_broken
+
+
+Answer = tuple[np.ndarray, np.ndarray]  # log-odds and mass, [Q] each
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What the teacher is asked about: an image, or one object of it; two with the same key get one answer."""
+
+    key: Hashable
+    image: Image
+    name: str
 
 
 @dataclass
 class Reader:
-    """How the images of a split become answers, and what happens to those that cannot be read."""
+    """How the images of a split, or their objects, become answers, and what happens to those that cannot be read."""
 
     split: str
     bank: AspectBank
     teacher: AspectTeacher
     image_column: str
     on_error: str
+    boxes: Boxes | None = None
 
     def answers(self, rows: Dataset, start: int, images_per_call: int, tell: Callable[[int], Any]) -> pa.Table:
         """The new columns for a shard whose first row is `start`: the same rows always make the same calls."""
+        names = [self.image_column, *([self.boxes.column] if self.boxes else [])]
+        asked: list[list[Hashable] | None] = []  # for each row the keys of its units; None where it cannot be read
+        answers: dict[Hashable, Answer | None] = {}
+        waiting: dict[Hashable, Unit] = {}
+        seen, told = 0, 0
+        for number, row in enumerate(rows.select_columns(names), start):
+            units = self._units(row, number)
+            asked.append(None if units is None else [unit.key for unit in units])
+            waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
+            seen += len(self.boxes.of(row[self.boxes.column])) if self.boxes else 1
+            while len(waiting) >= images_per_call:
+                answers |= self._read([waiting.pop(key) for key in list(itertools.islice(waiting, images_per_call))])
+                tell(seen - len(waiting) - told)
+                told = seen - len(waiting)
+        answers |= self._read(list(waiting.values()))
+        tell(seen - told)
+        return self._table([None if keys is None else [answers[key] for key in keys] for keys in asked])
 
-        def read(batch: dict[str, list[Any]], places: list[int]) -> dict[str, list[Any]]:
-            answers = self._read(batch[self.image_column], [start + place for place in places])
-            tell(len(places))
-            return answers
+    def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
+        """What to ask about in a row; None where it cannot be read and is to be skipped."""
+        name = f"The image in row {number} of split {self.split!r}"
+        try:
+            image = decode(row[self.image_column])
+        except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
+            return self._refuse(name, "cannot be decoded", error)
+        if self.boxes is None:
+            return [Unit(number, image, name)]
+        try:
+            crops = self.boxes.crops(image, row[self.boxes.column])
+        except ValueError as error:
+            if self.on_error == "raise":
+                raise ValueError(
+                    f"In row {number} of split {self.split!r}, {str(error).removesuffix('.')}, or pass "
+                    "on_error='skip' to leave the row's answers empty."
+                ) from error
+            return None
+        where = f"of the image in row {number} of split {self.split!r}"
+        return [Unit(_pixels(crop), crop, f"Object {index} {where}") for index, crop in enumerate(crops)]
 
-        answers = rows.select_columns([self.image_column]).map(
-            read,
-            batched=True,
-            batch_size=images_per_call,
-            with_indices=True,
-            remove_columns=[self.image_column],
-            features=aspect_features(self.bank),
-            new_fingerprint="shard",  # the teacher is not to be hashed
-            keep_in_memory=True,
-            load_from_cache_file=False,
-        )
-        return answers.data.table.combine_chunks()
-
-    def _read(self, stored: list[dict[str, Any] | None], rows: list[int]) -> dict[str, list[Any]]:
-        images, places = [], []
-        for place, image in enumerate(stored):
+    def _read(self, units: list[Unit]) -> dict[Hashable, Answer | None]:
+        """The answers by key, None for what the teacher's processor refuses."""
+        answers: dict[Hashable, Answer | None] = {}
+        while units:
             try:
-                images.append(decode(image))
-                places.append(place)
-            except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
-                self._refuse(rows[place], "cannot be decoded", error)
-        logits: list[Any] = [None] * len(rows)
-        mass: list[Any] = [None] * len(rows)
-        while images:
-            try:
-                reading = self.teacher.read(images, self.bank)
+                reading = self.teacher.read([unit.image for unit in units], self.bank)
             except UnreadableImage as error:
-                self._refuse(rows[places[error.index]], "is refused by the teacher's processor", error)
-                del images[error.index], places[error.index]
+                refused = units.pop(error.index)
+                answers[refused.key] = self._refuse(refused.name, "is refused by the teacher's processor", error)
                 continue
-            for place, z, m in zip(places, reading.logits.numpy(), reading.mass.numpy()):
-                logits[place], mass[place] = z, m
-            break
-        return {"aspect_logits": logits, "aspect_mass": mass, "aspect_bank": [self.bank.fingerprint] * len(rows)}
+            keys = [unit.key for unit in units]
+            return answers | dict(zip(keys, zip(reading.logits.numpy(), reading.mass.numpy())))
+        return answers
 
-    def _refuse(self, row: int, what: str, error: Exception) -> None:
-        where = f"The image in row {row} of split {self.split!r}"
+    def _table(self, rows: list[list[Answer | None] | None]) -> pa.Table:
+        """The columns; a row of which something could not be read has no answers at all."""
+        schema = aspect_features(self.bank, self.boxes is not None).arrow_schema
+        columns: dict[str, list[Any]] = {"aspect_logits": [], "aspect_mass": []}
+        for row in rows:
+            known = row is not None and all(answer is not None for answer in row)
+            for part, column in enumerate(columns.values()):
+                values = [answer[part] for answer in row] if known else None
+                column.append(values if values is None or self.boxes else values[0])
+        columns["aspect_bank"] = [self.bank.fingerprint] * len(rows)
+        return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)
+
+    def _refuse(self, name: str, what: str, error: Exception) -> None:
+        """Stop, or return None where it is to be skipped."""
         if not is_broken(error):  # to skip it would make permanent what passes
             raise OSError(
-                f"{where} cannot be read now ({_reason(error)}): that says nothing about the image; see to the disk, "
+                f"{name} cannot be read now ({_reason(error)}): that says nothing about the image; see to the disk, "
                 "the network or the memory, and run the same command again."
             ) from error
         if self.on_error == "raise":
             raise ValueError(
-                f"{where} {what} ({_reason(error)}): repair the file or drop the row, or pass on_error='skip' to "
+                f"{name} {what} ({_reason(error)}): repair the file or drop the row, or pass on_error='skip' to "
                 "leave its answers empty."
             ) from error
+
+
+def _pixels(image: Image) -> Hashable:
+    return image.size, hashlib.sha256(image.tobytes()).digest()
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
 
@@ -37,8 +38,8 @@ class WorkDir:
 
     Attributes:
         folder: where it is; may be shared between machines.
-        manifest: what decides the answers (teacher, bank, image column, the splits' fingerprints), and what the job
-            has settled since: `shard_size`, `plan` (how the teacher reads), `complete` (rows of finished streams).
+        manifest: what decides the answers (teacher, bank, image column, boxes, the splits' fingerprints), and what the
+            job has settled since: `shard_size`, `plan` (how the teacher reads), `complete` (rows of finished streams).
         streams: whether shards are Parquet files of whole rows, for a stream, or Arrow files of the new columns only.
     """
 
@@ -135,9 +136,11 @@ class WorkDir:
 
     def skipped(self, split: str, index: int) -> int:
         """How many rows of a complete shard have no answers."""
-        path, column = self.path(split, index), "aspect_logits"
-        table = pq.read_table(path, columns=[column]) if self.streams else _open_arrow(path)
-        return table[column].null_count
+        return self._logits(split, index).null_count
+
+    def objects(self, split: str, index: int) -> int:
+        """How many objects of a complete shard have answers, where each object has its own."""
+        return pc.sum(pc.list_value_length(self._logits(split, index))).as_py() or 0
 
     def kept(self, split: str | None = None) -> str:
         """What a job that stops here leaves to the next one, in words."""
@@ -149,8 +152,14 @@ class WorkDir:
             counts.append(f"{len(self.indexes(name))}{total} shards of split {name!r}")
         return f"{', '.join(counts)} are complete and kept in {self.folder}"
 
+    def _logits(self, split: str, index: int) -> pa.ChunkedArray:
+        path, column = self.path(split, index), "aspect_logits"
+        table = pq.read_table(path, columns=[column]) if self.streams else _open_arrow(path)
+        return table[column]
+
     def _mark(self, split: str, index: int) -> bytes:
         decides = [self.manifest[name] for name in ("bank", "teacher", "image_column", "shard_size")]
+        decides += [self.manifest["boxes"]] if self.manifest["boxes"] else []
         job = hashlib.sha256(json.dumps([*decides, self.manifest["splits"][split]], sort_keys=True).encode())
         return json.dumps({"job": job.hexdigest(), "split": split, "index": index}).encode()
 

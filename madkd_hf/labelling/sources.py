@@ -21,6 +21,7 @@ from PIL.Image import Image
 from ..aspects import ASPECT_COLUMNS
 from ..images import to_rgb
 from .identity import digest_of_steps, steps
+from .objects import Boxes
 
 
 REORDERING = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")  # the length is unknown
@@ -35,16 +36,25 @@ class Rows:
         data: the rows.
         image_column: where their images are.
         labelled: whether the teacher is asked; otherwise the new columns are null.
+        boxes: where the objects are, if the teacher is asked about each object and not about the images.
     """
 
     split: str
     data: Dataset
     image_column: str
     labelled: bool = True
+    boxes: Boxes | None = None
 
     @property
     def total(self) -> int:
         return len(self.data)
+
+    @property
+    def objects(self) -> int:
+        """How many objects all rows have."""
+        column = self.boxes.column
+        tables = self.data.select_columns([column]).with_format("arrow").iter(1000)
+        return sum(self.boxes.count(table[column]) for table in tables)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -53,16 +63,16 @@ class Rows:
 
     @cached_property
     def encoded(self) -> Dataset:
-        """The images as they are stored, nothing decoded."""
-        images = self.data.with_format(None).select_columns([self.image_column])
+        """The images as they are stored, nothing decoded, and the objects in them."""
+        images = self.data.with_format(None).select_columns(_columns(self))
         return images.cast_column(self.image_column, datasets.Image(decode=False))
 
-    def head(self) -> Iterator[dict[str, Any] | None]:
-        """The stored images, from the first on."""
-        return (row[self.image_column] for row in self.encoded)
+    def head(self) -> Iterator[dict[str, Any]]:
+        """The stored images and their objects, from the first on."""
+        return iter(self.encoded)
 
     def shards(self, size: int, done: Container[int]) -> Iterator[tuple[int, Dataset]]:
-        """The shards that are not done, by number; the images alone."""
+        """The shards that are not done, by number; what is read of them alone."""
         for index, start in enumerate(range(0, self.total, size)):
             if index not in done:
                 yield index, self.encoded.select(range(start, min(start + size, self.total)))
@@ -90,6 +100,7 @@ class Stream:
     data: IterableDataset
     image_column: str
     labelled: bool = True
+    boxes: Boxes | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -108,12 +119,16 @@ class Stream:
         changed = any(word in type(step).__name__ for step in steps(self.data) for word in REORDERING)
         return None if changed or known is None else known.num_examples or None
 
+    @property
+    def objects(self) -> None:
+        """How many objects all rows have is not known before they came by."""
+
     @cached_property
     def state(self) -> dict[str, Any]:
         """What the manifest says of this split: a stream is known by its card, its steps and its first image."""
         info = self.data.info
         made = digest_of_steps(self.data)
-        first = next(self.head(), None)
+        first = next((row[self.image_column] for row in self.head()), None)
         content = [info.builder_name, info.dataset_name, str(self.data.split), str(self.data.features), made]
         digest = hashlib.sha256(json.dumps(content).encode())
         digest.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
@@ -124,9 +139,9 @@ class Stream:
         """The rows as arrow tables, nothing decoded."""
         return self.data.cast_column(self.image_column, datasets.Image(decode=False)).with_format("arrow")
 
-    def head(self) -> Iterator[dict[str, Any] | None]:
-        """The stored images, from the first on."""
-        return (table[self.image_column][0].as_py() for table in self.encoded.iter(1))
+    def head(self) -> Iterator[dict[str, Any]]:
+        """The stored images and their objects, from the first on."""
+        return (table.select(_columns(self)).to_pylist()[0] for table in self.encoded.iter(1))
 
     def shards(self, size: int, done: Container[int]) -> Iterator[tuple[int, Dataset]]:
         """The shards that are not done, by number; all columns."""
@@ -174,6 +189,11 @@ class Stream:
         return table_cast(pa.table({name: columns[name] for name in features}), features.arrow_schema)
 
 
+def _columns(source: Rows | Stream) -> list[str]:
+    """What is read of the rows."""
+    return [source.image_column, *([source.boxes.column] if source.boxes else [])]
+
+
 def _fetched_or_not(stored: dict[str, Any] | None) -> dict[str, Any] | None:
     try:
         return stored and fetch(stored)
@@ -207,13 +227,15 @@ def is_broken(error: Exception) -> bool:
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) in (None, errno.ENOENT)
 
 
-def readable(stored: Iterable[dict[str, Any] | None]) -> Iterator[Image]:
-    """Those of the stored images that can be decoded."""
-    for image in stored:
+def readable(source: Rows | Stream) -> Iterator[Image]:
+    """What the teacher is asked about, images or objects, of those rows that can be read."""
+    for row in source.head():
         try:
-            yield decode(image)
+            image = decode(row[source.image_column])
+            images = source.boxes.crops(image, row[source.boxes.column]) if source.boxes else [image]
         except Exception:  # the labelling itself will name its row
             continue
+        yield from images
 
 
 def decode(stored: dict[str, Any] | None) -> Image:
@@ -223,7 +245,9 @@ def decode(stored: dict[str, Any] | None) -> Image:
     return to_rgb(datasets.Image().decode_example(fetch(stored)))
 
 
-def sources_of(dataset: Any, splits: str | Iterable[str] | None, image_column: str) -> list[Rows | Stream]:
+def sources_of(
+    dataset: Any, splits: str | Iterable[str] | None, image_column: str, boxes: Boxes | None = None
+) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
         parts = {str(dataset.split or "train"): dataset}
@@ -240,11 +264,11 @@ def sources_of(dataset: Any, splits: str | Iterable[str] | None, image_column: s
     for split, rows in parts.items():
         _check_name(split, isinstance(rows, IterableDataset))
     sources = [
-        (Rows if isinstance(rows, Dataset) else Stream)(split, rows, image_column, split in wanted)
+        (Rows if isinstance(rows, Dataset) else Stream)(split, rows, image_column, split in wanted, boxes)
         for split, rows in parts.items()
     ]
     for source in sources:
-        _check(source.data.features, image_column)
+        _check(source.data.features, image_column, boxes)
     return sources
 
 
@@ -258,7 +282,7 @@ def _check_name(split: str, of_stream: bool) -> None:
         raise ValueError(f"The split name {split!r} cannot be a file name: rename the split.")
 
 
-def _check(features: Features, image_column: str) -> None:
+def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:
     if image_column not in features:
         raise ValueError(
             f"There is no column {image_column!r}: the dataset has {list(features)}; "
@@ -269,8 +293,13 @@ def _check(features: Features, image_column: str) -> None:
             f"The column {image_column!r} holds {features[image_column]}, not images: "
             f"cast it with dataset.cast_column({image_column!r}, datasets.Image())."
         )
+    if boxes is not None:
+        boxes.check(features)
     if present := [name for name in ASPECT_COLUMNS if name in features]:
+        answers = features.get("aspect_logits")
+        of_objects = isinstance(answers, datasets.List) and isinstance(answers.feature, datasets.List)
+        other = "" if of_objects == (boxes is not None) else f" by {'object' if of_objects else 'image'}"
         raise ValueError(
-            f"The dataset is labelled already, it has the columns {present}: "
+            f"The dataset is labelled already{other}, it has the columns {present}: "
             f"drop them with dataset.remove_columns({present}) to label it again."
         )
