@@ -45,7 +45,10 @@ def runs(folder: Path, processes: int) -> dict[str, dict]:
         settings |= {"per_device_eval_batch_size": 8 // processes}
 
         def make():
-            return trainer(folder / name, train=rows(count, unlabelled=GAPS), evaluate=rows(13), **settings)
+            train = rows(count, unlabelled=GAPS)
+            if "stream" in name:
+                train = train.to_iterable_dataset(num_shards=1)
+            return trainer(folder / name, train=train, evaluate=rows(13), **settings)
 
         made = make()
         if name == "resumed" and processes > 1:
@@ -66,6 +69,7 @@ def runs(folder: Path, processes: int) -> dict[str, dict]:
     note("a last batch of 5, stored", 21, image_store="disk", **evaluated)
     note("a last batch of 1", 17)
     note("one batch of 3", 3)
+    note("a stream of one shard", 24, max_steps=6)
     note("accumulated", 21, batch=4, gradient_accumulation_steps=2)
     note("resumed", 21, image_store="disk", save_strategy="steps", save_steps=1)
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
@@ -81,7 +85,7 @@ def runs(folder: Path, processes: int) -> dict[str, dict]:
 
 
 TRAINED = ("whole batches", "a last batch of 5", "a last batch of 5, stored", "a last batch of 1", "one batch of 3")
-TRAINED += ("accumulated", "resumed", "back to the best step", "checkpointed")
+TRAINED += ("a stream of one shard", "accumulated", "resumed", "back to the best step", "checkpointed")
 MEASURED = [f"evaluation of {count}" for count in SIZES]
 
 
