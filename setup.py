@@ -3,6 +3,7 @@ from setuptools import find_packages, setup
 
 extras = {
     "demo": ["easy-vqa>=1.0"],
+    "detection": ["albumentations>=2.0.5", "pycocotools>=2.0.8"],
     "gguf": ["gguf>=0.10"],
     "peft": ["peft>=0.17"],
     "test": ["pytest>=8.0", "pytest-xdist>=3.5", "import-linter>=2.1"],

@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .aspects import Aspect, AspectBank
+from .detection import MadkdDetectionConfig, MadkdDetectionTrainer, MadkdForObjectDetection
 from .hub import push_aspect_dataset
 from .labelling import attach_aspects
 from .student import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
@@ -17,7 +18,10 @@ __all__ = [
     "AspectBank",
     "AspectTeacher",
     "MadkdConfig",
+    "MadkdDetectionConfig",
+    "MadkdDetectionTrainer",
     "MadkdForImageClassification",
+    "MadkdForObjectDetection",
     "MadkdTrainer",
     "MadkdTrainingArguments",
     "Reading",

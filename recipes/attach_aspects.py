@@ -13,6 +13,10 @@ A dataset larger than the disk, as a stream; leaves Parquet files that `load_dat
 
     python recipes/attach_aspects.py --streaming --dataset ILSVRC/imagenet-1k --bank ... --teacher ... --output_dir ...
 
+The objects of a detection dataset, each one cut out by its box:
+
+    python recipes/attach_aspects.py --dataset rishitdagli/cppe-5 --boxes_column objects --label_column category ...
+
 For others, with a card that says what each question is worth (private, unless --hub_private_repo false):
 
     python recipes/attach_aspects.py --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
@@ -41,6 +45,7 @@ from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_data
 from madkd_hf.aspects import BANK_FILE
 from madkd_hf.hub import HubError, HubRepo
 from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
+from madkd_hf.objects import one_row_an_object
 from madkd_hf.report.evidence import write_evidence
 
 
@@ -60,7 +65,30 @@ class AttachArguments(BankArguments, DatasetArguments):
     )
     label_column: str = field(
         default="label",
-        metadata={"help": "The classes, if any: only the table of what each question tells about them reads these."},
+        metadata={
+            "help": "The classes, if any: only the table of what each question tells about them reads these. With "
+            "--boxes_column, the field of the objects that holds their classes, such as category."
+        },
+    )
+    boxes_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ask about every object, not about the whole image: the column of objects with their bbox, as "
+            "detection datasets have it, mostly named objects."
+        },
+    )
+    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
+        default="coco",
+        metadata={
+            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
+            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
+        },
+    )
+    box_margin: float = field(
+        default=0.1,
+        metadata={
+            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
+        },
     )
     streaming: bool = field(
         default=False,
@@ -72,7 +100,8 @@ class AttachArguments(BankArguments, DatasetArguments):
     on_error: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
-            "help": "What to do about an image that cannot be read: stop and name it, or leave its answers null."
+            "help": "What to do about an image that cannot be read, or one of whose boxes cannot be: stop and name "
+            "it, or leave its answers null."
         },
     )
     shard_size: int = field(
@@ -215,8 +244,12 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
         args.on_error,
         args.shard_size,
         distributed=workers.count > 1,
+        boxes_column=args.boxes_column,
+        box_format=args.box_format,
+        box_margin=args.box_margin,
     )
-    return labelled, AspectBank(bank.aspects, {**teacher.provenance, "dataset": source(args)}), teacher
+    told = {"box_margin": args.box_margin} if args.boxes_column else {}
+    return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher
 
 
 @contextmanager
@@ -258,7 +291,7 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
 def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
     """Answers and classes of a labelled split, without the images beside them."""
     rows = labelled[split]
-    names = [name for name in (*ASPECT_COLUMNS, args.label_column) if name in rows.features]
+    names = [name for name in (*ASPECT_COLUMNS, args.label_column, args.boxes_column) if name in rows.features]
     if isinstance(rows, Dataset):
         return rows.select_columns(names)
     folder = Path(args.work_dir or args.output_dir).expanduser() / "data"
@@ -273,15 +306,17 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
         if found := skipped_rows(rows):
             some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
             print(f"Skipped {len(found)} images of {split} that cannot be read: rows {some}.")
-    everything = concatenate_datasets(list(parts.values()))
+    everything, unit = concatenate_datasets(list(parts.values())), "image"
+    if args.boxes_column:
+        everything, unit = one_row_an_object(everything, args.boxes_column, args.label_column), "object"
     if not any(answer is not None for answer in everything["aspect_mass"]):
         print(
-            f"No image of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
-            f"{len(everything)} rows in {args.output_dir} are without."
+            f"No {unit} of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
+            f"{sum(map(len, parts.values()))} rows in {args.output_dir} are without."
         )
         return
     with writing(args.output_dir):
-        evidence = write_evidence(everything, bank, args.output_dir, args.label_column)
+        evidence = write_evidence(everything, bank, args.output_dir, args.label_column, unit)
     print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
     done = bank.provenance
     error = (done.get("errors") or {}).get(done["strategy"])
@@ -291,11 +326,15 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
         if error
         else f"Read by {done['strategy']}."
     )
+    following = (
+        ""
+        if args.boxes_column
+        else f" Next:\n  python recipes/train_student.py --dataset {shlex.quote(args.output_dir)} --backbone "
+        "microsoft/resnet-18 --output_dir runs/student"
+    )
     print(
-        f"{len(bank)} answers for each image of {', '.join(args.splits)} are in {args.output_dir}; what each question "
-        f"is worth, with pictures: {evidence.path}. Next:\n"
-        f"  python recipes/train_student.py --dataset {shlex.quote(args.output_dir)} --backbone microsoft/resnet-18 "
-        "--output_dir runs/student"
+        f"{len(bank)} answers for each {unit} of {', '.join(args.splits)} are in {args.output_dir}; what each "
+        f"question is worth, with pictures: {evidence.path}.{following}"
     )
 
 
@@ -303,6 +342,7 @@ def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     """Push the dataset, prepared beside it: there is room where it was written."""
     for stale in Path(args.output_dir).glob(".publish-*"):  # of a run that was killed
         shutil.rmtree(stale)
+    objects = {"boxes_column": args.boxes_column, "box_format": args.box_format} if args.boxes_column else {}
     try:
         pushed = push_aspect_dataset(
             labelled,
@@ -315,6 +355,7 @@ def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
             revision=args.hub_revision,
             create_pr=args.hub_create_pr,
             work_dir=args.output_dir,
+            **objects,
         )
     except HubError:
         raise

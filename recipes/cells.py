@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import train_student
 import transformers
 from tqdm.auto import tqdm
 
@@ -28,20 +28,26 @@ from madkd_hf.aspects import BANK_FILE
 
 @dataclass(frozen=True)
 class Cell:
-    """One student to train: `words` are the command line of train_student.py, `metric` is the accuracy that counts."""
+    """One student to train: `words` are the command line of `script`, a recipe; `metric` is the number that counts."""
 
     name: str
     words: tuple[str, ...]
     folder: str
     metric: str = "test_accuracy"
+    script: str = "train_student"
+
+    @property
+    def score(self) -> str:
+        """What its results call the number that counts, on whatever images: "accuracy"."""
+        return self.metric.split("_", 1)[1]
 
     @property
     def key(self) -> str:
         """What decides the result: the words, the files and folders that they name, and the versions of the code."""
-        args, _ = train_student.parse(list(self.words))
-        named = [Path(word) for word in (*self.words, args.backbone)]
+        args, _ = importlib.import_module(self.script).parse(list(self.words))
+        named = [Path(word) for word in (*self.words, args.begins_with)]
         content = [path.read_bytes().hex() for name in named for path in _inputs(name)]
-        weights = sorted(Path(args.backbone).glob("*.safetensors"))
+        weights = sorted(Path(args.begins_with).glob("*.safetensors"))
         content += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]
         versions = [madkd_hf.__version__, transformers.__version__, torch.__version__]
         return hashlib.sha256(json.dumps([self.words, content, versions]).encode()).hexdigest()[:16]
@@ -60,6 +66,9 @@ def _inputs(path: Path) -> list[Path]:
 def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     """Train what is not trained yet, `jobs` at a time; returns each cell's numbers by its name.
 
+    Among them are the `score` that counts (per cent; AP in points), its `curve` on the validation images, `seconds`,
+    and all `metrics` of the recipe.
+
     Raises:
         ValueError: a student failed; the message names its log.
     """
@@ -67,7 +76,10 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     todo = [cell for cell in cells if cell.name not in done]
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
     workers, spawn = min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_end_with_parent)
+    turns = spawn.Queue()
+    for turn in range(workers):
+        turns.put(turn)
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(turns, devices()))
     by_the_user = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
     futures = {pool.submit(train_cell, cell): cell for cell in todo}
     signal.signal(signal.SIGINT, by_the_user)
@@ -77,7 +89,7 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
                 cell = futures[future]
                 done[cell.name] = future.result()
                 bar.update()
-                bar.set_postfix_str(f"{cell.name}: {done[cell.name]['accuracy']:.1f}%")
+                bar.set_postfix_str(f"{cell.name}: {cell.score} {done[cell.name][cell.score]:.1f}")
     except BaseException as error:
         for worker in pool._processes.values():
             worker.terminate()
@@ -89,8 +101,10 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     return {cell.name: done[cell.name] for cell in cells}
 
 
-def _end_with_parent() -> None:
-    """In a worker: no student is trained on behind the back of a user who killed the command."""
+def _begin_worker(turns: multiprocessing.Queue, visible: list[str]) -> None:
+    """A GPU of its own, as far as there are some; and no student is trained on when the user killed the command."""
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[turns.get() % len(visible)]
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -99,10 +113,16 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+def devices() -> list[str]:
+    """The GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else [n for n in named.split(",") if n]
+
+
 def _jobs() -> int:
-    """One student a core; on an accelerator one at a time."""
+    """One student a GPU, or a core; on another accelerator one at a time."""
     if torch.accelerator.is_available():
-        return 1
+        return len(devices()) or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -115,7 +135,8 @@ def finished(cell: Cell) -> dict[str, Any] | None:
 
 
 def train_cell(cell: Cell) -> dict[str, Any]:
-    """In a worker: one run of train_student.py, its output in a log."""
+    """In a worker: one run of the recipe, its output in a log."""
+    recipe = importlib.import_module(cell.script)
     started = time.perf_counter()
     folder = Path(cell.folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -126,16 +147,15 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         contextlib.redirect_stderr(log),
     ):
         try:
-            trainer = train_student.train(*train_student.parse(list(cell.words)))
+            trainer = recipe.train(*recipe.parse(list(cell.words)))
         except Exception:
             traceback.print_exc()
             raise
     metrics = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-    curve = {
-        entry["step"]: 100 * entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry
-    }
+    name = f"eval_{cell.score}"
+    curve = {entry["step"]: 100 * entry[name] for entry in trainer.state.log_history if name in entry}
     result = {
-        "accuracy": 100 * metrics[cell.metric],
+        cell.score: 100 * metrics[cell.metric],
         "curve": list(curve.items()),
         "seconds": time.perf_counter() - started,
         "metrics": metrics,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import pyarrow as pa
@@ -25,6 +25,9 @@ from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers import HfArgumentParser
 
 from madkd_hf.labelling import ToldElsewhere
+
+
+CATEGORY = "category"  # the field of objects where detectors look for their classes
 
 
 @dataclass
@@ -52,7 +55,6 @@ class DatasetArguments:
 class SplitArguments(DatasetArguments):
     """Which rows serve what."""
 
-    label_column: str = field(default="label", metadata={"help": "The column of classes."})
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     eval_split: str = field(
         default="validation",
@@ -63,9 +65,45 @@ class SplitArguments(DatasetArguments):
         default=0.1,
         metadata={"help": "Share of the training images kept for validation where there is no such split."},
     )
+
+
+@dataclass
+class ClassArguments(SplitArguments):
+    """What an image shows, as a whole."""
+
+    label_column: str = field(default="label", metadata={"help": "The column of classes."})
     images_per_class: int | None = field(
         default=None, metadata={"help": "Draw this many training images of each class, by the seed."}
     )
+
+
+@dataclass
+class ObjectArguments:
+    """Which objects an image shows, and where."""
+
+    _argument_group_name = "objects"
+
+    boxes_column: str = field(
+        default="objects",
+        metadata={"help": "The column of objects, each with its bbox, as detection datasets have it."},
+    )
+    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
+        default="coco",
+        metadata={
+            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
+            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
+        },
+    )
+    category_field: str = field(
+        default="category", metadata={"help": "The field of the objects that holds their classes."}
+    )
+    box_margin: float = field(
+        default=0.1,
+        metadata={
+            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
+        },
+    )
+    scenes: int | None = field(default=None, metadata={"help": "Draw this many training images, by the seed."})
 
 
 @dataclass

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attach_aspects
-import train_student
 from cells import Cell
-from common import BankArguments, DatasetArguments, SplitArguments, load_splits
+from common import CATEGORY, BankArguments, ClassArguments, DatasetArguments, ObjectArguments, load_splits
 from datasets import DatasetDict
 
 from madkd_hf import AspectBank, AspectTeacher
@@ -20,22 +21,42 @@ from madkd_hf.questions.subset import subset
 
 
 CONTROLS = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
+DETECTORS = {"base": "none", "image": "none", "object": "none", "shuffled": "shuffled", "constant": "constant"}
+LABELLED, OF_IMAGES = "labelled", "labelled_images"  # folders; of detectors the first one is about objects
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a plain student has neither
+COMPARED = {"config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict"}
+COMPARED |= {"push_to_hub", "image_column", "label_column", "train_split", "eval_split", "test_split"}
 
 
 @dataclass
-class CompareArguments(BankArguments, SplitArguments):
+class TaskArguments(ObjectArguments):
+    """What the students do, and for detectors their objects."""
+
+    _argument_group_name = "task"
+
+    task: Literal["classification", "detection"] = field(
+        default="classification",
+        metadata={"help": "Students of train_student.py, or of train_detector.py; what follows is for the latter."},
+    )
+
+
+@dataclass
+class CompareArguments(BankArguments, ClassArguments):
     """What is compared, on what, how often."""
 
     _argument_group_name = "comparison"
 
     output_dir: str = field(default="", metadata={"help": "The folder for report, figures and students."})
-    baseline: str = field(default="", metadata={"help": "YAML of train_student.py for the plain student."})
-    distill: str = field(
-        default="", metadata={"help": "YAML of train_student.py for the distilled one and its controls."}
+    baseline: str = field(
+        default="",
+        metadata={
+            "help": "YAML of train_student.py (of train_detector.py, with task detection) for the plain student."
+        },
     )
+    distill: str = field(default="", metadata={"help": "Likewise for the distilled ones and their controls."})
     conditions: list[str] = field(
-        default_factory=lambda: list(CONTROLS), metadata={"help": f"Which of {', '.join(CONTROLS)}."}
+        default_factory=list,
+        metadata={"help": f"Which of {', '.join(CONTROLS)}; of detectors {', '.join(DETECTORS)}; all by default."},
     )
     seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
     grid: str = field(
@@ -62,13 +83,34 @@ class CompareArguments(BankArguments, SplitArguments):
         default=False,
         metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
     )
+    objects: TaskArguments = field(default_factory=TaskArguments, init=False)
+
+    @property
+    def detects(self) -> bool:
+        """Whether the students are detectors."""
+        return self.objects.task == "detection"
+
+    @property
+    def script(self) -> str:
+        """The recipe that trains the students."""
+        return "train_detector" if self.detects else "train_student"
+
+    def controls(self) -> dict[str, str]:
+        """The conditions that were asked for, each with the control that its students' aspects are."""
+        known = DETECTORS if self.detects else CONTROLS
+        if unknown := set(self.conditions) - set(known):
+            raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(known)}.")
+        return {name: known[name] for name in self.conditions or known}
 
 
 def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
-    """The labelled dataset in the output folder: training images, and validation images for the aspects' curves."""
+    """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
+
+    Of detectors, the objects in them; a second dataset there, for the condition `image`, has the images labelled.
+    """
     names = DatasetArguments.__dataclass_fields__ | BankArguments.__dataclass_fields__
     shared = {name: getattr(args, name) for name in names}
-    splits = train_student.prepare_splits(load_splits(args), args, seed=0)
+    splits = importlib.import_module(args.script).prepare_splits(load_splits(args), args, seed=0)
     if args.test_split not in splits:
         raise ValueError(f"There is no split {args.test_split!r} for the last number: the dataset has {list(splits)}.")
     if "aspect_logits" in splits[args.train_split].features:
@@ -76,39 +118,89 @@ def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
             f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before come "
             "from the cache)."
         )
-    attach = attach_aspects.AttachArguments(**shared, splits=[args.train_split, args.eval_split])
-    labelled, bank, teacher = attach_aspects.label(attach, splits)
-    attach_aspects.save(labelled, bank, Path(args.output_dir) / "labelled")
-    return labelled, bank, teacher
+    places = {LABELLED: {}}
+    if args.detects:
+        names = ("boxes_column", "box_format", "box_margin")
+        places = {LABELLED: {name: getattr(args.objects, name) for name in names}}
+        places |= {OF_IMAGES: {}} if "image" in args.controls() else {}
+    found = {}
+    for place, boxes in places.items():
+        if args.work_dir and place != LABELLED:
+            shared["work_dir"] = f"{args.work_dir}_{place}"  # a job of its own
+        attach = attach_aspects.AttachArguments(**shared, **boxes, splits=[args.train_split, args.eval_split])
+        found[place] = attach_aspects.label(attach, splits)
+        attach_aspects.save(*found[place][:2], Path(args.output_dir) / place)
+    return found[LABELLED]
+
+
+def read_grid(text: str, name: str = "grid") -> dict[str, list[Any]]:
+    """Option -> values, of a JSON object; what reads as a number is one (YAML takes 1e-3 for a word)."""
+    try:
+        grid = json.loads(text)
+    except ValueError:
+        grid = None
+    if not isinstance(grid, dict):
+        raise ValueError(f"{name} is option -> values, as in '{{\"images_per_class\": [5, 10]}}'; received {text!r}.")
+    for option, values in grid.items():
+        if option in COMPARED:
+            raise ValueError(f"The option {option!r} of {name} is the comparison's own business: leave it out.")
+        if not isinstance(values, list) or not values or any(isinstance(v, (list, dict, type(None))) for v in values):
+            raise ValueError(f"The option {option!r} of {name} needs a list of numbers or words; got {values!r}.")
+        grid[option] = [_number(value) for value in values]
+    return grid
+
+
+def _number(value: Any) -> Any:
+    for kind in (int, float) if isinstance(value, str) else ():
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
 
 
 def points(args: CompareArguments) -> list[dict[str, Any]]:
     """The grid's points, option -> value; a single one without options where there is no grid."""
-    grid = json.loads(args.grid)
-    if wrong := [option for option, values in grid.items() if not isinstance(values, list) or not values]:
-        raise ValueError(f"The grid's option {wrong[0]!r} needs a list of values; got {grid[wrong[0]]!r}.")
+    grid = read_grid(args.grid)
     return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+
+
+def check(args: CompareArguments) -> None:
+    """Raise ValueError for what would fail when the teacher has worked for hours: each student is told what it is."""
+    for name in ("output_dir", "baseline", "distill"):
+        if not getattr(args, name):
+            raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
+        raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
+    for point, condition in itertools.product(points(args), args.controls()):
+        words = student_words(args, condition, 0, args.output_dir)
+        settings = of_condition(point, condition)
+        settings.pop("aspects", None)
+        importlib.import_module(args.script).parse([*words, *(f"--{k}={v}" for k, v in settings.items())])
+
+
+def of_condition(point: dict[str, Any], condition: str) -> dict[str, Any]:
+    """The point's options that are about these students."""
+    return {k: v for k, v in point.items() if condition != "base" or k not in OF_ASPECTS}
 
 
 def plan(
     args: CompareArguments, point: dict[str, Any], labelled: DatasetDict, bank: AspectBank
 ) -> dict[tuple[str, int], Cell]:
     """(condition, seed) -> the student to train at a point of the grid."""
-    unknown = set(args.conditions) - set(CONTROLS)
-    if unknown:
-        raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(CONTROLS)}.")
+    metric = "test_map" if args.detects else "test_accuracy"
     cells = {}
     for seed in range(args.seeds):
-        for condition in dict.fromkeys(args.conditions):
-            settings = {k: v for k, v in point.items() if condition != "base" or k not in OF_ASPECTS}
+        for condition in args.controls():
+            settings = of_condition(point, condition)
             name = "-".join([condition, *(f"{option}_{value}" for option, value in settings.items()), str(seed)])
             folder = str(Path(args.output_dir) / "cells" / name)
             words = student_words(args, condition, seed, folder)
             if (count := settings.pop("aspects", len(bank))) != len(bank):
+                if count not in range(1, len(bank)):
+                    raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
                 place = keep(labelled, bank, bank.ids[:count], args)
                 words += ["--dataset", place, "--bank", place]
             words += [f"--{option}={value}" for option, value in settings.items()]
-            cells[condition, seed] = Cell(name, tuple(words), folder)
+            cells[condition, seed] = Cell(name, tuple(words), folder, metric, args.script)
     return cells
 
 
@@ -122,13 +214,19 @@ def keep(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: Comp
 
 def student_words(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:
     """The command line of one student: its YAML, and over it what all students have in common."""
-    labelled = str(Path(args.output_dir) / "labelled")
+    labelled = str(Path(args.output_dir) / (OF_IMAGES if condition == "image" else LABELLED))
     words = ["--config", args.baseline if condition == "base" else args.distill]
-    words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", CONTROLS[condition]]
+    words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", (CONTROLS | DETECTORS)[condition]]
     words += ["--aspect_alpha", "0"] if condition == "base" else []
     words += ["--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
     words += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
-    for name in ("image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"):
-        if getattr(args, name) is not None:
-            words += [f"--{name}", str(getattr(args, name))]
+    names = ["image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"]
+    if args.detects:
+        words += ["--aspect_level", "image" if condition == "image" else "object", "--category_field", CATEGORY]
+        names = [name for name in names if name not in ClassArguments.__annotations__]
+        names += ["boxes_column", "box_format", "scenes"]
+    for name in names:
+        value = getattr(args.objects if name in ObjectArguments.__annotations__ else args, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
     return words

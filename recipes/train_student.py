@@ -10,16 +10,27 @@ all_results.json.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from common import BankArguments, DatasetArguments, RecipeParser, SplitArguments, load_splits, run, source
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from common import (
+    BankArguments,
+    ClassArguments,
+    DatasetArguments,
+    RecipeParser,
+    SplitArguments,
+    load_splits,
+    run,
+    source,
+)
+from datasets import ClassLabel, Dataset, DatasetDict, List, Value
 from scipy.special import expit, logit
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -39,7 +50,7 @@ from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student.data import readable
-from madkd_hf.student.publishing import check_repo
+from madkd_hf.student.publishing import PublishedTrainer, check_repo
 from madkd_hf.student.saved import load_saved
 
 
@@ -86,7 +97,7 @@ class LoraArguments:
 
 
 @dataclass
-class StudentArguments(BankArguments, SplitArguments):
+class StudentArguments(BankArguments, ClassArguments):
     """The student and its data."""
 
     _argument_group_name = "student and data"
@@ -110,6 +121,11 @@ class StudentArguments(BankArguments, SplitArguments):
         metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
     )
     lora: LoraArguments = field(default_factory=LoraArguments, init=False)
+
+    @property
+    def begins_with(self) -> str:
+        """The Hub id or folder of the model that the student is made from."""
+        return self.backbone
 
 
 def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainingArguments]:
@@ -155,15 +171,8 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     )
     if waiting and peft_config is not None:
         load_saved(trainer.model, training_args.output_dir)
-    trainer.remove_callback(PrinterCallback)
-    metrics = {} if waiting else {"train": fit(trainer, checkpoint, decides)}
-    metrics["eval"] = trainer.evaluate()
-    if training_args.do_predict:
-        metrics["test"] = predict(trainer, splits[args.test_split])
-    for split, values in metrics.items():
-        trainer.log_metrics(split, values)
-        trainer.save_metrics(split, values)
-    return trainer
+    test_rows = splits[args.test_split] if training_args.do_predict else None
+    return fit_and_measure(trainer, None if waiting else decides, checkpoint, test_rows, predict)
 
 
 def prepare(
@@ -172,23 +181,48 @@ def prepare(
     """All splits, the rows to train on, and the bank that their answers belong to."""
     with training_args.main_process_first(desc="preparing the data"):
         splits = prepare_splits(load_splits(args), args, training_args.seed)
-        if training_args.do_predict and args.test_split not in splits:
-            raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
+        check_test_split(splits, args, training_args)
         train_set = splits[args.train_split]
         if args.images_per_class is not None:
             train_set = draw(train_set, args.label_column, args.images_per_class, training_args.seed)
-        classes = range(train_set.features[args.label_column].num_classes)
-        if missing := set(classes) - set(train_set[args.label_column]):
-            logger.warning(
-                "No training image shows %d of the classes, first of all class %d.", len(missing), min(missing)
-            )
+        warn_of_absent(train_set.features[args.label_column], set(train_set[args.label_column]))
         train_set, bank = attach(train_set, args, training_args.aspect_alpha)
     if args.aspect_control != "none":
         train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
     return splits, train_set, bank
 
 
-def fit(trainer: MadkdTrainer, checkpoint: str | None, decides: dict[str, Any]) -> dict[str, float]:
+def check_test_split(splits: DatasetDict, args: SplitArguments, training_args: MadkdTrainingArguments) -> None:
+    if training_args.do_predict and args.test_split not in splits:
+        raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
+
+
+def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
+    """Tell which classes nobody can learn."""
+    if missing := set(range(classes.num_classes)) - found:
+        logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))
+
+
+def fit_and_measure(
+    trainer: PublishedTrainer,
+    decides: dict[str, Any] | None,
+    checkpoint: str | None,
+    test_rows: Dataset | None,
+    predict: Callable[[PublishedTrainer, Dataset], dict[str, float]],
+) -> PublishedTrainer:
+    """Train (unless `decides` is None: a student that waits for the Hub), save, evaluate, predict; log it all."""
+    trainer.remove_callback(PrinterCallback)
+    metrics = {} if decides is None else {"train": fit(trainer, checkpoint, decides)}
+    metrics["eval"] = trainer.evaluate()
+    if test_rows is not None:
+        metrics["test"] = predict(trainer, test_rows)
+    for split, values in metrics.items():
+        trainer.log_metrics(split, values)
+        trainer.save_metrics(split, values)
+    return trainer
+
+
+def fit(trainer: PublishedTrainer, checkpoint: str | None, decides: dict[str, Any]) -> dict[str, float]:
     """Train and save; with --push_to_hub, what is saved waits from here on for the Hub."""
     folder, first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
     if first:
@@ -284,8 +318,14 @@ def find_checkpoint(training_args: MadkdTrainingArguments) -> str | None:
     return asked
 
 
-def prepare_splits(splits: DatasetDict, args: SplitArguments, seed: int) -> DatasetDict:
+def prepare_splits(splits: DatasetDict, args: ClassArguments, seed: int) -> DatasetDict:
     """Images that can be read and class labels in every split, and a validation split."""
+    splits = with_class_labels(readable_splits(splits, args), args.label_column, args.train_split)
+    return with_validation(splits, args, seed, args.label_column)
+
+
+def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
+    """The splits without rows whose images the labelling could not read, once the columns are there."""
     if args.train_split not in splits:
         raise ValueError(
             f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
@@ -295,17 +335,23 @@ def prepare_splits(splits: DatasetDict, args: SplitArguments, seed: int) -> Data
             f"There is no column {args.image_column!r}: the dataset has {splits[args.train_split].column_names}; "
             "pass --image_column."
         )
-    splits = DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
-    splits = with_class_labels(splits, args.label_column, args.train_split)
+    return DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
+
+
+def with_validation(
+    splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
+) -> DatasetDict:
+    """The splits with one for validation: a part of the training images where there is none."""
     if args.eval_split not in splits:
         try:
             parts = splits[args.train_split].train_test_split(
-                args.validation_fraction, stratify_by_column=args.label_column, seed=seed
+                args.validation_fraction, stratify_by_column=stratify_by_column, seed=seed
             )
         except ValueError as error:
+            each = ", some of each class" if stratify_by_column else ""
             raise ValueError(
                 f"Cannot keep {args.validation_fraction:.0%} of {len(splits[args.train_split])} training images for "
-                f"validation, some of each class ({error}): pass --eval_split, or another --validation_fraction."
+                f"validation{each} ({error}): pass --eval_split, or another --validation_fraction."
             ) from error
         splits[args.train_split], splits[args.eval_split] = parts["train"], parts["test"]
     return splits
@@ -319,24 +365,46 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
         )
     if isinstance(features[label_column], ClassLabel):
         return splits
-    kind = getattr(features[label_column], "dtype", "")
-    if not kind.startswith(("int", "uint", "string", "large_string")):
-        raise ValueError(
-            f"The column {label_column!r} holds {features[label_column]}, not classes: "
-            "expected a ClassLabel, strings or integers."
-        )
     having = {split: rows for split, rows in splits.items() if label_column in rows.features}
-    values = {split: set(rows.select_columns(label_column).unique(label_column)) for split, rows in having.items()}
+    label = class_label(
+        f"column {label_column!r}",
+        features[label_column],
+        having,
+        lambda rows: rows.select_columns(label_column).unique(label_column),
+        train_split,
+    )
+    for split, rows in having.items():
+        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
+    return splits
+
+
+def class_label(
+    name: str,
+    feature: Any,
+    splits: Mapping[str, Dataset],
+    values_of: Callable[[Dataset], Iterable[Any]],
+    train_split: str,
+) -> ClassLabel:
+    """The classes that the training split has, from strings or integers.
+
+    Args:
+        name: what an error calls the values.
+        feature: of the values.
+        values_of: gives those of a split.
+
+    Raises:
+        ValueError: other values than strings and integers, or a split with a class that the training split lacks.
+    """
+    if not getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string")):
+        raise ValueError(f"The {name} holds {feature}, not classes: expected a ClassLabel, strings or integers.")
+    values = {split: set(values_of(rows)) for split, rows in splits.items()}
     for split, found in values.items():
         if strange := [value for value in found if value is None or value not in values[train_split]]:
             raise ValueError(
                 f"The split {split!r} has the label {strange[0]!r}, which is no class of {train_split!r}: "
                 "drop those rows, or correct their labels."
             )
-    label = ClassLabel(names=[str(value) for value in sorted(values[train_split])])
-    for split, rows in having.items():
-        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
-    return splits
+    return ClassLabel(names=[str(value) for value in sorted(values[train_split])])
 
 
 def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:
@@ -358,8 +426,14 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
     return rows.select(np.concatenate(drawn))
 
 
-def attach(rows: Dataset, args: StudentArguments, alpha: float) -> tuple[Dataset, AspectBank | None]:
-    """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone."""
+def attach(
+    rows: Dataset, args: BankArguments, alpha: float, boxes: dict[str, Any] | None = None
+) -> tuple[Dataset, AspectBank | None]:
+    """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone.
+
+    Args:
+        boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
+    """
     if alpha == 0:
         return rows, None
     labelled = "aspect_logits" in rows.features
@@ -377,15 +451,22 @@ def attach(rows: Dataset, args: StudentArguments, alpha: float) -> tuple[Dataset
             )
         return rows, bank
     teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
-    rows = attach_aspects(rows, bank, teacher, args.image_column, work_dir=args.work_dir)
+    rows = attach_aspects(rows, bank, teacher, args.image_column, work_dir=args.work_dir, **(boxes or {}))
     return rows, AspectBank(bank.aspects, teacher.provenance)
 
 
+def about_objects(rows: Dataset) -> bool:
+    """Whether the answers are about objects, not about images."""
+    return isinstance(getattr(rows.features["aspect_logits"], "feature", None), List)
+
+
 def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
-    """Answers without what they say of their image: those of another image, or each question's mean probability."""
+    """Answers without what they say of their image, or object: those of another one, or each question's mean
+    probability."""
     if "aspect_logits" not in rows.features:
         raise ValueError(f"--aspect_control {control} needs a dataset with aspect columns, or --bank and --teacher.")
-    answers = rows["aspect_logits"][:]
+    stored = rows["aspect_logits"][:]
+    answers = [each for row in stored for each in row or []] if about_objects(rows) else stored
     known = [i for i, answer in enumerate(answers) if answer is not None]
     logits = np.array([answers[i] for i in known], dtype=float)
     if control == "shuffled":
@@ -395,6 +476,9 @@ def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
         logits = np.broadcast_to(logit(means), logits.shape)
     for i, answer in zip(known, logits.tolist()):
         answers[i] = answer
+    if about_objects(rows):
+        left = iter(answers)
+        answers = [None if row is None else list(itertools.islice(left, len(row))) for row in stored]
     feature = rows.features["aspect_logits"]
     return rows.remove_columns("aspect_logits").add_column("aspect_logits", answers, feature=feature)
 

@@ -9,14 +9,13 @@ YAML files by hand. The test images are not touched.
 from __future__ import annotations
 
 import itertools
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from cells import Cell, run_cells
 from common import RecipeParser, run
-from conditions import CompareArguments, label, student_words
+from conditions import CompareArguments, check, label, of_condition, read_grid, student_words
 
 
 @dataclass
@@ -33,7 +32,10 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
     """(condition, settings) -> one cell a seed."""
     cells = {}
     for condition in ("base", "madkd"):
-        grid = json.loads(args.grid) | (json.loads(args.distill_grid) if condition == "madkd" else {})
+        grid = read_grid(args.grid)
+        if condition == "madkd":
+            grid |= read_grid(args.distill_grid, "distill_grid")
+        grid = of_condition(grid, condition)
         for values in itertools.product(*grid.values()):
             point = [(option, str(value)) for option, value in zip(grid, values)]
             settings = ", ".join(" ".join(pair) for pair in point)
@@ -51,8 +53,9 @@ def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed
 
 def main() -> None:
     (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
-    label(args)
+    check(args)
     planned = plan(args)
+    label(args)
     results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)
     lines = ["| student | settings | validation accuracy, % | over seeds |", "| --- | --- | ---: | --- |"]
     best: dict[str, tuple[float, str]] = {}

@@ -425,3 +425,14 @@ def test_long_questions_and_dollars_are_drawn(tmp_path):
     rows = question_evidence(np.float32(noise(20)), None, None, names.questions, names.ids)
     with Image.open(figures.plot_questions(rows, tmp_path / "questions.png")) as image:
         image.load()
+
+
+def test_objects_are_called_objects(tmp_path):
+    rows = labelled().map(lambda row: {"aspect_logits": [9.0, *row["aspect_logits"][1:]]})
+    evidence = write_evidence(rows, bank(3), tmp_path, unit="object")
+    text = evidence.path.read_text()
+    assert evidence.unit == "object" and "answered 3 questions about 40 objects." in text and "image" not in text
+    assert "all but the same for all objects" in text and "The class of an object holds" in text
+    assert json.loads((tmp_path / "questions.json").read_text())["objects"] == 40
+    with pytest.raises(ValueError, match="No object has an answer to 'q0': label the dataset first"):
+        write_evidence(labelled(none=range(40)), bank(3), tmp_path, unit="object")

@@ -1,14 +1,19 @@
 """Reports beyond one number: a grid of comparisons, and class by class."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conditions import CompareArguments, check, read_grid
 from PIL import Image
 
 from madkd_hf.report import summarise
 from madkd_hf.report.classes import summarise_classes, write_classes
 from madkd_hf.report.grid import grid_table, grid_verdict, write_grid
+
+
+ROOT = Path(__file__).parents[1]
 
 
 def point(gain: float, validation: float, **options) -> dict:
@@ -114,3 +119,49 @@ def test_the_page_of_classes_and_its_pictures(tmp_path, classes):
 def test_students_that_agree_confuse_nothing_differently(tmp_path):
     same = summarise_classes({"base": BASE, "madkd": BASE}, LABELS, ["cat", "dog", "cow"])
     assert same["confusions"] == [] and "None." in write_classes(same, tmp_path).read_text()
+
+
+# What is compared
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grid": "[1]"}, "grid is option -> values, as in .*; received '\\[1\\]'"),
+        ({"grid": "{bad"}, "received '{bad'"),
+        ({"grid": '{"seed": [1]}'}, "'seed' of grid is the comparison's own business"),
+        ({"grid": '{"aspect_control": ["shuffled"]}'}, "'aspect_control' of grid is the comparison's own"),
+        ({"grid": '{"learning_rate": 0.01}'}, "'learning_rate' of grid needs a list of numbers or words; got 0.01"),
+        ({"grid": '{"images_per_class": [null]}'}, r"needs a list of numbers or words; got \[None\]"),
+        ({"grid": '{"images_per_class": ["few"]}'}, "invalid int value: 'few'"),
+        ({"grid": '{"learning_rat": [1]}'}, "did you mean 'learning_rate'"),
+        ({"seeds": 0}, "At least one seed and one job are needed; received seeds=0"),
+        ({"jobs": -1}, "received seeds=5, jobs=-1"),
+        ({"output_dir": ""}, "No output_dir given"),
+        ({"conditions": ["bse"]}, "Unknown condition 'bse'"),
+        ({"distill": "missing.yaml"}, "missing.yaml"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_refused_before_the_teacher_works(tmp_path, settings, message):
+    yaml = ROOT / "recipes/easy_vqa"
+    given = {
+        "baseline": str(yaml / "baseline.yaml"),
+        "distill": str(yaml / "distill.yaml"),
+        "output_dir": str(tmp_path),
+    }
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        check(CompareArguments(**{"dataset": "toys", **given, **settings}))
+
+
+def test_numbers_that_yaml_takes_for_words_are_numbers():
+    assert read_grid('{"learning_rate": [0.003, "1e-2"], "images_per_class": ["5"], "optim": ["sgd"]}') == {
+        "learning_rate": [0.003, 0.01],
+        "images_per_class": [5],
+        "optim": ["sgd"],
+    }
+
+
+def test_words_are_drawn_in_the_order_of_the_grid(tmp_path):
+    points = [point(20, 70, optim="sgd"), point(9, 75, optim="adamw_torch")]
+    write_grid({"points": points, "dataset": "toys", "teacher": {"model": "m"}, "command": "c"}, tmp_path)
+    assert (tmp_path / "figures/against_optim.png").is_file()

@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from test_trainer import PROCESSOR, arguments, rows, student
 from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
 
-from madkd_hf import MadkdTrainer
+from madkd_hf import MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.student import image_store, trainer
 from madkd_hf.student.data import AspectCollator
 from madkd_hf.student.image_batches import StoreCollator, StoredRows, store_collator
@@ -35,8 +35,8 @@ def collator(augment: bool, image_processor=PROCESSOR, **settings) -> AspectColl
     return AspectCollator(image_processor, 4, augment=augment, num_aspects=3, **settings)
 
 
-def stored(dataset: Dataset, augment: bool, choice: str = "disk", **settings):
-    return store_collator(collator(augment, **settings), dataset, choice, CPU)
+def stored(dataset: Dataset, augment: bool, choice: str = "disk", scale: float = 1.5, **settings):
+    return store_collator(collator(augment, **settings), dataset, choice, CPU, scale=scale)
 
 
 def batch_of(collator: StoreCollator, *indices: int) -> dict[str, torch.Tensor]:
@@ -91,6 +91,27 @@ def test_crops_of_any_shape_show_the_same_part_of_the_image():
             assert difference.abs().max() < 0.06  # of a range of 2: half a pixel of the store
 
 
+def gradient_energy(batch: dict[str, torch.Tensor]) -> float:
+    return batch["pixel_values"].diff(dim=-1).square().mean().item()
+
+
+def test_a_larger_store_has_crops_nearer_to_the_reference_s_in_sharpness():
+    """Of noisy pictures that are several times as large as the student's input, as photographs are."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 60, 90, 3), dtype=np.uint8)
+    data = Dataset.from_dict({"image": list(noise)}, features=Features({"image": ImageFeature()}))
+    reference, stores = collator(True), {scale: stored(data, True, scale=scale) for scale in (1, 2)}
+    energies = {scale: [] for scale in ("plain", *stores)}
+    for epoch in range(10):
+        reference.set_epoch(epoch)
+        energies["plain"].append(gradient_energy(reference(list(data))))
+        for scale, ours in stores.items():
+            ours.collator.set_epoch(epoch)
+            energies[scale].append(gradient_energy(batch_of(ours, *range(8))))
+    shares = {scale: np.mean(energies[scale]) / np.mean(energies["plain"]) for scale in stores}
+    assert abs(shares[2] - 1) < abs(shares[1] - 1)
+    assert MadkdTrainingArguments.image_store_scale == 2
+
+
 def test_a_batch_does_not_depend_on_what_else_is_in_it():
     ours = stored(of_size(6, (30, 40), (24, 24)), True)
     assert torch.equal(ours([4, 1, 5])["pixels"][1:2], ours([1])["pixels"])
@@ -112,7 +133,7 @@ def test_a_worker_that_is_no_fork_maps_the_same_file():
 
 
 def losses(folder, **settings) -> list[float]:
-    settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "seed": 5, **settings}
+    settings = {"num_train_epochs": 3, "eval_strategy": "epoch", "seed": 5, "image_store_scale": 1.5, **settings}
     made = MadkdTrainer(
         student(), arguments(folder, **settings), train_dataset=TRAIN, eval_dataset=rows(8), processing_class=PROCESSOR
     )
@@ -215,11 +236,58 @@ def test_other_images_or_another_rendering_is_another_store(cache):
     assert len(list(cache.iterdir())) == 4
 
 
+def test_other_columns_are_the_same_store_and_other_rows_are_another(cache):
+    data = rows(6)
+    stored(data, True)
+    answers = data.map(lambda row: {"aspect_logits": [0.0, 0.0, 0.0]})
+    for same in (answers, data.remove_columns(["aspect_logits", "aspect_bank"]), data.rename_column("label", "kind")):
+        stored(same, True)
+    stored(data.filter(lambda row: True).with_format("numpy"), True)
+    stored(data.cast_column("image", ImageFeature(decode=False)), True)
+    assert len(list(cache.iterdir())) == 1
+    for other in (data.shuffle(seed=1), data.select(range(5)), data.cast_column("image", ImageFeature(mode="L"))):
+        stored(other, True)
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_a_file_that_was_replaced_is_not_believed_to_be_the_same(tmp_path, cache):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+
+    def pixels(pictures: list) -> torch.Tensor:
+        for file, picture in zip(files, pictures):
+            picture.save(file)
+        data = Dataset.from_dict({"image": [str(file) for file in files]}).cast_column("image", ImageFeature())
+        return stored(data, False)([0, 1, 2])["pixels"].clone()
+
+    first = pixels(tiny.images(3, 16))
+    again = stored(Dataset.from_dict({"image": list(map(str, files))}).cast_column("image", ImageFeature()), False)
+    assert torch.equal(again([0, 1, 2])["pixels"], first) and len(list(cache.iterdir())) == 1
+    second = pixels(tiny.images(3, 16, seed=9))
+    assert not torch.equal(first, second) and len(list(cache.iterdir())) == 2
+
+
+def test_paths_that_are_no_files_here_are_told_apart_by_their_names():
+    def digest(*paths: str | None) -> str:
+        images = [path and {"bytes": None, "path": path} for path in paths]
+        return image_store.images_digest(
+            Dataset.from_dict({"image": images}, features=Features({"image": ImageFeature()})), "image"
+        )
+
+    known = [("hf://datasets/a/1.png",), ("hf://datasets/a/2.png",), ("zip://1.png::/a.zip",), (None,), (None, None)]
+    assert len({digest(*paths) for paths in known}) == len(known) and digest(*known[0]) == digest(*known[0])
+
+
 def test_an_image_that_cannot_be_read_is_named():
     data = of_size(3, (24, 24)).cast_column("image", ImageFeature(decode=False))
     broken = data.map(lambda row, i: {"image": row["image"] if i != 1 else {"bytes": b"none", "path": None}}, True)
     with pytest.raises(ValueError, match="image of row 1 cannot be read .*: repair it, or leave that row out"):
         stored(broken.cast_column("image", ImageFeature()), True)
+
+
+def test_a_row_without_an_image_is_named():
+    data = Dataset.from_dict({"image": [*tiny.images(2), None]}, features=Features({"image": ImageFeature()}))
+    with pytest.raises(ValueError, match=r"^Row 2 has no image: leave it out\.$"):
+        stored(data, True)
 
 
 # Where there is no room, or no sense
@@ -245,6 +313,59 @@ def test_auto_decodes_in_every_epoch_where_half_of_the_disk_would_go(monkeypatch
     assert stored(of_size(8, (24, 24)), True, "auto") is not None
 
 
+def test_a_store_that_is_there_needs_no_room_again(monkeypatch, slowly, caplog):
+    """Else a second run, or a second process, would decode in every epoch what the first has stored."""
+    data, needed = of_size(8, (24, 24)), 8 * 24 * 24 * 3
+    with_free(monkeypatch, 2 * needed)
+    assert stored(data, True, "auto") is not None
+    with_free(monkeypatch, 0)
+    assert stored(data, True, "auto") is not None and not caplog.text
+
+
+def test_a_store_that_was_begun_needs_no_room_again(monkeypatch, slowly):
+    data = of_size(8, (24, 24))
+    assert rendering(data, broken_at=6)[0] is None
+    with_free(monkeypatch, 0)
+    finished, rendered = rendering(data)
+    assert finished is not None and rendered == 4
+
+
+def test_a_truncated_store_is_removed_before_it_is_asked_what_is_free(monkeypatch, cache):
+    data = of_size(8, (24, 24))
+    rendering(data)
+    (path,) = cache.glob("*/pixels.npy")
+    path.write_bytes(path.read_bytes()[:-1])
+    usage = namedtuple("usage", "total used free")
+    needed = 8 * 24 * 24 * 3
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**12, 0, 0 if path.exists() else needed))
+    assert rendering(data)[1] == 8
+
+
+def test_evaluation_images_that_cannot_be_stored_are_decoded(tmp_path, cache, caplog):
+    """Found out at the first evaluation, perhaps after hours, so that it stops nothing."""
+    made = MadkdTrainer(
+        student(),
+        arguments(tmp_path, image_store="disk", eval_strategy="epoch", num_train_epochs=1),
+        train_dataset=TRAIN,
+        eval_dataset=rows(8).with_transform(lambda batch: batch),
+        processing_class=PROCESSOR,
+    )
+    with caplog.at_level(logging.WARNING):
+        made.train()
+    assert "eval_loss" in made.state.log_history[-2]
+    assert "Images are decoded in every epoch: the dataset has a transform of its own" in caplog.text
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "pandas", "arrow"])
+def test_a_format_of_datasets_is_no_other_image(kind):
+    data = rows(6, unlabelled=(2,))
+    expected = batch_of(stored(data, True), 1, 2, 5)
+    found = batch_of(stored(data.with_format(kind), True), 1, 2, 5)
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, equal_nan=True, rtol=0, atol=0)
+
+
 class Equalising(ViTImageProcessorPil):
     """Does to pixels what no rescaling does."""
 
@@ -259,7 +380,7 @@ class Equalising(ViTImageProcessorPil):
     [
         (
             lambda data: data.with_transform(lambda batch: batch),
-            "has the format 'custom', which may change its images",
+            "the dataset has a transform of its own, which may change its images",
         ),
         (lambda data: data.rename_column("image", "photo"), "the column 'image' is not one of images"),
     ],
@@ -283,6 +404,11 @@ def test_an_image_processor_that_does_more_than_normalise_is_left_to_do_it(augme
 def test_a_choice_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Unknown image_store 'ram': expected one of \['auto', 'disk'"):
         arguments(tmp_path, image_store="ram")
+
+
+def test_a_store_smaller_than_the_student_s_input_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 1; received 0.5"):
+        arguments(tmp_path, image_store_scale=0.5)
 
 
 def test_row_numbers_are_what_is_sampled():

@@ -359,6 +359,7 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     [
         "attach_aspects",
         "train_student",
+        "train_detector",
         "compare",
         "tune",
         "generate_questions",
@@ -494,7 +495,7 @@ def test_a_grid_trains_every_condition_at_every_point_and_a_plain_student_once(t
 
 @pytest.mark.parametrize("values", ["5", "[]"])
 def test_a_grid_needs_values(tmp_path, values):
-    with pytest.raises(ValueError, match="grid's option 'aspects' needs a list of values; got"):
+    with pytest.raises(ValueError, match="option 'aspects' of grid needs a list of numbers or words; got"):
         planned(tmp_path, grid=f'{{"aspects": {values}}}')
 
 
@@ -545,11 +546,16 @@ def test_a_typo_in_yaml_is_refused_with_a_suggestion(tmp_path):
 
 
 def test_every_yaml_under_recipes_names_known_options_only():
-    attach_aspects, compare, questions_curve, select_questions, train_student, tune = map(
-        importlib.import_module,
-        ("attach_aspects", "compare", "questions_curve", "select_questions", "train_student", "tune"),
+    names = "attach_aspects compare questions_curve select_questions train_detector train_student tune"
+    attach_aspects, compare, questions_curve, select_questions, train_detector, train_student, tune = map(
+        importlib.import_module, names.split()
     )
     arguments = {"attach": [attach_aspects.AttachArguments], "compare": [compare.CompareArguments]}
+    arguments |= {"labels": [compare.CompareArguments]}
+    arguments |= {"detect_compare": [compare.CompareArguments, compare.TaskArguments]}
+    detector = [train_detector.DetectorArguments, train_detector.ObjectArguments, train_student.MadkdTrainingArguments]
+    detectors = ("detect", "detect_baseline", "detr_resnet50", "rtdetr_r18", "yolos_tiny")
+    arguments |= dict.fromkeys(detectors, detector)
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
     arguments |= {"select": [select_questions.SelectArguments]}
     student = [train_student.StudentArguments, train_student.LoraArguments, train_student.MadkdTrainingArguments]

@@ -560,11 +560,9 @@ def test_mixup_blends_images_classes_and_aspects_alike(tmp_path):
     made = trainer(tmp_path, mixup_alpha=0.4, aspect_alpha=2.0, **STILL)
     made.model.train()
     inputs = made.train_collator([rows(8, unlabelled=(3,))[i] for i in range(8)])
-    torch.manual_seed(7)
     loss = made.compute_loss(made.model, inputs)
-    torch.manual_seed(7)
-    share = torch.distributions.Beta(0.4, 0.4).sample()
-    order = torch.randperm(8)
+    draw = np.random.default_rng([made.args.seed, 0, 0, 0])  # seed, step, batch of the step, process
+    share, order = draw.beta(0.4, 0.4), torch.from_numpy(draw.permutation(8))
     assert 0.01 < share < 0.99 and not torch.equal(order, torch.arange(8))
     blend = lambda values: share * values + (1 - share) * values[order]  # noqa: E731
     outputs = made.model(pixel_values=blend(inputs["pixel_values"]))
@@ -580,6 +578,84 @@ def test_evaluation_is_not_mixed(tmp_path):
     made = trainer(tmp_path, evaluate=rows(8), mixup_alpha=0.4, **STILL)
     plain = trainer(tmp_path, evaluate=rows(8), **STILL)
     assert made.evaluate()["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"])
+
+
+def test_mixup_blends_every_batch_anew(tmp_path):
+    made = trainer(tmp_path, mixup_alpha=0.4, **STILL)
+    drawn = [made._draw_of_batch().beta(1, 1) for _ in range(3)]
+    made.state.global_step = 1
+    drawn += [made._draw_of_batch().beta(1, 1)]
+    assert len(set(drawn)) == 4
+
+
+def test_a_resumed_run_blends_the_same(tmp_path):
+    settings = {"mixup_alpha": 0.3, "save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}
+    settings |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    resumed = trainer(tmp_path / "whole", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
+    assert_same_weights(whole.model, resumed.model, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_several_evaluation_datasets_are_each_measured(tmp_path, workers):
+    """Workers that live on hold the dataset that they began with."""
+    parts = {"a": rows(8), "b": rows(8).select([0, 1, 4])}
+    settings = {"dataloader_num_workers": workers, "dataloader_persistent_workers": workers > 0}
+    made = trainer(tmp_path, evaluate=parts, eval_strategy="epoch", **settings)
+    made.train()
+    alone = {name: made.evaluate(part)["eval_loss"] for name, part in parts.items()}
+    assert alone["a"] != alone["b"]
+    measured = made.evaluate()
+    for name, loss in alone.items():
+        assert measured[f"eval_{name}_loss"] == pytest.approx(loss)
+        assert logged(made, f"eval_{name}_loss") == pytest.approx([loss, loss])
+
+
+@pytest.mark.parametrize("store", ["none", "disk"])
+def test_a_dataset_in_another_format_trains_the_same(tmp_path, store):
+    losses = []
+    for train in (rows(), rows().with_format("torch")):
+        made = trainer(tmp_path, train=train, evaluate=train, **{**STILL, "image_store": store})
+        made.train()
+        losses.append([*logged(made, "loss"), made.evaluate()["eval_loss"]])
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr_milestones": [1], "warmup_steps": 3}, "warmup_steps"),
+        ({"lr_milestones": [1], "lr_gamma": -0.1}, "lr_gamma"),
+        ({"image_store_scale": 0.5}, "image_store_scale"),
+    ],
+)
+def test_settings_that_say_nothing_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(tmp_path, **settings)
+
+
+def test_the_card_tells_the_schedule_that_was_used(tmp_path):
+    settings = {"lr_milestones": [1, 2], "num_train_epochs": 3, "optim": "sgd", "optim_args": "momentum=0.9"}
+    told = arguments(tmp_path, **settings).hyperparameters()
+    assert told.items() >= {**settings, "lr_gamma": 0.1}.items()
+    assert not told.keys() & {"lr_scheduler_type", "warmup_steps"}
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_a_missing_column_is_named(tmp_path, column):
+    with pytest.raises(ValueError, match=f"There is no column '{column}' in the training dataset, which has .*else.*"):
+        trainer(tmp_path, train=rows().rename_column(column, "else"))
+
+
+def test_batches_without_pixels_are_refused(tmp_path):
+    args = arguments(tmp_path)
+    made = MadkdTrainer(
+        student(), args, data_collator=lambda rows: {"labels": torch.zeros(4).long()}, train_dataset=rows()
+    )
+    with pytest.raises(ValueError, match="data_collator need `pixel_values`; they have ..labels"):
+        made.train()
 
 
 def test_a_negative_mixup_is_refused(tmp_path):

@@ -7,7 +7,7 @@ import operator
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
@@ -21,8 +21,10 @@ from huggingface_hub.utils import logging
 from tqdm.auto import tqdm
 
 from ..aspects import ASPECT_COLUMNS, AspectBank
+from ..boxes import check_format
+from ..objects import BOX, LISTS, count_objects, object_fields, one_row_an_object
 from ..report.evidence import write_evidence
-from .cards.dataset import DatasetFacts, dataset_card, source_terms
+from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms
 from .sources import DataSource
 from .upload import HubRepo
 
@@ -33,6 +35,7 @@ OURS = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.p
 SPLIT = re.compile(r"\w+(\.\w+)*")
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 SHARD_BYTES = 500_000_000
+DEFAULT_FORMAT = "coco"  # of boxes, that of attach_aspects
 
 Rows = Dataset | IterableDataset
 
@@ -44,6 +47,8 @@ def push_aspect_dataset(
     *,
     image_column: str = "image",
     label_column: str | None = "label",
+    boxes_column: str = "objects",
+    box_format: str | None = None,
     license: str | None = None,
     private: bool = True,
     token: str | None = None,
@@ -64,7 +69,11 @@ def push_aspect_dataset(
             that has an entry `dataset` (`id`, `commit`), or `datasets` knows where the rows came from, the card names
             the source and takes over its licence.
         repo_id: "owner/name", or a name of your own.
-        image_column, label_column: the images, and the classes, if any, for the card.
+        image_column, label_column: the images, and the classes, if any, for the card. Where the answers are about
+            objects, the classes are a field of these, by default "label" or "category".
+        boxes_column: the objects of a dataset for object detection; one without such a column is for classification.
+        box_format: what the 4 numbers of a box are, as `attach_aspects` takes it, whose default is the one here where
+            the answers are about objects; about others, the card says nothing of it by default.
         license: one of the Hub's identifiers; by default that of the source dataset, where the provenance names one.
         private: whether a new repo is private.
         token: a Hub token; by default HF_TOKEN or the one that `hf auth login` stored.
@@ -78,7 +87,8 @@ def push_aspect_dataset(
         HubError: it cannot be published; the repo is as it was.
     """
     splits = _splits(dataset)
-    _check(splits, bank, image_column, label_column)
+    _check(splits, bank, image_column, boxes_column, box_format)
+    label = _label(next(iter(splits.values())).features, label_column, boxes_column)
     repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check(license)
     bank = _with_source(bank, splits)
     kept = source_terms(bank.provenance.get("dataset"), license, repo) | repo.kept()
@@ -90,8 +100,11 @@ def push_aspect_dataset(
         if not infos:
             raise ValueError("The dataset has no rows: nothing is published.")
         bank.save(files)
-        answers = {info.name: _answers(files / "data", info.name, label_column) for info in infos}
-        evidence = write_evidence(concatenate_datasets(list(answers.values())), bank, folder, label_column)
+        answers = {info.name: _answers(files / "data", info.name, [label, boxes_column]) for info in infos}
+        everything, about = concatenate_datasets(list(answers.values())), "image"
+        if about_objects(features):
+            everything, about = one_row_an_object(everything, boxes_column, label), "object"
+        evidence = write_evidence(everything, bank, folder, label, about)
         facts = DatasetFacts(
             repo.repo_id,
             features,
@@ -100,8 +113,9 @@ def push_aspect_dataset(
             sum(path.stat().st_size for path in (files / "data").iterdir()),
             bank,
             image_column,
-            label_column,
+            label,
             {**kept, "license": license} if license else kept,
+            _objects(answers, features, boxes_column, box_format),
         )
         dataset_card(facts, evidence).save(files / "README.md")
         (Path(folder) / "figures").rename(files / "figures")
@@ -117,7 +131,15 @@ def _splits(dataset: Rows | Mapping[str, Rows]) -> dict[str, Rows]:
     return dict(dataset)
 
 
-def _check(splits: Mapping[str, Rows], bank: AspectBank, image_column: str, label_column: str | None) -> None:
+def about_objects(features: Features) -> bool:
+    """Whether the answers are about each object, not about the image."""
+    answers = features["aspect_logits"]
+    return isinstance(answers, LISTS) and isinstance(answers.feature, LISTS)
+
+
+def _check(
+    splits: Mapping[str, Rows], bank: AspectBank, image_column: str, boxes_column: str, box_format: str | None
+) -> None:
     """Everything that can be seen without reading images."""
     first, features = next((split, rows.features or {}) for split, rows in splits.items())
     for split, rows in splits.items():
@@ -143,8 +165,41 @@ def _check(splits: Mapping[str, Rows], bank: AspectBank, image_column: str, labe
                     f"The split {split!r} was labelled with the bank {foreign.pop()} and this one is "
                     f"{bank.fingerprint}: use the aspects.json beside the dataset."
                 )
-    if label_column not in (None, "label") and label_column not in features:
-        raise ValueError(f"There is no column {label_column!r} of classes, only {list(features)}: pass label_column.")
+    check_format(box_format or DEFAULT_FORMAT)
+    if about_objects(features) and not object_fields(features, boxes_column):
+        raise ValueError(
+            f"The answers are about objects, and there is no column {boxes_column!r} of objects with a field {BOX!r}, "
+            f"only {list(features)}: pass boxes_column."
+        )
+
+
+def _label(features: Features, label_column: str | None, boxes_column: str) -> str | None:
+    """Where the classes are, a column or a field of the objects, if anywhere."""
+    by_object = about_objects(features)
+    there = list(object_fields(features, boxes_column) if by_object else features)
+    if label_column in there or label_column is None:
+        return label_column
+    if label_column != "label":
+        kind = f"field {label_column!r} of {boxes_column!r}" if by_object else f"column {label_column!r}"
+        raise ValueError(f"There is no {kind} of classes, only {there}: pass label_column.")
+    return "category" if by_object and "category" in there else None
+
+
+def _objects(
+    answers: Mapping[str, Dataset], features: Features, boxes_column: str, box_format: str | None
+) -> ObjectFacts | None:
+    """What the card tells of the objects, where the dataset has any."""
+    if not object_fields(features, boxes_column):
+        return None
+    counts = {split: count_objects(rows.data[boxes_column]) for split, rows in answers.items()}
+    by_object = about_objects(features)
+    answered = {split: pc.sum(pc.list_value_length(rows.data["aspect_logits"])) for split, rows in answers.items()}
+    return ObjectFacts(
+        boxes_column,
+        box_format or (DEFAULT_FORMAT if by_object else None),
+        counts,
+        {split: count.as_py() or 0 for split, count in answered.items()} if by_object else None,
+    )
 
 
 def _with_source(bank: AspectBank, splits: Mapping[str, Rows]) -> AspectBank:
@@ -161,8 +216,9 @@ def _with_source(bank: AspectBank, splits: Mapping[str, Rows]) -> AspectBank:
 
 
 def _answered(rows: Dataset) -> list[int]:
-    """Indices of the rows with answers."""
-    return pc.indices_nonzero(rows.data["aspect_logits"].is_valid()).to_pylist()
+    """Indices of the rows with answers; an image without objects has none."""
+    lengths = pc.list_value_length(rows.data["aspect_logits"])
+    return pc.indices_nonzero(pc.greater(lengths, 0).fill_null(False)).to_pylist()
 
 
 def write_parquet(rows: Rows, split: str, folder: Path, features: Features) -> SplitInfo:
@@ -197,10 +253,10 @@ def _by_shard(rows: Rows, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
         size += table.nbytes
 
 
-def _answers(folder: Path, split: str, label_column: str | None) -> Dataset:
-    """Answers and classes of a split, without the images beside them."""
+def _answers(folder: Path, split: str, columns: Sequence[str | None]) -> Dataset:
+    """Answers of a split and these columns, where it has them, without the images beside them."""
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
-        wanted = [name for name in (*ASPECT_COLUMNS, label_column) if name in pq.read_schema(path).names]
+        wanted = [name for name in dict.fromkeys([*ASPECT_COLUMNS, *columns]) if name in pq.read_schema(path).names]
         tables.append(pq.read_table(path, columns=wanted))
     return Dataset(pa.concat_tables(tables))

@@ -28,7 +28,9 @@ OURS = (
     "preprocessor_config.json",
     "processor_config.json",
     "configuration_madkd.py",
+    "configuration_madkd_detection.py",
     "modeling_madkd.py",
+    "modeling_madkd_detection.py",
     "model.safetensors",
     "model.safetensors.index.json",
     "model-?????-of-?????.safetensors",
@@ -55,7 +57,7 @@ def push_student(
     push left that does not belong to this one.
 
     Args:
-        model: a `MadkdForImageClassification`.
+        model: a `MadkdForImageClassification` or `MadkdForObjectDetection`.
         processor: its image processor.
         repo: where to, checked already or not.
         facts: what the card tells.

@@ -1,4 +1,4 @@
-"""Where a detection dataset keeps the objects of an image, and what the teacher sees of each."""
+"""What the teacher sees of each object of an image."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, Features, LargeList, List, Value
+from datasets import Features, Value
 from PIL.Image import Image
 
 from ..boxes import check_format, corners, grown
-
-
-BOX = "bbox"  # the field of the Hub's detection datasets
-LISTS = (List, LargeList)
+from ..objects import BOX, LISTS
 
 
 @dataclass(frozen=True)
@@ -77,38 +72,3 @@ class Boxes:
         """One image for each object, in the order of the boxes; raises ValueError for a box that cannot be."""
         found = grown(corners(self.of(stored), self.format, image.size), self.margin, image.size)
         return [image.crop(tuple(box)) for box in found.tolist()]
-
-    def count(self, column: pa.ChunkedArray) -> int:
-        """How many objects all rows have."""
-        lists = pc.struct_field(column, BOX) if pa.types.is_struct(column.type) else column
-        return pc.sum(pc.list_value_length(lists)).as_py() or 0
-
-
-def one_row_an_object(labelled: Dataset, boxes_column: str | None = None, name: str | None = None) -> Dataset:
-    """The answers about the objects of all images, one row each; images that have none are left out.
-
-    Args:
-        labelled: a split as `attach_aspects(..., boxes_column=...)` returns it.
-        boxes_column, name: a field of the objects that is to stand beside the answers, such as their "category"; where
-            not all of them have it, the answers stand alone.
-    """
-    answers = ["aspect_logits", "aspect_mass"]
-    feature = labelled.features.get(boxes_column)
-    of_each = feature.feature if isinstance(feature, LISTS) else feature
-    field = of_each.get(name) if isinstance(of_each, dict) else None
-    names = [*answers, "aspect_bank", *([boxes_column] if field else [])]
-    table = labelled.select_columns(names).with_format("arrow")[:]
-    table = table.filter(table["aspect_logits"].is_valid()).combine_chunks()
-    parents = pc.list_parent_indices(table["aspect_logits"])
-    columns = {column: pc.list_flatten(table[column]) for column in answers}
-    columns["aspect_bank"] = table["aspect_bank"].take(parents)
-    features = {column: labelled.features[column].feature for column in answers}
-    features["aspect_bank"] = labelled.features["aspect_bank"]
-    if field and of_each is not feature:
-        columns[name], features[name] = pc.struct_field(pc.list_flatten(table[boxes_column]), name), field
-    elif isinstance(field, LISTS):
-        columns[name], features[name] = pc.list_flatten(pc.struct_field(table[boxes_column], name)), field.feature
-    if name in features and len(columns[name]) != len(parents):  # some objects without
-        del columns[name], features[name]
-    features = Features(features)
-    return Dataset(pa.table(columns).cast(features.arrow_schema))

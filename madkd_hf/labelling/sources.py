@@ -20,6 +20,7 @@ from PIL.Image import Image
 
 from ..aspects import ASPECT_COLUMNS
 from ..images import to_rgb
+from ..objects import count_objects
 from .identity import digest_of_steps, steps
 from .objects import Boxes
 
@@ -54,7 +55,7 @@ class Rows:
         """How many objects all rows have."""
         column = self.boxes.column
         tables = self.data.select_columns([column]).with_format("arrow").iter(1000)
-        return sum(self.boxes.count(table[column]) for table in tables)
+        return sum(count_objects(table[column]) for table in tables)
 
     @property
     def state(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,52 @@ CONDITIONS = {
     "shuffled": "aspects of other images",
     "constant": "each aspect's mean for all",
 }
+DETECTORS = {
+    "base": "boxes only",
+    "image": "boxes + aspects of the image",
+    "object": "boxes + aspects of each object",
+    "shuffled": "aspects of other objects",
+    "constant": "each aspect's mean for all",
+}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What the comparison of a task speaks of.
+
+    Attributes:
+        conditions: name -> what its students learn from, the plain ones first.
+        treated: the condition whose gain counts.
+        key: of the scores in cells and report.
+        score: their name in a sentence; in_table, are: at the head of a column, and in front of "on the test images".
+        unit: that stands right behind a score.
+    """
+
+    conditions: Mapping[str, str]
+    treated: str
+    key: str
+    score: str
+    in_table: str
+    are: str
+    unit: str
+
+
+TERMS = {
+    "classification": Terms(CONDITIONS, "madkd", "accuracy", "accuracy", "Accuracy, %", "Accuracies are", "%"),
+    "detection": Terms(DETECTORS, "object", "map", "AP", "AP, points", "AP (COCO: mean over IoU 0.5 to 0.95) is", ""),
+}
+
+
+def terms(report: Mapping[str, Any]) -> Terms:
+    """Those of the report's `task`."""
+    return TERMS[report.get("task", "classification")]
 
 
 def paired_gain(treated: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
     """How much better the treated students are: paired by seed, with Student's t interval.
 
     Args:
-        treated, control: one accuracy in per cent per seed, the same seeds in the same order.
+        treated, control: one accuracy in per cent (or AP in points) per seed, the same seeds in the same order.
 
     Returns:
         `mean`: in points; `ci95`: [low, high] in points, [None, None] with fewer than two seeds.
@@ -47,27 +87,30 @@ def mean_and_half_width(values: Sequence[float] | np.ndarray) -> tuple[float, fl
     return float(np.mean(values)), half
 
 
-def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") -> dict[str, Any]:
     """Accuracies and gains over `base`, from one cell per trained student.
 
     Args:
         cells: each with at least `condition` (a key of `CONDITIONS`), `seed`, `accuracy` (per cent, test images).
+        task: "detection" for cells of `DETECTORS`, with `map` (AP in points, test images) in place of `accuracy`.
 
     Returns:
-        `seeds`: ascending; `accuracy`: condition -> per cent, in the order of the seeds; `gain`: of madkd over base,
-        see `paired_gain`; `controls`: the same for shuffled and constant. What was not run is left out.
+        `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `gain`: of
+        madkd (of detectors, object) over base, see `paired_gain`; `controls`: the same for all other conditions. What
+        was not run is left out.
 
     Raises:
         ValueError: no cells, an unknown condition, a student that comes twice, seeds that differ.
     """
-    by_condition: dict[str, dict[int, float]] = {name: {} for name in CONDITIONS}
+    words = TERMS[task]
+    by_condition: dict[str, dict[int, float]] = {name: {} for name in words.conditions}
     for cell in cells:
         condition, seed = cell["condition"], cell["seed"]
         if condition not in by_condition:
-            raise ValueError(f"Unknown condition {condition!r}: expected one of {', '.join(CONDITIONS)}.")
+            raise ValueError(f"Unknown condition {condition!r}: expected one of {', '.join(words.conditions)}.")
         if seed in by_condition[condition]:
             raise ValueError(f"The student {condition!r} with seed {seed} comes twice: keep one cell of each.")
-        by_condition[condition][seed] = float(cell["accuracy"])
+        by_condition[condition][seed] = float(cell[words.key])
     runs = {name: dict(sorted(run.items())) for name, run in by_condition.items() if run}
     if not runs:
         raise ValueError("There are no cells to report: train at least one student.")
@@ -77,37 +120,38 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             raise ValueError(
                 f"{name!r} has the seeds {list(run)}, {first!r} has {seeds}: train each condition with the same seeds."
             )
-    accuracy = {name: list(run.values()) for name, run in runs.items()}
-    gains = {name: paired_gain(values, accuracy["base"]) for name, values in accuracy.items() if "base" in accuracy}
-    summary = {"seeds": seeds, "accuracy": accuracy}
-    if "madkd" in gains:
-        summary["gain"] = gains["madkd"]
-    summary["controls"] = {name: gains[name] for name in ("shuffled", "constant") if name in gains}
+    scores = {name: list(run.values()) for name, run in runs.items()}
+    gains = {name: paired_gain(values, scores["base"]) for name, values in scores.items() if "base" in scores}
+    summary = {"task": task, "seeds": seeds, words.key: scores}
+    if words.treated in gains:
+        summary["gain"] = gains[words.treated]
+    summary["controls"] = {name: gains[name] for name in gains if name not in ("base", words.treated)}
     return summary
 
 
-def verdict(gain: Mapping[str, Any]) -> str:
+def verdict(gain: Mapping[str, Any], score: str = "accuracy") -> str:
     """One sentence, without its full stop, on a gain of `paired_gain`: points, interval, and whether it is clear."""
     mean, (low, high) = gain["mean"], gain["ci95"]
     if low is None:
-        return f"The aspects change accuracy by {mean:+.2f} points (one seed: no interval)"
+        return f"The aspects change {score} by {mean:+.2f} points (one seed: no interval)"
     interval = f"(95% interval {low:+.2f} to {high:+.2f})"
     if low <= 0 <= high:
         return f"No clear effect of the aspects: {mean:+.2f} points {interval}"
-    return f"The aspects {'gain' if mean > 0 else 'cost'} {abs(mean):.2f} points of accuracy {interval}"
+    return f"The aspects {'gain' if mean > 0 else 'cost'} {abs(mean):.2f} points of {score} {interval}"
 
 
 def table(report: Mapping[str, Any]) -> str:
     """The accuracies and gains of `summarise` as a GitHub table that also reads well in a terminal."""
-    rows = [["Condition", "Accuracy, %", "Gain over base, points [95% interval]"]]
-    for name, values in report["accuracy"].items():
+    words = terms(report)
+    rows = [["Condition", words.in_table, "Gain over base, points [95% interval]"]]
+    for name, values in report[words.key].items():
         spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        rows.append([f"{name}: {CONDITIONS[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
+        rows.append([f"{name}: {words.conditions[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
     return markdown_table(rows, right=(1, 2))
 
 
 def gain_text(report: Mapping[str, Any], name: str) -> str:
-    gain = report.get("gain") if name == "madkd" else (report.get("controls") or {}).get(name)
+    gain = report.get("gain") if name == terms(report).treated else (report.get("controls") or {}).get(name)
     if not gain:
         return ""
     low, high = gain["ci95"]
@@ -126,16 +170,17 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     """Write `report.json` (in one step: never half a file) and `report.md`; returns the latter's path.
 
     Args:
-        report: what `summarise` returns and, where known, `dataset`, `student` (names), `images_per_class`,
-            `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell line), and `figures`
-            (file name under `output_dir/figures` -> caption; those that were not drawn are left out of report.md).
+        report: what `summarise` returns and, where known, `dataset`, `student` (names), `images_per_class` or
+            `scenes` (how many training images), `teacher` (its provenance), `seconds` (stage -> seconds), `command`
+            (a shell line), and `figures` (file name under `output_dir/figures` -> caption; those that were not drawn
+            are left out of report.md).
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
     content = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     name = f"Multi-aspect knowledge distillation on {report['dataset']}" if report.get("dataset") else "Report"
     parts = [f"# {name}", _what_was_run(report)]
-    parts += [f"**{verdict(report['gain'])}.**"] if report.get("gain") else []
+    parts += [f"**{verdict(report['gain'], terms(report).score)}.**"] if report.get("gain") else []
     parts.append(table(report))
     for file, caption in (report.get("figures") or {}).items():
         if (output_dir / "figures" / file).is_file():
@@ -163,7 +208,8 @@ def write_whole(path: str | os.PathLike, text: str) -> Path:
 
 
 def _what_was_run(report: Mapping[str, Any]) -> str:
-    conditions, seeds = len(report["accuracy"]), len(report["seeds"])
+    words = terms(report)
+    conditions, seeds = len(report[words.key]), len(report["seeds"])
     student = f"{report['student']}, " if report.get("student") else ""
     who = "1 student" if conditions * seeds == 1 else f"{conditions * seeds} students"
     text = (
@@ -171,11 +217,12 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     )
     text += f" on {report['dataset']}" if report.get("dataset") else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
+    text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
     model = (report.get("teacher") or {}).get("model")
     text += f"; the teacher is {code_span(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
     spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
-    return f"{text}. Accuracies are on the test images{spread}{paired}."
+    return f"{text}. {words.are} on the test images{spread}{paired}."
 
 
 def code_span(value: Any) -> str:

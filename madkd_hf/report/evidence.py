@@ -1,4 +1,4 @@
-"""What the teacher is worth: how its answers vary over images, and what they tell about the classes."""
+"""What the teacher is worth: how its answers vary over images or objects, and what they tell about the classes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from .information import LOW_MASS, SHUFFLES, QuestionEvidence, class_entropy, qu
 MOST_CLASSES = 300  # that the map of classes and aspects can show
 READ_ROWS = 10_000
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
-TERMS = {
+TERMS = {  # what is asked about, an image or an object, is put in for {unit}
     "Information": "what the answer tells about the class, in bits (mutual information); 1 would halve the classes.",
-    "By chance": f"the same after the images swapped their classes at random, mean of {SHUFFLES} times. Information "
-    "is to be read against it: few images of many classes seem to tell something.",
-    "Yes": "share of images with the answer yes.",
-    "Entropy": "how varied the answers are over the images, in bits (entropy of the mean probability of yes): the "
+    "By chance": "the same after the {unit}s swapped their classes at random, mean of "
+    f"{SHUFFLES} times. Information is to be read against it: "
+    "few {unit}s of many classes seem to tell something.",
+    "Yes": "share of {unit}s with the answer yes.",
+    "Entropy": "how varied the answers are over the {unit}s, in bits (entropy of the mean probability of yes): the "
     "most that they can tell.",
-    "Doubt": "how undecided the teacher is about one image, in bits (mean entropy of its probability of yes).",
+    "Doubt": "how undecided the teacher is about one {unit}, in bits (mean entropy of its probability of yes).",
     "Mass": "mean probability that the teacher put on yes and no together; where it is low, it was not answering.",
 }
 
@@ -42,16 +43,18 @@ class Evidence:
         table: the rows as a GitHub table that also reads well in a terminal, most informative first.
         warnings: sentences; none where all is well.
         path: of `questions.md`.
+        unit: what the questions are about, "image" or "object".
     """
 
     rows: list[QuestionEvidence]
     table: str
     warnings: list[str]
     path: Path
+    unit: str = "image"
 
 
-def evidence_warnings(rows: Sequence[QuestionEvidence]) -> list[str]:
-    """One sentence for each kind of trouble, with its remedy."""
+def evidence_warnings(rows: Sequence[QuestionEvidence], unit: str = "image") -> list[str]:
+    """One sentence for each kind of trouble, with its remedy; `unit` is what the questions are about."""
     low = [f"{row.id} ({row.mass:.2f})" for row in rows if "low mass" in row.notes]
     constant = [f"{row.id} ({'yes' if row.yes > 0.5 else 'no'})" for row in rows if "constant" in row.notes]
     useless = [row.id for row in rows if "no more than chance" in row.notes]
@@ -63,12 +66,12 @@ def evidence_warnings(rows: Sequence[QuestionEvidence]) -> list[str]:
             "try another prompt, other answer tokens, or another teacher."
         )
     if constant:
-        found.append(f"The answer is all but the same for all images and teaches nothing: {_listed(constant)}.")
+        found.append(f"The answer is all but the same for all {unit}s and teaches nothing: {_listed(constant)}.")
     if twins:
         found.append(f"The answers repeat those to another question, and one of the two is enough: {_listed(twins)}.")
     if useless:
         found.append(
-            f"The answers tell no more about the class than chance would, with so few images at least: "
+            f"The answers tell no more about the class than chance would, with so few {unit}s at least: "
             f"{_listed(useless)}."
         )
     return found
@@ -97,10 +100,10 @@ def evidence_table(rows: Sequence[QuestionEvidence], questions: bool = False) ->
     return markdown_table(lines, right=range(1, head.index("Note")))
 
 
-def evidence_terms(rows: Sequence[QuestionEvidence]) -> dict[str, str]:
+def evidence_terms(rows: Sequence[QuestionEvidence], unit: str = "image") -> dict[str, str]:
     """What the columns of `evidence_table` mean."""
     classes = any(row.information is not None for row in rows)
-    return {term: meaning for term, meaning in TERMS.items() if classes or "class" not in meaning}
+    return {term: meaning.format(unit=unit) for term, meaning in TERMS.items() if classes or "class" not in meaning}
 
 
 def number(value: float | None) -> str:
@@ -112,7 +115,11 @@ def cell(text: str) -> str:
 
 
 def write_evidence(
-    dataset: Dataset, bank: AspectBank, output_dir: str | os.PathLike, label_column: str | None = "label"
+    dataset: Dataset,
+    bank: AspectBank,
+    output_dir: str | os.PathLike,
+    label_column: str | None = "label",
+    unit: str = "image",
 ) -> Evidence:
     """Write `questions.md` with its pictures under `figures/`, and `questions.json`, on the answers in a dataset.
 
@@ -122,14 +129,18 @@ def write_evidence(
         output_dir: a folder, made where missing; that of the dataset is a good place.
         label_column: the classes: a ClassLabel, strings or integers. Where there is no such column, or None is given,
             nothing is said about classes.
+        unit: what a row is, "image" or "object": what the text is to count.
 
     Raises:
         ValueError: no single split, no answers in it, or answers to other questions.
     """
     logits, mass, counts = read_columns(dataset, bank)
+    counts = {f"{unit}s" if name == "images" else name: count for name, count in counts.items()}
+    if not counts[f"{unit}s"]:
+        raise ValueError(f"No {unit} has an answer to {bank.ids[0]!r}: label the dataset first, with attach_aspects.")
     labels, names = read_labels(dataset, label_column)
     rows = question_evidence(logits, mass, labels, bank.questions, bank.ids)
-    warnings = evidence_warnings(rows)
+    warnings = evidence_warnings(rows, unit)
     output_dir = Path(output_dir)
     figures.plot_questions(by_information(rows), output_dir / "figures" / "questions.png")
     drawn = _draw_classes(bank, logits, labels, names, output_dir / "figures" / "teacher.png")
@@ -138,8 +149,8 @@ def write_evidence(
         counts["class_bits"] = class_entropy([label for label, known in zip(labels, answered) if known])
     content = {**counts, "warnings": warnings, "questions": [asdict(row) for row in rows]}
     write_whole(output_dir / "questions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    path = write_whole(output_dir / "questions.md", _page(rows, warnings, counts, bank, drawn))
-    return Evidence(rows, evidence_table(rows), warnings, path)
+    path = write_whole(output_dir / "questions.md", _page(rows, warnings, counts, bank, drawn, unit))
+    return Evidence(rows, evidence_table(rows), warnings, path, unit)
 
 
 def read_columns(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
@@ -216,22 +227,27 @@ def _draw_classes(
 
 
 def _page(
-    rows: Sequence[QuestionEvidence], warnings: Sequence[str], counts: dict[str, Any], bank: AspectBank, drawn: bool
+    rows: Sequence[QuestionEvidence],
+    warnings: Sequence[str],
+    counts: dict[str, Any],
+    bank: AspectBank,
+    drawn: bool,
+    unit: str,
 ) -> str:
     model = (bank.provenance or {}).get("model")
     who = f"The teacher {code_span(model)}" if model else "The teacher"
-    text = f"{who} answered {len(bank)} questions about {counts['images']} images."
+    text = f"{who} answered {len(bank)} questions about {counts[f'{unit}s']} {unit}s."
     if counts["unlabelled"]:
         text += f" Rows that were not labelled: {counts['unlabelled']} of {counts['rows']}."
     if counts["unreadable"]:
         text += f" Rows whose image could not be read: {counts['unreadable']} of {counts['rows']}."
     if any(row.information is not None for row in rows):
-        text += f" The class of an image holds {counts['class_bits']:.2f} bits."
+        text += f" The class of an {unit} holds {counts['class_bits']:.2f} bits."
     else:
         text += " Nothing can be said about classes: the rows have none, or a single one, in the column asked for."
     parts = ["# What the teacher is worth", text]
     parts += ["\n".join(f"- **Warning.** {warning}" for warning in warnings)] if warnings else []
     parts += ["![What each question tells](figures/questions.png)", evidence_table(rows, questions=True)]
-    parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in evidence_terms(rows).items()))
+    parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in evidence_terms(rows, unit).items()))
     parts += ["![What the teacher sees in each class](figures/teacher.png)"] if drawn else []
     return "\n\n".join(parts) + "\n"

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import special
 
 from ..images import to_rgb
-from .comparison import CONDITIONS, gain_text, mean_and_half_width, verdict
+from .comparison import TERMS, gain_text, mean_and_half_width, terms, verdict
 from .information import LOW_MASS
 
 
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from .comparison import Terms
     from .information import QuestionEvidence
 
 COLOURS = {"base": "#5A5A5A", "madkd": "#0072B2", "shuffled": "#BF6F00", "constant": "#B85C93"}  # after Okabe and Ito
+COLOURS |= {"object": COLOURS["madkd"], "image": "#007A5A"}
 TEACHER, STUDENT, RIGHT, WRONG = "#222222", COLOURS["madkd"], "#007A5A", "#C44E00"
-STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":"}
+STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":", "object": "-", "image": "-."}
 GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 
@@ -53,11 +55,13 @@ def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: i
 
 
 def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
-    """Test accuracy (per cent) per condition: a dot per seed, the mean, its 95% interval; lines join a seed."""
-    accuracy = report["accuracy"]
+    """Test accuracy in per cent, or AP in points, per condition: a dot per seed, the mean, its 95% interval; lines
+    join a seed."""
+    words = terms(report)
+    accuracy = report[words.key]
     count = len(next(iter(accuracy.values())))
     jitter = (np.arange(count) - (count - 1) / 2) * min(0.05, 0.3 / count)
-    title = verdict(report["gain"]) if report.get("gain") else "Test accuracy of each student"
+    title = verdict(report["gain"], words.score) if report.get("gain") else f"Test {words.score} of each student"
     figure = new_figure(max(6.0, 2.1 * len(accuracy)), 4.8, title)
     ax = new_axes(figure, "Dot: one student; line: same seed; bar: mean; box: 95% interval of the mean")
     ax.use_sticky_edges = False
@@ -69,15 +73,20 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         ax.bar(x, 2 * (half or 0), 0.5, mean - (half or 0), color=COLOURS[name], alpha=0.18, zorder=0)
         ax.hlines(mean, x - 0.25, x + 0.25, color=COLOURS[name], linewidth=2.5, zorder=2)
         ax.scatter(x + jitter, values, s=34, color=COLOURS[name], edgecolor="white", linewidth=0.8, zorder=3)
-        labels.append(f"{name}\n{CONDITIONS[name]}\n{gain_text(report, name) or f'{mean:.2f}%'}")
+        shown = gain_text(report, name) or f"{mean:.2f}{words.unit}"
+        labels.append(f"{name}\n{words.conditions[name]}\n{shown}")
     ax.set_xticks(range(len(labels)), labels, fontsize=10)
     for tick, name in zip(ax.get_xticklabels(), accuracy):
         tick.set_color(COLOURS[name])
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(labels) - 0.5)
-    ax.set_ylabel("accuracy on the test images, %")
+    ax.set_ylabel(_axis(words, "test"))
     ax.grid(axis="y", color="#EEEEEE")
     return save(figure, path)
+
+
+def _axis(words: Terms, part: str) -> str:
+    return f"{words.score} on the {part} images, {words.unit or 'points'}"
 
 
 def plot_teacher(
@@ -183,19 +192,23 @@ def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence],
     return [bars, most, ax.vlines(chance, y - 0.14, y + 0.14, color=TEACHER, linewidth=1.8, label=label)]
 
 
-def plot_learning_curves(cells: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Path:
-    """Validation accuracy (per cent) against the training step: mean and range over the seeds, per condition."""
-    figure = new_figure(7.0, 4.4, "Validation accuracy while the students learn")
+def plot_learning_curves(
+    cells: Sequence[Mapping[str, Any]], path: str | os.PathLike, task: str = "classification"
+) -> Path:
+    """Validation accuracy (per cent), or AP (points), against the training step: mean and range over the seeds, per
+    condition."""
+    words = TERMS[task]
+    figure = new_figure(7.0, 4.4, f"Validation {words.score} while the students learn")
     ax = new_axes(figure, "Line: mean over the seeds; band: lowest to highest seed")
-    for name in CONDITIONS:
+    for name in words.conditions:
         curves = [dict(cell["curve"]) for cell in cells if cell["condition"] == name and cell.get("curve")]
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
         if steps:
             values = np.array([[curve[step] for step in steps] for curve in curves])
-            label, front = f"{name}: {CONDITIONS[name]}", 3 if name == "madkd" else 2
+            label, front = f"{name}: {words.conditions[name]}", 3 if name == words.treated else 2
             ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.15, linewidth=0)
             ax.plot(steps, values.mean(0), STYLES[name], color=COLOURS[name], linewidth=2, label=label, zorder=front)
-    ax.set(xlabel="training step", ylabel="accuracy on the validation images, %")
+    ax.set(xlabel="training step", ylabel=_axis(words, "validation"))
     ax.grid(axis="y", color="#EEEEEE")
     if ax.lines:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)

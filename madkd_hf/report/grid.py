@@ -94,8 +94,10 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
     figure = new_figure(max(6.4, 4.6 * len(panels)), 4.8, f"Accuracy against {TITLES.get(option, option)}")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (others, row) in zip(axes, panels.items()):
-        row = sorted(row, key=lambda each: each["point"][option])
         values = [each["point"][option] for each in row]
+        if not any(isinstance(value, str) for value in values):
+            row = sorted(row, key=lambda each: each["point"][option])
+            values = sorted(values)
         new_axes(figure, ", ".join(f"{name} {_number(value)}" for name, value in others) or LEGEND, ax)
         names = [name for name in CONDITIONS if name in row[0]["accuracy"]]
         for k, name in enumerate(names):

@@ -81,7 +81,9 @@ def _centred(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + w, top + h
 
 
-def mixup(inputs: dict[str, torch.Tensor], alpha: float) -> tuple[torch.Tensor, list[tuple[float, dict]]]:
+def mixup(
+    inputs: dict[str, torch.Tensor], alpha: float, draw: np.random.Generator
+) -> tuple[torch.Tensor, list[tuple[float, dict]]]:
     """Blends each image with another of its batch (Zhang et al., ICLR 2018).
 
     Cross-entropy and BCE are linear in their targets, so the loss of blended targets is the blend of the losses: class
@@ -90,12 +92,12 @@ def mixup(inputs: dict[str, torch.Tensor], alpha: float) -> tuple[torch.Tensor, 
     Args:
         inputs: a batch; every tensor [B, ...].
         alpha: of the Beta(alpha, alpha) distribution from which the share is drawn, one for the batch.
+        draw: where the share and the order of the others come from.
 
     Returns:
         Blended `pixel_values` [B, 3, H, W]; (share, batch whose targets count for that share), twice.
     """
-    share = torch.distributions.Beta(alpha, alpha).sample().item()
-    pixels = inputs["pixel_values"]
-    order = torch.randperm(len(pixels), device=pixels.device)
+    share, pixels = draw.beta(alpha, alpha), inputs["pixel_values"]
+    order = torch.from_numpy(draw.permutation(len(pixels))).to(pixels.device)
     others = {name: values[order] for name, values in inputs.items()}
     return share * pixels + (1 - share) * others["pixel_values"], [(share, inputs), (1 - share, others)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -13,12 +11,10 @@ from datasets import Dataset
 from PIL import Image
 
 from .data import AspectCollator
-from .image_store import ImageStore, store_bytes
+from .image_store import ImageStore, NoRoom, store_bytes
 
 
 logger = logging.getLogger(__name__)
-
-SHARPER = 1.5  # side of an image to crop, in sides of the student's input: most crops are then scaled down
 
 
 class StoredRows(torch.utils.data.Dataset):
@@ -86,7 +82,12 @@ class StoreCollator:
 
 
 def store_collator(
-    collator: AspectCollator, rows: Dataset, choice: str, device: torch.device, disable_tqdm: bool = False
+    collator: AspectCollator,
+    rows: Dataset,
+    choice: str,
+    device: torch.device,
+    disable_tqdm: bool = False,
+    scale: float = 2.0,
 ) -> StoreCollator | None:
     """Stores a dataset's images and makes its batches from them; None where they are to be decoded anew each time.
 
@@ -96,39 +97,48 @@ def store_collator(
         choice: "disk", "device", "none", or "auto": stores what takes at most half of the free disk, and holds it on
             the device where it takes at most half of its free memory.
         device: where the student is.
+        scale: side of an image to crop, in sides of the student's input: what is cropped smaller is scaled up, and
+            shows less detail than a crop of the image itself.
 
     Raises:
         ValueError: a store was asked for, and cannot be had.
     """
     if choice == "none":
         return None
+    if rows.format["type"] != "custom":
+        rows = rows.with_format(None)  # tensors and arrays are the images themselves; a transform may change them
     reason, values = None, pixel_scale(collator)
     if not isinstance(rows.features.get(collator.image_column), datasets.Image):
         reason = f"the column {collator.image_column!r} is not one of images"
     elif rows.format["type"] is not None:
-        reason = f"the dataset has the format {rows.format['type']!r}, which may change its images"
+        reason = "the dataset has a transform of its own, which may change its images"
     elif values is None:
         reason = "the image processor does more to pixels than to rescale and normalise them"
     shape = collator.height, collator.width
     if collator.augment and collator.crop_scale < 1:
-        shape = tuple(round(SHARPER * side) for side in shape)
-    needed, folder = store_bytes(len(rows), shape), Path(datasets.config.HF_DATASETS_CACHE)
-    folder.mkdir(parents=True, exist_ok=True)
-    if choice == "auto" and not reason and needed > shutil.disk_usage(folder).free / 2:
-        reason = f"they would take {needed / 1e9:.1f} GB, more than half of what is free in {folder}"
+        shape = tuple(round(scale * side) for side in shape)
+    needed = store_bytes(len(rows), shape)
     if reason and choice != "auto":
         raise ValueError(f"The images cannot be stored: {reason}. Pass --image_store none to decode in every epoch.")
-    if reason:
-        logger.warning("Images are decoded in every epoch: %s.", reason)
-        return None
 
     def render(image: Image.Image) -> np.ndarray:
         if collator.augment:
             return np.asarray(image.resize(shape[::-1], Image.Resampling.BILINEAR))
         return _as_bytes(collator, image)
 
-    name = "whole" if collator.augment else collator.image_processor.to_json_string()
-    store = ImageStore.open(rows, collator.image_column, render, shape, name, disable_tqdm=disable_tqdm)
+    if not reason:
+        name = "whole" if collator.augment else collator.image_processor.to_json_string()
+        share = 0.5 if choice == "auto" else 1.0
+        try:
+            store = ImageStore.open(rows, collator.image_column, render, shape, name, None, disable_tqdm, share)
+        except NoRoom:
+            if choice != "auto":
+                raise
+            cache = datasets.config.HF_DATASETS_CACHE
+            reason = f"they would take {needed / 1e9:.1f} GB, more than half of what is free in {cache}"
+    if reason:
+        logger.warning("Images are decoded in every epoch: %s.", reason)
+        return None
     if choice == "device" or (choice == "auto" and needed < _free_memory(device) / 2):
         store = store.to(device)
     return StoreCollator(collator, rows, store, *values, defer=store.pixels.device.type != "cpu")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from filelock import FileLock
@@ -29,9 +30,16 @@ FORMAT = 1
 CHUNK = 256  # images between two moments from which an interrupted store goes on
 
 
+class NoRoom(ValueError):
+    """The disk has no room for a store."""
+
+
 @dataclass
 class ImageStore:
     """Images of one size in a memory-mapped file, or on a device.
+
+    The files lie in a folder of `madkd_images` beside the cached datasets. Nothing removes them: whoever needs the
+    room can delete that folder whenever nothing trains; what is missed then is stored anew.
 
     Attributes:
         pixels: [N, H, W, 3] uint8.
@@ -55,10 +63,12 @@ class ImageStore:
         name: str,
         cache_dir: str | Path | None = None,
         disable_tqdm: bool = False,
+        share: float = 1.0,
     ) -> ImageStore:
         """The images of a dataset from the cache; built first, or built on, where the cache does not hold them all.
 
-        Several processes may ask at once: one builds, the others wait.
+        Several processes may ask at once: one builds, the others wait. What is there already, or has been begun, needs
+        no more room, so that the others, and later runs, do not decide differently from the first.
 
         Args:
             rows: with a column of images.
@@ -66,19 +76,23 @@ class ImageStore:
             render: an RGB image -> [H, W, 3] uint8.
             shape: H, W.
             name: of what `render` does; another name is another store.
-            cache_dir: by default beside the cached datasets.
+            cache_dir: by default `madkd_images` beside the cached datasets.
+            share: of the free disk, the most that a new store may take.
 
         Raises:
-            ValueError: the disk cannot hold it, or an image cannot be read.
+            NoRoom: it would take more than that.
+            ValueError: an image cannot be read, or is missing.
         """
         folder = store_folder(rows, image_column, shape, name, cache_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
             stored = _opened(folder, len(rows), shape)
             if stored is None:
+                for file in _files(folder):
+                    file.unlink(missing_ok=True)  # before it is asked what is free
                 needed, free = store_bytes(len(rows), shape), shutil.disk_usage(folder).free
-                if needed > free:
-                    raise ValueError(
+                if needed > share * free:
+                    raise NoRoom(
                         f"The decoded images need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
                         "set HF_DATASETS_CACHE to a larger disk, or decode in every epoch with --image_store none."
                     )
@@ -136,10 +150,38 @@ def store_bytes(count: int, shape: tuple[int, int]) -> int:
 def store_folder(
     rows: Dataset, image_column: str, shape: tuple[int, int], name: str, cache_dir: str | Path | None = None
 ) -> Path:
-    """Where the images of a dataset are kept: named after the dataset's fingerprint and how they are rendered."""
-    identity = json.dumps([FORMAT, rows._fingerprint, len(rows), image_column, shape, name])
+    """Where the images of a dataset are kept: by default in `madkd_images` beside the cached datasets.
+
+    Named after the images in their order and how they are rendered; other columns make no other store.
+    """
+    mode = rows.features[image_column].mode
+    identity = json.dumps([FORMAT, images_digest(rows, image_column), len(rows), mode, shape, name])
     root = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "madkd_images")
     return root / hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def images_digest(rows: Dataset, image_column: str) -> str:
+    """SHA-256 of the encoded images in their order; of a file by its path, size and time of change, unread."""
+    digest = hashlib.sha256()
+    for table in _encoded(rows, image_column).with_format("arrow").iter(CHUNK):
+        contents, paths = (pc.struct_field(table[image_column], name) for name in ("bytes", "path"))
+        for content, path in zip(contents, paths):
+            kind, told = (b"bytes", content.as_buffer()) if content.is_valid else (b"file", _file_facts(path.as_py()))
+            digest.update(b"%s %d " % (kind, len(told)))
+            digest.update(told)
+    return digest.hexdigest()
+
+
+def _file_facts(path: str | None) -> bytes:
+    try:
+        found = os.stat(path)
+    except (OSError, TypeError, ValueError):  # of another machine, in an archive, or no file at all
+        return json.dumps([path]).encode()
+    return json.dumps([path, found.st_size, found.st_mtime_ns]).encode()
+
+
+def _encoded(rows: Dataset, image_column: str) -> Dataset:
+    return rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
 
 
 def _files(folder: Path) -> tuple[Path, Path]:
@@ -177,11 +219,13 @@ def _fill(
     disable_tqdm: bool,
 ) -> None:
     """Decode what is not stored yet, with a thread for each core: Pillow works beside the interpreter."""
-    feature = rows.features[image_column]
-    encoded = rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+    feature = datasets.Image(mode=rows.features[image_column].mode)  # the column's own may be told not to decode
+    encoded = _encoded(rows, image_column)
     todo = np.flatnonzero(facts[:, 0] == 0)
 
-    def one(index: int, value: dict) -> tuple[int, int, int]:
+    def one(index: int, value: dict | None) -> tuple[int, int, int]:
+        if not value or (value["bytes"] is None and value["path"] is None):
+            raise ValueError(f"Row {index} has no image: leave it out.")
         try:
             image = to_rgb(feature.decode_example(value))
         except Exception as error:

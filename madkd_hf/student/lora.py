@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ class LoraStudent(PeftModel):
 
     Attributes:
         asked: the target modules as they were asked for.
+        checkpointed: whether layers are computed again in the backward pass, as of the last call of `train`.
     """
 
     asked: str | list[str]
+    checkpointed = False
 
     def merged(self) -> MadkdForImageClassification:
         """An ordinary student with the same outputs; this one stays as it is."""
@@ -81,9 +84,17 @@ class LoraStudent(PeftModel):
                     "differs): build the model from the same backbone and revision, or start anew."
                 )
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual, but for gradient checkpointing, which with `use_reentrant` gives no gradient to the adapters of a
+        layer unless what enters the layer has one: the pixels get it, for the embeddings are frozen."""
+        if self.training and self.checkpointed and "pixel_values" in kwargs:
+            kwargs["pixel_values"] = kwargs["pixel_values"].detach().requires_grad_()
+        return super().forward(*args, **kwargs)
+
     def train(self, mode: bool = True) -> LoraStudent:
         """As usual, but batch norms of the frozen backbone keep their statistics, which no adapter holds."""
         super().train(mode)
+        self.checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in self.modules())
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._NormBase) and not any(
                 parameter.requires_grad for parameter in module.parameters()
@@ -134,6 +145,8 @@ def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraSt
     try:
         adapted = LoraStudent(model, config)
     except ValueError as error:
+        if not re.search("target.modules?", str(error), re.IGNORECASE):
+            raise ValueError(f"peft_config cannot be used, as peft says: {_first(error).rstrip('.')}.") from error
         raise ValueError(
             f"peft_config does not fit {backbone}: expected target_modules among "
             f"{', '.join(_names_of(model, (nn.Linear, nn.Conv2d)))}; received {_comparable(asked)} ({_first(error)}); "

@@ -41,9 +41,7 @@ class PublishedTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As usual, and what was found is kept for the card."""
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
+        output = self._measured(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         auroc = output.metrics.pop(f"{metric_key_prefix}_per_aspect", None)
         if output.label_ids is None:
             return output  # nothing to tell, and no reason to forget what labelled images of that split have told
@@ -59,6 +57,17 @@ class PublishedTrainer(Trainer):
             name, metrics, output.num_samples, None if split is None else str(split), auroc, source
         )
         return output
+
+    def _measured(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None,
+        ignore_keys: list[str] | None,
+        metric_key_prefix: str,
+    ) -> EvalLoopOutput:
+        """What the evaluation loop finds; `per_aspect` may be among its metrics."""
+        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
 
     @property
     def _step(self) -> int:
@@ -156,11 +165,14 @@ class PublishedTrainer(Trainer):
                 for (step, *_), found in self._found.items()
                 if step == self._step
             ],
-            "hyperparameters": self.args.hyperparameters()
-            | (self.model.hyperparameters() if is_adapted(self.model) else {}),
+            "hyperparameters": self._hyperparameters(),
             "license": self.args.hub_license,
         }
         return StudentFacts(**{**known, **dataset_facts(source, **about), **facts})
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        """What decides the student, for its card."""
+        return self.args.hyperparameters() | (self.model.hyperparameters() if is_adapted(self.model) else {})
 
     def _check_processor(self) -> None:
         if self.processing_class is None:

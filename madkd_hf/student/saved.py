@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-
-from .modeling_madkd import MadkdForImageClassification
+from transformers import PreTrainedModel
 
 
 ADAPTER = "adapter"  # the folder beside a merged student that was trained with LoRA
 
 
 def is_student(model: nn.Module) -> bool:
-    """A student, or one with an adapter (`LoraStudent`)."""
-    return isinstance(model, MadkdForImageClassification) or is_adapted(model)
+    """A student of any kind, or one with an adapter (`LoraStudent`)."""
+    return (isinstance(model, PreTrainedModel) and hasattr(model.config, "aspect_bank")) or is_adapted(model)
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -34,7 +33,8 @@ def load_saved(model: nn.Module, folder: str | Path) -> None:
         ValueError: what is saved there is a student of other questions or classes, or was adapted in another way.
     """
     folder = Path(folder)
-    saved = MadkdForImageClassification.from_pretrained(folder)
+    student = model.get_base_model() if is_adapted(model) else model
+    saved = type(student).from_pretrained(folder)
     _check_outputs(saved.config, model.config, folder)
     if not (folder / ADAPTER).is_dir() and is_adapted(model):
         raise ValueError(
@@ -62,6 +62,12 @@ def _check_outputs(saved: Any, ours: Any, folder: Path) -> None:
         raise ValueError(
             f"The student in {folder} learnt the bank {saved.aspect_bank} and the model was built for "
             f"{ours.aspect_bank}: questions or their order differ; build it with that bank, or start anew."
+        )
+    levels = [getattr(config, "aspect_level", None) for config in (saved, ours)]
+    if levels[0] != levels[1]:
+        raise ValueError(
+            f"The student in {folder} has aspect_level={levels[0]!r} and the model {levels[1]!r}: build it with the "
+            "same aspect_level, or start anew."
         )
     if saved.id2label != ours.id2label:
         raise ValueError(

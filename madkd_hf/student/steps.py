@@ -13,21 +13,30 @@ from .losses import UNCOUNTED
 
 
 def without_repeats(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
-    """The batch, with `UNCOUNTED` for the label of each row that it only repeats.
+    """The batch, with `UNCOUNTED` for the label of each row that it only repeats."""
+    if "labels" not in batch:
+        return batch
+    own = own_rows(len(batch["labels"]), accelerator)
+    if own == len(batch["labels"]):
+        return batch
+    labels = batch["labels"].clone()
+    labels[own:] = UNCOUNTED
+    return {**batch, "labels": labels}
+
+
+def own_rows(rows: int, accelerator: Accelerator) -> int:
+    """How many of the rows of this process's batch count: the first ones, in front of those that it only repeats.
 
     So that all processes have as many rows, Accelerate fills the last batches up with rows of the first ones. These
     come last, and the processes' batches, one after the other, are the whole batch.
     """
     state = accelerator.gradient_state
-    if accelerator.num_processes == 1 or "labels" not in batch or not state.end_of_dataloader:
-        return batch
+    if accelerator.num_processes == 1 or not state.end_of_dataloader:
+        return rows
     remainder = _rows_of_last_batch(state)
     if remainder < 1:
-        return batch
-    own = max(remainder - accelerator.process_index * len(batch["labels"]), 0)
-    labels = batch["labels"].clone()
-    labels[own:] = UNCOUNTED
-    return {**batch, "labels": labels}
+        return rows
+    return min(max(remainder - accelerator.process_index * rows, 0), rows)
 
 
 def _rows_of_last_batch(state: GradientState) -> int:

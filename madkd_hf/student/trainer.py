@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from torch import nn
-from transformers import BaseImageProcessor, EvalPrediction, TrainerCallback
+from transformers import BaseImageProcessor, EvalPrediction
 
 from .augmentation import mixup
-from .data import AspectCollator, readable
+from .data import AspectCollator
+from .distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
 from .image_batches import StoreCollator, StoredRows, store_collator
 from .losses import madkd_loss
 from .metrics import all_metrics
 from .modeling_madkd import MadkdForImageClassification
-from .publishing import PublishedTrainer
-from .saved import forget_adapter, is_adapted, is_student, load_saved
+from .saved import is_adapted
 from .steps import rows_per_batch, without_repeats
 from .training_args import MadkdTrainingArguments
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-class MadkdTrainer(PublishedTrainer):
+class MadkdTrainer(DistillingTrainer):
     """Trains a student on classes and aspects: cross-entropy plus alpha times the aspects' BCE (paper section 3.3).
 
     Takes datasets as `attach_aspects` leaves them: an image column, a class column, `aspect_logits`. Batches are made
@@ -63,6 +62,8 @@ class MadkdTrainer(PublishedTrainer):
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
+    parts = ("class_loss", "aspect_loss")
+
     def __init__(
         self,
         model: MadkdForImageClassification | None = None,
@@ -77,13 +78,6 @@ class MadkdTrainer(PublishedTrainer):
         peft_config: LoraConfig | None = None,
         **kwargs: Any,
     ):
-        if args is None:
-            args = MadkdTrainingArguments(output_dir="tmp_trainer")
-        if not isinstance(args, MadkdTrainingArguments):
-            raise ValueError(f"MadkdTrainer needs MadkdTrainingArguments (for aspect_alpha); received {type(args)}.")
-        if data_collator is None and processing_class is None:
-            raise ValueError("Pass the student's image processor as processing_class, or a data_collator of your own.")
-        args.check_hub_strategy()
         if peft_config is not None:
             from .lora import adapt
 
@@ -93,6 +87,9 @@ class MadkdTrainer(PublishedTrainer):
                 f"MadkdTrainer needs the student itself and its LoraConfig as peft_config; received {type(model)}, of "
                 "which it could save the adapter alone."
             )
+        self.asks_aspects = compute_metrics is None
+        self.image_column, self.label_column = image_column, label_column
+        self._makes_batches = data_collator is None
         super().__init__(
             model,
             args,
@@ -103,20 +100,6 @@ class MadkdTrainer(PublishedTrainer):
             compute_metrics=compute_metrics or all_metrics,
             **kwargs,
         )
-        self._refuse_unfit()
-        if args.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        self.asks_aspects = compute_metrics is None
-        self.label_column = label_column
-        self.train_dataset = self._fitting(train_dataset, "the training dataset")
-        if isinstance(eval_dataset, dict):
-            named = {
-                name: self._fitting(rows, f"the evaluation dataset {name!r}") for name, rows in eval_dataset.items()
-            }
-            self.eval_dataset = named
-        else:
-            self.eval_dataset = self._fitting(eval_dataset, "the evaluation dataset")
-        self.train_collator = self.eval_collator = data_collator
         if data_collator is None:
             config = self.model.config
             make = functools.partial(
@@ -127,18 +110,17 @@ class MadkdTrainer(PublishedTrainer):
                 label_column,
                 num_aspects=config.num_aspects,
             )
+            args = self.args
             self.train_collator = make(
                 augment=True, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip, seed=args.seed
             )
             self.eval_collator = make()
-            self.add_callback(_TellEpoch(self.train_collator))
-        self._components: dict[str, torch.Tensor] = {}
-        self._components_count = 0
+            self.add_callback(TellEpoch(self.train_collator))
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._finish: Callable[[dict], None] | None = None
+        self._drawn = (0, -1)  # the step, and which of its batches was mixed last
 
     def _refuse_unfit(self) -> None:
-        """What this student cannot be trained with."""
         if is_adapted(self.model) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError(
                 "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "
@@ -150,37 +132,19 @@ class MadkdTrainer(PublishedTrainer):
                 "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
             )
 
-    def get_train_dataloader(self):
-        kept = self.train_dataset
-        self.train_dataset, self.data_collator = self._stored(kept, self.train_collator)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset = kept
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        rows = self._fitting(self.eval_dataset[rows] if isinstance(rows, str) else rows, "the evaluation dataset")
-        self.data_collator = self.eval_collator
-        if self.is_in_train:  # and so again
-            rows, self.data_collator = self._stored(rows, self.eval_collator)
-        return super().get_eval_dataloader(rows)
-
-    def get_test_dataloader(self, test_dataset):
-        self.data_collator = self.eval_collator
-        return super().get_test_dataloader(self._fitting(test_dataset, "the test dataset"))
-
-    def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
+    def _served(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
         """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""
         if not isinstance(rows, Dataset) or not isinstance(collator, AspectCollator) or not len(rows):
             return rows, collator
         name = rows._fingerprint, collator.augment
         if name not in self._stores:
             choice = self.args.image_store
-            if not collator.augment and choice == "device":
-                choice = "disk"
+            if not collator.augment and choice != "none":
+                choice = "auto"  # found out at the first evaluation, too late to stop for
             device = self.args.device if collator.augment else torch.device("cpu")
-            self._stores[name] = store_collator(collator, rows, choice, device, self.args.disable_tqdm)
+            self._stores[name] = store_collator(
+                collator, rows, choice, device, self.args.disable_tqdm, self.args.image_store_scale
+            )
         stored = self._stores[name]
         if stored is not None and (collator.augment or self._finish is None):
             self._finish = stored.finish  # of training batches, which may need the store; bytes are bytes
@@ -189,6 +153,10 @@ class MadkdTrainer(PublishedTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)
         if "pixel_values" not in prepared:
+            if not prepared.keys() & {"pixels", "crops"}:
+                raise ValueError(
+                    f"The batches of this data_collator need `pixel_values`; they have {sorted(prepared)}."
+                )
             self._finish(prepared)
             inputs["pixel_values"] = prepared["pixel_values"]  # the Trainer counts operations by it
         inputs = prepared
@@ -196,29 +164,11 @@ class MadkdTrainer(PublishedTrainer):
             inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
         return inputs
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """As the arguments say; with `lr_milestones`, steps down after these epochs."""
-        if self.lr_scheduler is None and self.args.lr_milestones:
-            steps_per_epoch = num_training_steps / self.args.num_train_epochs
-            milestones = [round(epoch * steps_per_epoch) for epoch in self.args.lr_milestones]
-            self.lr_scheduler = torch.optim.lr_scheduler.MultiStepLR(
-                optimizer or self.optimizer, milestones, self.args.lr_gamma
-            )
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return without_repeats(batch, self.accelerator)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
-        """The batches of a step, and how many rows of a batch count, on average over them and over all processes."""
-        upcoming = itertools.islice(epoch_iterator, num_batches)
-        batches = [without_repeats(batch, self.accelerator) for batch in upcoming]
-        if not batches:
-            return batches, None
-        self._components_count += 1
-        return batches, rows_per_batch(batches, self.accelerator)
+    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
+        return rows_per_batch(batches, self.accelerator)
 
     def compute_loss(
         self,
@@ -234,7 +184,7 @@ class MadkdTrainer(PublishedTrainer):
         """
         pixel_values, parts = inputs["pixel_values"], [(1.0, inputs)]
         if model.training and self.args.mixup_alpha:
-            pixel_values, parts = mixup(inputs, self.args.mixup_alpha)
+            pixel_values, parts = mixup(inputs, self.args.mixup_alpha, self._draw_of_batch())
         outputs = model(pixel_values=pixel_values)
         losses: dict[str, torch.Tensor] = {}
         for share, part in parts:
@@ -252,6 +202,12 @@ class MadkdTrainer(PublishedTrainer):
             self._note(losses)
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
+    def _draw_of_batch(self) -> np.random.Generator:
+        """Follows from the seed and the batch's place in the training: a run that goes on draws what it would have."""
+        step, place = self.state.global_step, self._drawn[1] + 1
+        self._drawn = (step, place if self._drawn[0] == step else 0)
+        return np.random.default_rng([self.args.seed, *self._drawn, self.args.process_index])
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """As usual, and with the aspects beside classes and labels when our own metrics want them."""
         inputs = without_repeats(inputs, self.accelerator)
@@ -266,87 +222,16 @@ class MadkdTrainer(PublishedTrainer):
             labels = (labels, targets.to(labels.device))
         return loss, logits, labels
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if not self._load_as_saved(resume_from_checkpoint, model or self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        if not self._load_as_saved(self.state.best_model_checkpoint, self.model):
-            super()._load_best_model()
-
-    def _load_as_saved(self, folder: str, model: nn.Module) -> bool:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled or not (is_student(model) and Path(folder).is_dir()):
-            return False
-        load_saved(model, folder)
-        return True
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            forget_adapter(output_dir or self.args.output_dir)
-        super()._save(output_dir, state_dict)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each loss component since the last log."""
-        if "loss" in logs and self._components_count:
-            for name, total in self._components.items():
-                mean = self.accelerator.gather(total / self._components_count).mean()
-                logs[name] = mean.item()
-            self._components, self._components_count = {}, 0
-        super().log(logs, start_time)
-
-    def _note(self, losses: dict[str, torch.Tensor]) -> None:
-        for name in ("class_loss", "aspect_loss"):
-            value = losses.get(name, losses["loss"].new_zeros(())).detach().reshape(1)
-            value = value / self.current_gradient_accumulation_steps
-            self._components[name] = self._components.get(name, 0) + value
-
-    def _fitting(self, dataset: Any, name: str) -> Any:
-        """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""
-        if not isinstance(dataset, Dataset):
-            return dataset
-        self._check(dataset)
-        return readable(dataset, name)
-
-    def _check(self, dataset: Dataset) -> None:
+    def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
         """Refuses answers to other questions than the model's, and labels of other classes."""
-        config = self.model.config
         labels = dataset.features.get(self.label_column)
-        if isinstance(labels, ClassLabel) and labels.num_classes != config.num_labels:
-            raise ValueError(
-                f"The dataset has {labels.num_classes} classes and the model {config.num_labels}: "
-                "build the model with the dataset's id2label."
-            )
-        if "aspect_logits" not in dataset.features or not config.num_aspects:
-            return
-        length = getattr(dataset.features["aspect_logits"], "length", -1)
-        if length == -1:
-            answers = dataset.select_columns("aspect_logits")["aspect_logits"]
-            length = next((len(answer) for answer in answers if answer is not None), config.num_aspects)
-        if length != config.num_aspects:
-            raise ValueError(
-                f"The dataset answers {length} questions and the model has {config.num_aspects} aspects: "
-                "use the bank that the dataset was labelled with (aspects.json beside it)."
-            )
-        foreign = set(_distinct(dataset, "aspect_bank")) - {None, config.aspect_bank}
-        if foreign:
-            raise ValueError(
-                f"The dataset was labelled with the bank {sorted(foreign)[0]} and the model was built for "
-                f"{config.aspect_bank}: questions or their order differ; use the aspects.json beside the dataset."
-            )
-
-
-class _TellEpoch(TrainerCallback):
-    """Tells the collator which epoch begins, or goes on after a checkpoint."""
-
-    def __init__(self, collator: AspectCollator):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
-
-
-def _distinct(dataset: Dataset, column: str) -> list[Any]:
-    """Without the other columns, and as stored: `Dataset.unique` would copy a selection of rows out first."""
-    if column not in dataset.features:
-        return []
-    return dataset.select_columns(column).with_format("arrow")[:][column].unique().to_pylist()
+        if self._makes_batches:
+            for column in (self.image_column, *([self.label_column] if with_labels else [])):
+                if column not in dataset.features:
+                    raise ValueError(
+                        f"There is no column {column!r} in {name}, which has {list(dataset.features)}: say which one "
+                        "it is with image_column and label_column."
+                    )
+        if isinstance(labels, ClassLabel):
+            check_classes(labels.num_classes, self.model.config)
+        check_answers(dataset, self.model.config, of_objects=False)

@@ -40,7 +40,10 @@ class MadkdTrainingArguments(TrainingArguments):
         lr_gamma: that factor.
         image_store: where images are kept that are decoded and resized once, before the first epoch: "disk" (a
             memory-mapped file beside the cached datasets), "device" (that file's content, on the accelerator), "none"
-            (they are decoded anew in every epoch), or "auto", the fastest for which there is room.
+            (they are decoded anew in every epoch), or "auto", the fastest for which there is room. Evaluation images
+            are kept on disk, or decoded anew where they cannot be.
+        image_store_scale: side of a stored training image in sides of the student's input, at least 1: what is cropped
+            smaller is scaled up, and is less sharp than a crop of the image itself; more takes more disk and time.
         channels_last: keep images and kernels in the memory format that convolutions are fastest in on most devices.
         push_plain: what a push publishes: True for the plain model without aspects and without remote code.
         hub_create_pr: a push opens a pull request.
@@ -78,6 +81,13 @@ class MadkdTrainingArguments(TrainingArguments):
             "help": "Decode and resize images once, and keep them on disk or on the device; none decodes them in "
             "every epoch; auto takes the fastest for which there is room.",
             "choices": IMAGE_STORES,
+        },
+    )
+    image_store_scale: float = field(
+        default=2.0,
+        metadata={
+            "help": "Side of a stored training image in sides of the student's input: what is cropped smaller is "
+            "scaled up; more takes more disk and time."
         },
     )
     channels_last: bool = field(
@@ -121,6 +131,21 @@ class MadkdTrainingArguments(TrainingArguments):
             raise ValueError(f"mixup_alpha cannot be negative; received {self.mixup_alpha}: use 0 to turn it off.")
         if self.image_store not in IMAGE_STORES:
             raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
+        if not self.image_store_scale >= 1:
+            raise ValueError(
+                "image_store_scale is the side of a stored image in sides of the student's input, at least 1; "
+                f"received {self.image_store_scale}."
+            )
+        if not 0 < self.lr_gamma <= 1:
+            raise ValueError(
+                f"lr_gamma multiplies the learning rate, above 0 and at most 1; received {self.lr_gamma}."
+            )
+        for name in ("warmup_steps", "warmup_ratio"):
+            if self.lr_milestones and getattr(self, name, None):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} would have no effect beside lr_milestones, a schedule without "
+                    "warm-up: leave one of them out."
+                )
         if self.lr_milestones and self.max_steps > 0:
             raise ValueError(
                 f"lr_milestones={self.lr_milestones} are epochs and max_steps={self.max_steps} counts steps: set "
@@ -175,7 +200,9 @@ class MadkdTrainingArguments(TrainingArguments):
     def hyperparameters(self) -> dict[str, Any]:
         """What decides a student, for its card: nothing about folders, machines or tokens."""
         length = "max_steps" if self.max_steps > 0 else "num_train_epochs"
-        names = ["aspect_alpha", "learning_rate", length, "lr_scheduler_type", "warmup_steps", "optim", "weight_decay"]
+        schedule = ["lr_milestones", "lr_gamma"] if self.lr_milestones else ["lr_scheduler_type", "warmup_steps"]
+        optimizer = ["optim", *(["optim_args"] if self.optim_args else []), "weight_decay"]
+        names = ["aspect_alpha", "learning_rate", length, *schedule, *optimizer]
         names += ["label_smoothing_factor", "mixup_alpha", "crop_scale", "horizontal_flip", "seed"]
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...report.comparison import CONDITIONS, table, verdict
+from ...report.comparison import table, terms, verdict
 from ..sources import DataSource
 
 
 FIGURES = {  # none of them shows an image of the dataset
     "accuracies.png": "Accuracy on the test images: every dot is one student.",
-    "learning_curves.png": "Accuracy on the validation images while the students learn.",
+    "ap.png": "AP on the test images: every dot is one student.",
+    "learning_curves.png": "The same on the validation images while the students learn.",
     "aspect_learning.png": "How well the student's answers rank validation images as the teacher's do (AUROC).",
 }
 
@@ -32,10 +33,12 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
     """
     try:
         report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
-        report["accuracy"] = {name: report["accuracy"][name] for name in CONDITIONS if name in report["accuracy"]}
+        words = terms(report)
+        scores = {name: report[words.key][name] for name in words.conditions if name in report[words.key]}
+        report[words.key] = scores
         comparison_text(report, str, False), table(report)  # what the card uses is there
-        if not report["accuracy"] or {len(values) for values in report["accuracy"].values()} != {len(report["seeds"])}:
-            raise ValueError("one accuracy for each seed is missing")
+        if not scores or {len(values) for values in scores.values()} != {len(report["seeds"])}:
+            raise ValueError(f"one {words.score} for each seed is missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
             f"{folder} holds no comparison ({error!r}): pass the output folder of a finished recipes/compare.py."
@@ -58,15 +61,18 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
         link: makes text of a `DataSource`.
         among: the student of the card is one of those compared.
     """
-    students, seeds = len(report["accuracy"]) * len(report["seeds"]), len(report["seeds"])
-    conditions = f"{len(report['accuracy'])} condition{'s' * (len(report['accuracy']) > 1)}"
-    parts = [f"**{verdict(report['gain'])}.**"] if report.get("gain") else []
+    words = terms(report)
+    scores = report[words.key]
+    students, seeds = len(scores) * len(report["seeds"]), len(report["seeds"])
+    conditions = f"{len(scores)} condition{'s' * (len(scores) > 1)}"
+    parts = [f"**{verdict(report['gain'], words.score)}.**"] if report.get("gain") else []
     who = f"{students} students were" if students > 1 else "1 student was"
-    each = f"{seeds} seeds{' each' if len(report['accuracy']) > 1 else ''}" if seeds > 1 else "one seed"
+    each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
     dataset += f" ({report['classes']} classes)" if dataset and report.get("classes") else ""
     count = report.get("images_per_class")
     images = f", {count} image{'s' * (count > 1)} per class" if count else ""
+    images += f", {report['scenes']} labelled images each" if report.get("scenes") else ""
     is_it = "is it" if students == 1 else "is one of them"
     parts.append(
         f"{who} trained for the comparison{dataset}{images}: {conditions} with {each}"
@@ -74,16 +80,20 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     )
     gains = [name for name in ("gain", "controls") if report.get(name)]
     parts.append(
-        "Accuracies are "
+        f"{words.are} "
         + ("means ± standard deviations over the seeds on the test images" if seeds > 1 else "on the test images")
         + ("; gains are paired by seed, with a 95% interval." if gains and seeds > 1 else ".")
     )
-    controls = {"shuffled": "gives each image the answers of another", "constant": "gives all images the same answers"}
-    controls = {name: text for name, text in controls.items() if name in report["accuracy"]}
+    about = "object" if words.treated == "object" else "image"
+    controls = {
+        "shuffled": f"gives each {about} the answers of another",
+        "constant": f"gives all {about}s the same answers",
+    }
+    controls = {name: text for name, text in controls.items() if name in scores}
     if report.get("gain") and controls:
         kinds = "neither control" if len(controls) == 2 else "not the control"
         told = ", ".join(f"`{name}` {text}" for name, text in controls.items())
-        parts.append(f"A real gain lifts `madkd`, and {kinds}: {told}.")
+        parts.append(f"A real gain lifts `{words.treated}`, and {kinds}: {told}.")
     return " ".join(parts)
 
 

@@ -15,6 +15,8 @@ from huggingface_hub import DatasetCard, DatasetCardData, constants, hf_hub_down
 from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 
 from ...aspects import AspectBank
+from ...boxes import BOX_FORMATS
+from ...objects import BOX, object_fields
 from ...report.comparison import code_span, markdown_table
 from ...report.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms
 from ..retries import HubError, retried, sentence
@@ -23,6 +25,23 @@ from ..upload import TAG, HubRepo
 
 TEMPLATE = Path(__file__).with_name("dataset.md")
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+
+
+@dataclass(frozen=True)
+class ObjectFacts:
+    """What the card of a dataset for object detection tells of the objects.
+
+    Attributes:
+        column: where they are.
+        format: what the numbers of a box are, a name from `BOX_FORMATS`; None where nobody said.
+        counts: split -> how many there are.
+        answered: split -> how many have answers; None where the answers are about the images.
+    """
+
+    column: str
+    format: str | None
+    counts: Mapping[str, int]
+    answered: Mapping[str, int] | None
 
 
 @dataclass(frozen=True)
@@ -36,8 +55,10 @@ class DatasetFacts:
         answered: split -> indices of the rows with answers.
         file_bytes: size of the Parquet files.
         bank: the questions, and in its provenance who answered them about which images.
-        image_column, label_column: names of columns.
+        image_column, label_column: names of columns; where the answers are about objects, the classes are a field of
+            these.
         terms: of the front matter, what is not ours to say: license, language, gating, ...
+        objects: of a dataset for object detection.
     """
 
     repo_id: str
@@ -49,6 +70,12 @@ class DatasetFacts:
     image_column: str
     label_column: str | None
     terms: Mapping[str, Any]
+    objects: ObjectFacts | None = None
+
+    @property
+    def by_object(self) -> bool:
+        """Whether the questions are about each object, not about the image."""
+        return self.objects is not None and self.objects.answered is not None
 
 
 def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: HubRepo) -> dict[str, Any]:
@@ -105,10 +132,14 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
         source=source,
         chosen_license=", ".join(license) if isinstance(license, list) else license,
         splits=_split_table(facts),
+        unit=evidence.unit,
         questions=evidence_table(evidence.rows, questions=True),
-        terms=evidence_terms(evidence.rows),
+        terms=evidence_terms(evidence.rows, evidence.unit),
         warnings=[" ".join(warning.split()) for warning in evidence.warnings],
         classes=_classes(facts),
+        objects=f"{sum(facts.objects.counts.values()):,} objects" if facts.objects else None,
+        fields=_fields(facts),
+        category_names=_category_names(facts),
         class_picture=(evidence.path.parent / "figures" / "teacher.png").is_file(),
         provenance=markdown_table([["What", "Value"], *who]) if who else "The bank does not say.",
         train_split=train,
@@ -119,10 +150,38 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
 
 def _classes(facts: DatasetFacts) -> int | str | None:
     """How many classes there are; "unnumbered" where the column holds names or numbers of classes; None without."""
-    feature = facts.features.get(facts.label_column) if facts.label_column else None
+    there = object_fields(facts.features, facts.objects.column) if facts.by_object else facts.features
+    feature = there.get(facts.label_column) if facts.label_column else None
     if isinstance(feature, ClassLabel):
         return feature.num_classes
     return "unnumbered" if isinstance(feature, Value) and feature.dtype.startswith(CLASS_TYPES) else None
+
+
+def _fields(facts: DatasetFacts) -> str | None:
+    """What is stored of each object, in words."""
+    if facts.objects is None:
+        return None
+    fields = object_fields(facts.features, facts.objects.column)
+    box = f"`{BOX}` {BOX_FORMATS[facts.objects.format]}" if facts.objects.format else f"`{BOX}`"
+    others = [
+        f"{code_span(name)} (one of {feature.num_classes} classes)"
+        if isinstance(feature, ClassLabel)
+        else code_span(name)
+        for name, feature in fields.items()
+        if name != BOX
+    ]
+    return "; ".join([box, ", ".join(others)]) if others else box
+
+
+def _category_names(facts: DatasetFacts) -> str | None:
+    """Where a row's features keep the names of what the detector's trainer takes for classes, as Python."""
+    if facts.objects is None:
+        return None
+    column = facts.objects.column
+    if not isinstance(object_fields(facts.features, column).get("category"), ClassLabel):
+        return None
+    is_struct = isinstance(facts.features[column], dict)
+    return f'["{column}"]["category"].feature.names' if is_struct else f'["{column}"].feature["category"].names'
 
 
 def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCardData:
@@ -130,7 +189,7 @@ def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCard
     front = DatasetCardData(
         **facts.terms,
         annotations_creators=["machine-generated"],
-        task_categories=["image-classification"],
+        task_categories=["object-detection" if facts.objects else "image-classification"],
         size_categories=[next((name for limit, name in SIZES.items() if rows < limit), "n>10M")],
         source_datasets=[source["id"]] if source.get("commit") else None,
         pretty_name=facts.repo_id.split("/")[-1],
@@ -149,5 +208,12 @@ def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCard
 
 
 def _split_table(facts: DatasetFacts) -> str:
+    if facts.objects:
+        found, answered = facts.objects.counts, facts.objects.answered
+        head = ["Split", "Images", "Objects", "Objects with answers" if facts.by_object else "Images with answers"]
+        counts = {split: len(rows) for split, rows in facts.answered.items()} if answered is None else answered
+        numbers = [[split.num_examples, found[split.name], counts[split.name]] for split in facts.splits]
+        rows = [[split.name, *(f"{number:,}" for number in of)] for split, of in zip(facts.splits, numbers)]
+        return markdown_table([head, *rows], right=(1, 2, 3))
     rows = [[split.name, f"{split.num_examples:,}", f"{len(facts.answered[split.name]):,}"] for split in facts.splits]
     return markdown_table([["Split", "Rows", "With answers"], *rows], right=(1, 2))

@@ -19,6 +19,13 @@ METRICS = {  # as the student's metrics are called: the Hub's type, the name in 
     "top5_accuracy": ("top5_accuracy", "Top-5 accuracy", True),
     "macro_f1": ("f1", "Macro F1", True),
     "calibration_error": ("expected_calibration_error", "Calibration error", True),
+    "map": ("map", "mAP (COCO), IoU 0.50 to 0.95", False),
+    "map_50": ("map_50", "mAP, IoU 0.50", False),
+    "map_75": ("map_75", "mAP, IoU 0.75", False),
+    "map_small": ("map_small", "mAP, small objects", False),
+    "map_medium": ("map_medium", "mAP, medium objects", False),
+    "map_large": ("map_large", "mAP, large objects", False),
+    "mar_100": ("mar_100", "Mean recall, 100 boxes an image", False),
     "aspect_auroc": ("roc_auc", "Aspects: AUROC against the teacher", False),
     "aspect_bce": ("aspect_bce", "Aspects: BCE against the teacher, nats", False),
 }
@@ -62,12 +69,12 @@ def told(evaluations: Sequence[Evaluation], config: Any, plain: bool, data: Data
     return found
 
 
-def eval_results(evaluations: Sequence[Evaluation]) -> list[EvalResult]:
-    """The model-index; the Hub wants type and name of a dataset, and images of its own are "local"."""
+def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResult]:
+    """The model-index, of a task as the Hub calls it, which wants type and name of a dataset: our own are "local"."""
     return [
         EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
+            task_type=task,
+            task_name=task.replace("-", " ").capitalize(),
             dataset_type=(data and data.id) or "local",
             dataset_name=data.shown if data else "local images",
             dataset_config=data and data.config,

@@ -124,6 +124,7 @@ def student_card(
 ) -> ModelCard:
     """The card; `comparison` is a report.json, `pictures` are names in `figures/` and captions."""
     config = model.config
+    detects = _detects(config)
     evaluations = told(facts.evaluations, config, plain, facts.dataset)
     data = _front_matter(config, repo, facts, evaluations, kept)
     return ModelCard.from_template(
@@ -134,10 +135,16 @@ def student_card(
         revision=repo.revision,
         plain=plain,
         adapted=adapted,
+        detects=detects,
+        about="image" if not detects else config.aspect_level,
+        what="An object detector" if detects else "An image classifier",
+        task=_task(config),
+        auto_class="AutoModelForObjectDetection" if detects else "AutoModelForImageClassification",
+        code=[f"{kind}_{config.model_type}.py" for kind in ("configuration", "modeling")],
         classes=config.num_labels,
         aspects=config.num_aspects,
         example=config.aspect_ids[0] if config.aspect_ids else "",
-        backbone=type(model.backbone).__name__,
+        bare=type(_bare(model)).__name__,
         teacher=_teacher(config),
         results=results_table(evaluations, _text),
         measured_on=measured_on(evaluations, _dataset),
@@ -159,16 +166,30 @@ def _front_matter(
     ids = [*([data.id] if data and data.id else []), *facts.datasets]
     ours = {
         "library_name": "transformers",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": _task(config),
         "base_model": config.base_model or _hub_id(facts.finetuned_from),
         "datasets": list(dict.fromkeys(ids)) or None,
         "language": list(facts.language) if isinstance(facts.language, tuple) else facts.language,
         "license": facts.license,
-        "tags": list(dict.fromkeys(["image-classification", "knowledge-distillation", TAG, *facts.tags])),
+        "tags": list(dict.fromkeys([_task(config), "knowledge-distillation", TAG, *facts.tags])),
         "model_name": facts.model_name or repo.repo_id.split("/")[-1],
-        "eval_results": eval_results(evaluations) or None,
+        "eval_results": eval_results(evaluations, _task(config)) or None,
     }
     return ModelCardData(**{**kept, **{name: value for name, value in ours.items() if value is not None}})
+
+
+def _detects(config: Any) -> bool:
+    return hasattr(config, "detector_config")
+
+
+def _task(config: Any) -> str:
+    """As the Hub calls it."""
+    return "object-detection" if _detects(config) else "image-classification"
+
+
+def _bare(model: PreTrainedModel) -> PreTrainedModel:
+    """What `to_plain` is of."""
+    return model.detector if _detects(model.config) else model.backbone
 
 
 def _questions(config: Any, evaluations: Sequence[Evaluation]) -> str:
@@ -212,7 +233,7 @@ def _provenance(model: PreTrainedModel, facts: StudentFacts) -> str:
     config, data = model.config, facts.dataset
     versions = {"madkd_hf": importlib.import_module("madkd_hf"), "transformers": transformers, "torch": torch}
     rows = {
-        "Architecture": code_span(type(model.backbone).__name__),
+        "Architecture": code_span(type(_bare(model)).__name__),
         "Weights it began with": _weights(config, facts),
         "Dataset": data and _dataset(data) + _at(data.revision),
         "Teacher": _teacher(config) + _at((config.aspect_teacher or {}).get("commit")),

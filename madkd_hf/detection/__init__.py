@@ -1,0 +1,13 @@
+"""Students that detect objects: any query-based detector of transformers, with yes/no aspects beside its classes."""
+
+from transformers import AutoConfig, AutoModelForObjectDetection
+
+from .configuration_madkd_detection import MadkdDetectionConfig
+from .modeling_madkd_detection import MadkdForObjectDetection
+from .trainer import MadkdDetectionTrainer
+
+
+__all__ = ["MadkdDetectionConfig", "MadkdDetectionTrainer", "MadkdForObjectDetection"]
+
+AutoConfig.register("madkd_detection", MadkdDetectionConfig, exist_ok=True)
+AutoModelForObjectDetection.register(MadkdDetectionConfig, MadkdForObjectDetection, exist_ok=True)

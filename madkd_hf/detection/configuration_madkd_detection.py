@@ -1,0 +1,86 @@
+"""Configuration of a detector with aspect outputs. It travels with saved models: it must stay self-contained."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig
+
+
+ASPECT_LEVELS = ("image", "object")
+
+
+class MadkdDetectionConfig(PretrainedConfig):
+    """An object-detection architecture with a head of Q aspects beside those of classes and boxes.
+
+    Args:
+        detector_config: configuration (or its dictionary) of any architecture of `AutoModelForObjectDetection` that
+            gives the states of its queries.
+        aspect_level: what the questions are about: "object", each object by itself, or "image", the image as a whole.
+        aspect_ids: Q short names of the aspects, in the bank's order.
+        aspect_questions: the Q yes/no questions, in the same order.
+        aspect_bank: fingerprint of the bank that ids and questions come from.
+        aspect_groups: what kind of aspect each is, in the same order; None where the bank does not say.
+        aspect_teacher: who answered the questions, {"model": name or id, "commit": of the Hub or None}.
+        base_model: the Hub id whose weights the student started from; None for random weights or those of a folder.
+        base_model_revision: the commit of these weights.
+        kwargs: of `PretrainedConfig`, among them `id2label`: the C classes, by default those of the detector.
+            `id2label` and `label2id` are the detector's too, whichever of the two configurations was given them.
+    """
+
+    model_type = "madkd_detection"
+    sub_configs = {"detector_config": AutoConfig}
+    keys_to_ignore_at_inference = ["aspect_logits", "matches"]
+
+    def __init__(
+        self,
+        detector_config: dict[str, Any] | PretrainedConfig | None = None,
+        aspect_level: str = "object",
+        aspect_ids: list[str] | None = None,
+        aspect_questions: list[str] | None = None,
+        aspect_bank: str | None = None,
+        aspect_groups: list[str] | None = None,
+        aspect_teacher: dict[str, str | None] | None = None,
+        base_model: str | None = None,
+        base_model_revision: str | None = None,
+        **kwargs: Any,
+    ):
+        if isinstance(detector_config, PretrainedConfig):
+            detector = copy.deepcopy(detector_config)
+        else:  # yolos: the only one whose default configuration asks for no other library
+            detector = AutoConfig.for_model(**(detector_config or {"model_type": "yolos"}))
+        detector._name_or_path = ""  # a folder of this machine, maybe
+        if kwargs.get("id2label") is None and kwargs.get("num_labels") is None:
+            kwargs["id2label"] = detector.id2label
+        if kwargs.get("id2label") is not None:
+            kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
+            kwargs["label2id"] = {name: index for index, name in kwargs["id2label"].items()}
+        super().__init__(**kwargs)
+        self.aspect_level = aspect_level
+        self.aspect_ids = list(aspect_ids or [])
+        self.aspect_questions = list(aspect_questions or [])
+        self.aspect_bank = aspect_bank
+        self.aspect_groups = aspect_groups
+        self.aspect_teacher = aspect_teacher
+        self.base_model = base_model
+        self.base_model_revision = base_model_revision
+        self.detector_config = detector
+        self.id2label, self.label2id = self.id2label, self.label2id  # the detector's, from here on
+        if aspect_level not in ASPECT_LEVELS:
+            raise ValueError(f'aspect_level is "object" or "image"; received {aspect_level!r}.')
+        if len(self.aspect_ids) != len(self.aspect_questions):
+            raise ValueError(
+                f"Each aspect needs one id and one question; received {len(self.aspect_ids)} ids and "
+                f"{len(self.aspect_questions)} questions."
+            )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in ("id2label", "label2id") and "detector_config" in self.__dict__:
+            setattr(self.detector_config, name, copy.copy(value))
+
+    @property
+    def num_aspects(self) -> int:
+        """Q."""
+        return len(self.aspect_ids)

@@ -1,0 +1,66 @@
+"""The aspect loss of a detector: about its objects, or about the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+def aspect_loss(
+    outputs: Any, labels: list[dict[str, Any]], level: str, rows: torch.Tensor | float | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy between the student's answers and the teacher's, sigmoid(aspect_logits) of the labels.
+
+    The mean over aspects and rows, where a row is an object with the query that the detector's matcher gave it (level
+    "object"), or an image (level "image"). Rows of which the teacher said nothing (NaN, or no `aspect_logits` among
+    the labels) are left out; where none remains the loss is 0, still with a gradient.
+
+    Args:
+        outputs: of `MadkdForObjectDetection`; about objects, with their `matches`.
+        labels: of each image the dictionary that the model was given, with `aspect_logits`, the teacher's log-odds:
+            [n, Q] for its n objects, or [Q] for the image.
+        level: "object" or "image".
+        rows: what to divide the sum over the rows by; by default their number. With that of a whole batch, accumulated
+            micro-batches add up to the batch.
+
+    Raises:
+        ValueError: the level is another, there are no matches, or answers of another shape than the model's.
+    """
+    scores, targets = _pairs(outputs, labels, level)
+    known = torch.isfinite(targets)
+    each = F.binary_cross_entropy_with_logits(
+        scores.float(), torch.where(known, targets, 0.0).sigmoid(), reduction="none"
+    )
+    if rows is None:
+        rows = known.any(dim=1).sum().clamp(min=1)
+    return torch.where(known, each, 0.0).sum(dim=1).sum() / (rows * max(scores.shape[1], 1))
+
+
+def _pairs(outputs: Any, labels: list[dict[str, Any]], level: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """[rows, Q] of the student and [rows, Q] of the teacher, NaN where it said nothing."""
+    scores = outputs.aspect_logits
+    if level == "image":
+        answers = [_answers(label, (scores.shape[1],), scores.device) for label in labels]
+        return scores, torch.stack(answers)
+    if level != "object":
+        raise ValueError(f'level is "object" or "image"; received {level!r}.')
+    if outputs.matches is None:
+        raise ValueError("The aspect loss of objects needs to know their queries: give the model its labels.")
+    places, answers = [], []
+    for i, ((queries, objects), label) in enumerate(zip(outputs.matches, labels, strict=True)):
+        queries, objects = queries.to(scores.device), objects.to(scores.device)
+        places.append(scores[i, queries])
+        answers.append(_answers(label, (len(label["boxes"]), scores.shape[2]), scores.device)[objects])
+    return torch.cat(places), torch.cat(answers)
+
+
+def _answers(label: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    answers = label.get("aspect_logits")
+    if answers is None:
+        return torch.full(shape, torch.nan, device=device)
+    answers = torch.as_tensor(answers, dtype=torch.float32, device=device)
+    if answers.shape != shape and (answers.numel() or 0 not in shape):  # no objects may have no columns either
+        raise ValueError(f"`aspect_logits` of these labels should be {list(shape)}; received {list(answers.shape)}.")
+    return answers.reshape(shape)

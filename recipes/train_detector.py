@@ -1,0 +1,285 @@
+"""Train a student that detects: classes and boxes alone, or with aspects of each object, or of each image.
+
+The aspects come with the dataset (written by attach_aspects.py), or a teacher answers the bank's questions about the
+training images first: about every object, cut out by its box, or with --aspect_level image about the whole image.
+Leaves in --output_dir a student that `from_pretrained` and `pipeline` load, all_results.json, and what it found in the
+test images.
+
+    accelerate launch recipes/train_detector.py --config recipes/easy_vqa/detect.yaml --output_dir runs/detector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from common import CATEGORY, BankArguments, ObjectArguments, RecipeParser, SplitArguments, load_splits, run
+from datasets import ClassLabel, Dataset, DatasetDict, List
+from train_student import (
+    attach,
+    check_publishing,
+    check_test_split,
+    class_label,
+    control_aspects,
+    find_checkpoint,
+    fit_and_measure,
+    publish,
+    readable_splits,
+    waits_for_hub,
+    warn_of_absent,
+    what_decides,
+    with_validation,
+)
+from transformers import AutoImageProcessor, set_seed
+
+from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
+from madkd_hf.hub.cards.comparison import read_comparison
+from madkd_hf.labelling.objects import Boxes
+from madkd_hf.objects import LISTS, object_fields
+
+
+PREDICTIONS = "test_predictions.npz"  # see `save_predictions`
+
+
+@dataclass
+class DetectorArguments(BankArguments, SplitArguments):
+    """The student and its data."""
+
+    _argument_group_name = "student and data"
+
+    detector: str = field(
+        default="PekingU/rtdetr_r18vd",
+        metadata={"help": "Any query-based object detector of transformers: a Hub id, or a folder."},
+    )
+    pretrained: bool = field(
+        default=True, metadata={"help": "Start from the detector's weights; false takes its architecture alone."}
+    )
+    aspect_level: Literal["object", "image"] = field(
+        default="object", metadata={"help": "What the questions are about: each object by itself, or the whole image."}
+    )
+    aspect_control: Literal["none", "shuffled", "constant"] = field(
+        default="none",
+        metadata={
+            "help": "Controls that a real gain must beat: aspects of other objects or images (shuffled), or each "
+            "aspect's mean for all (constant)."
+        },
+    )
+    comparison: str | None = field(
+        default=None,
+        metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
+    )
+    objects: ObjectArguments = field(default_factory=ObjectArguments, init=False)
+
+    @property
+    def begins_with(self) -> str:
+        """The Hub id or folder of the model that the student is made from."""
+        return self.detector
+
+
+def parse(args: list[str] | None = None) -> tuple[DetectorArguments, MadkdTrainingArguments]:
+    parser = RecipeParser(DetectorArguments, ObjectArguments, MadkdTrainingArguments, description=__doc__)
+    detector, objects, training_args = parser.parse(args)
+    detector.objects = objects
+    return detector, training_args
+
+
+def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> MadkdDetectionTrainer:
+    """Train, evaluate and save one student, and publish nothing; see `train_student.train`."""
+    check_publishing(args, training_args)
+    set_seed(training_args.seed)
+    checkpoint = find_checkpoint(training_args)
+    splits, train_set, bank = prepare(args, training_args)
+    decides = what_decides(args, training_args, train_set, bank)
+    waiting = waits_for_hub(training_args, decides)
+    if waiting:
+        model = MadkdForObjectDetection.from_pretrained(training_args.output_dir)
+    else:
+        model = MadkdForObjectDetection.from_detector(
+            args.detector,
+            id2label=dict(enumerate(categories(train_set, args.objects).names)),
+            bank=bank,
+            aspect_level=args.aspect_level,
+            pretrained=args.pretrained,
+        )
+    if args.comparison:
+        read_comparison(args.comparison, model.config)
+    trainer = MadkdDetectionTrainer(
+        model,
+        training_args,
+        train_dataset=train_set,
+        eval_dataset=splits[args.eval_split],
+        processing_class=AutoImageProcessor.from_pretrained(args.detector),
+        image_column=args.image_column,
+        boxes_column=args.objects.boxes_column,
+        box_format=args.objects.box_format,
+    )
+    test_rows = splits[args.test_split] if training_args.do_predict else None
+    return fit_and_measure(trainer, None if waiting else decides, checkpoint, test_rows, predict)
+
+
+def prepare(
+    args: DetectorArguments, training_args: MadkdTrainingArguments
+) -> tuple[DatasetDict, Dataset, AspectBank | None]:
+    """All splits, the rows to train on, and the bank that their answers belong to."""
+    objects = args.objects
+    with training_args.main_process_first(desc="preparing the data"):
+        splits = prepare_splits(load_splits(args), args, training_args.seed)
+        check_test_split(splits, args, training_args)
+        train_set = splits[args.train_split]
+        if objects.scenes is not None:
+            train_set = draw(train_set, objects.scenes, training_args.seed)
+        found = {label for row in _stored(train_set, objects) for label in values(row, CATEGORY)}
+        warn_of_absent(categories(train_set, objects), found)
+        boxes = {name: getattr(objects, name) for name in ("boxes_column", "box_format", "box_margin")}
+        by_object = args.aspect_level == "object"
+        train_set, bank = attach(train_set, args, training_args.aspect_alpha, boxes if by_object else None)
+    if args.aspect_control != "none":
+        train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
+    return splits, train_set, bank
+
+
+def prepare_splits(splits: DatasetDict, args: Any, seed: int) -> DatasetDict:
+    """Images that can be read and objects with classes in every split, and a validation split.
+
+    Args:
+        args: `DetectorArguments`, or others with `objects` that name the splits.
+    """
+    splits = with_categories(readable_splits(splits, args), args.objects, args.train_split)
+    return with_validation(splits, args, seed)
+
+
+def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: str) -> DatasetDict:
+    """The splits with the classes of objects as ClassLabels in the field `category`.
+
+    Raises:
+        ValueError: there are no boxes, no such field, or no classes in it.
+    """
+    column, name = objects.boxes_column, objects.category_field
+    boxes = Boxes(column, objects.box_format, objects.box_margin)
+    for rows in splits.values():
+        boxes.check(rows.features)
+    fields = object_fields(splits[train_split].features, column)
+    if name not in fields:
+        raise ValueError(f"The objects have no field {name!r}, only {list(fields)}: pass --category_field.")
+    feature = fields[name]
+    if isinstance(feature, ClassLabel) and name == CATEGORY:
+        return splits
+    if isinstance(feature, ClassLabel):
+        return DatasetDict({split: _renamed(rows, objects, feature) for split, rows in splits.items()})
+    label = class_label(
+        f"field {name!r} of {column!r}",
+        feature,
+        splits,
+        lambda rows: (value for row in _stored(rows, objects) for value in values(row, name)),
+        train_split,
+    )
+    return DatasetDict(
+        {
+            split: _renamed(rows, objects, label, lambda value: label.str2int(str(value)))
+            for split, rows in splits.items()
+        }
+    )
+
+
+def categories(rows: Dataset, objects: ObjectArguments) -> ClassLabel:
+    """The classes of the objects, once they are prepared."""
+    return object_fields(rows.features, objects.boxes_column)[CATEGORY]
+
+
+def _stored(rows: Dataset, objects: ObjectArguments) -> Iterator[Any]:
+    """The objects of each image, without the images."""
+    return iter(rows.select_columns(objects.boxes_column)[objects.boxes_column])
+
+
+def values(stored: dict[str, list] | list[dict[str, Any]] | None, name: str) -> list[Any]:
+    """One field of the objects of an image; nothing where nothing is said of them."""
+    return (stored[name] or []) if isinstance(stored, dict) else [each[name] for each in stored or []]
+
+
+def _renamed(rows: Dataset, objects: ObjectArguments, label: ClassLabel, change: Any = int) -> Dataset:
+    """The same rows, the classes of their objects in the field `category`; the images are not touched."""
+    column, name = objects.boxes_column, objects.category_field
+
+    def others_than(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in fields.items() if key != name}
+
+    def renamed(stored: Any) -> Any:
+        if isinstance(stored, list):
+            return [others_than(name, each) | {CATEGORY: change(each[name])} for each in stored]
+        if stored is None:
+            return None
+        return others_than(name, stored) | {CATEGORY: stored[name] and [change(value) for value in stored[name]]}
+
+    feature = rows.features[column]
+    if isinstance(feature, LISTS):
+        feature = List(others_than(name, feature.feature) | {CATEGORY: label})
+    else:
+        feature = others_than(name, feature) | {CATEGORY: List(label)}
+    changed = [renamed(stored) for stored in _stored(rows, objects)]
+    return rows.remove_columns(column).add_column(column, changed, feature=feature)
+
+
+def draw(rows: Dataset, scenes: int, seed: int) -> Dataset:
+    """So many of the rows, by seed.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if not 0 < scenes <= len(rows):
+        raise ValueError(f"There are {len(rows)} training images and --scenes asks for {scenes}.")
+    return rows.select(np.random.default_rng(seed).choice(len(rows), scenes, replace=False))
+
+
+def predict(trainer: MadkdDetectionTrainer, rows: Dataset) -> dict[str, float]:
+    """Metrics on the test images; what was found in each stays beside the student."""
+    output = trainer.predict(rows)
+    if trainer.is_world_process_zero():
+        save_predictions(Path(trainer.args.output_dir) / PREDICTIONS, output.predictions)
+    return output.metrics
+
+
+def save_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
+    """Write what was found in n images: `counts` [n], how many boxes in each, and then one after the other `boxes`
+    [m, 4] (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and where the student has aspects
+    `aspect_logits` [m, Q] of the boxes or `image_aspect_logits` [n, Q]."""
+    columns = {"counts": np.array([len(each["scores"]) for each in predictions], dtype=np.int64)}
+    for name in [name for name in ("boxes", "scores", "labels", "aspect_logits") if name in predictions[0]]:
+        values = [np.asarray(each[name]) for each in predictions]
+        if name == "aspect_logits" and values[0].ndim == 1:
+            columns["image_aspect_logits"] = np.stack(values)
+        else:
+            columns[name] = np.concatenate(values)
+    np.savez_compressed(path, **columns)
+
+
+def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
+    """What `save_predictions` wrote, image by image."""
+    with np.load(path) as stored:
+        columns = dict(stored)
+    counts = columns.pop("counts")
+    found = [{} for _ in counts]
+    for name, values in columns.items():
+        parts = values if name == "image_aspect_logits" else np.split(values, counts.cumsum()[:-1])
+        for each, part in zip(found, parts):
+            each[name.removeprefix("image_")] = part
+    return found
+
+
+def main() -> None:
+    args, training_args = parse()
+    trainer = train(args, training_args)
+    if trainer.is_world_process_zero():
+        print(
+            f"The student is in {training_args.output_dir}; its numbers in "
+            f"{Path(training_args.output_dir) / 'all_results.json'}. Use it:\n"
+            f'  pipeline("object-detection", "{training_args.output_dir}", trust_remote_code=True)'
+        )
+    if training_args.push_to_hub and (url := publish(trainer, args)):
+        print(f"Published: {url}")
+
+
+if __name__ == "__main__":
+    run(main)
