@@ -520,7 +520,16 @@ def beyond(row: dict) -> dict:
     return {"objects": {**row["objects"], "category": [each + 2 for each in row["objects"]["category"]]}}
 
 
+def flat(row: dict) -> dict:
+    return {"objects": {**row["objects"], "bbox": [[x, y, width, 0] for x, y, width, _ in row["objects"]["bbox"]]}}
+
+
+def without(row: dict) -> dict:
+    return {"objects": {**row["objects"], "category": [None for _ in row["objects"]["category"]]}}
+
+
 REFUSED = {
+    "no category": (rows(8, objects=(0, 2)).map(without), "object in row 1 has no category: give it one"),
     "length": (rows(4, bank=tiny.bank(2)), "answers 2 questions and the model has 3 aspects: use the bank .*aspects"),
     "fingerprint": (rows(4, bank=OTHER), f"bank {OTHER.fingerprint} and the model was built for {BANK.fingerprint}"),
     "level": (
@@ -541,6 +550,10 @@ REFUSED = {
     ),
 }  # fmt: skip
 MISSING = {
+    "area": (
+        rows(8, objects=(0, 2)).map(flat),
+        "An object in row 1 of .* has the box .*, 0.0., which has no area: expected coco boxes, .*; correct the box",
+    ),
     "column": (rows(4).remove_columns("objects"), "no column 'objects' in the .*, which has .*name the objects with"),
     "objects": (rows(4, objects=(0,)), "None of the 4 images of the .* has an object in the column 'objects': there"),
 }

@@ -17,13 +17,16 @@ from test_detection_model import CLASSES, SIDE, N, detector, pixels, processor
 from test_labelling_objects import BANK, COCO, attach, in_format, pictures, rows
 from transformers import AutoModelForObjectDetection, RTDetrImageProcessorPil, YolosImageProcessorPil
 
-from madkd_hf import AspectBank, AspectTeacher, push_aspect_dataset
+from madkd_hf import AspectBank, AspectTeacher, MadkdConfig, push_aspect_dataset
+from madkd_hf.detection import MadkdDetectionConfig
 from madkd_hf.hub import HubRepo, push_student
+from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
 from madkd_hf.objects import count_objects, object_fields
+from madkd_hf.report import summarise
 
 
 ROOT = Path(__file__).parents[1]
@@ -389,3 +392,15 @@ def test_no_folder_of_this_machine_goes_up(tmp_path):
         assert set(files) == PLAIN_FILES | (set() if plain else CODE)
         assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
         assert "`scenes`" in files["README.md"].decode() and "`teacher`" in files["README.md"].decode()
+
+
+@pytest.mark.parametrize(("task", "of"), [("detection", "detectors"), (None, "classifiers")])
+def test_a_comparison_of_another_kind_of_student_is_refused(tmp_path, task, of):
+    key, names = ("map", ["base", "object"]) if task else ("accuracy", ["base", "madkd"])
+    cells = [{"condition": name, "seed": seed, key: 50.0 + seed} for name in names for seed in (0, 1)]
+    report = summarise(cells, task or "classification")
+    assert set(report[key]) == set(names)
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    config = MadkdConfig() if task else MadkdDetectionConfig()
+    with pytest.raises(ValueError, match=f"is of {of} and this student is none: pass one of its own kind"):
+        read_comparison(tmp_path, config)

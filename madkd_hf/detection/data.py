@@ -125,8 +125,8 @@ class DetectionCollator:
         sizes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         columns = {
             "category": np.array(given["category"], dtype=np.int64),
-            "area": np.array(sizes if given.get("area") is None else given["area"], dtype=np.float64),
-            "iscrowd": np.array([0] * count if given.get("iscrowd") is None else given["iscrowd"], dtype=np.int64),
+            "area": np.array(_known(given.get("area"), sizes), dtype=np.float64),
+            "iscrowd": np.array(_known(given.get("iscrowd"), [0] * count), dtype=np.int64),
         }
         for name, values in columns.items():
             if len(values) != count:
@@ -184,6 +184,13 @@ def _columns(stored: dict[str, list] | list[dict[str, Any]] | None) -> dict[str,
     objects = stored if isinstance(stored, list) else []
     names = objects[0] if objects else ("bbox", "category")
     return {name: [each[name] for each in objects] for name in names}
+
+
+def _known(values: list | None, otherwise: Any) -> list:
+    """The values, and in place of those that are missing others."""
+    if values is None or len(values) != len(otherwise):
+        return list(otherwise) if values is None else values
+    return [default if value is None else value for value, default in zip(values, otherwise)]
 
 
 def _changes(horizontal_flip: float, zoom: float, brightness: float) -> Any:

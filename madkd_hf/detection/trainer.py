@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -17,6 +18,7 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.loss import loss_for_object_detection
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
+from ..boxes import BOX_FORMATS
 from ..student.distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
 from ..student.steps import own_rows
 from ..student.training_args import MadkdTrainingArguments
@@ -100,7 +102,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         box_format: str = "coco",
         **kwargs: Any,
     ):
-        self.boxes_column = boxes_column
+        self.boxes_column, self.box_format = boxes_column, box_format
         self._own_collator = data_collator is not None
         self._seen: list[list[tuple[dict, dict | None]]] = []  # of each batch, what was found and what is there
         super().__init__(
@@ -189,6 +191,11 @@ class MadkdDetectionTrainer(DistillingTrainer):
             raise ValueError(
                 f"None of the {len(dataset)} images of {name} has an object in the column {self.boxes_column!r}: "
                 "there is nothing to learn or to measure; pass rows with objects."
+            )
+        if with_labels and (found := _without_area(dataset, self.boxes_column, self.box_format)):
+            raise ValueError(
+                f"An object in row {found[0]} of {name} has the box {found[1]}, which has no area: expected "
+                f"{self.box_format} boxes, {BOX_FORMATS[self.box_format]}; correct the box or leave the object out."
             )
         classes = self.model.config.num_labels
         if count and not (0 <= lowest and highest < classes):
@@ -342,18 +349,48 @@ def _objects_of_all_processes() -> Iterator[None]:
         loss_for_object_detection.reduce = kept
 
 
-def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
-    """How many objects there are, and the lowest and the highest of their categories."""
-    count, low, high = 0, [], []
+def _fields(dataset: Dataset, boxes_column: str, field: str) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """One field of all objects, and the rows that they are in, table by table."""
+    start = 0
     for table in dataset.select_columns(boxes_column).with_format("arrow").iter(batch_size=10_000):
-        column = table[boxes_column]
+        column = table[boxes_column].combine_chunks()
         if pa.types.is_struct(column.type):
-            values = pc.list_flatten(pc.struct_field(column, "category"))
+            lists = pc.struct_field(column, field)
+            values = pc.list_flatten(lists)
         else:
-            values = pc.struct_field(pc.list_flatten(column), "category")
+            lists, values = column, pc.struct_field(pc.list_flatten(column), field)
+        yield pc.add(pc.list_parent_indices(lists), start), values
+        start += len(table)
+
+
+def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
+    """How many objects there are, and the lowest and the highest of their categories.
+
+    Raises:
+        ValueError: an object has none.
+    """
+    count, low, high = 0, [], []
+    for rows, values in _fields(dataset, boxes_column, "category"):
+        if values.null_count:
+            row = rows[pc.index(values.is_null(), True).as_py()]
+            raise ValueError(f"An object in row {row} has no category: give it one, or leave the object out.")
         found = pc.min_max(values).as_py()
         if found["min"] is not None:
             count += len(values)
             low.append(found["min"])
             high.append(found["max"])
     return count, min(low, default=0), max(high, default=0)
+
+
+def _without_area(dataset: Dataset, boxes_column: str, box_format: str) -> tuple[int, list[float]] | None:
+    """The first object whose box has no width or no height: its row and its box."""
+    for rows, values in _fields(dataset, boxes_column, "bbox"):
+        numbers = pc.list_flatten(values).to_numpy(zero_copy_only=False)
+        if len(numbers) != 4 * len(values):
+            continue  # the first batch tells which
+        boxes = numbers.reshape(-1, 4)
+        sides = boxes[:, 2:] - boxes[:, :2] if box_format == "pascal_voc" else boxes[:, 2:]
+        bad = np.flatnonzero((sides <= 0).any(axis=1))
+        if len(bad):
+            return rows[int(bad[0])].as_py(), boxes[bad[0]].tolist()
+    return None

@@ -43,6 +43,12 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
         raise ValueError(
             f"{folder} holds no comparison ({error!r}): pass the output folder of a finished recipes/compare.py."
         ) from error
+    detects = report.get("task") == "detection"
+    if config is not None and detects != hasattr(config, "detector_config"):
+        raise ValueError(
+            f"The comparison in {folder} is of {'detectors' if detects else 'classifiers'} and this student is none: "
+            "pass one of its own kind, or leave it out."
+        )
     if config is not None and config.num_aspects:
         about = report.get("bank"), list(report.get("aspect_auroc") or [])
         if any(theirs and theirs != own for theirs, own in zip(about, (config.aspect_bank, config.aspect_ids))):
