@@ -76,7 +76,7 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     todo = [cell for cell in cells if cell.name not in done]
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
     workers, spawn = min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn")
-    turns = spawn.Queue()
+    turns = spawn.SimpleQueue()  # no thread of its own that an interruption would have to end
     for turn in range(workers):
         turns.put(turn)
     pool = ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(turns, devices()))
@@ -101,7 +101,7 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     return {cell.name: done[cell.name] for cell in cells}
 
 
-def _begin_worker(turns: multiprocessing.Queue, visible: list[str]) -> None:
+def _begin_worker(turns: multiprocessing.SimpleQueue, visible: list[str]) -> None:
     """A GPU of its own, as far as there are some; and no student is trained on when the user killed the command."""
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[turns.get() % len(visible)]

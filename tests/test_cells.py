@@ -13,7 +13,7 @@ def _gpu_of_worker(turns, visible, found):
 
 def _gpus_of_workers(count: int) -> list:
     fork = multiprocessing.get_context("fork")
-    turns, found = fork.Queue(), fork.Queue()
+    turns, found = fork.SimpleQueue(), fork.Queue()
     for turn in range(count):
         turns.put(turn)
     workers = [fork.Process(target=_gpu_of_worker, args=(turns, cells.devices(), found)) for _ in range(count)]

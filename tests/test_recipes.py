@@ -529,7 +529,7 @@ def test_interrupting_stops_all_workers_and_says_so(tmp_path):
         text=True,
         start_new_session=True,
     ) as process:
-        for _ in range(900):
+        for _ in range(2400):
             if any(tmp_path.glob("cells/*/log.txt")) or process.poll() is not None:
                 break
             time.sleep(0.1)
