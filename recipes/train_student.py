@@ -30,7 +30,7 @@ from common import (
     run,
     source,
 )
-from datasets import ClassLabel, Dataset, DatasetDict, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Value
 from scipy.special import expit, logit
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -48,6 +48,7 @@ from madkd_hf.hub import HubError
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
+from madkd_hf.objects import about_objects
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student.data import readable
 from madkd_hf.student.publishing import PublishedTrainer, check_repo
@@ -455,18 +456,13 @@ def attach(
     return rows, AspectBank(bank.aspects, teacher.provenance)
 
 
-def about_objects(rows: Dataset) -> bool:
-    """Whether the answers are about objects, not about images."""
-    return isinstance(getattr(rows.features["aspect_logits"], "feature", None), List)
-
-
 def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
     """Answers without what they say of their image, or object: those of another one, or each question's mean
     probability."""
     if "aspect_logits" not in rows.features:
         raise ValueError(f"--aspect_control {control} needs a dataset with aspect columns, or --bank and --teacher.")
     stored = rows["aspect_logits"][:]
-    answers = [each for row in stored for each in row or []] if about_objects(rows) else stored
+    answers = [each for row in stored for each in row or []] if about_objects(rows.features) else stored
     known = [i for i, answer in enumerate(answers) if answer is not None]
     logits = np.array([answers[i] for i in known], dtype=float)
     if control == "shuffled":
@@ -476,7 +472,7 @@ def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
         logits = np.broadcast_to(logit(means), logits.shape)
     for i, answer in zip(known, logits.tolist()):
         answers[i] = answer
-    if about_objects(rows):
+    if about_objects(rows.features):
         left = iter(answers)
         answers = [None if row is None else list(itertools.islice(left, len(row))) for row in stored]
     feature = rows.features["aspect_logits"]

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..aspects import ASPECT_COLUMNS, AspectBank
 from ..boxes import check_format
-from ..objects import BOX, LISTS, count_objects, object_fields, one_row_an_object
+from ..objects import BOX, about_objects, count_objects, object_fields, one_row_an_object
 from ..report.evidence import write_evidence
 from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms
 from .sources import DataSource
@@ -129,12 +129,6 @@ def _splits(dataset: Rows | Mapping[str, Rows]) -> dict[str, Rows]:
     if not dataset:
         raise ValueError("The dataset has no splits: pass what attach_aspects returns.")
     return dict(dataset)
-
-
-def about_objects(features: Features) -> bool:
-    """Whether the answers are about each object, not about the image."""
-    answers = features["aspect_logits"]
-    return isinstance(answers, LISTS) and isinstance(answers.feature, LISTS)
 
 
 def _check(
