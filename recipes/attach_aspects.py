@@ -24,7 +24,6 @@ For others, with a card that says what each question is worth (private, unless -
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -33,13 +32,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run, source, stopped_like_ctrl_c
+from common import BoxArguments, DatasetArguments, RecipeParser, load_splits, run, source, stopped_like_ctrl_c
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
+from teachers import TeacherArguments, load_bank_and_teacher
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.aspects import BANK_FILE
@@ -53,7 +51,7 @@ Splits = DatasetDict | IterableDatasetDict
 
 
 @dataclass
-class AttachArguments(BankArguments, DatasetArguments):
+class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
     """What to label, and how to read the answers."""
 
     _argument_group_name = "labelling"
@@ -77,19 +75,6 @@ class AttachArguments(BankArguments, DatasetArguments):
             "detection datasets have it, mostly named objects."
         },
     )
-    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
-        default="coco",
-        metadata={
-            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
-            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
-        },
-    )
-    box_margin: float = field(
-        default=0.1,
-        metadata={
-            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
-        },
-    )
     streaming: bool = field(
         default=False,
         metadata={
@@ -97,55 +82,10 @@ class AttachArguments(BankArguments, DatasetArguments):
             "after the other: memory stays flat, and nothing is kept in the datasets cache."
         },
     )
-    on_error: Literal["raise", "skip"] = field(
-        default="raise",
-        metadata={
-            "help": "What to do about an image that cannot be read, or one of whose boxes cannot be: stop and name "
-            "it, or leave its answers null."
-        },
-    )
     shard_size: int = field(
         default=512,
         metadata={"help": "Images between two saves: what a kill can cost, and the rows of a Parquet file."},
     )
-    dtype: str = field(default="auto", metadata={"help": "What the teacher computes in: auto, float32, bfloat16, ..."})
-    device: str | None = field(
-        default=None, metadata={"help": "Where it computes; by default an accelerator, if any."}
-    )
-    device_map: str | None = field(
-        default=None,
-        metadata={"help": 'Spread one teacher over devices: auto, or JSON such as {"": 0} (as in from_pretrained).'},
-    )
-    quantization_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Load the teacher in few bits: a mapping in YAML, JSON on the command line, such as "
-            '{"quant_method": "bitsandbytes", "load_in_4bit": true}.'
-        },
-    )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "The teacher's attention: sdpa, eager, flash_attention_2, ..."}
-    )
-    strategy: str = field(
-        default="auto",
-        metadata={
-            "help": "How questions share work: full, shared_vision, prefix_cache, packed, cascade, or auto: the one "
-            "with the least work of those that a self-check on the first images finds exact. The answers are the same."
-        },
-    )
-    batch_size: int = field(
-        default=256,
-        metadata={"help": "Questions answered in one forward pass, over all its images; halved when memory runs out."},
-    )
-    prompt: str | None = field(
-        default=None, metadata={"help": "The user turn, with {question} where the question goes."}
-    )
-    system: str | None = field(default=None, metadata={"help": "A system prompt."})
-    answer_tokens: list[str] | None = field(
-        default=None,
-        metadata={"help": "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."},
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the teacher."})
     push_to_hub: bool = field(
         default=False,
         metadata={
@@ -162,68 +102,6 @@ class AttachArguments(BankArguments, DatasetArguments):
     )
     hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
     hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
-
-
-def load_bank_and_teacher(args: AttachArguments, workers: Workers) -> tuple[AspectBank, AspectTeacher]:
-    """What the arguments name; a teacher on this process's own device where there are several processes."""
-    for name in ("bank", "teacher"):
-        if getattr(args, name) is None:
-            raise ValueError(f"No {name} given: pass --{name} (see --help).")
-    bank = AspectBank.load(args.bank)
-    options = {
-        "prompt": args.prompt,
-        "system": args.system,
-        "answer_tokens": args.answer_tokens and tuple(args.answer_tokens),
-        "attn_implementation": args.attn_implementation,
-        "device_map": _mapping("device_map", args.device_map, or_word=True),
-        "quantization_config": _mapping("quantization_config", args.quantization_config),
-        "device": args.device,
-    }
-    if workers.count > 1:
-        if isinstance(options["device_map"], str):
-            raise ValueError(
-                f"device_map={args.device_map!r} spreads one teacher over all devices, and each of the "
-                f"{workers.count} processes loads its own: leave it out, or launch one process."
-            )
-        options["device"] = options["device"] or workers.device
-    _refuse_absent([options["device"], *_devices(options["device_map"])])
-    teacher = AspectTeacher.from_pretrained(
-        args.teacher,
-        revision=args.teacher_revision,
-        dtype=args.dtype,
-        strategy=args.strategy,
-        batch_size=args.batch_size,
-        trust_remote_code=args.trust_remote_code,
-        **{name: value for name, value in options.items() if value is not None},
-    )
-    return bank, teacher
-
-
-def _devices(device_map: dict[str, Any] | str | None) -> list[Any]:
-    return [device for device in device_map.values() if device != "disk"] if isinstance(device_map, dict) else []
-
-
-def _refuse_absent(devices: list[Any]) -> None:
-    for device in devices:
-        try:
-            torch.empty(0, device=device)
-        except (AssertionError, RuntimeError) as error:  # what torch raises depends on how it was built
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"There is no device {str(device)!r} here ({reason}): pass another --device or --device_map."
-            ) from error
-
-
-def _mapping(name: str, text: str | None, or_word: bool = False) -> dict[str, Any] | str | None:
-    if text is None or (or_word and not text.lstrip().startswith("{")):
-        return text
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is no JSON ({error}): expected a mapping, received {text!r}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{name} is {type(value).__name__}: expected a mapping, received {text!r}.")
-    return value
 
 
 def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, AspectBank, AspectTeacher]:
@@ -247,8 +125,9 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
         boxes_column=args.boxes_column,
         box_format=args.box_format,
         box_margin=args.box_margin,
+        box_padding=args.box_padding,
     )
-    told = {"box_margin": args.box_margin} if args.boxes_column else {}
+    told = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
     return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher
 
 
@@ -305,7 +184,9 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     for split, rows in parts.items():
         if found := skipped_rows(rows):
             some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-            print(f"Skipped {len(found)} images of {split} that cannot be read: rows {some}.")
+            what = "that cannot be read, or a box in them" if args.boxes_column else "that cannot be read"
+            doubt = f" So many: is --box_format {args.box_format} right?" if 10 * len(found) > len(rows) else ""
+            print(f"Skipped {len(found)} images of {split} {what}: rows {some}.{doubt if args.boxes_column else ''}")
     everything, unit = concatenate_datasets(list(parts.values())), "image"
     if args.boxes_column:
         everything, unit = one_row_an_object(everything, args.boxes_column, args.label_column), "object"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import json
@@ -14,7 +15,8 @@ import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,19 @@ import transformers
 from tqdm.auto import tqdm
 
 import madkd_hf
+from madkd_hf import AspectBank
 from madkd_hf.aspects import BANK_FILE
+
+
+DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data when
+    *("output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm", "local_rank"),
+    *("log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+}
+OF_PUBLISHING = ("hub_", "push_", "trackio_")
+MODELS = ("backbone", "detector", "teacher")  # options that may name a folder with one
+MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer*", "*.jinja")
 
 
 @dataclass(frozen=True)
@@ -42,25 +56,56 @@ class Cell:
         return self.metric.split("_", 1)[1]
 
     @property
+    def decides(self) -> dict[str, Any]:
+        """What decides the result, by name: the options as they are understood, whatever says them, what stands in the
+        files that they name, wherever these are, and the versions of the code."""
+        parsed = importlib.import_module(self.script).parse(list(self.words))
+        options = {name: value for each in parsed for name, value in _options(each).items()}
+        options = {name: value for name, value in options.items() if name not in DECIDES_NOTHING}
+        options = {name: value for name, value in options.items() if not name.startswith(OF_PUBLISHING)}
+        dataset, bank = Path(options["dataset"] or "nowhere"), options["bank"]
+        if (dataset / BANK_FILE).is_file():  # its answers are there: no teacher is asked
+            options |= dict.fromkeys(("teacher", "teacher_revision"))
+        if states := [*dataset.glob("state.json"), *dataset.glob("*/state.json")]:
+            options["dataset"] = {
+                str(state.parent.relative_to(dataset)): json.loads(state.read_text(encoding="utf-8"))["_fingerprint"]
+                for state in states
+            }
+        if bank and Path(bank).exists():
+            options["bank"] = AspectBank.load(bank).fingerprint
+        for name in MODELS:
+            if options.get(name) and Path(options[name]).is_dir():
+                options[name] = _model(Path(options[name]))
+        versions = {"madkd_hf": madkd_hf.__version__, "transformers": transformers.__version__}
+        options |= {"script": self.script, "metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
+        return json.loads(json.dumps(options, default=str))  # as it will be read back
+
+    @property
     def key(self) -> str:
-        """What decides the result: the words, the files and folders that they name, and the versions of the code."""
-        args, _ = importlib.import_module(self.script).parse(list(self.words))
-        named = [Path(word) for word in (*self.words, args.begins_with)]
-        content = [path.read_bytes().hex() for name in named for path in _inputs(name)]
-        weights = sorted(Path(args.begins_with).glob("*.safetensors"))
-        content += [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in weights]
-        versions = [madkd_hf.__version__, transformers.__version__, torch.__version__]
-        return hashlib.sha256(json.dumps([self.words, content, versions]).encode()).hexdigest()[:16]
+        """A digest of what decides the result."""
+        return _key(self.decides)
 
 
-def _inputs(path: Path) -> list[Path]:
-    """The small files that tell what stands at a path: a YAML file, a labelled dataset, a backbone."""
-    if path.is_file():
-        return [path]
-    dataset = [*path.glob("*/state.json"), path / BANK_FILE] if (path / BANK_FILE).is_file() else []
-    return sorted(
-        file for file in [*dataset, path / "config.json", path / "preprocessor_config.json"] if file.is_file()
-    )
+def _key(decides: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _options(parsed: Any) -> dict[str, Any]:
+    """Of training arguments as they write themselves down, without what they find out about the machine."""
+    return parsed.to_dict() if hasattr(parsed, "to_dict") else asdict(parsed)
+
+
+def _model(folder: Path) -> dict[str, str]:
+    """What a model consists of: file -> digest of its content."""
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@functools.cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size, changed at this time: read once in a process, however many students begin with it."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
@@ -69,11 +114,20 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     Among them are the `score` that counts (per cent; AP in points), its `curve` on the validation images, `seconds`,
     and all `metrics` of the recipe.
 
+    A student that is there, but that something else has decided, is replaced, and that is said.
+
     Raises:
-        ValueError: a student failed; the message names its log.
+        ValueError: a student failed, and the message names its log; or a worker was killed.
     """
-    done = {cell.name: result for cell in cells if (result := finished(cell)) is not None}
-    todo = [cell for cell in cells if cell.name not in done]
+    done, todo = {}, []
+    for cell in cells:
+        found = _found(cell)
+        if found and found["key"] == cell.key:
+            done[cell.name] = found["result"]
+            continue
+        todo.append(cell)
+        if found:
+            print(f"The student {cell.name} in {cell.folder} is trained again: {_what_changed(found, cell)}.")
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
     workers, spawn = min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn")
     turns = spawn.SimpleQueue()  # no thread of its own that an interruption would have to end
@@ -93,7 +147,17 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     except BaseException as error:
         for worker in pool._processes.values():
             worker.terminate()
-        if isinstance(error, Exception):
+        if isinstance(error, BrokenProcessPool):
+            fewer = (
+                "with a lower per_device_train_batch_size"
+                if workers == 1
+                else f"with --jobs 1 (here it was {workers})"
+            )
+            error = ValueError(
+                "A process that trained a student was killed from outside, most likely because memory ran out: run "
+                f"the same command again, {fewer}; of {len(cells)} students {len(done)} are finished and kept."
+            )
+        elif isinstance(error, Exception):
             error = ValueError(f"The student {cell.name} failed ({error}); its log is {cell.folder}/log.txt.")
         raise error from None
     finally:
@@ -126,19 +190,31 @@ def _jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def finished(cell: Cell) -> dict[str, Any] | None:
+def _found(cell: Cell) -> dict[str, Any] | None:
+    """What stands in the folder of a student that was finished once, whatever decided it: key, decides, result."""
     path = Path(cell.folder) / "cell.json"
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["result"] if content["key"] == cell.key else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _what_changed(found: dict[str, Any], cell: Cell) -> str:
+    """In which options it differs from the student that is asked for; the first three."""
+    if "decides" not in found:
+        return "an earlier version of this recipe did not note all that decides it"
+    before, now = found["decides"], cell.decides
+    told = []
+    for name in before | now:
+        pair = before.get(name), now.get(name)
+        if pair[0] != pair[1]:
+            long = any(isinstance(value, (dict, list)) for value in pair)
+            told.append(f"{name} is not the same" if long else f"{name} was {pair[0]} and is {pair[1]}")
+    return ", ".join(told[:3]) + (f", and {len(told) - 3} more" if told[3:] else "")
 
 
 def train_cell(cell: Cell) -> dict[str, Any]:
     """In a worker: one run of the recipe, its output in a log."""
     recipe = importlib.import_module(cell.script)
     started = time.perf_counter()
-    folder = Path(cell.folder)
+    folder, decides = Path(cell.folder), cell.decides  # as they are now; files may change while it is trained
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with (
@@ -161,6 +237,6 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         "metrics": metrics,
     }
     partial = folder / "cell.json.partial"
-    partial.write_text(json.dumps({"key": cell.key, "result": result}), encoding="utf-8")
+    partial.write_text(json.dumps({"key": _key(decides), "decides": decides, "result": result}), encoding="utf-8")
     partial.replace(folder / "cell.json")
     return result

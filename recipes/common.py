@@ -78,7 +78,33 @@ class ClassArguments(SplitArguments):
 
 
 @dataclass
-class ObjectArguments:
+class BoxArguments:
+    """How objects are cut out of their images."""
+
+    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
+        default="coco",
+        metadata={
+            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
+            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
+        },
+    )
+    box_margin: float = field(
+        default=0.1,
+        metadata={
+            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
+        },
+    )
+    box_padding: float | None = field(
+        default=None,
+        metadata={
+            "help": "Put what was cut out in the middle of a white square, with at least this much white on each "
+            "side, as a part of its longer side; by default the teacher sees it as it is."
+        },
+    )
+
+
+@dataclass
+class ObjectArguments(BoxArguments):
     """Which objects an image shows, and where."""
 
     _argument_group_name = "objects"
@@ -87,23 +113,15 @@ class ObjectArguments:
         default="objects",
         metadata={"help": "The column of objects, each with its bbox, as detection datasets have it."},
     )
-    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
-        default="coco",
-        metadata={
-            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
-            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
-        },
-    )
     category_field: str = field(
         default="category", metadata={"help": "The field of the objects that holds their classes."}
     )
-    box_margin: float = field(
-        default=0.1,
-        metadata={
-            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
-        },
-    )
     scenes: int | None = field(default=None, metadata={"help": "Draw this many training images, by the seed."})
+
+    @property
+    def boxes(self) -> dict[str, Any]:
+        """What `attach_aspects` has to know of them."""
+        return {name: getattr(self, name) for name in ("boxes_column", *BoxArguments.__dataclass_fields__)}
 
 
 @dataclass

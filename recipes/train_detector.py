@@ -10,42 +10,34 @@ test images.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from common import CATEGORY, BankArguments, ObjectArguments, RecipeParser, SplitArguments, load_splits, run
+from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, load_splits, run
 from datasets import ClassLabel, Dataset, DatasetDict, List
-from train_student import (
-    attach,
-    check_publishing,
-    check_test_split,
-    class_label,
-    control_aspects,
-    find_checkpoint,
-    fit_and_measure,
-    publish,
-    readable_splits,
-    waits_for_hub,
-    warn_of_absent,
-    what_decides,
-    with_validation,
-)
+from splits import check_test_split, class_label, readable_splits, warn_of_absent, with_validation
+from targets import attach, control_aspects
+from teachers import LabellingArguments
+from train_student import check_publishing, find_checkpoint, fit_and_measure, publish, waits_for_hub, what_decides
 from transformers import AutoImageProcessor, set_seed
 
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.labelling.objects import Boxes
-from madkd_hf.objects import LISTS, object_fields
+from madkd_hf.objects import BOX, LISTS, object_fields
 
+
+logger = logging.getLogger(__name__)
 
 PREDICTIONS = "test_predictions.npz"  # see `save_predictions`
 
 
 @dataclass
-class DetectorArguments(BankArguments, SplitArguments):
+class DetectorArguments(LabellingArguments, SplitArguments):
     """The student and its data."""
 
     _argument_group_name = "student and data"
@@ -72,11 +64,6 @@ class DetectorArguments(BankArguments, SplitArguments):
         metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
     )
     objects: ObjectArguments = field(default_factory=ObjectArguments, init=False)
-
-    @property
-    def begins_with(self) -> str:
-        """The Hub id or folder of the model that the student is made from."""
-        return self.detector
 
 
 def parse(args: list[str] | None = None) -> tuple[DetectorArguments, MadkdTrainingArguments]:
@@ -133,9 +120,8 @@ def prepare(
             train_set = draw(train_set, objects.scenes, training_args.seed)
         found = {label for row in _stored(train_set, objects) for label in values(row, CATEGORY)}
         warn_of_absent(categories(train_set, objects), found)
-        boxes = {name: getattr(objects, name) for name in ("boxes_column", "box_format", "box_margin")}
-        by_object = args.aspect_level == "object"
-        train_set, bank = attach(train_set, args, training_args.aspect_alpha, boxes if by_object else None)
+        boxes = objects.boxes if args.aspect_level == "object" else None
+        train_set, bank = attach(train_set, args, training_args.aspect_alpha, boxes)
     if args.aspect_control != "none":
         train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
     return splits, train_set, bank
@@ -144,11 +130,38 @@ def prepare(
 def prepare_splits(splits: DatasetDict, args: Any, seed: int) -> DatasetDict:
     """Images that can be read and objects with classes in every split, and a validation split.
 
+    With on_error "skip", images of which an object has no area are left out, with a warning: the labelling skips them,
+    and students with and without aspects see the same images.
+
     Args:
-        args: `DetectorArguments`, or others with `objects` that name the splits.
+        args: `DetectorArguments`, or others with `objects` and `on_error` that name the splits.
     """
     splits = with_categories(readable_splits(splits, args), args.objects, args.train_split)
+    if args.on_error == "skip":
+        splits = DatasetDict({split: with_area(rows, args.objects, split) for split, rows in splits.items()})
     return with_validation(splits, args, seed)
+
+
+def with_area(rows: Dataset, objects: ObjectArguments, split: str) -> Dataset:
+    """The images all of whose objects have an area; the others are told in a warning."""
+    flat = [
+        row for row, stored in enumerate(_stored(rows, objects))
+        if any(_is_flat(box, objects.box_format) for box in values(stored, BOX))
+    ]  # fmt: skip
+    if not flat:
+        return rows
+    logger.warning(
+        "Left out %d of the %d images of split %r, first of all row %d: an object there has a box without area.",
+        len(flat), len(rows), split, flat[0],
+    )  # fmt: skip
+    return rows.select(np.setdiff1d(np.arange(len(rows)), flat))
+
+
+def _is_flat(box: Sequence[float] | None, box_format: str) -> bool:
+    if box is None or len(box) != 4:
+        return False  # refused elsewhere, by another name
+    sides = (box[2] - box[0], box[3] - box[1]) if box_format == "pascal_voc" else box[2:]
+    return min(sides) <= 0
 
 
 def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: str) -> DatasetDict:
@@ -158,7 +171,7 @@ def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: 
         ValueError: there are no boxes, no such field, or no classes in it.
     """
     column, name = objects.boxes_column, objects.category_field
-    boxes = Boxes(column, objects.box_format, objects.box_margin)
+    boxes = Boxes(*objects.boxes.values())
     for rows in splits.values():
         boxes.check(rows.features)
     fields = object_fields(splits[train_split].features, column)

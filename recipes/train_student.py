@@ -10,52 +10,33 @@ all_results.json.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from common import (
-    BankArguments,
-    ClassArguments,
-    DatasetArguments,
-    RecipeParser,
-    SplitArguments,
-    load_splits,
-    run,
-    source,
-)
-from datasets import ClassLabel, Dataset, DatasetDict, Value
-from scipy.special import expit, logit
+from common import ClassArguments, DatasetArguments, RecipeParser, load_splits, run, source
+from datasets import Dataset, DatasetDict
+from splits import check_test_split, readable_splits, warn_of_absent, with_class_labels, with_validation
+from targets import attach, control_aspects
+from teachers import LabellingArguments
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from madkd_hf import (
-    AspectBank,
-    AspectTeacher,
-    MadkdForImageClassification,
-    MadkdTrainer,
-    MadkdTrainingArguments,
-    attach_aspects,
-)
+from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.hub import HubError
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
-from madkd_hf.objects import about_objects
 from madkd_hf.report.comparison import write_whole
-from madkd_hf.student.data import readable
+from madkd_hf.student.metrics import joined
 from madkd_hf.student.publishing import PublishedTrainer, check_repo
 from madkd_hf.student.saved import load_saved
 
-
-logger = logging.getLogger(__name__)
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
 PREDICTIONS = "test_predictions.npz"  # class logits [n, C] and labels [n]
@@ -98,7 +79,7 @@ class LoraArguments:
 
 
 @dataclass
-class StudentArguments(BankArguments, ClassArguments):
+class StudentArguments(LabellingArguments, ClassArguments):
     """The student and its data."""
 
     _argument_group_name = "student and data"
@@ -122,11 +103,6 @@ class StudentArguments(BankArguments, ClassArguments):
         metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
     )
     lora: LoraArguments = field(default_factory=LoraArguments, init=False)
-
-    @property
-    def begins_with(self) -> str:
-        """The Hub id or folder of the model that the student is made from."""
-        return self.backbone
 
 
 def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainingArguments]:
@@ -193,17 +169,6 @@ def prepare(
     return splits, train_set, bank
 
 
-def check_test_split(splits: DatasetDict, args: SplitArguments, training_args: MadkdTrainingArguments) -> None:
-    if training_args.do_predict and args.test_split not in splits:
-        raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
-
-
-def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
-    """Tell which classes nobody can learn."""
-    if missing := set(range(classes.num_classes)) - found:
-        logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))
-
-
 def fit_and_measure(
     trainer: PublishedTrainer,
     decides: dict[str, Any] | None,
@@ -242,9 +207,8 @@ def predict(trainer: MadkdTrainer, rows: Dataset) -> dict[str, float]:
     """Metrics on the test images; what was predicted for each stays beside the student."""
     output = trainer.predict(rows)
     if trainer.is_world_process_zero() and output.label_ids is not None:
-        logits, labels = (
-            values[0] if isinstance(values, tuple) else values for values in (output.predictions, output.label_ids)
-        )
+        found = joined(output.predictions), joined(output.label_ids)
+        logits, labels = (values[0] if isinstance(values, tuple) else values for values in found)
         np.savez_compressed(Path(trainer.args.output_dir) / PREDICTIONS, logits=logits, labels=labels)
     return output.metrics
 
@@ -325,89 +289,6 @@ def prepare_splits(splits: DatasetDict, args: ClassArguments, seed: int) -> Data
     return with_validation(splits, args, seed, args.label_column)
 
 
-def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
-    """The splits without rows whose images the labelling could not read, once the columns are there."""
-    if args.train_split not in splits:
-        raise ValueError(
-            f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
-        )
-    if args.image_column not in splits[args.train_split].features:
-        raise ValueError(
-            f"There is no column {args.image_column!r}: the dataset has {splits[args.train_split].column_names}; "
-            "pass --image_column."
-        )
-    return DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
-
-
-def with_validation(
-    splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
-) -> DatasetDict:
-    """The splits with one for validation: a part of the training images where there is none."""
-    if args.eval_split not in splits:
-        try:
-            parts = splits[args.train_split].train_test_split(
-                args.validation_fraction, stratify_by_column=stratify_by_column, seed=seed
-            )
-        except ValueError as error:
-            each = ", some of each class" if stratify_by_column else ""
-            raise ValueError(
-                f"Cannot keep {args.validation_fraction:.0%} of {len(splits[args.train_split])} training images for "
-                f"validation{each} ({error}): pass --eval_split, or another --validation_fraction."
-            ) from error
-        splits[args.train_split], splits[args.eval_split] = parts["train"], parts["test"]
-    return splits
-
-
-def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
-    features = splits[train_split].features
-    if label_column not in features:
-        raise ValueError(
-            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column."
-        )
-    if isinstance(features[label_column], ClassLabel):
-        return splits
-    having = {split: rows for split, rows in splits.items() if label_column in rows.features}
-    label = class_label(
-        f"column {label_column!r}",
-        features[label_column],
-        having,
-        lambda rows: rows.select_columns(label_column).unique(label_column),
-        train_split,
-    )
-    for split, rows in having.items():
-        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
-    return splits
-
-
-def class_label(
-    name: str,
-    feature: Any,
-    splits: Mapping[str, Dataset],
-    values_of: Callable[[Dataset], Iterable[Any]],
-    train_split: str,
-) -> ClassLabel:
-    """The classes that the training split has, from strings or integers.
-
-    Args:
-        name: what an error calls the values.
-        feature: of the values.
-        values_of: gives those of a split.
-
-    Raises:
-        ValueError: other values than strings and integers, or a split with a class that the training split lacks.
-    """
-    if not getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string")):
-        raise ValueError(f"The {name} holds {feature}, not classes: expected a ClassLabel, strings or integers.")
-    values = {split: set(values_of(rows)) for split, rows in splits.items()}
-    for split, found in values.items():
-        if strange := [value for value in found if value is None or value not in values[train_split]]:
-            raise ValueError(
-                f"The split {split!r} has the label {strange[0]!r}, which is no class of {train_split!r}: "
-                "drop those rows, or correct their labels."
-            )
-    return ClassLabel(names=[str(value) for value in sorted(values[train_split])])
-
-
 def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:
     """The same number of images of each class, by seed.
 
@@ -425,58 +306,6 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
             )
         drawn.append(generator.choice(of_class, images_per_class, replace=False))
     return rows.select(np.concatenate(drawn))
-
-
-def attach(
-    rows: Dataset, args: BankArguments, alpha: float, boxes: dict[str, Any] | None = None
-) -> tuple[Dataset, AspectBank | None]:
-    """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone.
-
-    Args:
-        boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
-    """
-    if alpha == 0:
-        return rows, None
-    labelled = "aspect_logits" in rows.features
-    if not labelled and (args.bank is None or args.teacher is None):
-        raise ValueError(
-            f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with recipes/attach_aspects.py, "
-            "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
-        )
-    bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
-    if labelled:
-        if all(answer is None for answer in rows["aspect_logits"]):
-            raise ValueError(
-                f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
-                f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
-            )
-        return rows, bank
-    teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
-    rows = attach_aspects(rows, bank, teacher, args.image_column, work_dir=args.work_dir, **(boxes or {}))
-    return rows, AspectBank(bank.aspects, teacher.provenance)
-
-
-def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
-    """Answers without what they say of their image, or object: those of another one, or each question's mean
-    probability."""
-    if "aspect_logits" not in rows.features:
-        raise ValueError(f"--aspect_control {control} needs a dataset with aspect columns, or --bank and --teacher.")
-    stored = rows["aspect_logits"][:]
-    answers = [each for row in stored for each in row or []] if about_objects(rows.features) else stored
-    known = [i for i, answer in enumerate(answers) if answer is not None]
-    logits = np.array([answers[i] for i in known], dtype=float)
-    if control == "shuffled":
-        logits = np.random.default_rng(seed).permutation(logits)
-    else:
-        means = expit(logits).mean(axis=0).clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
-        logits = np.broadcast_to(logit(means), logits.shape)
-    for i, answer in zip(known, logits.tolist()):
-        answers[i] = answer
-    if about_objects(rows.features):
-        left = iter(answers)
-        answers = [None if row is None else list(itertools.islice(left, len(row))) for row in stored]
-    feature = rows.features["aspect_logits"]
-    return rows.remove_columns("aspect_logits").add_column("aspect_logits", answers, feature=feature)
 
 
 def main() -> None:

@@ -134,6 +134,16 @@ def test_answers_about_objects_stay_with_their_objects():
     assert label["aspect_logits"].tolist() == [[1.0] * Q, [3.0] * Q]
 
 
+def test_crowds_are_told_beside_the_targets_of_evaluation_batches_alone():
+    one = row(boxes=[(0, 0, 9, 9), (1, 1, 9, 8), (2, 2, 9, 9)])
+    one["objects"] |= {"iscrowd": [0, 1, None]}
+    label = collator(padding())([one])["labels"][0]
+    assert label["class_labels"].tolist() == [5, 7] and label["iscrowd"].tolist() == [0, 0]
+    assert label["crowd_boxes"].tolist() == [[1, 1, 10, 9]] and label["crowd_labels"].tolist() == [2]
+    (label,) = augmenting()([one])["labels"]
+    assert label["class_labels"].tolist() == [5, 7] and not {"crowd_boxes", "crowd_labels"} & set(label)
+
+
 def test_answers_about_images_come_one_row_an_image():
     rows = [row(aspect_logits=[1.0, -2.0, 0.5]), row(index=1, aspect_logits=None)]
     first, second = collator(augment=True)(rows)["labels"]
@@ -247,8 +257,15 @@ def test_areas_shrink_with_their_boxes():
 def test_bad_rows_raise_with_the_image():
     with pytest.raises(ValueError, match="Image 3.*object 1 has the box"):
         collator()([row(boxes=[(0, 0, 5, 5), (0, 0, 500, 5)], index=3)])
-    with pytest.raises(ValueError, match="no column 'image'"):
+    with pytest.raises(ValueError, match="no column 'image', only .'img'.: name the images with image_column"):
         collator()([{"img": None}])
+    with pytest.raises(ValueError, match="no column 'objects', only .'image'.: name the objects with boxes_column"):
+        augmenting()([{"image": row()["image"]}])
+    for objects in ({"bbox": [[0, 0, 9, 9]], "label": [1]}, [{"bbox": [0, 0, 9, 9], "label": 1}]):
+        with pytest.raises(ValueError, match="no category, only .'bbox', 'label'.: rename their fields"):
+            collator()([{**row(), "objects": objects}])
+    with pytest.raises(ValueError, match="has the category 5, which is none of the 3 classes"):
+        collator(num_classes=3)([row()])
     with pytest.raises(ValueError, match="2 boxes, but 1 values of 'category'"):
         collator()([{**row(), "objects": {"bbox": row()["objects"]["bbox"], "category": [1]}}])
     with pytest.raises(ValueError, match="2 objects, but answers about 1"):

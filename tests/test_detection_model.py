@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import transformers
 from quick_python import quick_python
 from transformers import (
     AutoModelForObjectDetection,
@@ -26,11 +27,13 @@ from transformers import (
     RTDetrV2Config,
     Trainer,
     TrainingArguments,
+    ViTConfig,
     YolosConfig,
     pipeline,
 )
 from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher
 from transformers.loss.loss_for_object_detection import HungarianMatcher
+from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from transformers.utils import ModelOutput
 
@@ -79,10 +82,21 @@ def grouped() -> LwDetrConfig:
     return LwDetrConfig(**LW_DETR, backbone_config=vit, group_detr=2)
 
 
+def grouped_rf_detr():
+    if not hasattr(transformers, "RfDetrConfig"):
+        pytest.skip("this transformers has no RF-DETR")
+    windows = {"num_windows": 2, "window_block_indexes": [0], "out_indices": [1, 2], "mlp_ratio": 2}
+    vit = transformers.RfDetrDinov2Config(**VIT, **windows)
+    return transformers.RfDetrConfig(**LW_DETR, backbone_config=vit, group_detr=2)
+
+
+GROUPED = {"lw_detr": grouped, "rf_detr": grouped_rf_detr}
+
+
 def detector(name: str = "detr", level: str = "object", questions: int = Q) -> MadkdForObjectDetection:
     torch.manual_seed(0)
     bank = tiny.bank(questions) if questions else None
-    config = grouped() if name == "lw_detr" else ARCHITECTURES[name]()
+    config = (ARCHITECTURES | GROUPED)[name]()
     model = MadkdForObjectDetection.from_detector(config, CLASSES, bank, aspect_level=level)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -207,6 +221,35 @@ def test_matches_are_those_of_the_last_layer(name):
         ]
         assert len(out.matches[0][0]) == 3 and len(out.matches[1][0]) == 0
     assert not torch.nn.modules.module._global_forward_hooks
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_an_object_weighs_as_much_whether_one_query_or_one_of_each_group_answers(name):
+    model, rows = detector(name).train(), labels()
+    out = model(pixels(), labels=rows)
+    queries, objects = out.matches[0]
+    scores, targets = out.aspect_logits[0, queries].detach(), rows[0]["aspect_logits"][objects]
+    assert objects.bincount().tolist() == [2, 2, 2]
+    for divisor in (None, 3):
+        loss = aspect_loss(out, rows, "object", rows=divisor).item()
+        assert loss == pytest.approx(by_hand(scores, targets), rel=1e-5)
+    rows[0]["aspect_logits"][1] = torch.nan
+    expected = by_hand(scores[objects != 1], targets[objects != 1])
+    assert aspect_loss(out, rows, "object").item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+@torch.no_grad()
+def test_in_evaluation_there_is_one_group_of_queries(name):
+    model = detector(name)
+    out = model(pixels(), labels=labels())
+    costs = model.detector.config
+    one_to_one = LwDetrHungarianMatcher(costs.class_cost, costs.bbox_cost, costs.giou_cost)
+    expected = one_to_one({"logits": out.logits, "pred_boxes": out.pred_boxes}, labels(), 1)
+    assert out.logits.shape[1] == N and sorted(out.matches[0][1].tolist()) == [0, 1, 2]
+    assert [[part.tolist() for part in pair] for pair in out.matches] == [
+        [part.tolist() for part in pair] for pair in expected
+    ]
 
 
 @pytest.mark.parametrize("name", DENOISING)
@@ -363,6 +406,37 @@ def test_what_does_not_fit_is_said():
 # Building
 
 
+def test_new_students_and_plain_detectors_are_in_evaluation_mode_as_loaded_ones_are(tmp_path):
+    model = MadkdForObjectDetection.from_detector(ARCHITECTURES["detr"](), CLASSES, tiny.bank(Q))
+    assert not any(module.training for module in model.modules())
+    model.train()
+    plain = model.to_plain()
+    assert not any(module.training for module in plain.modules()) and model.detector.training
+    plain.save_pretrained(tmp_path)
+    assert not MadkdForObjectDetection.from_detector(str(tmp_path), CLASSES, tiny.bank(Q)).training
+
+
+@pytest.mark.parametrize("config", [ResNetConfig(), ViTConfig()])
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_what_is_no_detector_is_refused_in_a_sentence(config, pretrained, tmp_path):
+    config.save_pretrained(tmp_path)
+    for given, received in ((config, type(config).__name__), (str(tmp_path), tmp_path), (tmp_path, tmp_path)):
+        with pytest.raises(ValueError) as found:
+            MadkdForObjectDetection.from_detector(given, CLASSES, pretrained=pretrained)
+        assert str(found.value) == (
+            f"Expected a detector; {received} is a model of type {config.model_type!r}: pass the id, folder or "
+            'configuration of a model for AutoModelForObjectDetection, as "PekingU/rtdetr_r18vd".'
+        )
+
+
+def test_a_folder_without_a_model_is_refused_in_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="^Expected the folder of a detector; .* has no config.json: pass the id, f"):
+        MadkdForObjectDetection.from_detector(str(tmp_path), CLASSES)
+    (tmp_path / "inside").mkdir()
+    detector("yolos").to_plain().save_pretrained(tmp_path / "inside")
+    assert MadkdForObjectDetection.from_detector(str(tmp_path), CLASSES, subfolder="inside").detector is not None
+
+
 @pytest.mark.parametrize("classes", [3, 5], ids=["as many classes", "other classes"])
 @pytest.mark.parametrize("name", ["detr", "rt_detr", "rt_detr_v2", "yolos"])
 def test_a_pretrained_detector_keeps_every_weight_that_fits(name, classes, tmp_path):
@@ -458,6 +532,31 @@ def test_a_detector_that_breaks_its_word_is_found_out(monkeypatch):
 
 
 # Everybody else's tools
+
+
+@pytest.mark.parametrize("name", ["detr", "deformable_detr", "rt_detr", "yolos", "lw_detr"])
+@torch.no_grad()
+def test_what_every_model_can_be_asked_for_comes_from_the_detector(name):
+    model = detector(name)
+    model.set_attn_implementation("eager")
+    asked = {"output_hidden_states": True, "output_attentions": True}
+    out, theirs, usual = model(pixels(), **asked), model.detector(pixels(), **asked), model(pixels())
+    layers = [key for key in theirs if key.endswith(("_attentions", "hidden_states")) or key == "attentions"]
+    layers = [key for key in layers if not key.startswith("intermediate")]
+    assert len(layers) >= 2 and set(out) == {*usual, *layers}
+    for key in layers:
+        assert len(out[key]) == len(theirs[key]) > 0
+        torch.testing.assert_close(out[key][-1], theirs[key][-1])
+
+
+@torch.no_grad()
+def test_outputs_are_a_tuple_where_that_is_asked_for():
+    model = detector("detr")
+    usual, pair = model(pixels(), labels=labels()), model(pixels(), labels=labels(), return_dict=False)
+    assert type(pair) is tuple and len(pair) == len(usual) == 6 and torch.equal(pair[0], usual.loss)
+    model.config.return_dict = False
+    assert torch.equal(model(pixels())[2], usual.aspect_logits)
+    assert torch.equal(model(pixels(), return_dict=True).aspect_logits, usual.aspect_logits)
 
 
 @pytest.fixture(scope="module")
@@ -556,6 +655,7 @@ def test_a_plain_trainer_with_the_usual_metric_sees_an_ordinary_detector(tmp_pat
         save_strategy="no",
     )
     trainer = Trainer(model, args, collate, train_dataset=rows, eval_dataset=rows, compute_metrics=metric)
+    assert not trainer.model_accepts_loss_kwargs  # or it would not divide the loss by the accumulation steps
     trainer.train()
     assert math.isfinite(trainer.evaluate()["eval_loss"])
     assert seen == [((2, N, 4), (2, N, 4))] * 2

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from quick_python import quick_python
-from test_detection_model import ARCHITECTURES, DETR, backbone
+from test_detection_model import ARCHITECTURES, DETR, backbone, grouped
 from test_trainer import OTHER, StopAfter, arguments, assert_same_weights, logged, student, with_broken_images
 from torch.nn import functional as F
 from transformers import (
@@ -196,6 +196,20 @@ def test_training_learns_boxes_and_aspects(tmp_path):
     assert after["eval_aspect_bce"] - floor < 0.7 * (before["eval_aspect_bce"] - floor)
 
 
+def test_a_detector_with_groups_of_queries_logs_and_measures_each_object_once(tmp_path):
+    model, data = detector(grouped()), rows(4, unlabelled=(1,))
+    collator = still(model)
+    batch = collator([data[i] for i in range(4)])
+    run = trainer(tmp_path, model, data, data, collator=collator)
+    with torch.no_grad():
+        in_training, in_evaluation = (
+            float(aspect_loss(model.train(training)(**batch), batch["labels"], "object")) for training in (True, False)
+        )
+    assert run.evaluate()["eval_aspect_bce"] == pytest.approx(in_evaluation, abs=1e-5)
+    run.train()
+    assert logged(run, "aspect_loss") == pytest.approx([in_training], abs=1e-4)
+
+
 # What it equals
 
 
@@ -349,6 +363,93 @@ def test_boxes_are_in_pixels_of_the_original_image_however_much_is_padded(tmp_pa
         assert (distances.min(axis=0) < 1e-3).all()
 
 
+def crowded(count: int = 6) -> Dataset:
+    """The last object of every second image is a crowd, twice as wide."""
+
+    def mark(row, i):
+        objects = row["objects"]
+        crowds = [int(i % 2 == 0 and place == len(objects["bbox"]) - 1) for place in range(len(objects["bbox"]))]
+        boxes = [[x, y, (1 + crowd) * w, h] for (x, y, w, h), crowd in zip(objects["bbox"], crowds)]
+        boxes = [[x, y, min(w, WIDTH - x), h] for x, y, w, h in boxes]
+        return {"objects": {**objects, "bbox": boxes, "iscrowd": crowds}}
+
+    data = rows(count, objects=(2, 1, 3))
+    features = Features({**data.features, "objects": {**data.features["objects"], "iscrowd": List(Value("int64"))}})
+    return data.map(mark, with_indices=True, features=features)
+
+
+def by_pycocotools(predictions: list[dict], data: Dataset, with_crowds: bool = True) -> list[float]:
+    """The annotations as COCO's files have them, the detections as its server wants them."""
+    coco, cocoeval = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+    truth = coco.COCO()
+    annotations = [
+        {"image_id": i, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": crowd}
+        for i, row in enumerate(data["objects"])
+        for box, category, crowd in zip(row["bbox"], row["category"], row["iscrowd"])
+        if with_crowds or not crowd
+    ]
+    truth.dataset = {
+        "images": [{"id": i} for i in range(len(data))],
+        "categories": [{"id": i} for i in CLASSES],
+        "annotations": [{**each, "id": 1 + i} for i, each in enumerate(annotations)],
+    }
+    truth.createIndex()
+    found = [
+        {"image_id": i, "category_id": int(label), "bbox": [x, y, right - x, low - y], "score": float(score)}
+        for i, each in enumerate(predictions)
+        for (x, y, right, low), label, score in zip(each["boxes"].tolist(), each["labels"], each["scores"])
+    ]
+    run = cocoeval.COCOeval(truth, truth.loadRes(found), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    return [np.nan if value < 0 else value for value in run.stats]
+
+
+def test_ap_is_that_of_pycocotools_where_there_are_crowds(tmp_path):
+    """Right boxes, and before them others that lie on the crowds."""
+    data = crowded()
+    run = trainer(tmp_path, per_device_eval_batch_size=4)
+    tell_the_truth(run.model)
+    forward = run.model.forward
+
+    def beside(pixel_values, labels=None, **inputs):
+        outputs = forward(pixel_values, labels=labels, **inputs)
+        for i, label in enumerate(labels):
+            for place, (box, category) in enumerate(zip(label.get("crowd_boxes", ()), label.get("crowd_labels", ()))):
+                left, top, right, bottom = (box / torch.tensor([WIDTH, HEIGHT] * 2)).tolist()
+                for query, share in ((-1 - 2 * place, 0.25), (-2 - 2 * place, 0.75)):
+                    middle = left + share * (right - left)
+                    outputs.pred_boxes[i, query] = torch.tensor(
+                        [middle, (top + bottom) / 2, (right - left) / 2, bottom - top]
+                    )
+                    outputs.logits[i, query, category] = 25.0
+        return outputs
+
+    run.model.forward = beside
+    output = run.predict(data)
+    expected, without = (by_pycocotools(output.predictions, data, crowds) for crowds in (True, False))
+    assert expected[0] == pytest.approx(1) and without[0] < 0.9
+    names = {"map": 0, "map_50": 1, "map_75": 2, "map_small": 3, "map_medium": 4, "map_large": 5, "mar_100": 8}
+    for name, place in names.items():
+        assert output.metrics[f"test_{name}"] == pytest.approx(expected[place], nan_ok=True, abs=1e-6), name
+    for known, row in zip(output.label_ids, data):
+        assert known["iscrowd"].tolist() == sorted(row["objects"]["iscrowd"])  # crowds are the last ones there, too
+        np.testing.assert_allclose(known["boxes"][:, :2], np.array(row["objects"]["bbox"])[:, :2], atol=1e-4)
+        assert np.isnan(known["aspect_logits"]).all(axis=1).tolist() == [bool(each) for each in known["iscrowd"]]
+
+
+def test_crowds_are_no_targets_and_are_not_asked_about(tmp_path):
+    data, model = crowded(4), detector()
+    result = trainer(tmp_path, model, data, data, aspect_alpha=0.0).evaluate()
+    batch = still(model)([data[i] for i in range(4)])
+    assert sum(len(label["boxes"]) for label in batch["labels"]) == 6 < sum(map(len, data["aspect_logits"]))
+    with torch.no_grad():
+        outputs = model.eval()(batch["pixel_values"], labels=batch["labels"])
+    assert result["eval_loss"] == pytest.approx(float(outputs.loss), abs=1e-4)
+    assert result["eval_aspect_bce"] == pytest.approx(float(aspect_loss(outputs, batch["labels"], "object")), abs=1e-5)
+
+
 def test_rows_without_objects_are_predicted_and_not_measured(tmp_path):
     data = rows(5)
     run = trainer(tmp_path, per_device_eval_batch_size=4)
@@ -445,6 +546,47 @@ def test_channels_last_changes_nothing_else(tmp_path):
         run.train()
     assert logged(runs[0], "loss") == pytest.approx(logged(runs[1], "loss"), abs=1e-4)
     assert runs[0].evaluate()["eval_loss"] == pytest.approx(runs[1].evaluate()["eval_loss"], abs=1e-3)
+
+
+def streamed(data: Dataset, with_features: bool) -> IterableDataset:
+    if with_features:
+        return data.to_iterable_dataset()
+    return IterableDataset.from_generator(lambda: iter(data))
+
+
+@pytest.mark.parametrize("with_features", [True, False])
+def test_streams_are_trained_and_measured_on_like_other_datasets(tmp_path, with_features):
+    run = trainer(
+        tmp_path, train=streamed(rows(8), with_features), evaluate=streamed(rows(5), with_features), max_steps=2
+    )
+    assert (run.train_dataset.features is None) != with_features
+    run.train()
+    same = trainer(tmp_path, run.model, evaluate=rows(5)).evaluate()
+    measured = run.evaluate()
+    for name in AP | ASPECT_METRICS | {"eval_loss"}:
+        assert measured[name] == pytest.approx(same[name], nan_ok=True, abs=1e-5), name
+
+
+@pytest.mark.parametrize("with_features", [True, False])
+@pytest.mark.parametrize("place", ["train", "evaluate", "evaluate later"])
+def test_a_stream_without_the_column_of_objects_is_refused(tmp_path, place, with_features):
+    data = streamed(rows(4).remove_columns("objects"), with_features)
+    with pytest.raises(ValueError, match=r"no column 'objects'.* \[.*'image'.*\]: name the objects with boxes_column"):
+        if place == "train":
+            trainer(tmp_path, train=data, max_steps=1).train()
+        elif place == "evaluate":
+            trainer(tmp_path, evaluate=data).evaluate()
+        else:
+            trainer(tmp_path).evaluate(data)
+    assert len(trainer(tmp_path).predict(data).predictions) == 4
+
+
+def test_batches_without_labels_are_refused_where_they_are_to_be_learnt_from(tmp_path):
+    def pictures(rows):
+        return {"pixel_values": torch.zeros(len(rows), 3, 64, 64)}
+
+    with pytest.raises(ValueError, match="has no `labels`, only .'pixel_values'.: let data_collator add them"):
+        trainer(tmp_path, collator=pictures).train()
 
 
 # What it survives

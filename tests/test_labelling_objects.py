@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
+import test_resume
 import tiny
 from datasets import (
     ClassLabel,
@@ -30,6 +32,7 @@ from test_labelling import Asleep, Counting, encoded, shards, teacher
 from madkd_hf import attach_aspects
 from madkd_hf.boxes import corners, grown
 from madkd_hf.labelling import skipped_rows
+from madkd_hf.labelling.objects import Boxes
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.objects import one_row_an_object
 from madkd_hf.teacher import UnreadableImage
@@ -146,6 +149,21 @@ def test_the_margin_is_what_is_asked_for(tmp_path):
     assert_same(attach(rows(), tmp_path, box_margin=0), by_hand(crops))
 
 
+def test_padding_puts_the_crop_in_the_middle_of_a_white_square():
+    image = pictures(1)[0]
+    plain, square, wide = (
+        Boxes("objects", margin=0, padding=padding).crops(image, {"bbox": [[10, 5, 8, 4]]})[0]
+        for padding in (None, 0, 1)
+    )
+    assert (plain.size, square.size, wide.size) == ((8, 4), (8, 8), (24, 24))
+    for padded in (square, wide):
+        left, top = (padded.width - 8) // 2, (padded.height - 4) // 2
+        inside = (left, top, left + 8, top + 4)
+        assert padded.crop(inside).tobytes() == plain.tobytes()
+        padded.paste("white", inside)
+        assert padded.getcolors() == [(padded.width**2, (255, 255, 255))]
+
+
 def as_saved(labelled: DatasetDict, folder: Path) -> DatasetDict:
     labelled.save_to_disk(folder / "saved")
     return load_from_disk(folder / "saved")
@@ -240,7 +258,9 @@ def test_a_second_run_costs_nothing(cache):
         assert again[split]["aspect_logits"][:] == first[split]["aspect_logits"][:]
 
 
-@pytest.mark.parametrize("other", [{"box_margin": 0.2}, {"boxes_column": "things"}, {"boxes_column": None}])
+@pytest.mark.parametrize(
+    "other", [{"box_margin": 0.2}, {"box_padding": 0.0}, {"boxes_column": "things"}, {"boxes_column": None}]
+)
 def test_other_settings_are_other_work(cache, other):
     source = rows().add_column("things", rows()["objects"][:], feature=STRUCT)
     attach(source, None)
@@ -307,6 +327,58 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkey
     labelled = attach(source(), tmp_path / "work", counting)
     assert counting.count == 3
     assert list(labelled.remove_columns("image")) == expected
+
+
+# Killed, and on two processes: the trials of test_resume.py, about objects. These are what they start and measure.
+
+
+COUNT, SHARD = test_resume.ROWS, test_resume.SHARD  # rows; the trials count what the teacher is asked, twice as many
+
+
+def busy_rows() -> Dataset:
+    """As many rows as there, with two objects each that nothing else looks like."""
+    boxes = [[[0, 0, 20 + i % 3, 10], [10.5, 5, 12, 20.25]] for i in range(COUNT)]
+    return rows(boxes, images=pictures(COUNT)).add_column("label", list(range(COUNT)))
+
+
+def label_objects(folder: Path, stream: bool = False):
+    who = test_resume.Logging(tiny.internvl(), tiny.processor())
+    who.log = folder / "log.txt"
+    source = busy_rows().to_iterable_dataset() if stream else busy_rows()
+    return attach(source, folder / "work", who, shard_size=SHARD)
+
+
+def child(folder: Path, stream: bool, arrangement: tuple[str, int] | None) -> None:
+    sys.stderr = open(os.devnull, "w")
+    if arrangement:
+        test_resume.dies(*arrangement)()
+    label_objects(folder, stream)
+
+
+@pytest.mark.xdist_group("killed")
+@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
+def test_a_killed_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkeypatch, stream):
+    changed = {"child": child, "label": label_objects, "ROWS": 2 * COUNT, "SHARD": 2 * SHARD}
+    for name, value in changed.items():
+        monkeypatch.setattr(test_resume, name, value)
+    monkeypatch.setattr(test_resume, "columns", lambda labelled: list(labelled.remove_columns("image")))
+    test_resume.kill_trials(tmp_path, trials=4, seed=3, stream=stream)
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    DatasetDict(train=busy_rows(), test=rows()).save_to_disk(tmp_path / "source")
+    words = ["--dataset", tmp_path / "source", "--boxes_column", "objects", "--shard_size", SHARD, "--splits", "train"]
+    for name, launch in (("one", ()), ("two", test_resume.TWO)):
+        places = ["--output_dir", tmp_path / name, "--work_dir", tmp_path / f"work {name}"]
+        done = test_resume.recipe(*words, *places, launch=launch)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("are in") == 1 and "80/80" in done.stderr
+        assert done.stderr.count("questions an object:   0%") == 1
+    first, second = (load_from_disk(tmp_path / name) for name in ("one", "two"))
+    assert [len(each) for each in first["train"]["aspect_logits"][:]] == [2] * COUNT
+    assert all(first[split][name][:] == second[split][name][:] for split in first for name in COLUMNS)
+    manifests = [(tmp_path / f"work {name}" / "manifest.json").read_text() for name in ("one", "two")]
+    assert json.loads(manifests[0]) == json.loads(manifests[1])
 
 
 # What is refused
@@ -384,7 +456,9 @@ def test_a_pixel_beyond_the_image_is_taken_for_rounding(tmp_path):
         (List(List(Value("float32"))), {}, "no boxes: expected objects with a field 'bbox'"),
         (None, {"box_format": "xyxy"}, r"Unknown box_format 'xyxy': expected one of \['coco', 'pascal_voc', 'yolo'\]"),
         (None, {"box_margin": -0.1}, "box_margin=-0.1 is no margin: expected a part of the box's sides, 0 or more"),
-        (None, {"boxes_column": None, "box_margin": 0.2}, "box_margin=0.2 say nothing without boxes: .*boxes_column"),
+        (None, {"box_padding": -0.1}, "box_padding=-0.1 is no padding: expected a part of the box's sides, 0 or more"),
+        (None, {"boxes_column": None, "box_margin": 0.2}, "box_margin=0.2 and .* say nothing without boxes: .*boxes"),
+        (None, {"boxes_column": None, "box_padding": 1}, "box_padding=1 say nothing without boxes: .*boxes_column"),
     ],
 )
 def test_what_has_no_boxes_is_refused_before_anything_is_read(tmp_path, column, settings, message):
@@ -495,7 +569,7 @@ def test_the_recipe_labels_objects_and_says_what_each_question_is_worth(tmp_path
     assert [len(each) for each in labelled["train"]["aspect_logits"][:]] == [3, 0, 1, 2] * 3
     assert labelled["test"]["aspect_logits"][:] == [None] * 4
     manifest = json.loads((tmp_path / "work" / "manifest.json").read_text())
-    assert manifest["boxes"] == {"column": "objects", "format": "coco", "margin": 0.2}
+    assert manifest["boxes"] == {"column": "objects", "format": "coco", "margin": 0.2, "padding": None}
     refused = recipe("--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work", "--box_format", "yolo")
     assert refused.returncode == 1 and 'its boxes format is "coco", here "yolo"' in refused.stderr
     stream = recipe("--output_dir", tmp_path / "stream", "--streaming")

@@ -17,7 +17,8 @@ import common
 import numpy as np
 import pytest
 import yaml
-from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
+from PIL import Image as Pillow
 from quick_python import quick_python
 from scipy.special import expit
 from transformers import AutoModelForImageClassification, pipeline
@@ -108,6 +109,83 @@ def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
     assert "error: The image in row 2 of split 'train' cannot be decoded" in said and "on_error='skip'" in said
     recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words, "--on_error", "skip")
     assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
+
+
+def coco_rows(count: int, *flat: int) -> Dataset:
+    """Scenes in the columns of detection-datasets/coco; in the rows named, an object has no height."""
+    features = {"image_id": Value("int64"), "image": Image(), "width": Value("int64"), "height": Value("int64")}
+    each = {"bbox_id": Value("int64"), "category": ClassLabel(names=["red", "blue"])}
+    each |= {"bbox": List(Value("float32"), length=4), "area": Value("float32")}
+    features["objects"] = {name: List(feature) for name, feature in each.items()}
+    rows = []
+    for i in range(count):
+        image, boxes = Pillow.new("RGB", (96, 96), "white"), [[4.0, 8.0, 40.0 + i, 50.0], [50.0, 40.0, 90.0, 80.0 + i]]
+        for box, colour in zip(boxes, ("red", "blue")):
+            image.paste(colour, tuple(map(int, box)))
+        if i in flat:
+            boxes[1][3] = boxes[1][1]
+        objects = {"bbox_id": [2 * i, 2 * i + 1], "category": [0, 1], "bbox": boxes, "area": [400.0, 400.0]}
+        rows.append({"image_id": i, "image": image, "width": 96, "height": 96, "objects": objects})
+    return Dataset.from_list(rows, features=Features(features))
+
+
+def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, caplog):
+    DatasetDict(train=coco_rows(10, 2), val=coco_rows(3)).save_to_disk(tmp_path / "coco")
+    words = ["--teacher", EASY_VQA / "teacher", "--bank", EASY_VQA / "aspects.json"]
+    attach = ["--config", ROOT / "recipes" / "coco" / "attach.yaml", "--dtype", "float32", *words]
+    attach += ["--dataset", tmp_path / "coco", "--output_dir", tmp_path / "labelled"]
+    said = refuse("attach_aspects", *attach, "--on_error", "raise")
+    assert "In row 2 of split 'train', object 1 has the box" in said and "pass on_error='skip'" in said
+    recipe("attach_aspects", *attach)
+    printed = capsys.readouterr().out
+    assert "Skipped 1 images of train that cannot be read, or a box in them: rows 2.\n" in printed
+    assert "11 answers for each object of train" in printed
+    answers = load_from_disk(tmp_path / "labelled")["train"]["aspect_logits"][:]
+    assert [each and len(each) for each in answers] == [2, 2, None] + [2] * 7
+
+    train_detector, seen = importlib.import_module("train_detector"), []
+    train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *words]
+    train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
+    train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
+    train += ["--per_device_train_batch_size", "4"]
+    for dataset, *more in ("labelled", "--bank", tmp_path / "labelled"), ("coco", "--aspect_alpha", "0"), ("coco",):
+        given = train_detector.parse([*map(str, [*train, "--dataset", tmp_path / dataset, *more])])
+        splits, rows, bank = train_detector.prepare(*given)
+        seen.append([rows["image_id"][:], splits["validation"]["image_id"][:]])
+        assert (bank is None) == ("--aspect_alpha" in more)
+    assert seen[0] == seen[1] == seen[2] and set(sum(seen[0], [])) == set(range(10)) - {2}
+    assert "Left out 1 of the 10 images of split 'train', first of all row 2: an object there has a box" in caplog.text
+    recipe("train_detector", *train, "--dataset", tmp_path / "labelled", "--bank", tmp_path / "labelled")
+    assert 0 <= json.loads((tmp_path / "out" / "all_results.json").read_text())["test_map"] <= 1
+    said = refuse(
+        "train_detector", *train, "--dataset", tmp_path / "coco", "--aspect_alpha", "0", "--on_error", "raise"
+    )
+    assert re.search("An object in row . of the training dataset has the box .*, which has no area", said)
+
+
+def test_many_skipped_boxes_ask_whether_their_format_is_right(tmp_path, capsys):
+    DatasetDict(train=coco_rows(4)).save_to_disk(tmp_path / "coco")
+    words = ["--config", EASY_VQA / "attach.yaml", "--dataset", tmp_path / "coco", "--output_dir", tmp_path / "out"]
+    recipe("attach_aspects", *words, "--boxes_column", "objects", "--on_error", "skip", "--box_format", "coco")
+    assert "a box in them: rows 0, 1, 2, 3. So many: is --box_format coco right?" in capsys.readouterr().out
+
+
+def test_broken_images_are_skipped_where_training_labels_them(tmp_path, caplog):
+    splits = importlib.import_module("recipes.easy_vqa.data").load_easy_vqa()
+    train = splits["train"].select(range(40)).cast_column("image", Image(decode=False)).to_list()
+    train[7]["image"] = {"bytes": b"no", "path": None}
+    rows = Dataset.from_list(train, features=splits["train"].features)
+    DatasetDict(train=rows, validation=splits["validation"].select(range(8))).save_to_disk(tmp_path / "broken")
+    words = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
+    words += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
+    train_student = importlib.import_module("train_student")
+    args, training_args = train_student.parse([*map(str, words), "--on_error", "skip"])
+    args.images_per_class = None
+    trainer = train_student.train(args, training_args)
+    assert len(trainer.train_dataset) == 39 and "Left out 1 of the 40 rows of the training dataset" in caplog.text
+    args.on_error = "raise"
+    with pytest.raises(ValueError, match="The image in row 7 of split 'train' cannot be decoded .*on_error='skip'"):
+        train_student.train(args, training_args)
 
 
 def test_attach_keeps_one_dataset_in_one_folder(labelled, tmp_path):
@@ -528,6 +606,7 @@ def test_interrupting_stops_all_workers_and_says_so(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by what a shell runs with "&"
     ) as process:
         for _ in range(2400):
             if any(tmp_path.glob("cells/*/log.txt")) or process.poll() is not None:
@@ -554,13 +633,12 @@ def test_every_yaml_under_recipes_names_known_options_only():
     arguments |= {"labels": [compare.CompareArguments]}
     arguments |= {"detect_compare": [compare.CompareArguments, compare.TaskArguments]}
     detector = [train_detector.DetectorArguments, train_detector.ObjectArguments, train_student.MadkdTrainingArguments]
-    detectors = ("detect", "detect_baseline", "detr_resnet50", "rtdetr_r18", "yolos_tiny")
-    arguments |= dict.fromkeys(detectors, detector)
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
     arguments |= {"select": [select_questions.SelectArguments]}
     student = [train_student.StudentArguments, train_student.LoraArguments, train_student.MadkdTrainingArguments]
     files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
     assert files
     for path in files:
-        types = arguments.get(path.stem, student)
+        of_detector = "detector" in (yaml.safe_load(path.read_text()) or {})
+        types = arguments.get(path.stem, detector if of_detector else student)
         common.RecipeParser(*types, description="").parse(["--config", str(path), "--output_dir", "unused"])

@@ -14,8 +14,9 @@ from scipy.special import expit
 from test_recipes import command, recipe, refuse
 from transformers import AutoModelForObjectDetection, pipeline
 
-from madkd_hf import AspectBank
+from madkd_hf import AspectBank, report
 from madkd_hf.labelling import aspect_features
+from madkd_hf.report import figures
 
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +127,28 @@ def test_a_detector_is_published_with_its_aspects(hub, tmp_path, capsys):
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     assert "pipeline_tag: object-detection" in files["README.md"].decode()
     assert not (tmp_path / "out" / "waits_for_hub.json").exists()
+
+
+def test_a_published_detector_tells_the_comparison(hub, tmp_path):
+    words = ["--dataset", labelled(tmp_path / "labelled", by_object=True), "--bank", tmp_path / "labelled"]
+    bank = AspectBank.load(tmp_path / "labelled").fingerprint
+    names = ["base", "object", "shuffled"]
+    cells = [{"condition": name, "seed": s, "map": 30.0 + i * s} for i, name in enumerate(names) for s in (0, 1)]
+    summary = report.summarise(cells, "detection") | {"dataset": "scenes", "bank": bank, "scenes": 6}
+    report.write_report(summary, tmp_path / "run")
+    figures.plot_accuracies(summary, tmp_path / "run" / "figures" / "ap.png")
+    words += ["--config", EASY_VQA / "detect.yaml", "--output_dir", tmp_path / "out", *QUICK]
+    words += ["--push_to_hub", "--hub_model_id", "you/finder"]
+    recipe("train_detector", *words, "--comparison", tmp_path / "run")
+    files = hub.files("you/finder")
+    card = files["README.md"].decode()
+    assert report.table(summary) in card and report.verdict(summary["gain"], "AP") in card
+    assert "6 students were trained for the comparison on `scenes`, 6 labelled images each" in card
+    assert "in this repo is one of them" not in card
+    assert files["figures/ap.png"] == (tmp_path / "run" / "figures" / "ap.png").read_bytes()
+    report.write_report(summary | {"bank": "of others"}, tmp_path / "run")
+    said = refuse("train_detector", *words, "--comparison", tmp_path / "run")
+    assert "is about other questions than the student's" in said and "\n" not in said
 
 
 def test_train_runs_under_accelerate_launch(scenes, tmp_path):
@@ -239,7 +262,7 @@ def test_every_yaml_of_detectors_names_known_options_only():
         args, _ = train_detector.parse(["--config", str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", "unused"])
         assert args.aspect_level == "object"
     args = compare.parse(["--config", str(EASY_VQA / "detect_compare.yaml"), "--output_dir", "unused"])
-    assert args.detects and args.seeds >= 3 and len(args.controls()) == 5
+    assert args.detects and args.seeds >= 3 and {"base", "object", "shuffled"} <= set(args.controls())
     parser = common.RecipeParser(attach.AttachArguments, description="")
     (args,) = parser.parse(["--config", str(ROOT / "recipes/coco/attach.yaml"), "--output_dir", "unused"])
     assert args.box_format == "pascal_voc"

@@ -555,6 +555,67 @@ def test_channels_last_is_a_memory_format_and_nothing_else(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), made.model.parameters()))
 
 
+def test_channels_last_holds_for_the_model_that_model_init_makes_anew(tmp_path):
+    args = arguments(tmp_path, channels_last=True, max_steps=1, **STILL)
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    made = MadkdTrainer(
+        args=args, train_dataset=rows(), processing_class=PROCESSOR, model_init=lambda: student(backbone)
+    )
+    before = made.model
+    made.train()
+    assert made.model is not before
+    for model in (before, made.model):
+        convolutions = [p for p in model.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+        assert convolutions and all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
+
+
+@pytest.mark.parametrize("aspects", [True, False])
+def test_evaluation_batches_that_stay_apart_are_measured_alike(tmp_path, aspects):
+    data, found = rows(10, aspects=aspects, unlabelled=(3,) if aspects else ()), []
+    for joined in (True, False):
+        made = trainer(tmp_path, eval_do_concat_batches=joined, per_device_eval_batch_size=4, evaluate=data)
+        output = made.predict(data)
+        assert isinstance(output.predictions, list) != joined
+        timed = ("runtime", "per_second", "preparation_time")
+        metrics = {**made.evaluate(), **output.metrics}
+        found.append({name: value for name, value in metrics.items() if not name.endswith(timed)})
+    assert found[0] == pytest.approx(found[1]) and "eval_accuracy" in found[0]
+    assert ("eval_aspect_auroc" in found[0]) == aspects
+
+
+def test_metrics_batch_by_batch_need_a_function_for_it(tmp_path):
+    data = rows(10)
+    message = "MadkdTrainer need all evaluation images at once; received batch_eval_metrics=True: leave it out"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, batch_eval_metrics=True)
+    right = []
+
+    def own(prediction, compute_result):
+        right.append((prediction.predictions.argmax(dim=1) == prediction.label_ids).sum().item())
+        return {"right": sum(right)} if compute_result else {}
+
+    made = MadkdTrainer(
+        student(),
+        arguments(tmp_path, batch_eval_metrics=True, per_device_eval_batch_size=4),
+        eval_dataset=data,
+        processing_class=PROCESSOR,
+        compute_metrics=own,
+    )
+    metrics = made.evaluate()
+    assert len(right) == 3 and metrics["eval_right"] == sum(right)
+
+
+@pytest.mark.parametrize("store", ["disk", "device"])
+def test_a_store_for_other_batches_than_ours_is_refused(tmp_path, store):
+    args = arguments(tmp_path, image_store=store)
+    with pytest.raises(ValueError, match=f"image_store='{store}' .* received a data_collator of your own: leave"):
+        MadkdTrainer(student(), args, data_collator=lambda rows: rows, train_dataset=rows())
+    with pytest.raises(ValueError, match=f"image_store='{store}' .* received a train_dataset of .*list.*: leave"):
+        MadkdTrainer(student(), args, train_dataset=list(rows()), processing_class=PROCESSOR)
+    MadkdTrainer(student(), args, data_collator=AspectCollator(PROCESSOR, 4), train_dataset=rows())
+    MadkdTrainer(student(), arguments(tmp_path), data_collator=lambda rows: rows, train_dataset=rows())
+
+
 def test_mixup_blends_images_classes_and_aspects_alike(tmp_path):
     """The loss of the blended batch is that of blended images with blended one-hot classes and probabilities."""
     made = trainer(tmp_path, mixup_alpha=0.4, aspect_alpha=2.0, **STILL)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_detection_trainer as detectors
 import tiny
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
@@ -18,12 +19,24 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_multi_gpu_env
+from datasets import Dataset
 from PIL import Image
 from quick_python import quick_python
-from test_trainer import STILL, StopAfter, assert_same_weights, logged, rows, student, trainer
+from test_trainer import (
+    PROCESSOR,
+    STILL,
+    StopAfter,
+    arguments,
+    assert_same_weights,
+    logged,
+    rows,
+    student,
+    trainer,
+    with_broken_images,
+)
 from transformers import EarlyStoppingCallback, MobileNetV2Config, TrainerCallback
 
-from madkd_hf import MadkdForImageClassification, MadkdTrainingArguments
+from madkd_hf import MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 
 
 ROOT = Path(__file__).parents[1]
@@ -208,6 +221,78 @@ def test_processes_that_a_launcher_starts_on_a_cpu_train_together(tmp_path, monk
     monkeypatch.setattr("torch.accelerator.current_accelerator", lambda check_available: torch.device("cuda"))
     MadkdTrainingArguments(str(tmp_path))
     assert asked == [False, False, True, False]
+
+
+class InParts(torch.nn.Module):
+    """What `nn.DataParallel` does with two devices, one after the other on this one."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.module = module
+        self.calls = 0
+
+    def forward(self, **inputs):
+        halves = [value.chunk(2) for value in inputs.values()]
+        found = [self.module(**dict(zip(inputs, parts))) for parts in zip(*halves)]
+        self.calls += len(found)
+        return type(found[0])((name, torch.cat([each[name] for each in found])) for name in found[0])
+
+
+@pytest.mark.parametrize("store", ["none", "disk"])
+def test_several_gpus_of_one_process_train_as_one_with_the_same_batch(tmp_path, monkeypatch, store):
+    monkeypatch.setattr("torch.nn.DataParallel", InParts)
+    found = []
+    for count in (1, 2):
+        settings = {"gradient_accumulation_steps": 2, "image_store": store, "num_train_epochs": 2, "max_steps": 4}
+        args = arguments(tmp_path, per_device_train_batch_size=4 // count, **settings)
+        args._n_gpu = count
+        made = MadkdTrainer(student(), args, train_dataset=rows(14), eval_dataset=rows(6), processing_class=PROCESSOR)
+        made.train()
+        assert isinstance(made.model_wrapped, InParts) == (count == 2)
+        metrics = made.evaluate()
+        found.append([*(logged(made, name) for name in ("loss", "class_loss", "aspect_loss", "grad_norm"))])
+        found[-1].append([metrics["eval_loss"], metrics["eval_aspect_bce"]])
+    for one, two in zip(*found):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_a_detector_s_batches_are_not_shared_between_the_gpus_of_one_process(tmp_path):
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    message = "MadkdDetectionTrainer cannot share a batch between the 2 GPUs .* with `accelerate launch`, or show it"
+    with pytest.raises(ValueError, match=message):
+        detectors.MadkdDetectionTrainer(
+            detectors.detector(), args, eval_dataset=detectors.rows(), processing_class=detectors.PROCESSOR
+        )
+
+
+def test_objects_without_area_that_the_labelling_skipped_train_no_detector(tmp_path, caplog):
+    data, bad = detectors.rows(8), detectors.rows(8).map(detectors.flat)
+    data = Dataset.from_list([*data.select(range(2)), bad[2], *data.select(range(3, 8))], features=data.features)
+    with pytest.raises(ValueError, match="An object in row 2 of the training dataset has the box"):
+        detectors.trainer(tmp_path, train=data)
+    made = detectors.trainer(tmp_path, train=with_broken_images(data, 2), evaluate=with_broken_images(data, 2))
+    assert caplog.text.count("Left out 1 of the 8 rows of the") == 2 and len(made.train_dataset) == 7
+    with pytest.raises(ValueError, match=r"An object in row 1 of the training dataset \(without the rows left out\)"):
+        detectors.trainer(tmp_path, train=with_broken_images(data.select([0, 1, 2, 2]), 2).select([0, 2, 3]))
+
+
+# How evaluation batches are put together, for detectors (for classifiers see test_trainer.py)
+
+
+def test_a_detector_s_evaluation_batches_may_stay_apart(tmp_path):
+    found = []
+    for together in (True, False):
+        made = detectors.trainer(tmp_path, evaluate=detectors.rows(), eval_do_concat_batches=together)
+        metrics = made.evaluate()
+        found.append([metrics[name] for name in ("eval_loss", "eval_map", "eval_aspect_bce")])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("metrics", [None, lambda prediction, compute_result: {}])
+def test_a_detector_is_not_measured_batch_by_batch(tmp_path, metrics):
+    with pytest.raises(ValueError, match="MadkdDetectionTrainer need all evaluation images at once; received"):
+        detectors.trainer(tmp_path, metrics=metrics, batch_eval_metrics=True)
 
 
 # Fewer bits, less memory, compiled

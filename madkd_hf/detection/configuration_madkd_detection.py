@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import cached_file
 
 
 ASPECT_LEVELS = ("image", "object")
@@ -84,3 +87,44 @@ class MadkdDetectionConfig(PretrainedConfig):
     def num_aspects(self) -> int:
         """Q."""
         return len(self.aspect_ids)
+
+    @property
+    def aspect_width(self) -> int:
+        """How wide what the aspect head reads is; some encoders are of another width than the queries."""
+        names = ["d_model", "hidden_size"]
+        if self.aspect_level == "image":
+            names = ["encoder_hidden_dim", *names]
+        return next(getattr(self.detector_config, name) for name in names if hasattr(self.detector_config, name))
+
+
+def aspects_of(bank: Any) -> dict[str, Any]:
+    """What a configuration says of an `AspectBank`, as arguments of `MadkdDetectionConfig`."""
+    groups = [aspect.group for aspect in bank]
+    return {
+        "aspect_ids": bank.ids,
+        "aspect_questions": bank.questions,
+        "aspect_bank": bank.fingerprint,
+        "aspect_groups": groups if any(groups) else None,
+        "aspect_teacher": _teacher_of(bank.provenance),
+    }
+
+
+def _teacher_of(provenance: dict[str, Any] | None) -> dict[str, str | None] | None:
+    """Model and commit; of a folder only the name, which tells a stranger more than a path of another machine."""
+    name = (provenance or {}).get("model")
+    if not name:
+        return None
+    on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
+    commit = provenance.get("commit")
+    if commit is None and re.fullmatch("[0-9a-f]{40}", provenance.get("revision") or ""):
+        commit = provenance["revision"]
+    return {"model": name if on_the_hub else Path(name).name, "commit": commit}
+
+
+def commit_of(repo: str, revision: str | None = None, **kwargs: Any) -> str | None:
+    """The commit of the configuration that `from_pretrained` would take, or the revision as it came."""
+    names = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
+    options = {name: kwargs[name] for name in names if name in kwargs}
+    path = cached_file(repo, "config.json", revision=revision, **options)
+    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path).as_posix())
+    return found[1] if found else revision

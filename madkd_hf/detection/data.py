@@ -28,8 +28,8 @@ class DetectionCollator:
     the same images.
 
     Rows hold an image and its objects, one struct of lists, `{"bbox": n boxes, "category": n classes}`, or a list of n
-    structs, with `area` and `iscrowd` where known. Objects that the image processor leaves out (crowds) or that a zoom
-    leaves outside the image are no targets, neither is their row of `aspect_logits`.
+    structs, with `area` and `iscrowd` where known. Crowds, and objects that the image processor leaves out or a zoom
+    leaves outside the image, are no targets, neither is their row of `aspect_logits`.
 
     Args:
         image_processor: the detector's own.
@@ -37,6 +37,7 @@ class DetectionCollator:
         box_format: `coco`, `pascal_voc` or `yolo`, see `madkd_hf.boxes`.
         num_aspects: Q, for batches in which no row has answers; 0 leaves such batches without aspect targets.
         aspects_per_object: in such batches, whether answers would be about objects or about the image.
+        num_classes: C, to catch categories outside the classes; None lets them be.
         pixel_mask: False for detectors that take no `pixel_mask` (YOLOS).
         augment: True for training batches; needs albumentations.
         horizontal_flip: probability of mirroring.
@@ -53,6 +54,7 @@ class DetectionCollator:
         box_format: str = "coco",
         num_aspects: int = 0,
         aspects_per_object: bool = False,
+        num_classes: int | None = None,
         pixel_mask: bool = True,
         augment: bool = False,
         horizontal_flip: float = 0.5,
@@ -67,6 +69,7 @@ class DetectionCollator:
         self.box_format = box_format
         self.num_aspects = num_aspects
         self.aspects_per_object = aspects_per_object
+        self.num_classes = num_classes
         self.pixel_mask = pixel_mask
         self.changes = _changes(horizontal_flip, zoom, brightness) if augment else None
         self.seed = seed
@@ -84,19 +87,29 @@ class DetectionCollator:
             `class_labels` [n], `boxes` [n, 4] (centre, width and height as parts of the padded image, as transformers
             has them), `area` [n], `iscrowd` [n], `image_id` [1] (0 where a row has no number), `orig_size` [2] (height
             and width before the image processor), `size` [2], and where the dataset is labelled `aspect_logits`: [Q]
-            about the image or [n, Q] about its objects, NaN where there is no answer.
+            about the image or [n, Q] about its objects, NaN where there is no answer. Where an image of an evaluation
+            batch has k crowds, `crowd_boxes` [k, 4] (left, top, right, bottom in pixels of the image as the row has
+            it) and `crowd_labels` [k].
 
         Raises:
-            ValueError: a missing image column, a bad box, or columns of different lengths.
+            ValueError: a missing image column, for training a missing column of objects, objects without box or
+                category or with one that is none, or columns of different lengths.
             ImportError: augmentation without albumentations.
         """
         if self.image_column not in rows[0]:
-            raise ValueError(f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}.")
+            raise ValueError(
+                f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}: name the images with "
+                "image_column."
+            )
+        if self.changes is not None:
+            self.check_has_objects(rows)
         images = [to_rgb(row[self.image_column]) for row in rows]
         if self.boxes_column not in rows[0]:
             return self._processed(images)
         objects = [self._objects(row, image) for row, image in zip(rows, images)]
         counts = [len(found["boxes"]) for found in objects]
+        crowds = [_those(found, found["iscrowd"] != 0) for found in objects]
+        objects = [_those(found, found["iscrowd"] == 0) for found in objects]
         if self.changes is not None:
             images, objects = zip(*(self._augmented(*pair) for pair in zip(images, objects)))
         ids = [row["image_id"] if isinstance(row.get("image_id"), int) else 0 for row in rows]
@@ -105,7 +118,20 @@ class DetectionCollator:
         batch["labels"] = [
             _target(label, found, target) for label, found, target in zip(batch["labels"], objects, aspects)
         ]
+        if self.changes is None:  # nobody asks where a zoom leaves a crowd
+            for label, crowd in zip(batch["labels"], crowds):
+                if len(crowd["boxes"]):
+                    label["crowd_boxes"] = torch.from_numpy(crowd["boxes"]).float()
+                    label["crowd_labels"] = torch.from_numpy(crowd["category"])
         return batch
+
+    def check_has_objects(self, rows: list[dict[str, Any]]) -> None:
+        """Raise ValueError where the rows have no column of objects."""
+        if self.boxes_column not in rows[0]:
+            raise ValueError(
+                f"Training and evaluation need objects; the rows have no column {self.boxes_column!r}, only "
+                f"{sorted(rows[0])}: name the objects with boxes_column."
+            )
 
     def _processed(self, images: list[Image.Image], annotations: list[dict] | None = None) -> dict[str, Any]:
         given = {} if annotations is None else {"annotations": annotations}
@@ -117,6 +143,11 @@ class DetectionCollator:
     def _objects(self, row: dict[str, Any], image: Image.Image) -> dict[str, np.ndarray]:
         """The objects of one image; `place` tells them apart whatever is left out later."""
         given = _columns(row[self.boxes_column])
+        if missing := {"bbox", "category"} - set(given):
+            raise ValueError(
+                f"Image {row.get('image_id', '')!r}: its objects have no {' and no '.join(sorted(missing))}, only "
+                f"{sorted(given)}: rename their fields, or name another boxes_column."
+            )
         try:
             boxes = corners(given["bbox"], self.box_format, image.size)
         except ValueError as error:
@@ -134,6 +165,14 @@ class DetectionCollator:
                     f"Image {row.get('image_id', '')!r} has {count} boxes, but {len(values)} values of {name!r}: "
                     "expected one for each box."
                 )
+        outside = columns["category"][
+            (columns["category"] < 0) | (columns["category"] >= (self.num_classes or np.inf))
+        ]
+        if len(outside):
+            raise ValueError(
+                f"Image {row.get('image_id', '')!r}: an object has the category {outside[0]}, which is none of the "
+                f"{self.num_classes} classes: build the model with the dataset's id2label."
+            )
         return {"boxes": boxes, "place": np.arange(count), **columns}
 
     def _augmented(
@@ -147,7 +186,7 @@ class DetectionCollator:
         changed = self.changes(image=np.asarray(image), bboxes=objects["boxes"], rows=rows)
         kept = np.asarray(changed["rows"], dtype=np.int64)
         boxes = np.asarray(changed["bboxes"], dtype=np.float64).reshape(-1, 4)
-        left = {name: values[kept] for name, values in objects.items()}
+        left = _those(objects, kept)
         old, new = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (left["boxes"], boxes))
         return Image.fromarray(changed["image"]), {**left, "boxes": boxes, "area": left["area"] * new / old}
 
@@ -179,11 +218,15 @@ class DetectionCollator:
 
 def _columns(stored: dict[str, list] | list[dict[str, Any]] | None) -> dict[str, list]:
     """The objects of a row as one list for each field, empty where the row says nothing about them."""
-    if isinstance(stored, dict) and stored["bbox"] is not None:
+    if isinstance(stored, dict) and stored.get("bbox", []) is not None:
         return stored
     objects = stored if isinstance(stored, list) else []
     names = objects[0] if objects else ("bbox", "category")
     return {name: [each[name] for each in objects] for name in names}
+
+
+def _those(objects: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values[which] for name, values in objects.items()}
 
 
 def _known(values: list | None, otherwise: Any) -> list:
@@ -221,12 +264,12 @@ def _changes(horizontal_flip: float, zoom: float, brightness: float) -> Any:
 def _annotations(image_id: int, objects: dict[str, np.ndarray]) -> dict[str, Any]:
     """COCO annotations whose category is the object's place in its image: what comes back tells which are left."""
     boxes = np.concatenate([objects["boxes"][:, :2], objects["boxes"][:, 2:] - objects["boxes"][:, :2]], axis=1)
-    rows = zip(boxes.tolist(), objects["area"].tolist(), objects["iscrowd"].tolist())
+    rows = enumerate(zip(boxes.tolist(), objects["area"].tolist()))
     return {
         "image_id": image_id,
         "annotations": [
-            {"image_id": image_id, "category_id": i, "bbox": box, "area": area, "iscrowd": crowd}
-            for i, (box, area, crowd) in enumerate(rows)
+            {"image_id": image_id, "category_id": i, "bbox": box, "area": area, "iscrowd": 0}
+            for i, (box, area) in rows
         ],
     }
 

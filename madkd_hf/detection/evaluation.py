@@ -22,16 +22,20 @@ class SizedCollator:
 
     Args:
         collator: makes the batches; it leaves the pixel mask in, whether the detector takes it or not.
+        with_labels: whether images without a column of objects are refused.
     """
 
-    def __init__(self, collator: DetectionCollator):
+    def __init__(self, collator: DetectionCollator, with_labels: bool = False):
         self.collator = collator
+        self.with_labels = with_labels
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """
         Returns:
             The batch, and `orig_sizes` [B, 2], height and width of the images before the image processor.
         """
+        if self.with_labels:
+            self.collator.check_has_objects(rows)
         column = self.collator.boxes_column
         known = column in rows[0]
         if not known:  # as images without objects: it is their labels that tell the sizes
@@ -121,29 +125,43 @@ def detections(outputs: Any, processor: BaseImageProcessor, frames: Frames, leve
 
 
 def references(labels: list[dict[str, torch.Tensor]], frames: Frames) -> list[dict[str, np.ndarray]]:
-    """What is there, in pixels of the original images: `boxes` [n, 4], `labels` [n], where known `area` [n] and
-    `aspect_logits` [n, Q] or [Q], the teacher's."""
+    """What is there, in pixels of the original images: `boxes` [n, 4], `labels` [n], `iscrowd` [n], 1 for crowds,
+    which come last; where known `area` [n] and the teacher's `aspect_logits`, [n, Q], NaN for crowds, or [Q]."""
     results = []
     for label, (height, width), scale in zip(labels, frames.sizes, frames.scales):
-        boxes = center_to_corners_format(label["boxes"].double().cpu()) * torch.stack([width, height, width, height])
-        result = {"boxes": boxes.numpy(), "labels": label["class_labels"].cpu().numpy()}
+        label = {name: values.cpu() for name, values in label.items()}
+        boxes = center_to_corners_format(label["boxes"].double()) * torch.stack([width, height, width, height])
+        crowds = label.get("crowd_boxes", boxes[:0]).double()
+        classes = label["class_labels"]
+        result = {
+            "boxes": torch.cat([boxes, crowds]),
+            "labels": torch.cat([classes, label.get("crowd_labels", classes[:0])]),
+            "iscrowd": torch.cat([torch.zeros(len(boxes)), torch.ones(len(crowds))]).long(),
+        }
         if "area" in label:
-            result["area"] = (label["area"].double().cpu() * scale).numpy()
+            of_crowds = (crowds[:, 2:] - crowds[:, :2]).prod(dim=1)
+            result["area"] = torch.cat([label["area"].double() * scale, of_crowds])
         if "aspect_logits" in label:
-            result["aspect_logits"] = label["aspect_logits"].float().cpu().numpy()
-        results.append(result)
+            answers = label["aspect_logits"].float()
+            result["aspect_logits"] = _beside_crowds(answers, label) if answers.ndim == 2 else answers
+        results.append({name: values.numpy() for name, values in result.items()})
     return results
 
 
 def matched_answers(outputs: Any, labels: list[dict[str, torch.Tensor]]) -> list[np.ndarray]:
     """The student's answers about each object, those of the query that its matcher gives to it: for each image
-    [n, Q], NaN where there is none."""
+    [n, Q], NaN where there is none, as for the crowds, which come last."""
     results = []
     for aspects, label, (queries, objects) in zip(outputs.aspect_logits.float().cpu(), labels, outputs.matches):
         answers = torch.full((len(label["class_labels"]), aspects.shape[1]), torch.nan)
         answers[objects.cpu()] = aspects[queries.cpu()]
-        results.append(answers.numpy())
+        results.append(_beside_crowds(answers, label).numpy())
     return results
+
+
+def _beside_crowds(answers: torch.Tensor, label: dict[str, torch.Tensor]) -> torch.Tensor:
+    crowds = len(label.get("crowd_labels", ()))
+    return torch.cat([answers, answers.new_full((crowds, answers.shape[1]), torch.nan)])
 
 
 def detection_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:

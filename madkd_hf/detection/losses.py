@@ -1,11 +1,15 @@
-"""The aspect loss of a detector: about its objects, or about the image."""
+"""The aspect loss of a detector, about its objects or about the image, and the detector's own in several processes."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import reduce
 from torch.nn import functional as F
+from transformers.loss import loss_for_object_detection
 
 
 def aspect_loss(
@@ -14,8 +18,9 @@ def aspect_loss(
     """Binary cross-entropy between the student's answers and the teacher's, sigmoid(aspect_logits) of the labels.
 
     The mean over aspects and rows, where a row is an object with the query that the detector's matcher gave it (level
-    "object"), or an image (level "image"). Rows of which the teacher said nothing (NaN, or no `aspect_logits` among
-    the labels) are left out; where none remains the loss is 0, still with a gradient.
+    "object"), or an image (level "image"). An object with several queries, as detectors with groups of them give it in
+    training, counts as one row, the mean over them. Rows of which the teacher said nothing (NaN, or no `aspect_logits`
+    among the labels) are left out; where none remains the loss is 0, still with a gradient.
 
     Args:
         outputs: of `MadkdForObjectDetection`; about objects, with their `matches`.
@@ -28,32 +33,33 @@ def aspect_loss(
     Raises:
         ValueError: the level is another, there are no matches, or answers of another shape than the model's.
     """
-    scores, targets = _pairs(outputs, labels, level)
+    scores, targets, weights = _pairs(outputs, labels, level)
     known = torch.isfinite(targets)
     each = F.binary_cross_entropy_with_logits(
         scores.float(), torch.where(known, targets, 0.0).sigmoid(), reduction="none"
     )
     if rows is None:
-        rows = known.any(dim=1).sum().clamp(min=1)
-    return torch.where(known, each, 0.0).sum(dim=1).sum() / (rows * max(scores.shape[1], 1))
+        rows = (weights * known.any(dim=1)).sum().clamp(min=1)
+    return (weights * torch.where(known, each, 0.0).sum(dim=1)).sum() / (rows * max(scores.shape[1], 1))
 
 
-def _pairs(outputs: Any, labels: list[dict[str, Any]], level: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """[rows, Q] of the student and [rows, Q] of the teacher, NaN where it said nothing."""
+def _pairs(outputs: Any, labels: list[dict[str, Any]], level: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[rows, Q] of the student, [rows, Q] of the teacher, NaN where it said nothing, and [rows] what each weighs."""
     scores = outputs.aspect_logits
     if level == "image":
         answers = [_answers(label, (scores.shape[1],), scores.device) for label in labels]
-        return scores, torch.stack(answers)
+        return scores, torch.stack(answers), torch.ones(len(answers), device=scores.device)
     if level != "object":
         raise ValueError(f'level is "object" or "image"; received {level!r}.')
     if outputs.matches is None:
         raise ValueError("The aspect loss of objects needs to know their queries: give the model its labels.")
-    places, answers = [], []
+    places, answers, weights = [], [], []
     for i, ((queries, objects), label) in enumerate(zip(outputs.matches, labels, strict=True)):
+        weights.append((1 / objects.bincount()[objects]).to(scores.device))
         queries, objects = queries.to(scores.device), objects.to(scores.device)
         places.append(scores[i, queries])
         answers.append(_answers(label, (len(label["boxes"]), scores.shape[2]), scores.device)[objects])
-    return torch.cat(places), torch.cat(answers)
+    return torch.cat(places), torch.cat(answers), torch.cat(weights)
 
 
 def _answers(label: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
@@ -64,3 +70,22 @@ def _answers(label: dict[str, Any], shape: tuple[int, ...], device: torch.device
     if answers.shape != shape and (answers.numel() or 0 not in shape):  # no objects may have no columns either
         raise ValueError(f"`aspect_logits` of these labels should be {list(shape)}; received {list(answers.shape)}.")
     return answers.reshape(shape)
+
+
+@contextmanager
+def objects_of_all_processes() -> Iterator[None]:
+    """Makes transformers' losses divide by the objects of all processes divided by the number of processes.
+
+    They divide by the number of processes what is their mean already: `accelerate.utils.reduce`, as they call it, is a
+    mean, and with W processes their losses are W times as large.
+    """
+
+    def summed(tensor: torch.Tensor, reduction: str = "sum", scale: float = 1.0) -> torch.Tensor:
+        return reduce(tensor, reduction, scale)
+
+    kept = getattr(loss_for_object_detection, "reduce", None)
+    loss_for_object_detection.reduce = summed
+    try:
+        yield
+    finally:
+        loss_for_object_detection.reduce = kept

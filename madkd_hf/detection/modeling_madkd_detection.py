@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import re
 import typing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import AutoConfig, AutoModelForObjectDetection, PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, cached_file
+from transformers import (
+    MODEL_FOR_OBJECT_DETECTION_MAPPING,
+    AutoConfig,
+    AutoModelForObjectDetection,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .configuration_madkd_detection import MadkdDetectionConfig
+from .configuration_madkd_detection import MadkdDetectionConfig, aspects_of, commit_of
+
+
+REMEDY = 'pass the id, folder or configuration of a model for AutoModelForObjectDetection, as "PekingU/rtdetr_r18vd"'
 
 
 @dataclass
@@ -32,7 +41,10 @@ class MadkdObjectDetectionOutput(ModelOutput):
         aspect_logits: aspect scores before the sigmoid, in the bank's order: [B, N, Q] of the queries, or [B, Q] of
             the images, by the configuration's `aspect_level`.
         matches: which query the detector's own matcher gave to which object in the last layer, when labels were given:
-            B pairs of index tensors, into the N queries and into the image's objects.
+            B pairs of index tensors, into the N queries and into the image's objects. In training, detectors with
+            groups of queries (`group_detr`) give each object one query of each group.
+        hidden_states, attentions, encoder_hidden_states, encoder_attentions, decoder_hidden_states,
+        decoder_attentions, cross_attentions: those of them that the detector has, when they were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -41,6 +53,18 @@ class MadkdObjectDetectionOutput(ModelOutput):
     pred_boxes: torch.FloatTensor | None = None
     aspect_logits: torch.FloatTensor | None = None
     matches: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+LAYER_OUTPUTS = [
+    name for name in MadkdObjectDetectionOutput.__dataclass_fields__ if name.endswith(("_states", "attentions"))
+]
 
 
 class MadkdForObjectDetection(PreTrainedModel):
@@ -63,15 +87,17 @@ class MadkdForObjectDetection(PreTrainedModel):
         self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
         _check_outputs(self.detector, config.aspect_level)
         self.takes_mask = "pixel_mask" in inspect.signature(self.detector.forward).parameters
-        self.aspect_head = nn.Linear(_width(config.detector_config, config.aspect_level), config.num_aspects)
+        self.aspect_head = nn.Linear(config.aspect_width, config.num_aspects)
         self.supports_gradient_checkpointing = self.detector.supports_gradient_checkpointing
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MadkdObjectDetectionOutput:
         """
         Args:
@@ -79,16 +105,18 @@ class MadkdForObjectDetection(PreTrainedModel):
             pixel_mask: [B, height, width], 1 where the image is and 0 where it was padded.
             labels: of each image `class_labels` [n] and `boxes` [n, 4], as the detector wants them. `aspect_logits`
                 may be among them: they are for the aspect loss.
+            kwargs: of any model of transformers: `output_hidden_states`, `output_attentions`, `return_dict` (False for
+                a tuple without what is None), ...
         """
         if labels is not None:
             labels = [{name: label[name] for name in label if name != "aspect_logits"} for label in labels]
         mask = {"pixel_mask": pixel_mask} if self.takes_mask and pixel_mask is not None else {}
         about_image = self.config.aspect_level == "image"
         encoder = getattr(self.detector.base_model, "encoder", None) if about_image and mask else None
-        with _matcher_calls(labels is not None) as calls, _mask_of(encoder) as encoder_mask:
-            outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask)
-        # The loss matches the last layer first, without the queries that stand in front of the others for denoising.
-        rows, matches = calls[0] if calls else (outputs.logits.shape[1], None)
+        asked = nullcontext([]) if labels is None else _first_matching(self.detector.training)
+        with asked as matching, _mask_of(encoder) as encoder_mask:
+            outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **kwargs)
+        rows, matches = matching[0] if matching else (outputs.logits.shape[1], None)
         if about_image:
             features = self._pooled(outputs, rows, pixel_values.shape[-2:], pixel_mask, encoder_mask)
         else:
@@ -100,6 +128,7 @@ class MadkdForObjectDetection(PreTrainedModel):
             pred_boxes=outputs.pred_boxes[:, -rows:],
             aspect_logits=self.aspect_head(features),
             matches=matches,
+            **{name: outputs.get(name) for name in LAYER_OUTPUTS},
         )
 
     def _pooled(
@@ -169,16 +198,28 @@ class MadkdForObjectDetection(PreTrainedModel):
             aspect_level: "object" or "image", what the questions are about.
             pretrained: False takes the architecture alone from the id or folder, as for training from scratch.
             kwargs: of `from_pretrained` (`revision`, `token`, `cache_dir`, `trust_remote_code`, ...).
+
+        Returns:
+            The student in evaluation mode, as `from_pretrained` gives it; a Trainer takes it out of there.
+
+        Raises:
+            ValueError: no detector, or one that has nothing for the aspect head to read.
         """
-        origin = {} if bank is None else _aspects_of(bank)
+        origin = {} if bank is None else aspects_of(bank)
         if isinstance(detector, PretrainedConfig):
             config, pretrained = copy.deepcopy(detector), False
         else:
             if not Path(detector).is_dir():
-                kwargs["revision"] = commit = _commit_of(detector, **kwargs)
+                kwargs["revision"] = commit = commit_of(detector, **kwargs)
                 origin |= {"base_model": str(detector), "base_model_revision": commit} if pretrained else {}
+            elif not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
+                raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")
             config = AutoConfig.from_pretrained(detector, **kwargs)
         is_student = config.model_type == MadkdDetectionConfig.model_type
+        own_code = "AutoModelForObjectDetection" in (getattr(config, "auto_map", None) or {})
+        if not (is_student or own_code or type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING):
+            received = type(config).__name__ if isinstance(detector, PretrainedConfig) else detector
+            raise ValueError(f"Expected a detector; {received} is a model of type {config.model_type!r}: {REMEDY}.")
         if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
             origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
         config.id2label = {int(index): name for index, name in id2label.items()}
@@ -191,17 +232,17 @@ class MadkdForObjectDetection(PreTrainedModel):
                 detector, config=config, ignore_mismatched_sizes=True, **kwargs
             )
             model.detector.load_state_dict((source.detector if is_student else source).state_dict())
-        return model
+        return model.eval()
 
     def to_plain(self) -> PreTrainedModel:
         """The bare transformers detector: the same classes and boxes, no aspects, no code of ours.
 
         Returns:
-            A copy of the detector, of its own class.
+            A copy of the detector, of its own class, in evaluation mode, as `from_pretrained` gives it.
         """
         plain = copy.deepcopy(self.detector)
         plain.zero_grad()
-        return plain
+        return plain.eval()
 
 
 def _check_outputs(detector: nn.Module, level: str) -> None:
@@ -244,32 +285,28 @@ def _states(outputs: ModelOutput) -> torch.Tensor:
     return outputs.last_hidden_state
 
 
-def _width(config: PretrainedConfig, level: str) -> int:
-    """How wide what the aspect head reads is; some encoders are of another width than the queries."""
-    names = ["d_model", "hidden_size"]
-    if level == "image":
-        names = ["encoder_hidden_dim", *names]
-    return next(getattr(config, name) for name in names if hasattr(config, name))
-
-
 @contextmanager
-def _matcher_calls(wanted: bool) -> Iterator[list[tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]]]:
-    """How many queries a matcher was given, and what it answered, call by call.
+def _first_matching(training: bool) -> Iterator[list[tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]]]:
+    """How many queries the first call of a matcher was about, and what it answered; nothing where none is called.
 
-    A detector builds its matcher anew for every loss and keeps what it answers to itself.
+    A detector builds its matcher anew for every loss and keeps what it answers to itself. The loss matches the last
+    layer first, without the queries that stand in front of the others for denoising.
     """
-    calls = []
+    found = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if type(module).__name__.endswith("HungarianMatcher"):
-            calls.append((inputs[0]["logits"].shape[1], output))
+        if found or not type(module).__name__.endswith("HungarianMatcher"):
+            return
+        predictions, targets, *groups = inputs
+        if groups and not training:  # then there is one group, which the losses of LW-DETR and RF-DETR cut up again
+            output = module.forward(predictions, targets, 1)
+        found.append((predictions["logits"].shape[1], output))
 
-    handle = register_module_forward_hook(note) if wanted else None  # every module pays a little for it
+    handle = register_module_forward_hook(note)
     try:
-        yield calls
+        yield found
     finally:
-        if handle is not None:
-            handle.remove()
+        handle.remove()
 
 
 @contextmanager
@@ -287,38 +324,6 @@ def _mask_of(encoder: nn.Module | None) -> Iterator[list[torch.Tensor]]:
     finally:
         if handle is not None:
             handle.remove()
-
-
-def _aspects_of(bank: Any) -> dict[str, Any]:
-    groups = [aspect.group for aspect in bank]
-    return {
-        "aspect_ids": bank.ids,
-        "aspect_questions": bank.questions,
-        "aspect_bank": bank.fingerprint,
-        "aspect_groups": groups if any(groups) else None,
-        "aspect_teacher": _teacher_of(bank.provenance),
-    }
-
-
-def _teacher_of(provenance: dict[str, Any] | None) -> dict[str, str | None] | None:
-    """Model and commit; of a folder only the name, which tells a stranger more than a path of another machine."""
-    name = (provenance or {}).get("model")
-    if not name:
-        return None
-    on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
-    commit = provenance.get("commit")
-    if commit is None and re.fullmatch("[0-9a-f]{40}", provenance.get("revision") or ""):
-        commit = provenance["revision"]
-    return {"model": name if on_the_hub else Path(name).name, "commit": commit}
-
-
-def _commit_of(repo: str, revision: str | None = None, **kwargs: Any) -> str | None:
-    """The commit of the configuration that `from_pretrained` would take, or the revision as it came."""
-    names = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
-    options = {name: kwargs[name] for name in names if name in kwargs}
-    path = cached_file(repo, "config.json", revision=revision, **options)
-    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path).as_posix())
-    return found[1] if found else revision
 
 
 MadkdDetectionConfig.register_for_auto_class()

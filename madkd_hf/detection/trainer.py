@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from accelerate.utils import gather_object, reduce
-from datasets import ClassLabel, Dataset
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
-from transformers.loss import loss_for_object_detection
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from ..boxes import BOX_FORMATS
-from ..student.distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
+from ..student.distilling import DistillingTrainer, TellEpoch, check_answers
 from ..student.steps import own_rows
 from ..student.training_args import MadkdTrainingArguments
+from .checks import check_has_column, check_objects
 from .data import DetectionCollator
 from .evaluation import SizedCollator, detection_metrics, detections, frames_of, matched_answers, references
-from .losses import aspect_loss
+from .losses import aspect_loss, objects_of_all_processes
 from .modeling_madkd_detection import MadkdForObjectDetection
 
 
@@ -59,9 +54,10 @@ class MadkdDetectionTrainer(DistillingTrainer):
 
     Evaluation tells COCO's metrics of the 100 best boxes an image, in pixels of the original image, and where there
     are targets AUROC and BCE of the aspects against the teacher: of objects, those of the queries that the detector's
-    own matcher gives to them. Crowds, which image processors leave out, are no objects. `predict` returns as
-    `predictions` a list with, for each image in order, `boxes` [m, 4] (left, top, right, bottom in pixels), `scores`
-    [m], `labels` [m], and `aspect_logits` [m, Q] or [Q]; where the rows have objects, `label_ids` is a list of theirs.
+    own matcher gives to them. Crowds (objects with `iscrowd`) are no targets of the training; a detection on one is
+    neither right nor wrong, as COCO has it. `predict` returns as `predictions` a list with, for each image in order,
+    `boxes` [m, 4] (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and `aspect_logits` [m, Q] or [Q];
+    where the rows have objects, `label_ids` is a list of what `evaluation.references` says of them.
 
     With `push_to_hub=True`, the Hub is asked before training whether a push can succeed, and changed only by the push
     itself: one commit with the finished student and its card.
@@ -81,7 +77,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
 
     Raises:
         ValueError: a model that is no detector of ours, answers that do not fit its bank or level, classes or boxes
-            that do not fit, no objects at all, or arguments for what detectors do not have.
+            that do not fit, no objects at all, several GPUs in one process, arguments for what detectors do not have.
         ImportError: training without albumentations.
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
@@ -115,12 +111,19 @@ class MadkdDetectionTrainer(DistillingTrainer):
             compute_metrics=compute_metrics or detection_metrics,
             **kwargs,
         )
+        self._test_collator = data_collator  # of images to predict for, which may have no objects
         if self._own_collator:
             return
         config = self.model.config
-        settings = {"num_aspects": config.num_aspects, "aspects_per_object": config.aspect_level == "object"}
+        settings = {
+            "num_aspects": config.num_aspects,
+            "aspects_per_object": config.aspect_level == "object",
+            "num_classes": config.num_labels,
+        }
         columns = processing_class, image_column, boxes_column, box_format
-        self.eval_collator = SizedCollator(DetectionCollator(*columns, **settings))
+        evaluating = DetectionCollator(*columns, **settings)
+        self.eval_collator = SizedCollator(evaluating, with_labels=True)
+        self._test_collator = SizedCollator(evaluating)
         if train_dataset is not None:  # evaluation alone does without albumentations
             self.train_collator = DetectionCollator(
                 *columns,
@@ -161,49 +164,24 @@ class MadkdDetectionTrainer(DistillingTrainer):
                     "classifiers."
                 )
 
+    def _fitting(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
+        if isinstance(dataset, IterableDataset) and dataset.features and with_labels and not self._own_collator:
+            check_has_column(dataset.features, name, self.boxes_column)
+        return super()._fitting(dataset, name, with_labels)
+
+    def get_test_dataloader(self, test_dataset):
+        kept, self.eval_collator = self.eval_collator, self._test_collator
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.eval_collator = kept
+
     def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
         """Refuses what the class says, but without labels, as for predictions, no missing objects."""
-        if not self._own_collator and (with_labels or self.boxes_column in dataset.features):
-            self._check_objects(dataset, name, with_labels)
-        check_answers(dataset, self.model.config, of_objects=self.model.config.aspect_level == "object")
-
-    def _check_objects(self, dataset: Dataset, name: str, with_labels: bool) -> None:
-        if self.boxes_column not in dataset.features:
-            raise ValueError(
-                f"There is no column {self.boxes_column!r} in {name}, which has {list(dataset.features)}: name the "
-                "objects with boxes_column."
-            )
-        feature = dataset.features[self.boxes_column]
-        fields = feature if isinstance(feature, dict) else getattr(feature, "feature", None)
-        missing = {"bbox", "category"} - set(fields if isinstance(fields, dict) else ())
-        if missing:
-            raise ValueError(
-                f"The column {self.boxes_column!r} of {name} holds {feature}: expected objects with the fields 'bbox' "
-                "and 'category'; rename its fields, or name another boxes_column."
-            )
-        category = getattr(fields["category"], "feature", fields["category"])
-        if isinstance(category, ClassLabel):
-            check_classes(category.num_classes, self.model.config)
-        if not len(dataset):
-            return
-        count, lowest, highest = _categories(dataset, self.boxes_column)
-        if with_labels and not count:
-            raise ValueError(
-                f"None of the {len(dataset)} images of {name} has an object in the column {self.boxes_column!r}: "
-                "there is nothing to learn or to measure; pass rows with objects."
-            )
-        if with_labels and (found := _without_area(dataset, self.boxes_column, self.box_format)):
-            raise ValueError(
-                f"An object in row {found[0]} of {name} has the box {found[1]}, which has no area: expected "
-                f"{self.box_format} boxes, {BOX_FORMATS[self.box_format]}; correct the box or leave the object out."
-            )
-        classes = self.model.config.num_labels
-        if count and not (0 <= lowest and highest < classes):
-            found = lowest if lowest < 0 else highest
-            raise ValueError(
-                f"An object of {name} has the category {found}, which is none of the {classes} classes: expected an "
-                f"integer from 0 to {classes - 1}; build the model with the dataset's id2label."
-            )
+        config = self.model.config
+        if not self._own_collator:
+            check_objects(dataset, name, self.boxes_column, self.box_format, config, with_labels)
+        check_answers(dataset, config, of_objects=config.aspect_level == "object")
 
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch without them. A batch of nothing else keeps an image, as every process takes part in each step."""
@@ -222,6 +200,12 @@ class MadkdDetectionTrainer(DistillingTrainer):
 
     def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
         """How many objects (or images) have answers, on average over a step's batches in all processes; a scalar."""
+        for batch in batches:
+            if "labels" not in batch:
+                raise ValueError(
+                    f"A batch to train on has no `labels`, only {sorted(batch)}: let data_collator add them as "
+                    "DetectionCollator does."
+                )
         labels = [label for batch in batches for label in batch["labels"] if "aspect_logits" in label]
         rows = [label["aspect_logits"].isfinite().any(dim=-1).sum() for label in labels]
         mean = torch.stack(rows).sum() / len(batches) if rows else torch.zeros(())
@@ -236,7 +220,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         names = ["pixel_values", "labels", *(["pixel_mask"] if self.model.takes_mask else [])]
-        with _objects_of_all_processes():
+        with objects_of_all_processes():
             return model(**{name: inputs[name] for name in names if name in inputs})
 
     def compute_loss(
@@ -328,69 +312,3 @@ class MadkdDetectionTrainer(DistillingTrainer):
         of_classifiers = "mixup_alpha", "label_smoothing_factor", "crop_scale"
         kept = {name: value for name, value in super()._hyperparameters().items() if name not in of_classifiers}
         return kept | {"zoom": self._zoom}
-
-
-@contextmanager
-def _objects_of_all_processes() -> Iterator[None]:
-    """Makes transformers' losses divide by the objects of all processes divided by the number of processes.
-
-    They divide by the number of processes what is their mean already: `accelerate.utils.reduce`, as they call it, is a
-    mean, and with W processes their losses are W times as large.
-    """
-
-    def summed(tensor: torch.Tensor, reduction: str = "sum", scale: float = 1.0) -> torch.Tensor:
-        return reduce(tensor, reduction, scale)
-
-    kept = getattr(loss_for_object_detection, "reduce", None)
-    loss_for_object_detection.reduce = summed
-    try:
-        yield
-    finally:
-        loss_for_object_detection.reduce = kept
-
-
-def _fields(dataset: Dataset, boxes_column: str, field: str) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """One field of all objects, and the rows that they are in, table by table."""
-    start = 0
-    for table in dataset.select_columns(boxes_column).with_format("arrow").iter(batch_size=10_000):
-        column = table[boxes_column].combine_chunks()
-        if pa.types.is_struct(column.type):
-            lists = pc.struct_field(column, field)
-            values = pc.list_flatten(lists)
-        else:
-            lists, values = column, pc.struct_field(pc.list_flatten(column), field)
-        yield pc.add(pc.list_parent_indices(lists), start), values
-        start += len(table)
-
-
-def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
-    """How many objects there are, and the lowest and the highest of their categories.
-
-    Raises:
-        ValueError: an object has none.
-    """
-    count, low, high = 0, [], []
-    for rows, values in _fields(dataset, boxes_column, "category"):
-        if values.null_count:
-            row = rows[pc.index(values.is_null(), True).as_py()]
-            raise ValueError(f"An object in row {row} has no category: give it one, or leave the object out.")
-        found = pc.min_max(values).as_py()
-        if found["min"] is not None:
-            count += len(values)
-            low.append(found["min"])
-            high.append(found["max"])
-    return count, min(low, default=0), max(high, default=0)
-
-
-def _without_area(dataset: Dataset, boxes_column: str, box_format: str) -> tuple[int, list[float]] | None:
-    """The first object whose box has no width or no height: its row and its box."""
-    for rows, values in _fields(dataset, boxes_column, "bbox"):
-        numbers = pc.list_flatten(values).to_numpy(zero_copy_only=False)
-        if len(numbers) != 4 * len(values):
-            continue  # the first batch tells which
-        boxes = numbers.reshape(-1, 4)
-        sides = boxes[:, 2:] - boxes[:, :2] if box_format == "pascal_voc" else boxes[:, 2:]
-        bad = np.flatnonzero((sides <= 0).any(axis=1))
-        if len(bad):
-            return rows[int(bad[0])].as_py(), boxes[bad[0]].tolist()
-    return None

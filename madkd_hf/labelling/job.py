@@ -54,6 +54,7 @@ def attach_aspects(
     boxes_column: str | None = None,
     box_format: str = "coco",
     box_margin: float = 0.1,
+    box_padding: float | None = None,
 ) -> AnyDataset:
     """Let a multimodal LLM answer the bank's questions about every image, and store the answers as columns.
 
@@ -93,6 +94,9 @@ def attach_aspects(
         box_format: what the 4 numbers of a box are: "coco" (x, y, width, height in pixels), "pascal_voc" (left, top,
             right, bottom in pixels) or "yolo" (centre x, centre y, width, height, 0 to 1).
         box_margin: how much the teacher sees around an object on each side, as a part of the box's width and height.
+        box_padding: puts each crop in the middle of a white square, with at least this much white on each side, as a
+            part of the crop's longer side: for teachers that crops with other objects in their corners, or without
+            any ground, confuse. By default the crop is shown as it is.
 
     Returns:
         The same rows with the three columns added; for a stream, the stream that reads the Parquet shards.
@@ -103,7 +107,7 @@ def attach_aspects(
             a work_dir that holds another job.
         OSError: the work_dir cannot be written to, or the disk is full; what was done is kept.
     """
-    boxes = _boxes(boxes_column, box_format, box_margin)
+    boxes = _boxes(boxes_column, box_format, box_margin, box_padding)
     sources = sources_of(dataset, splits, image_column, boxes)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
@@ -124,12 +128,12 @@ def attach_aspects(
     return type(dataset)({source.split: results[source.split] for source in sources})
 
 
-def _boxes(column: str | None, box_format: str, margin: float) -> Boxes | None:
-    boxes = Boxes(column or "", box_format, margin)
+def _boxes(column: str | None, box_format: str, margin: float, padding: float | None) -> Boxes | None:
+    boxes = Boxes(column or "", box_format, margin, padding)
     if column is None and boxes != Boxes(""):
         raise ValueError(
-            f"box_format={box_format!r} and box_margin={margin} say nothing without boxes: name their column with "
-            "boxes_column."
+            f"box_format={box_format!r}, box_margin={margin} and box_padding={padding} say nothing without boxes: "
+            "name their column with boxes_column."
         )
     return None if column is None else boxes
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets import Features, Value
-from PIL.Image import Image
+from PIL import Image
 
 from ..boxes import check_format, corners, grown
 from ..objects import BOX, LISTS
@@ -21,21 +21,25 @@ class Boxes:
         column: of structs of lists, `{"bbox": [[...], ...], ...}`, or of lists of structs, `[{"bbox": [...]}, ...]`.
         format: what the 4 numbers of a box are, a name from `madkd_hf.boxes.BOX_FORMATS`.
         margin: what is shown around the box on each side, as a part of its width and height.
+        padding: the crop is put in the middle of a white square, with at least this much white on each side, as a part
+            of its longer side; None leaves it as it is.
 
     Raises:
-        ValueError: an unknown format, or a margin that is no number from 0 on.
+        ValueError: an unknown format, or a margin or padding that is no number from 0 on.
     """
 
     column: str
     format: str = "coco"
     margin: float = 0.1
+    padding: float | None = None
 
     def __post_init__(self) -> None:
         check_format(self.format)
-        if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise ValueError(
-                f"box_margin={self.margin} is no margin: expected a part of the box's sides, 0 or more, such as 0.1."
-            )
+        for name, value in (("margin", self.margin), ("padding", self.padding or 0)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"box_{name}={value} is no {name}: expected a part of the box's sides, 0 or more, such as 0.1."
+                )
 
     @property
     def state(self) -> dict[str, Any]:
@@ -68,7 +72,15 @@ class Boxes:
             return stored[BOX] or []
         return [each and each[BOX] for each in stored or []]
 
-    def crops(self, image: Image, stored: Any) -> list[Image]:
+    def crops(self, image: Image.Image, stored: Any) -> list[Image.Image]:
         """One image for each object, in the order of the boxes; raises ValueError for a box that cannot be."""
         found = grown(corners(self.of(stored), self.format, image.size), self.margin, image.size)
-        return [image.crop(tuple(box)) for box in found.tolist()]
+        crops = [image.crop(tuple(box)) for box in found.tolist()]
+        return crops if self.padding is None else [_padded(crop, self.padding) for crop in crops]
+
+
+def _padded(crop: Image.Image, padding: float) -> Image.Image:
+    side = round((1 + 2 * padding) * max(crop.size))
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
+    return square

@@ -25,11 +25,15 @@ class DistillingTrainer(PublishedTrainer):
 
     Attributes:
         parts: of the loss, by the names under which they are logged; 0 where a batch has none.
+        measures_batches: whether `compute_metrics` may be given one evaluation batch after the other.
+        splits_batches: whether a batch may be cut in parts for several devices of one process (nn.DataParallel).
         train_collator, eval_collator: make batches for training and for everything else; a subclass makes its own
             where the user gave none.
     """
 
     parts: tuple[str, ...] = ("aspect_loss",)
+    measures_batches = False
+    splits_batches = False
 
     def __init__(
         self,
@@ -51,6 +55,12 @@ class DistillingTrainer(PublishedTrainer):
         if data_collator is None and processing_class is None:
             raise ValueError("Pass the student's image processor as processing_class, or a data_collator of your own.")
         args.check_hub_strategy()
+        if args.batch_eval_metrics and not self.measures_batches:
+            raise ValueError(
+                f"The metrics of {type(self).__name__} need all evaluation images at once; received "
+                "batch_eval_metrics=True: leave it out; eval_accumulation_steps=1 is what spares the accelerator's "
+                "memory."
+            )
         super().__init__(
             model,
             args,
@@ -61,9 +71,13 @@ class DistillingTrainer(PublishedTrainer):
             compute_metrics=compute_metrics,
             **kwargs,
         )
+        if args.n_gpu > 1 and not self.splits_batches:
+            raise ValueError(
+                f"{type(self).__name__} cannot share a batch between the {args.n_gpu} GPUs of one process: start one "
+                "process for each with `accelerate launch`, or show it a single one with CUDA_VISIBLE_DEVICES=0."
+            )
         self._refuse_unfit()
-        if args.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+        self._in_its_format(self.model)
         self.train_dataset = self._fitting(train_dataset, "the training dataset")
         if isinstance(eval_dataset, dict):
             named = {
@@ -101,6 +115,13 @@ class DistillingTrainer(PublishedTrainer):
         """What sums over a batch's rows are divided by: how many count, on average over batches and processes."""
         raise NotImplementedError
 
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """As that of `Trainer`, which makes the model anew when training begins; in the arguments' memory format."""
+        return self._in_its_format(super().call_model_init(trial))
+
+    def _in_its_format(self, model: nn.Module) -> nn.Module:
+        return model.to(memory_format=torch.channels_last) if self.args.channels_last else model
+
     # Data
 
     def _fitting(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
@@ -109,8 +130,9 @@ class DistillingTrainer(PublishedTrainer):
             return dataset
         if dataset.format["type"] not in (None, "custom"):  # a built-in one would make tensors of images
             dataset = dataset.with_format(None)
-        self._check(dataset, name, with_labels)
-        return readable(dataset, name)
+        kept = readable(dataset, name)  # before the check: a box that cannot be is why the labelling left a row out
+        self._check(kept, name if kept is dataset else f"{name} (without the rows left out)", with_labels)
+        return kept
 
     def _served(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
         """What a data loader of these rows is made of: they and their collator themselves, or others for them."""

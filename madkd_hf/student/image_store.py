@@ -135,12 +135,14 @@ class ImageStore:
         boxes[:, :2] = np.minimum(boxes[:, :2], stored - 1)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         floating = self.pixels.is_cuda  # the kernel for bytes is the CPU's alone, and several times faster there
-        crops = []
-        for index, (left, top, right, bottom) in zip(indices, boxes.tolist()):
+        crops = self.pixels.new_empty(len(boxes), height, width, 3, dtype=torch.float if floating else torch.uint8)
+        crops = crops.movedim(-1, 1)
+        for crop, index, (left, top, right, bottom), flip in zip(crops, indices, boxes.tolist(), flips):
             part = self.pixels[index, top:bottom, left:right].movedim(-1, 0)[None]
             part = part.float() if floating else part
-            crops.append(F.interpolate(part, (height, width), mode="bilinear", antialias=True))
-        return torch.cat([crop.flip(-1) if flip else crop for crop, flip in zip(crops, flips)])
+            resized = F.interpolate(part, (height, width), mode="bilinear", antialias=True)[0]
+            crop.copy_(resized.flip(-1) if flip else resized)  # while it is in the cache
+        return crops
 
 
 def store_bytes(count: int, shape: tuple[int, int]) -> int:

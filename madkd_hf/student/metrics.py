@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -119,11 +121,13 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
 
     Args:
         prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels
-            [n], or the pair with the teacher's log-odds [n, Q], NaN in rows without.
+            [n], or the pair with the teacher's log-odds [n, Q], NaN in rows without. Or, with
+            `eval_do_concat_batches=False`, both are lists of these, one for each batch.
     """
-    paired = isinstance(prediction.label_ids, (tuple, list))
-    logits, aspects = prediction.predictions if paired else (prediction.predictions, None)
-    labels, targets = prediction.label_ids if paired else (prediction.label_ids, None)
+    predictions, label_ids = joined(prediction.predictions), joined(prediction.label_ids)
+    paired = isinstance(label_ids, tuple)
+    logits, aspects = predictions if paired else (predictions, None)
+    labels, targets = label_ids if paired else (label_ids, None)
     results = {}
     for metric in (Accuracy, TopK, MacroF1, CalibrationError):
         results.update(_run(metric, logits, labels))
@@ -134,6 +138,20 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
             results |= {**ranked, **_run(AspectBce, aspects[known], targets[known])}
             results["per_aspect"] = ranked["per_aspect"]
     return results
+
+
+def joined(batches: Any) -> np.ndarray | tuple[np.ndarray, ...] | None:
+    """What an evaluation loop returns, as one array or a tuple of them [n, ...], also where it is a list of batches.
+
+    Args:
+        batches: arrays, tuples of arrays or None, or with `eval_do_concat_batches=False` a list with one for each
+            batch.
+    """
+    if not isinstance(batches, list):
+        return batches
+    if isinstance(batches[0], tuple):
+        return tuple(np.concatenate(parts) for parts in zip(*batches))
+    return np.concatenate(batches)
 
 
 def _run(metric: type[_Metric], predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

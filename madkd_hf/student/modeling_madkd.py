@@ -92,7 +92,7 @@ class MadkdForImageClassification(PreTrainedModel):
         pretrained: bool = True,
         **kwargs: Any,
     ) -> MadkdForImageClassification:
-        """A new student: the backbone keeps its pretrained weights, only the head is new.
+        """A new student: the backbone keeps its pretrained weights, only the head is new. In evaluation mode.
 
         Args:
             backbone: id of an image model on the Hub, a folder, or a configuration (then all weights are random). Of a
@@ -128,13 +128,13 @@ class MadkdForImageClassification(PreTrainedModel):
                     f"The weights of {backbone} do not fit its own configuration: unexpected {unexpected}, missing "
                     f"{sorted(set(missing) - head)}; load another revision, or pass pretrained=False."
                 )
-        return model
+        return model.eval()
 
     def to_plain(self) -> PreTrainedModel:
         """The bare transformers classifier: the same class logits, no aspect rows, no code of ours.
 
         Returns:
-            A model of the backbone's own class with C outputs; weights are copied.
+            A model of the backbone's own class with C outputs, in evaluation mode; weights are copied.
         """
         config = MadkdConfig.backbone_config_for(
             self.config.backbone_config.to_dict(), list(self.config.id2label.values())
@@ -147,7 +147,7 @@ class MadkdForImageClassification(PreTrainedModel):
                 for name, value in self.backbone.state_dict().items()
             }
         )
-        return plain.train(self.training)
+        return plain.eval()
 
 
 class AspectAnswers(dict):

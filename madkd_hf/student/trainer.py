@@ -57,12 +57,14 @@ class MadkdTrainer(DistillingTrainer):
 
     Raises:
         ValueError: aspects that do not fit the model's bank, labels that do not fit its classes, a `hub_strategy`
-            other than end, a `peft_config` that does not fit the backbone.
+            other than end, a `peft_config` that does not fit the backbone, an image store for batches that are not
+            made by `AspectCollator` of a `Dataset`, `batch_eval_metrics` without a `compute_metrics`.
         ImportError: `peft_config` without peft.
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
     parts = ("class_loss", "aspect_loss")
+    splits_batches = True  # the losses are taken of all its rows, once the devices' outputs are together again
 
     def __init__(
         self,
@@ -88,8 +90,10 @@ class MadkdTrainer(DistillingTrainer):
                 "which it could save the adapter alone."
             )
         self.asks_aspects = compute_metrics is None
+        self.measures_batches = compute_metrics is not None
         self.image_column, self.label_column = image_column, label_column
         self._makes_batches = data_collator is None
+        self._may_store = data_collator is None or isinstance(data_collator, AspectCollator)
         super().__init__(
             model,
             args,
@@ -121,6 +125,17 @@ class MadkdTrainer(DistillingTrainer):
         self._drawn = (0, -1)  # the step, and which of its batches was mixed last
 
     def _refuse_unfit(self) -> None:
+        if self.args.image_store in ("disk", "device"):
+            rows, expected = self.train_dataset, None
+            if not self._may_store:
+                expected = "an AspectCollator makes the batches of; received a data_collator of your own"
+            elif rows is not None and not isinstance(rows, Dataset):
+                expected = f"a datasets.Dataset has; received a train_dataset of {type(rows)}"
+            if expected:
+                raise ValueError(
+                    f"image_store={self.args.image_store!r} keeps the images that {expected}: leave it at auto, or "
+                    "set none."
+                )
         if is_adapted(self.model) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise ValueError(
                 "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "

@@ -1,0 +1,68 @@
+"""The answers that a student learns from: those of its dataset, those of a teacher now, or controls of them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from scipy.special import expit, logit
+from teachers import LabellingArguments
+
+from madkd_hf import AspectBank, AspectTeacher, attach_aspects
+from madkd_hf.objects import about_objects
+
+
+def attach(
+    rows: Dataset, args: LabellingArguments, alpha: float, boxes: dict[str, Any] | None = None
+) -> tuple[Dataset, AspectBank | None]:
+    """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone.
+
+    Args:
+        args: which also name the dataset, its training split and its images.
+        boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
+    """
+    if alpha == 0:
+        return rows, None
+    labelled = "aspect_logits" in rows.features
+    if not labelled and (args.bank is None or args.teacher is None):
+        raise ValueError(
+            f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with recipes/attach_aspects.py, "
+            "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
+        )
+    bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
+    if labelled:
+        if all(answer is None for answer in rows["aspect_logits"]):
+            raise ValueError(
+                f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
+                f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
+            )
+        return rows, bank
+    teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
+    settings = {"work_dir": args.work_dir, "on_error": args.on_error, **(boxes or {})}
+    rows = attach_aspects(rows, bank, teacher, args.image_column, **settings)
+    return rows, AspectBank(bank.aspects, teacher.provenance)
+
+
+def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
+    """Answers without what they say of their image, or object: those of another one, or each question's mean
+    probability."""
+    if "aspect_logits" not in rows.features:
+        raise ValueError(f"--aspect_control {control} needs a dataset with aspect columns, or --bank and --teacher.")
+    stored = rows["aspect_logits"][:]
+    answers = [each for row in stored for each in row or []] if about_objects(rows.features) else stored
+    known = [i for i, answer in enumerate(answers) if answer is not None]
+    logits = np.array([answers[i] for i in known], dtype=float)
+    if control == "shuffled":
+        logits = np.random.default_rng(seed).permutation(logits)
+    else:
+        means = expit(logits).mean(axis=0).clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
+        logits = np.broadcast_to(logit(means), logits.shape)
+    for i, answer in zip(known, logits.tolist()):
+        answers[i] = answer
+    if about_objects(rows.features):
+        left = iter(answers)
+        answers = [None if row is None else list(itertools.islice(left, len(row))) for row in stored]
+    feature = rows.features["aspect_logits"]
+    return rows.remove_columns("aspect_logits").add_column("aspect_logits", answers, feature=feature)
