@@ -13,19 +13,22 @@ from typing import Any, Literal
 
 import attach_aspects
 from cells import Cell
-from common import CATEGORY, BankArguments, ClassArguments, DatasetArguments, ObjectArguments, load_splits
+from common import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments, load_splits
 from datasets import DatasetDict
+from teachers import LabellingArguments
 
 from madkd_hf import AspectBank, AspectTeacher
 from madkd_hf.questions.subset import subset
 
 
 CONTROLS = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
-DETECTORS = {"base": "none", "image": "none", "object": "none", "shuffled": "shuffled", "constant": "constant"}
-LABELLED, OF_IMAGES = "labelled", "labelled_images"  # folders; of detectors the first one is about objects
+DETECTORS = {"base": "none", "image": "none", "image_shuffled": "shuffled", "object": "none"}
+DETECTORS |= {"shuffled": "shuffled", "constant": "constant"}
+OF_IMAGES = ("image", "image_shuffled")  # whose answers are about images; other detectors' are about objects
+LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; of detectors the first one is about objects
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a plain student has neither
 COMPARED = {"config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict"}
-COMPARED |= {"push_to_hub", "image_column", "label_column", "train_split", "eval_split", "test_split"}
+COMPARED |= {"push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"}
 
 
 @dataclass
@@ -41,7 +44,7 @@ class TaskArguments(ObjectArguments):
 
 
 @dataclass
-class CompareArguments(BankArguments, ClassArguments):
+class CompareArguments(LabellingArguments, ClassArguments):
     """What is compared, on what, how often."""
 
     _argument_group_name = "comparison"
@@ -106,9 +109,9 @@ class CompareArguments(BankArguments, ClassArguments):
 def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
     """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
 
-    Of detectors, the objects in them; a second dataset there, for the condition `image`, has the images labelled.
+    Of detectors, the objects in them; a second dataset there, for the conditions `OF_IMAGES`, has the images labelled.
     """
-    names = DatasetArguments.__dataclass_fields__ | BankArguments.__dataclass_fields__
+    names = DatasetArguments.__dataclass_fields__ | LabellingArguments.__dataclass_fields__
     shared = {name: getattr(args, name) for name in names}
     splits = importlib.import_module(args.script).prepare_splits(load_splits(args), args, seed=0)
     if args.test_split not in splits:
@@ -120,9 +123,8 @@ def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
         )
     places = {LABELLED: {}}
     if args.detects:
-        names = ("boxes_column", "box_format", "box_margin")
-        places = {LABELLED: {name: getattr(args.objects, name) for name in names}}
-        places |= {OF_IMAGES: {}} if "image" in args.controls() else {}
+        places = {LABELLED: args.objects.boxes}
+        places |= {LABELLED_IMAGES: {}} if set(OF_IMAGES) & set(args.controls()) else {}
     found = {}
     for place, boxes in places.items():
         if args.work_dir and place != LABELLED:
@@ -214,19 +216,20 @@ def keep(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: Comp
 
 def student_words(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:
     """The command line of one student: its YAML, and over it what all students have in common."""
-    labelled = str(Path(args.output_dir) / (OF_IMAGES if condition == "image" else LABELLED))
+    about_image = condition in OF_IMAGES
+    labelled = str(Path(args.output_dir) / (LABELLED_IMAGES if about_image else LABELLED))
     words = ["--config", args.baseline if condition == "base" else args.distill]
     words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", (CONTROLS | DETECTORS)[condition]]
     words += ["--aspect_alpha", "0"] if condition == "base" else []
-    words += ["--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
+    words += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
     words += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
     names = ["image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"]
     if args.detects:
-        words += ["--aspect_level", "image" if condition == "image" else "object", "--category_field", CATEGORY]
+        words += ["--aspect_level", "image" if about_image else "object", "--category_field", CATEGORY]
         names = [name for name in names if name not in ClassArguments.__annotations__]
         names += ["boxes_column", "box_format", "scenes"]
     for name in names:
-        value = getattr(args.objects if name in ObjectArguments.__annotations__ else args, name)
+        value = getattr(args.objects if name in ObjectArguments.__dataclass_fields__ else args, name)
         if value is not None:
             words += [f"--{name}", str(value)]
     return words

@@ -380,6 +380,21 @@ def test_a_comparison_of_detectors_goes_into_the_card(tmp_path):
     assert "Accurac" not in text and "| object: boxes + aspects of each object |" in text
 
 
+def test_the_card_tells_treatments_from_controls(tmp_path):
+    names = ["base", "image", "image_shuffled", "object", "shuffled", "constant"]
+    cells = [{"condition": name, "seed": s, "map": 30.0 + i + s * i} for i, name in enumerate(names) for s in (0, 1)]
+    (tmp_path / "report.json").write_text(json.dumps(summarise(cells, "detection") | {"bank": BANK.fingerprint}))
+    told = facts(comparison=tmp_path, compared=True)
+    stage_student(tmp_path / "out", detector(), processor(), HubRepo(STUDENT, "model"), told)
+    text = words((tmp_path / "out" / "README.md").read_text())
+    assert "lifts `image` or `object`, and none of the controls: `image_shuffled` gives each image the answers" in text
+    assert (
+        "`shuffled` gives each object the answers of another, `constant` gives all objects the same answers." in text
+    )
+    assert "Over its own shuffled control, in points [95% interval]: `image` -1.50 [" in text
+    assert "| image_shuffled: aspects of other images |" in text and "| image: boxes + aspects of the image |" in text
+
+
 def test_no_folder_of_this_machine_goes_up(tmp_path):
     AutoModelForObjectDetection.from_config(detector("yolos").config.detector_config).save_pretrained(tmp_path / "own")
     teacher = AspectBank(BANK.aspects, {"model": str(tmp_path / "teacher"), "commit": None})

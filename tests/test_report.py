@@ -6,11 +6,16 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
+from test_evidence import bank, labelled
 
 from madkd_hf import report as reporting
 from madkd_hf.report import figures
+from madkd_hf.report.evidence import write_evidence
+from madkd_hf.report.information import question_evidence
+from madkd_hf.report.scenes import plot_examples
 
 
 SEEDS = [0, 1, 2, 3]
@@ -94,6 +99,9 @@ def test_summarise_orders_by_condition_and_seed():
     assert list(summary["controls"]) == ["shuffled", "constant"]
     assert summary["controls"]["shuffled"]["mean"] == pytest.approx(-0.5)
     assert summary["controls"]["constant"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
+    assert summary["roles"] == {"base": "base", "madkd": "treated", "shuffled": "control", "constant": "control"}
+    over = {name: reporting.paired_gain(ACCURACY["madkd"], ACCURACY[name]) for name in ("base", "shuffled")}
+    assert summary["gains"] == {"madkd": over}
 
 
 def test_summarise_leaves_out_what_was_not_run():
@@ -101,7 +109,7 @@ def test_summarise_leaves_out_what_was_not_run():
     assert list(summary["accuracy"]) == ["base", "shuffled"]
     assert "gain" not in summary and list(summary["controls"]) == ["shuffled"]
     alone = reporting.summarise([cell for cell in make_cells() if cell["condition"] == "madkd"])
-    assert "gain" not in alone and alone["controls"] == {}
+    assert "gain" not in alone and alone["controls"] == alone["gains"] == {}
 
 
 def test_summarise_says_which_seeds_differ():
@@ -222,6 +230,8 @@ def test_report_says_what_was_run(full_report, tmp_path):
     assert "16 students (ResNet-18, conditions: 4, seeds: 4) were trained on easy-VQA with 8 images per class" in text
     assert "the teacher is `org/mllm`" in text and reporting.verdict(full_report["gain"]) in text
     assert reporting.table(full_report) in text
+    # differences 4, 2, 5, 3: standard deviation 1.2910, t(0.975; 3) = 3.18245, half width 2.0543
+    assert "Over its own shuffled control, in points [95% interval]: `madkd` +3.50 [+1.45, +5.55]." in text
     assert re.search(r"\| label +\| +12\.3 \|", text)
     assert r"`<\|user\|>\n{question}`" in text  # one line, pipes escaped: the table stays a table
     assert "```bash\npython recipes/compare.py --output_dir out\n```" in text
@@ -292,7 +302,7 @@ def test_examples(tmp_path, n):
     teacher, student = rng.uniform(size=(n, 4)), rng.uniform(size=(n, 4))
     teacher[-1] = np.nan  # an image that was not labelled
     truths, predictions = ["red circle"] * n, ["blue square"] + ["red circle"] * (n - 1)
-    path = figures.plot_examples(
+    path = plot_examples(
         images, truths, predictions, teacher, student, IDS, tmp_path / "examples.png", confidences=[0.9] * n
     )
     assert_picture(path)
@@ -302,7 +312,7 @@ def test_examples(tmp_path, n):
 
 def test_examples_leave_large_images_as_they_are(tmp_path):
     image = Image.new("RGB", (1000, 800))
-    figures.plot_examples([image], ["a"], ["a"], np.ones((1, 4)), np.ones((1, 4)), IDS, tmp_path / "examples.png")
+    plot_examples([image], ["a"], ["a"], np.ones((1, 4)), np.ones((1, 4)), IDS, tmp_path / "examples.png")
     assert image.size == (1000, 800)
 
 
@@ -314,6 +324,32 @@ def test_aspect_learning_leaves_out_nan(tmp_path):
     every = height([0.9, 0.4, 0.7, 1.0])
     assert height([0.9, np.nan, None, 1.0]) < every
     assert height([np.nan] * 4) < every
+
+
+def test_pictures_of_answers_about_objects_say_so(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+
+    def words(unit):
+        rows = question_evidence(np.zeros((12, 4)), None, None, [f"{name}?" for name in IDS], IDS)
+        figures.plot_questions(rows, tmp_path / "questions.png", unit)
+        figures.plot_teacher(np.full((2, 4), np.nan), ["a", "b"], IDS, tmp_path / "teacher.png", unit=unit)
+        figures.plot_aspect_learning(IDS, [0.9, 0.4, 0.7, 1.0], tmp_path / "aspects.png", unit)
+        texts = [each.get_text() for figure in drawn for each in figure.findobj(Text)]
+        drawn.clear()
+        return " ".join(texts)
+
+    assert words("image").replace("image", "object") == (of_objects := words("object"))
+    assert "tells about the object" in of_objects and "over the objects of a class" in of_objects
+    assert "grey: no objects" in of_objects and "on unseen objects" in of_objects and "image" not in of_objects
+
+
+def test_evidence_on_objects_is_drawn_as_such(tmp_path, monkeypatch):
+    units = []
+    for name in ("plot_questions", "plot_teacher"):
+        monkeypatch.setattr(figures, name, lambda *given: units.append(given[-1]))
+    write_evidence(labelled(), bank(3), tmp_path, unit="object")
+    assert units == ["object", "object"]
 
 
 def test_pictures_keep_out_of_pyplot(tmp_path, monkeypatch):

@@ -11,13 +11,20 @@ import numpy as np
 from scipy.special import softmax
 
 from ..student.metrics import CalibrationError
-from .comparison import markdown_table, paired_gain, write_whole
+from .comparison import markdown_table, paired_gain, terms, write_whole
 from .evidence import cell
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
 
 
 MOST_CLASSES, MOST_CONFUSIONS, BINS = 40, 12, 15  # bins as in `CalibrationError`
 BOTH = ("base", "madkd")
+COUNTED = {"classification": "images", "detection": "objects"}
+SCORES = {"classification": "test images of the class that are classified right, %"}
+SCORES["detection"] = "AP of the class on the test images, points"
+INTRO = {
+    "classification": "Of the test images of each class, how many are classified right;",
+    "detection": "AP of each class on the test images (COCO: mean over IoU 0.5 to 0.95), in points;",
+}
 
 
 def summarise_classes(
@@ -31,27 +38,22 @@ def summarise_classes(
         names: the C classes.
 
     Returns:
-        `classes`: one each for those that the images show: `name`, `images`, `base` and `madkd` (mean recall, per
-        cent), `gain` (points, see `paired_gain`), in the order of gain; `confusions`: `shown`, `taken_for`, `base`
+        `task`; `classes`: one each for those that the images show: `name`, `images`, `base` and `madkd` (mean recall,
+        per cent), `gain` (points, see `paired_gain`), in the order of gain; `confusions`: `shown`, `taken_for`, `base`
         and `madkd` (mean share of the shown class's images, per cent), the most changed first; `calibration`:
         condition -> `error` (mean expected calibration error, 0..1), `deviation` (over the seeds), and the curve:
         `confidence`, `accuracy` and `share` of the images in each of 15 bins of all seeds together (None where empty).
     """
     labels, count = np.asarray(labels), len(names)
     matrices = {name: np.stack([_confusion(each, labels, count) for each in logits[name]]) for name in BOTH}
-    shown = np.flatnonzero(np.bincount(labels, minlength=count))
-    classes = []
-    for index in shown:
-        base, madkd = (100 * matrices[name][:, index, index] for name in BOTH)
-        gain = paired_gain(madkd, base)
-        row = {"name": names[index], "images": int((labels == index).sum()), "gain": gain}
-        classes.append({**row, "base": float(base.mean()), "madkd": float(madkd.mean())})
+    recalls = {name: 100 * np.diagonal(each, axis1=1, axis2=2) for name, each in matrices.items()}
     base, madkd = (100 * matrices[name].mean(axis=0) for name in BOTH)
     change = np.abs(madkd - base)
     np.fill_diagonal(change, 0)
     pairs = [divmod(int(place), count) for place in np.argsort(-change, axis=None, kind="stable")]
     return {
-        "classes": sorted(classes, key=lambda row: -row["gain"]["mean"]),
+        "task": "classification",
+        "classes": _by_gain(recalls, np.bincount(labels, minlength=count), names, "classification"),
         "confusions": [
             {"shown": names[i], "taken_for": names[j], "base": float(base[i, j]), "madkd": float(madkd[i, j])}
             for i, j in pairs[:MOST_CONFUSIONS]
@@ -59,6 +61,41 @@ def summarise_classes(
         ],
         "calibration": {name: _calibration(logits[name], labels) for name in BOTH},
     }
+
+
+def summarise_detected_classes(
+    ap: dict[str, np.ndarray], objects: Sequence[int], names: Sequence[str]
+) -> dict[str, Any]:
+    """Which classes the detectors with aspects of each object find better than the plain ones.
+
+    Args:
+        ap: "base" and "object" -> AP of each class on the same images, in points, [seeds, C] in the same order.
+        objects: [C] how many of each class the images show.
+        names: the C classes.
+
+    Returns:
+        `task`; `classes`: one each for those that the images show: `name`, `objects`, `base` and `object` (mean AP,
+        points), `gain` (points, see `paired_gain`), in the order of gain.
+    """
+    return {"task": "detection", "classes": _by_gain(ap, objects, names, "detection")}
+
+
+def _by_gain(
+    scores: dict[str, np.ndarray], counts: Sequence[int], names: Sequence[str], task: str
+) -> list[dict[str, Any]]:
+    """A row for each class that is shown, of scores [seeds, C] of the plain and the treated students."""
+    rows = []
+    for index in np.flatnonzero(counts):
+        each = {name: np.asarray(scores[name])[:, index] for name in compared({"task": task})}
+        gain = paired_gain(*reversed(each.values()))
+        means = {name: float(values.mean()) for name, values in each.items()}
+        rows.append({"name": names[index], COUNTED[task]: int(counts[index]), "gain": gain, **means})
+    return sorted(rows, key=lambda row: -row["gain"]["mean"])
+
+
+def compared(summary: dict[str, Any]) -> tuple[str, str]:
+    """The conditions whose classes a summary compares, the plain one first."""
+    return "base", terms(summary).treated
 
 
 def _confusion(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -89,37 +126,45 @@ def _calibration(logits: Sequence[np.ndarray], labels: np.ndarray, bins: int = B
 
 
 def classes_page(summary: dict[str, Any]) -> str:
-    """`summarise_classes` as Markdown, with its pictures."""
-    head = ["Class", "Images", "Base, %", "Distilled, %", "Gain, points [95% interval]"]
+    """`summarise_classes`, or that of detectors, as Markdown, with its pictures."""
+    plain, treated = compared(summary)
+    counted, unit = COUNTED[summary["task"]], terms(summary).unit
+    unit = f", {unit}" if unit else ", AP"
+    head = ["Class", counted.capitalize(), f"Base{unit}", f"Distilled{unit}", "Gain, points [95% interval]"]
     rows = []
     for row in summary["classes"]:
         low, high = row["gain"]["ci95"]
         gain = f"{row['gain']['mean']:+.1f}" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
-        rows.append([cell(row["name"]), str(row["images"]), f"{row['base']:.1f}", f"{row['madkd']:.1f}", gain])
+        rows.append([cell(row["name"]), str(row[counted]), f"{row[plain]:.1f}", f"{row[treated]:.1f}", gain])
     lines = [
         "# Class by class",
-        "Of the test images of each class, how many are classified right; mean over the seeds, gains paired by seed. "
+        f"{INTRO[summary['task']]} mean over the seeds, gains paired by seed. "
         "With many classes, some intervals lie beside 0 by chance.",
         "![Which classes gained](figures/classes.png)",
         markdown_table([head, *rows], right=range(1, 5)),
-        "## Confusions that changed most",
     ]
-    if summary["confusions"]:
-        head = ["Shown", "Taken for", "Base, %", "Distilled, %", "Change"]
-        rows = [
-            [
-                cell(row["shown"]),
-                cell(row["taken_for"]),
-                *(f"{row[name]:.1f}" for name in BOTH),
-                f"{row['madkd'] - row['base']:+.1f}",
-            ]
-            for row in summary["confusions"]
-        ]
-        lines += ["In per cent of the images of the class shown.", markdown_table([head, *rows], right=range(2, 5))]
-    else:
-        lines.append("None.")
-    lines += ["## Calibration", f"{calibration_sentence(summary)}", "![Calibration](figures/calibration.png)"]
+    if "confusions" in summary:
+        lines += _confusions(summary)
+    if "calibration" in summary:
+        lines += ["## Calibration", f"{calibration_sentence(summary)}", "![Calibration](figures/calibration.png)"]
     return "\n\n".join(lines) + "\n"
+
+
+def _confusions(summary: dict[str, Any]) -> list[str]:
+    title = "## Confusions that changed most"
+    if not summary["confusions"]:
+        return [title, "None."]
+    head = ["Shown", "Taken for", "Base, %", "Distilled, %", "Change"]
+    rows = [
+        [
+            cell(row["shown"]),
+            cell(row["taken_for"]),
+            *(f"{row[name]:.1f}" for name in BOTH),
+            f"{row['madkd'] - row['base']:+.1f}",
+        ]
+        for row in summary["confusions"]
+    ]
+    return [title, "In per cent of the images of the class shown.", markdown_table([head, *rows], right=range(2, 5))]
 
 
 def calibration_sentence(summary: dict[str, Any]) -> str:
@@ -135,15 +180,16 @@ def calibration_sentence(summary: dict[str, Any]) -> str:
 
 
 def write_classes(summary: dict[str, Any], output_dir: str | os.PathLike) -> Path:
-    """Write `classes.md` and its two pictures; returns the page's path."""
+    """Write `classes.md` and its pictures, of classifiers with that of their calibration; returns the page's path."""
     plot_classes(summary, Path(output_dir) / "figures" / "classes.png")
-    plot_calibration(summary, Path(output_dir) / "figures" / "calibration.png")
+    if "calibration" in summary:
+        plot_calibration(summary, Path(output_dir) / "figures" / "calibration.png")
     return write_whole(Path(output_dir) / "classes.md", classes_page(summary))
 
 
 def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
-    """A line for each class from the plain students' recall to the distilled ones', the most gained on top."""
-    rows = summary["classes"]
+    """A line for each class from the plain students' recall, or AP, to the distilled ones', the most gained on top."""
+    rows, both = summary["classes"], compared(summary)
     better = sum(row["gain"]["mean"] > 0 for row in rows)
     cut = len(rows) > MOST_CLASSES
     if cut:
@@ -154,12 +200,12 @@ def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
     ax = new_axes(figure, subtitle + (f"; the {MOST_CLASSES // 2} that gained most and least" if cut else ""))
     for y, row in enumerate(rows):
         colour = RIGHT if row["gain"]["mean"] > 0 else WRONG if row["gain"]["mean"] < 0 else GREY
-        ax.plot([row["base"], row["madkd"]], [y, y], color=colour, linewidth=2, alpha=0.5, zorder=1)
-    for name, label in zip(BOTH, ("plain", "distilled")):
+        ax.plot([row[name] for name in both], [y, y], color=colour, linewidth=2, alpha=0.5, zorder=1)
+    for name, label in zip(both, ("plain", "distilled")):
         values = [row[name] for row in rows]
         ax.scatter(values, range(len(rows)), s=30, color=COLOURS[name], label=label, zorder=2)
     ax.set_yticks(range(len(rows)), [short(row["name"]) for row in rows], fontsize=min(9, 60 * pitch))
-    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel="test images of the class that are classified right, %")
+    ax.set(ylim=(len(rows) - 0.4, -0.6), xlabel=SCORES[summary["task"]])
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="#EEEEEE")
     figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9)

@@ -24,6 +24,7 @@ CONDITIONS = {
 DETECTORS = {
     "base": "boxes only",
     "image": "boxes + aspects of the image",
+    "image_shuffled": "aspects of other images",
     "object": "boxes + aspects of each object",
     "shuffled": "aspects of other objects",
     "constant": "each aspect's mean for all",
@@ -37,6 +38,9 @@ class Terms:
     Attributes:
         conditions: name -> what its students learn from, the plain ones first.
         treated: the condition whose gain counts.
+        shuffled: each treated condition -> its own control, whose students learn the same answers of others. What is
+            neither `base` nor a key here is a control.
+        about: what the answers of `treated` are about, "image" or "object".
         key: of the scores in cells and report.
         score: their name in a sentence; in_table, are: at the head of a column, and in front of "on the test images".
         unit: that stands right behind a score.
@@ -44,6 +48,8 @@ class Terms:
 
     conditions: Mapping[str, str]
     treated: str
+    shuffled: Mapping[str, str]
+    about: str
     key: str
     score: str
     in_table: str
@@ -52,14 +58,39 @@ class Terms:
 
 
 TERMS = {
-    "classification": Terms(CONDITIONS, "madkd", "accuracy", "accuracy", "Accuracy, %", "Accuracies are", "%"),
-    "detection": Terms(DETECTORS, "object", "map", "AP", "AP, points", "AP (COCO: mean over IoU 0.5 to 0.95) is", ""),
+    "classification": Terms(
+        CONDITIONS,
+        treated="madkd",
+        shuffled={"madkd": "shuffled"},
+        about="image",
+        key="accuracy",
+        score="accuracy",
+        in_table="Accuracy, %",
+        are="Accuracies are",
+        unit="%",
+    ),
+    "detection": Terms(
+        DETECTORS,
+        treated="object",
+        shuffled={"object": "shuffled", "image": "image_shuffled"},
+        about="object",
+        key="map",
+        score="AP",
+        in_table="AP, points",
+        are="AP (COCO: mean over IoU 0.5 to 0.95) is",
+        unit="",
+    ),
 }
 
 
 def terms(report: Mapping[str, Any]) -> Terms:
     """Those of the report's `task`."""
     return TERMS[report.get("task", "classification")]
+
+
+def role(words: Terms, condition: str) -> str:
+    """What a condition is in the comparison: "base", "treated" or "control"."""
+    return "base" if condition == "base" else "treated" if condition in words.shuffled else "control"
 
 
 def paired_gain(treated: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
@@ -95,9 +126,10 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
         task: "detection" for cells of `DETECTORS`, with `map` (AP in points, test images) in place of `accuracy`.
 
     Returns:
-        `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `gain`: of
-        madkd (of detectors, object) over base, see `paired_gain`; `controls`: the same for all other conditions. What
-        was not run is left out.
+        `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `roles`:
+        condition -> "base", "treated" or "control"; `gain`: of madkd (of detectors, object) over base, see
+        `paired_gain`; `gains`: treated condition -> the same over base and over its shuffled control, by their names;
+        `controls`: control -> its gain over base. What was not run is left out.
 
     Raises:
         ValueError: no cells, an unknown condition, a student that comes twice, seeds that differ.
@@ -121,11 +153,17 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
                 f"{name!r} has the seeds {list(run)}, {first!r} has {seeds}: train each condition with the same seeds."
             )
     scores = {name: list(run.values()) for name, run in runs.items()}
-    gains = {name: paired_gain(values, scores["base"]) for name, values in scores.items() if "base" in scores}
-    summary = {"task": task, "seeds": seeds, words.key: scores}
-    if words.treated in gains:
-        summary["gain"] = gains[words.treated]
-    summary["controls"] = {name: gains[name] for name in gains if name not in ("base", words.treated)}
+    kinds = {name: role(words, name) for name in scores}
+    gains = {name: {} for name, kind in kinds.items() if kind == "treated"}
+    for name, found in gains.items():
+        beside = [each for each in ("base", words.shuffled[name]) if each in scores]
+        found.update({each: paired_gain(scores[name], scores[each]) for each in beside})
+    summary = {"task": task, "seeds": seeds, words.key: scores, "roles": kinds}
+    if words.treated in gains and "base" in scores:
+        summary["gain"] = gains[words.treated]["base"]
+    summary["gains"] = {name: found for name, found in gains.items() if found}
+    controls = [name for name, kind in kinds.items() if kind == "control" and "base" in scores]
+    summary["controls"] = {name: paired_gain(scores[name], scores["base"]) for name in controls}
     return summary
 
 
@@ -151,11 +189,37 @@ def table(report: Mapping[str, Any]) -> str:
 
 
 def gain_text(report: Mapping[str, Any], name: str) -> str:
-    gain = report.get("gain") if name == terms(report).treated else (report.get("controls") or {}).get(name)
-    if not gain:
-        return ""
+    """The gain of a condition over base, points and interval; "" where it is not known."""
+    gain = ((report.get("gains") or {}).get(name) or {}).get("base")
+    if not gain:  # a control, or a treated condition in a report of an earlier version
+        gain = report.get("gain") if name == terms(report).treated else (report.get("controls") or {}).get(name)
+    return _points(gain) if gain else ""
+
+
+def _points(gain: Mapping[str, Any]) -> str:
     low, high = gain["ci95"]
     return f"{gain['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+
+
+def over_controls(report: Mapping[str, Any]) -> str:
+    """A sentence on what each treated condition gains over its own shuffled control; "" where none was run."""
+    own = terms(report).shuffled
+    gains = {name: found.get(own[name]) for name, found in (report.get("gains") or {}).items() if name in own}
+    told = [f"`{name}` {_points(gain)}" for name, gain in gains.items() if gain]
+    return f"Over its own shuffled control, in points [95% interval]: {', '.join(told)}." if told else ""
+
+
+def real_gain(report: Mapping[str, Any]) -> str:
+    """How to tell a real gain from a control's, without a full stop; "" without a gain or without controls."""
+    words = terms(report)
+    kinds = {name: role(words, name) for name in report[words.key]}
+    treated, controls = ([name for name, kind in kinds.items() if kind == each] for each in ("treated", "control"))
+    if not report.get("gain") or not controls:
+        return ""
+    lifted = " or ".join(f"`{name}`" for name in treated)
+    return f"A real gain lifts {lifted}, and {('not the', 'neither', 'none of the')[min(len(controls), 3) - 1]} " + (
+        "controls" if len(controls) > 2 else "control"
+    )
 
 
 def markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -181,7 +245,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     name = f"Multi-aspect knowledge distillation on {report['dataset']}" if report.get("dataset") else "Report"
     parts = [f"# {name}", _what_was_run(report)]
     parts += [f"**{verdict(report['gain'], terms(report).score)}.**"] if report.get("gain") else []
-    parts.append(table(report))
+    parts += [table(report), *filter(None, [over_controls(report)])]
     for file, caption in (report.get("figures") or {}).items():
         if (output_dir / "figures" / file).is_file():
             parts.append(f"![{Path(file).stem.replace('_', ' ')}](figures/{file})\n\n{caption}")

@@ -83,7 +83,7 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def by_information(rows: Sequence[QuestionEvidence]) -> list[QuestionEvidence]:
-    """Most informative first: about the class, or where that is unknown, about the image."""
+    """Most informative first: about the class, or where that is unknown, about the image or object."""
     return sorted(rows, key=lambda row: (row.information or 0.0, row.entropy - row.doubt), reverse=True)
 
 
@@ -142,8 +142,8 @@ def write_evidence(
     rows = question_evidence(logits, mass, labels, bank.questions, bank.ids)
     warnings = evidence_warnings(rows, unit)
     output_dir = Path(output_dir)
-    figures.plot_questions(by_information(rows), output_dir / "figures" / "questions.png")
-    drawn = _draw_classes(bank, logits, labels, names, output_dir / "figures" / "teacher.png")
+    figures.plot_questions(by_information(rows), output_dir / "figures" / "questions.png", unit)
+    drawn = _draw_classes(bank, logits, labels, names, output_dir / "figures" / "teacher.png", unit)
     if labels is not None:
         answered = ~np.isnan(logits).all(axis=1)
         counts["class_bits"] = class_entropy([label for label, known in zip(labels, answered) if known])
@@ -212,7 +212,7 @@ def read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None,
 
 
 def _draw_classes(
-    bank: AspectBank, logits: np.ndarray, labels: list[Any] | None, names: list[Any] | None, path: Path
+    bank: AspectBank, logits: np.ndarray, labels: list[Any] | None, names: list[Any] | None, path: Path, unit: str
 ) -> bool:
     """The map of classes and aspects, where there are classes and not too many."""
     path.unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def _draw_classes(
     index = {name: c for c, name in enumerate(names)}
     codes = np.array([index[label] for label in labels if label is not None])
     means = figures.class_aspect_means(codes, logits[known], len(names))
-    figures.plot_teacher(means, list(map(str, names)), bank.ids, path, [aspect.group for aspect in bank])
+    figures.plot_teacher(means, list(map(str, names)), bank.ids, path, [aspect.group for aspect in bank], unit)
     return True
 
 
@@ -240,7 +240,7 @@ def _page(
     if counts["unlabelled"]:
         text += f" Rows that were not labelled: {counts['unlabelled']} of {counts['rows']}."
     if counts["unreadable"]:
-        text += f" Rows whose image could not be read: {counts['unreadable']} of {counts['rows']}."
+        text += f" Rows whose {unit} could not be read: {counts['unreadable']} of {counts['rows']}."
     if any(row.information is not None for row in rows):
         text += f" The class of an {unit} holds {counts['class_bits']:.2f} bits."
     else:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from ..images import to_rgb
 from .comparison import TERMS, gain_text, mean_and_half_width, terms, verdict
 from .information import LOW_MASS
 
@@ -20,15 +19,15 @@ from .information import LOW_MASS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL import Image
 
     from .comparison import Terms
     from .information import QuestionEvidence
 
 COLOURS = {"base": "#5A5A5A", "madkd": "#0072B2", "shuffled": "#BF6F00", "constant": "#B85C93"}  # after Okabe and Ito
-COLOURS |= {"object": COLOURS["madkd"], "image": "#007A5A"}
+COLOURS |= {"object": COLOURS["madkd"], "image": "#007A5A", "image_shuffled": "#6A51A3"}
 TEACHER, STUDENT, RIGHT, WRONG = "#222222", COLOURS["madkd"], "#007A5A", "#C44E00"
-STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":", "object": "-", "image": "-."}
+STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":"}
+STYLES |= {"object": "-", "image": "-.", "image_shuffled": (0, (4, 1, 1, 1, 1, 1))}
 GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 
@@ -74,7 +73,7 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         ax.hlines(mean, x - 0.25, x + 0.25, color=COLOURS[name], linewidth=2.5, zorder=2)
         ax.scatter(x + jitter, values, s=34, color=COLOURS[name], edgecolor="white", linewidth=0.8, zorder=3)
         shown = gain_text(report, name) or f"{mean:.2f}{words.unit}"
-        labels.append(f"{name}\n{words.conditions[name]}\n{shown}")
+        labels.append(f"{name}\n{shown}\n{_balanced(words.conditions[name], 22)}")
     ax.set_xticks(range(len(labels)), labels, fontsize=10)
     for tick, name in zip(ax.get_xticklabels(), accuracy):
         tick.set_color(COLOURS[name])
@@ -83,6 +82,12 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     ax.set_ylabel(_axis(words, "test"))
     ax.grid(axis="y", color="#EEEEEE")
     return save(figure, path)
+
+
+def _balanced(text: str, width: int) -> str:
+    """In as few lines as the width allows, none much longer than the others."""
+    lines = len(textwrap.wrap(text, width))
+    return textwrap.fill(text, next(w for w in range(1, width + 1) if len(textwrap.wrap(text, w)) <= lines))
 
 
 def _axis(words: Terms, part: str) -> str:
@@ -95,6 +100,7 @@ def plot_teacher(
     aspect_ids: Sequence[str],
     path: str | os.PathLike,
     groups: Sequence[str] | None = None,
+    unit: str = "image",
 ) -> Path:
     """Heat map of the teacher's mean probability of yes.
 
@@ -102,6 +108,7 @@ def plot_teacher(
         probabilities: [C, Q], see `class_aspect_means`; NaN is drawn grey.
         class_names, aspect_ids: C and Q names; where they do not fit, every k-th is written.
         groups: Q group names; aspects of a group are put side by side under its name.
+        unit: what the questions are about, "image" or "object".
     """
     values = np.asarray(probabilities, dtype=np.float64)
     groups = list(groups or [""] * values.shape[1])
@@ -110,7 +117,7 @@ def plot_teacher(
     room = [0.08 * min(30, max(map(len, names))) + 1.2 for names in (aspect_ids, class_names)]
     size = (max(6.0, cells[1] * len(order) + room[1]), cells[0] * len(values) + room[0] + 0.2)
     figure = new_figure(*size, "What the teacher sees in each class")
-    ax = new_axes(figure, "Mean probability of yes to each aspect (column) over the images of a class (row)")
+    ax = new_axes(figure, f"Mean probability of yes to each aspect (column) over the {unit}s of a class (row)")
     ax.set_facecolor("#BBBBBB")
     shown = np.ma.masked_invalid(values[:, order])
     mesh = ax.pcolormesh(shown, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=cells[0] * 3)
@@ -125,7 +132,7 @@ def plot_teacher(
     _name_groups(ax, [groups[q] for q in order], cells[1])
     bar = figure.colorbar(mesh, ax=ax, aspect=30, shrink=min(1, 3 / (cells[0] * len(values))), anchor=(0, 1), pad=0.02)
     bar.outline.set_visible(False)
-    bar.set_label("mean P(yes)" + ("; grey: no images" if np.isnan(values).any() else ""))
+    bar.set_label("mean P(yes)" + (f"; grey: no {unit}s" if np.isnan(values).any() else ""))
     return save(figure, path)
 
 
@@ -141,15 +148,17 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
         ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=9, color=GREY, pad=22)
 
 
-def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike) -> Path:
-    """What each answer tells (bits), how often it is yes, its mass, and what is wrong; rows in the order given."""
+def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, unit: str = "image") -> Path:
+    """What each answer tells (bits) about the class, or where that is unknown about the `unit` ("image" or "object"),
+    how often it is yes, its mass, and what is wrong; rows in the order given."""
     texts = [textwrap.wrap(f"{row.id}: {row.question}", 46, max_lines=3, placeholder=" …") for row in rows]
     heights = [0.16 + 0.15 * max(len(text), len(row.notes)) for text, row in zip(texts, rows)]  # inches
     y, total = np.cumsum(heights) - np.divide(heights, 2), sum(heights)
     classes = any(row.information is not None for row in rows)
-    figure = new_figure(12.0, total + 1.8, f"What each answer tells about the {'class' if classes else 'image'}")
+    about = "class" if classes else unit
+    figure = new_figure(12.0, total + 1.8, f"What each answer tells about the {about}")
     told, yes, mass = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1, 1])
-    legend = _plot_information(told, y, rows, classes)
+    legend = _plot_information(told, y, rows, about)
     for ax, values in ((yes, [row.yes for row in rows]), (mass, [row.mass for row in rows])):
         colours = [WRONG if ax is mass and "low mass" in row.notes else TEACHER for row in rows]
         ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
@@ -172,12 +181,13 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike) ->
     return save(figure, path)
 
 
-def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence], classes: bool) -> list[Any]:
+def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence], about: str) -> list[Any]:
     """Bars for what is told, over the most that could be, and a mark for chance; returns the legend's handles."""
+    classes = about == "class"
     told = [row.information or 0.0 if classes else row.entropy - row.doubt for row in rows]
     chance = [row.chance or 0.0 for row in rows]
     most = ax.barh(y, [row.entropy for row in rows], 0.2, color=FAINT, label="most that answers so varied can tell")
-    bars = ax.barh(y, told, 0.2, color=STUDENT, label=f"what they tell about the {'class' if classes else 'image'}")
+    bars = ax.barh(y, told, 0.2, color=STUDENT, label=f"what they tell about the {about}")
     limit = 1.05 * max(0.1, *(row.entropy for row in rows))
     for height, *ends in zip(y, told, chance):
         inside = ends[0] - ends[1] > 0.15 * limit  # and clear of the mark
@@ -207,7 +217,8 @@ def plot_learning_curves(
             values = np.array([[curve[step] for step in steps] for curve in curves])
             label, front = f"{name}: {words.conditions[name]}", 3 if name == words.treated else 2
             ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.15, linewidth=0)
-            ax.plot(steps, values.mean(0), STYLES[name], color=COLOURS[name], linewidth=2, label=label, zorder=front)
+            look = {"linestyle": STYLES[name], "color": COLOURS[name], "linewidth": 2}
+            ax.plot(steps, values.mean(0), label=label, zorder=front, **look)
     ax.set(xlabel="training step", ylabel=_axis(words, "validation"))
     ax.grid(axis="y", color="#EEEEEE")
     if ax.lines:
@@ -215,69 +226,18 @@ def plot_learning_curves(
     return save(figure, path)
 
 
-def plot_examples(
-    images: Sequence[Image.Image | np.ndarray],
-    truths: Sequence[str],
-    predictions: Sequence[str],
-    teacher_probabilities: np.ndarray,
-    student_probabilities: np.ndarray,
-    aspect_ids: Sequence[str],
-    path: str | os.PathLike,
-    confidences: Sequence[float] | None = None,
+def plot_aspect_learning(
+    ids: Sequence[str], auroc: Sequence[float], path: str | os.PathLike, unit: str = "image"
 ) -> Path:
-    """Images with what the student takes them for, and the aspects to which teacher or student say yes loudest.
-
-    Args:
-        images: n pictures, as many as are to be shown (8 fit well).
-        truths, predictions: n class names.
-        teacher_probabilities, student_probabilities: [n, Q] of yes; a row of NaN is not drawn.
-        aspect_ids: Q names; confidences: n probabilities of the predicted class, where known.
-    """
-    n, columns = len(images), min(4, len(images))
-    rows = math.ceil(n / columns)
-    right = sum(truth == prediction for truth, prediction in zip(truths, predictions))
-    title = f"The student names {right} of these {n} images right (✓; after ✗, what it says instead)"
-    figure = new_figure(max(5.0, 2.9 * columns), 4.1 * rows + 0.8, title)
-    cells = figure.subfigures(rows, columns, squeeze=False).ravel()
-    for k in range(n):
-        above, below = cells[k].subfigures(2, 1, height_ratios=[1.1, 1])
-        picture, chart = above.add_subplot(anchor="S"), below.add_subplot()
-        picture.imshow(_pixels(images[k]), cmap="gray")
-        picture.axis("off")
-        picture.set_title(f"true: {short(truths[k], 26)}", fontsize=10)
-        sure = f" ({confidences[k]:.0%})" if confidences is not None else ""
-        sign, colour = ("✓", RIGHT) if truths[k] == predictions[k] else ("✗", WRONG)
-        below.suptitle(f"{sign} {short(predictions[k], 20)}{sure}", fontsize=10, color=colour, fontweight="bold")
-        _plot_answers(chart, teacher_probabilities[k], student_probabilities[k], aspect_ids)
-    figure.legend(*chart.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    return save(figure, path)
-
-
-def _plot_answers(ax: Axes, teacher: np.ndarray, student: np.ndarray, aspect_ids: Sequence[str]) -> None:
-    """Teacher's and student's probability of yes for the six aspects where the louder of both is loudest."""
-    teacher, student = (np.asarray(values, dtype=np.float64) for values in (teacher, student))
-    chosen = np.argsort(-np.fmax(teacher, student), kind="stable")[:6]
-    y = np.arange(len(chosen))
-    ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
-    ax.hlines(y, teacher[chosen], student[chosen], color="#AAAAAA", linewidth=2, zorder=1)
-    ax.plot(student[chosen], y, "o", markersize=6, color=STUDENT, label="student's P(yes)")
-    ax.plot(teacher[chosen], y, "D", markersize=7.5, mfc="none", mec=TEACHER, label="teacher's P(yes)")
-    ax.set_yticks(y, [short(aspect_ids[q], 22) for q in chosen], fontsize=9)
-    ax.set_xticks([0, 0.5, 1], ["0", "½", "1"], fontsize=8)
-    ax.set(xlim=(-0.06, 1.06), ylim=(len(chosen) - 0.4, -0.6))
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-
-
-def plot_aspect_learning(ids: Sequence[str], auroc: Sequence[float], path: str | os.PathLike) -> Path:
-    """How well the student's answers rank unseen images as the teacher's yes and no do: Q AUROCs, NaN left out."""
+    """How well the student's answers rank unseen images (or objects, by `unit`) as the teacher's yes and no do: Q
+    AUROCs, NaN left out."""
     auroc = np.asarray(auroc, dtype=np.float64)  # None becomes NaN
     known = sorted(((value, name) for name, value in zip(ids, auroc) if not np.isnan(value)), reverse=True)
     missing = [name for name, value in zip(ids, auroc) if np.isnan(value)]
     mean = f": mean AUROC {np.mean([value for value, _ in known]):.3f}" if known else ""
     pitch = min(0.28, 14 / max(1, len(known)))
     figure = new_figure(6.6, pitch * len(known) + 1.9, f"What each aspect taught the student{mean}")
-    ax = new_axes(figure, "Agreement with the teacher on unseen images; 0.5: chance, 1: perfect")
+    ax = new_axes(figure, f"Agreement with the teacher on unseen {unit}s; 0.5: chance, 1: perfect")
     for y, (value, _) in enumerate(known):
         ax.barh(y, value - 0.5, 0.7, left=0.5, color=STUDENT if value >= 0.5 else WRONG)
         ax.text(1.01, y, f"{value:.3f}", va="center_baseline", fontsize=min(9, 60 * pitch), color=GREY)
@@ -309,13 +269,6 @@ def new_axes(figure: Figure, subtitle: str = "", ax: Axes | None = None) -> Axes
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_axisbelow(True)
     return ax
-
-
-def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
-    if hasattr(image, "convert"):
-        image = to_rgb(image).copy()
-        image.thumbnail((448, 448))
-    return np.asarray(image)
 
 
 def short(name: str, length: int = 30) -> str:

@@ -1,4 +1,4 @@
-"""A page of scenes: what is in them, beside what a student detected and says of it."""
+"""Pages of test images: what is in them, beside what a student says of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from .figures import GREY, RIGHT, TEACHER, WRONG, _pixels, new_figure, save, short
+from ..images import to_rgb
+from .figures import GREY, RIGHT, STUDENT, TEACHER, WRONG, new_figure, save, short
 
 
 if TYPE_CHECKING:
@@ -21,6 +22,67 @@ if TYPE_CHECKING:
 OVERLAP = 0.5  # IoU from which a box is on its object
 SAME = 0.7  # IoU from which two boxes are the same place, seen as two classes
 LINE = 0.18  # inches
+
+
+def plot_examples(
+    images: Sequence[Image.Image | np.ndarray],
+    truths: Sequence[str],
+    predictions: Sequence[str],
+    teacher_probabilities: np.ndarray,
+    student_probabilities: np.ndarray,
+    aspect_ids: Sequence[str],
+    path: str | os.PathLike,
+    confidences: Sequence[float] | None = None,
+) -> Path:
+    """Images with what the student takes them for, and the aspects to which teacher or student say yes loudest.
+
+    Args:
+        images: n pictures, as many as are to be shown (8 fit well).
+        truths, predictions: n class names.
+        teacher_probabilities, student_probabilities: [n, Q] of yes; a row of NaN is not drawn.
+        aspect_ids: Q names; confidences: n probabilities of the predicted class, where known.
+    """
+    n, columns = len(images), min(4, len(images))
+    rows = math.ceil(n / columns)
+    right = sum(truth == prediction for truth, prediction in zip(truths, predictions))
+    title = f"The student names {right} of these {n} images right (✓; after ✗, what it says instead)"
+    figure = new_figure(max(5.0, 2.9 * columns), 4.1 * rows + 0.8, title)
+    cells = figure.subfigures(rows, columns, squeeze=False).ravel()
+    for k in range(n):
+        above, below = cells[k].subfigures(2, 1, height_ratios=[1.1, 1])
+        picture, chart = above.add_subplot(anchor="S"), below.add_subplot()
+        picture.imshow(_pixels(images[k]), cmap="gray")
+        picture.axis("off")
+        picture.set_title(f"true: {short(truths[k], 26)}", fontsize=10)
+        sure = f" ({confidences[k]:.0%})" if confidences is not None else ""
+        sign, colour = ("✓", RIGHT) if truths[k] == predictions[k] else ("✗", WRONG)
+        below.suptitle(f"{sign} {short(predictions[k], 20)}{sure}", fontsize=10, color=colour, fontweight="bold")
+        _plot_answers(chart, teacher_probabilities[k], student_probabilities[k], aspect_ids)
+    figure.legend(*chart.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return save(figure, path)
+
+
+def _plot_answers(ax: Axes, teacher: np.ndarray, student: np.ndarray, aspect_ids: Sequence[str]) -> None:
+    """Teacher's and student's probability of yes for the six aspects where the louder of both is loudest."""
+    teacher, student = (np.asarray(values, dtype=np.float64) for values in (teacher, student))
+    chosen = np.argsort(-np.fmax(teacher, student), kind="stable")[:6]
+    y = np.arange(len(chosen))
+    ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
+    ax.hlines(y, teacher[chosen], student[chosen], color="#AAAAAA", linewidth=2, zorder=1)
+    ax.plot(student[chosen], y, "o", markersize=6, color=STUDENT, label="student's P(yes)")
+    ax.plot(teacher[chosen], y, "D", markersize=7.5, mfc="none", mec=TEACHER, label="teacher's P(yes)")
+    ax.set_yticks(y, [short(aspect_ids[q], 22) for q in chosen], fontsize=9)
+    ax.set_xticks([0, 0.5, 1], ["0", "½", "1"], fontsize=8)
+    ax.set(xlim=(-0.06, 1.06), ylim=(len(chosen) - 0.4, -0.6))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def _pixels(image: Image.Image | np.ndarray) -> np.ndarray:
+    if hasattr(image, "convert"):
+        image = to_rgb(image).copy()
+        image.thumbnail((448, 448))
+    return np.asarray(image)
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:

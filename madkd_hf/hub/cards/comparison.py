@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...report.comparison import table, terms, verdict
+from ...report.comparison import over_controls, real_gain, table, terms, verdict
 from ..sources import DataSource
 
 
@@ -17,7 +17,8 @@ FIGURES = {  # none of them shows an image of the dataset
     "accuracies.png": "Accuracy on the test images: every dot is one student.",
     "ap.png": "AP on the test images: every dot is one student.",
     "learning_curves.png": "The same on the validation images while the students learn.",
-    "aspect_learning.png": "How well the student's answers rank validation images as the teacher's do (AUROC).",
+    "aspect_learning.png": "How well the student's answers rank what is in the validation images as the teacher's do "
+    "(AUROC).",
 }
 
 
@@ -90,16 +91,14 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
         + ("means ± standard deviations over the seeds on the test images" if seeds > 1 else "on the test images")
         + ("; gains are paired by seed, with a 95% interval." if gains and seeds > 1 else ".")
     )
-    about = "object" if words.treated == "object" else "image"
     controls = {
-        "shuffled": f"gives each {about} the answers of another",
-        "constant": f"gives all {about}s the same answers",
+        "image_shuffled": "gives each image the answers of another",
+        "shuffled": f"gives each {words.about} the answers of another",
+        "constant": f"gives all {words.about}s the same answers",
     }
-    controls = {name: text for name, text in controls.items() if name in scores}
-    if report.get("gain") and controls:
-        kinds = "neither control" if len(controls) == 2 else "not the control"
-        told = ", ".join(f"`{name}` {text}" for name, text in controls.items())
-        parts.append(f"A real gain lifts `{words.treated}`, and {kinds}: {told}.")
+    told = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)
+    parts += [f"{real_gain(report)}: {told}."] if real_gain(report) else []
+    parts += filter(None, [over_controls(report)])
     return " ".join(parts)
 
 
