@@ -58,7 +58,7 @@ class Cell:
     @property
     def decides(self) -> dict[str, Any]:
         """What decides the result, by name: the options as they are understood, whatever says them, what stands in the
-        files that they name, wherever these are, and the versions of the code."""
+        dataset, bank and models that they name, wherever these are, and the versions of the code."""
         parsed = importlib.import_module(self.script).parse(list(self.words))
         options = {name: value for each in parsed for name, value in _options(each).items()}
         options = {name: value for name, value in options.items() if name not in DECIDES_NOTHING}

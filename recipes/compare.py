@@ -82,7 +82,8 @@ def compare_points(
 def about_teacher(teacher: AspectTeacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
     """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
     rows = labelled[args.train_split]
-    mass = np.array((one_row_an_object(rows) if args.detects else rows)["aspect_mass"])
+    rows = one_row_an_object(rows) if args.detects else rows
+    mass = np.array([each for each in rows["aspect_mass"] if each is not None])
     about = {**teacher.provenance, "mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
     card = Path(args.teacher) / "README.md"
     if card.is_file():

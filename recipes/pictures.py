@@ -174,11 +174,12 @@ def draw_detected(
     test = labelled[args.test_split]
     names = train_detector.categories(labelled[args.train_split], args.objects).names
     there = objects_in(args, test, student)
+    objects = [{name: each[name][each["iscrowd"] == 0] for name in ("boxes", "labels")} for each in there]
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
     found = _predictions(args, terms({"task": "detection"}).treated, 0)
     plot_scenes(
         [to_rgb(test[i][args.image_column]) for i in chosen],
-        [there[i] for i in chosen],
+        [objects[i] for i in chosen],
         [found[i] for i in chosen],
         names,
         bank.ids,
@@ -190,7 +191,7 @@ def draw_detected(
         name: np.array([class_ap(_predictions(args, name, seed), there, len(names)) for seed in range(args.seeds)])
         for name in compared({"task": "detection"})
     }
-    counts = Counter(label for each in there for label in each["labels"].tolist())
+    counts = Counter(label for each in objects for label in each["labels"].tolist())
     by_class = summarise_detected_classes(ap, [counts[label] for label in range(len(names))], names)
     write_classes(by_class, args.output_dir)
     return by_class

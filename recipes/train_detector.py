@@ -26,7 +26,9 @@ from train_student import check_publishing, find_checkpoint, fit_and_measure, pu
 from transformers import AutoImageProcessor, set_seed
 
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
+from madkd_hf.boxes import corners
 from madkd_hf.hub.cards.comparison import read_comparison
+from madkd_hf.images import to_rgb
 from madkd_hf.labelling.objects import Boxes
 from madkd_hf.objects import BOX, LISTS, object_fields
 
@@ -130,38 +132,39 @@ def prepare(
 def prepare_splits(splits: DatasetDict, args: Any, seed: int) -> DatasetDict:
     """Images that can be read and objects with classes in every split, and a validation split.
 
-    With on_error "skip", images of which an object has no area are left out, with a warning: the labelling skips them,
-    and students with and without aspects see the same images.
+    With on_error "skip", images with a box that cannot be are left out, with a warning: the labelling skips them, and
+    students with and without aspects see the same images.
 
     Args:
         args: `DetectorArguments`, or others with `objects` and `on_error` that name the splits.
     """
     splits = with_categories(readable_splits(splits, args), args.objects, args.train_split)
     if args.on_error == "skip":
-        splits = DatasetDict({split: with_area(rows, args.objects, split) for split, rows in splits.items()})
+        splits = DatasetDict({split: with_boxes(rows, args, split) for split, rows in splits.items()})
     return with_validation(splits, args, seed)
 
 
-def with_area(rows: Dataset, objects: ObjectArguments, split: str) -> Dataset:
-    """The images all of whose objects have an area; the others are told in a warning."""
-    flat = [
-        row for row, stored in enumerate(_stored(rows, objects))
-        if any(_is_flat(box, objects.box_format) for box in values(stored, BOX))
-    ]  # fmt: skip
-    if not flat:
-        return rows
-    logger.warning(
-        "Left out %d of the %d images of split %r, first of all row %d: an object there has a box without area.",
-        len(flat), len(rows), split, flat[0],
-    )  # fmt: skip
-    return rows.select(np.setdiff1d(np.arange(len(rows)), flat))
+def with_boxes(rows: Dataset, args: Any, split: str) -> Dataset:
+    """The images all of whose boxes can be, as the labelling keeps them; the others are told in a warning.
 
-
-def _is_flat(box: Sequence[float] | None, box_format: str) -> bool:
-    if box is None or len(box) != 4:
-        return False  # refused elsewhere, by another name
-    sides = (box[2] - box[0], box[3] - box[1]) if box_format == "pascal_voc" else box[2:]
-    return min(sides) <= 0
+    Columns `width` and `height` save decoding all images for their sizes.
+    """
+    sizes = ("width", "height") if {"width", "height"} <= set(rows.features) else (args.image_column,)
+    facts = rows.select_columns([*sizes, args.objects.boxes_column])
+    kept, first = [], ""
+    for index in range(len(facts)):
+        try:
+            row = facts[index]
+            size = (row["width"], row["height"]) if len(sizes) == 2 else to_rgb(row[args.image_column]).size
+            corners(values(row[args.objects.boxes_column], BOX), args.objects.box_format, size)
+            kept.append(index)
+        except Exception as error:  # decoders raise whatever they like
+            first = first or f"row {index}: {error}"
+    if first:
+        logger.warning(
+            "Left out %d of the %d images of split %r, first of all %s", len(rows) - len(kept), len(rows), split, first
+        )
+    return rows.select(kept) if first else rows
 
 
 def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: str) -> DatasetDict:

@@ -165,7 +165,9 @@ def test_skipped_rows_are_left_out_and_counted(caplog, length):
     assert [row["image"].size for row in rows] == [(16, 16)] * 4
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.message == ("Left out 3 of the 7 rows of split 'train': the labelling could not read their images.")
+    assert record.message == (
+        "Left out 3 of the 7 rows of split 'train': the labelling could not read their images, or a box in them."
+    )
     caplog.clear()
     assert readable(rows) is rows and not caplog.records
 
@@ -191,7 +193,7 @@ def test_finding_skipped_rows_looks_at_no_image(monkeypatch):
 
 
 def test_a_dataset_of_skipped_rows_alone_is_refused():
-    with pytest.raises(ValueError, match="could read none of the 2 images of split 'train': repair the files"):
+    with pytest.raises(ValueError, match="could read none of the 2 images of split 'train', or a box in each: repair"):
         readable(labelled("ss"), "split 'train'")
 
 

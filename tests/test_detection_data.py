@@ -254,7 +254,17 @@ def test_areas_shrink_with_their_boxes():
 # Errors
 
 
+@pytest.mark.parametrize("category", [[None], ["cat"], [1.5], None])
+def test_categories_that_are_no_integers_raise_with_the_image(category):
+    one = row(boxes=[(0, 0, 5, 5)], index=3)
+    one["objects"]["category"] = category
+    with pytest.raises(ValueError, match="Image 3: its categories are .*, expected an integer for each object; cast"):
+        collator()([one])
+
+
 def test_bad_rows_raise_with_the_image():
+    with pytest.raises(ValueError, match="Image 3: its objects have no bbox and no category"):
+        collator()([row(index=3) | {"objects": [None]}])
     with pytest.raises(ValueError, match="Image 3.*object 1 has the box"):
         collator()([row(boxes=[(0, 0, 5, 5), (0, 0, 500, 5)], index=3)])
     with pytest.raises(ValueError, match="no column 'image', only .'img'.: name the images with image_column"):

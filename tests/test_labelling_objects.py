@@ -569,7 +569,7 @@ def test_the_recipe_labels_objects_and_says_what_each_question_is_worth(tmp_path
     assert [len(each) for each in labelled["train"]["aspect_logits"][:]] == [3, 0, 1, 2] * 3
     assert labelled["test"]["aspect_logits"][:] == [None] * 4
     manifest = json.loads((tmp_path / "work" / "manifest.json").read_text())
-    assert manifest["boxes"] == {"column": "objects", "format": "coco", "margin": 0.2, "padding": None}
+    assert manifest["boxes"] == {"column": "objects", "format": "coco", "margin": 0.2}
     refused = recipe("--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work", "--box_format", "yolo")
     assert refused.returncode == 1 and 'its boxes format is "coco", here "yolo"' in refused.stderr
     stream = recipe("--output_dir", tmp_path / "stream", "--streaming")

@@ -98,13 +98,11 @@ def test_files_and_pictures_it_links_to_are_there():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_table_it_shows_is_the_report_s():
-    report = (ROOT / "recipes/easy_vqa/results/report.md").read_text(encoding="utf-8")
-    rows = [
-        line for line in README.splitlines() if line.startswith(("| base:", "| madkd:", "| shuffled:", "| constant:"))
-    ]
-    assert len(rows) == 4
-    assert all(row in report for row in rows)
+def test_the_tables_it_shows_are_the_reports():
+    results = ROOT / "recipes/easy_vqa/results"
+    reports = [(results / name).read_text(encoding="utf-8") for name in ("report.md", "detection/report.md")]
+    rows = re.findall(r"^\| (?:base|madkd|image|image_shuffled|object|shuffled|constant): .*$", README, re.MULTILINE)
+    assert [sum(row in report for row in rows) for report in reports] == [4, 6] and len(rows) == 10
 
 
 def test_make_targets_it_names_exist():

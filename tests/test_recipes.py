@@ -154,7 +154,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
         seen.append([rows["image_id"][:], splits["validation"]["image_id"][:]])
         assert (bank is None) == ("--aspect_alpha" in more)
     assert seen[0] == seen[1] == seen[2] and set(sum(seen[0], [])) == set(range(10)) - {2}
-    assert "Left out 1 of the 10 images of split 'train', first of all row 2: an object there has a box" in caplog.text
+    assert "Left out 1 of the 10 images of split 'train', first of all row 2: object 1 has the box" in caplog.text
     recipe("train_detector", *train, "--dataset", tmp_path / "labelled", "--bank", tmp_path / "labelled")
     assert 0 <= json.loads((tmp_path / "out" / "all_results.json").read_text())["test_map"] <= 1
     said = refuse(

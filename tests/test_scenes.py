@@ -1,13 +1,15 @@
 """Scenes of easy-VQA shapes: boxes fit, objects stay visible, splits share no shape, and all of it is seeded."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection
+from transformers import AutoImageProcessor, pipeline
 
+from madkd_hf import MadkdForObjectDetection
 from madkd_hf.detection.data import DetectionCollator
 
 
@@ -121,6 +123,18 @@ def test_classes_may_be_colors_or_shapes_of_the_same_scenes(few, kind):
         assert names.int2str(ours["category"]) == words
 
 
+def test_the_pretrained_detector_saw_other_images(monkeypatch):
+    monkeypatch.setattr(scenes, "SCENES", FEW)
+    monkeypatch.setattr(scenes, "_split", lambda *given: given)
+    splits = {}
+    monkeypatch.setattr(scenes, "DatasetDict", splits.update)
+    scenes.load_pretraining_scenes()
+    assert [given[:4] for given in splits.values()] == [
+        (part, "teacher", "color", count) for part, count in (FEW | {"train": 2000}).items()
+    ]
+    assert {given[-1] for given in splits.values()} == {1} != {scenes.SEED}
+
+
 def test_unknown_kinds_and_small_sizes_raise():
     with pytest.raises(ValueError, match="'size'"):
         scenes.load_scenes("size")
@@ -130,10 +144,21 @@ def test_unknown_kinds_and_small_sizes_raise():
 
 def test_the_shipped_detector_takes_scenes(few):
     folder = Path(scenes.__file__).parent / "detector"
-    config = AutoConfig.from_pretrained(folder, num_labels=len(data.CLASSES))
-    detector = AutoModelForObjectDetection.from_config(config).eval()  # training adds denoising queries
-    batch = DetectionCollator(AutoImageProcessor.from_pretrained(folder))([few["train"][0], few["train"][1]])
+    detector = MadkdForObjectDetection.from_detector(folder, dict(enumerate(data.CLASSES)))
+    collator = DetectionCollator(AutoImageProcessor.from_pretrained(folder))
     with torch.no_grad():
-        out = detector(**batch)
+        out = detector(**collator([few["train"][0], few["train"][1]]))
     assert torch.isfinite(out.loss) and out.logits.shape == (2, 30, 24)
     assert sum(weights.numel() for weights in detector.parameters()) < 600_000
+
+
+def test_the_shipped_detector_finds_shapes_and_tells_their_colors():
+    folder = Path(scenes.__file__).parent / "detector"
+    find = pipeline("object-detection", str(folder), threshold=0.5)
+    rows = scenes.load_scenes("color", {"test": 20})["test"]
+    right = there = 0
+    for row in rows:
+        names = rows.features["objects"]["category"].feature.int2str(row["objects"]["category"])
+        found = Counter(each["label"] for each in find(row["image"]))
+        right, there = right + (found & Counter(names)).total(), there + len(names)
+    assert right > 0.8 * there

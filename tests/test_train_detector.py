@@ -325,3 +325,26 @@ def test_answers_about_something_else_are_refused(tmp_path, level, by_object):
     words += ["--config", EASY_VQA / "detect.yaml", "--aspect_level", level, "--output_dir", tmp_path / "out", *QUICK]
     said = refuse("train_detector", *words)
     assert "The dataset answers about" in said and "\n" not in said
+
+
+def test_images_with_boxes_that_cannot_be_are_left_out_of_all_splits(caplog):
+    train_detector = importlib.import_module("train_detector")
+    few = importlib.import_module("recipes.easy_vqa.scenes").load_scenes(
+        scenes={"train": 4, "validation": 3, "test": 3}
+    )
+    bad = {"train": [90, 1, 40, 10], "validation": [float("nan"), 1, 5, 5], "test": [1, 1, 0, 5]}
+
+    def spoilt(row, index, box):
+        if index == 1:
+            row["objects"]["bbox"][0] = box
+        return row
+
+    for columns in ((), ("width", "height")):  # with the sizes told, and with images to look at
+        made = {split: few[split].map(spoilt, with_indices=True, fn_kwargs={"box": box}) for split, box in bad.items()}
+        made = DatasetDict(made).remove_columns(list(columns))
+        args = train_detector.DetectorArguments(on_error="skip")
+        kept = train_detector.prepare_splits(made, args, seed=0)
+        assert {split: rows["image_id"][:] for split, rows in kept.items()} == {
+            "train": [0, 2, 3], "validation": [0, 2], "test": [0, 2]
+        }  # fmt: skip
+    assert caplog.text.count("first of all row 1: object 0 has the box") == 6

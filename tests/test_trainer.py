@@ -241,9 +241,10 @@ def test_rows_whose_image_the_labelling_could_not_read_are_left_out(tmp_path, ca
     kept = [i for i in range(11) if i not in (2, 7, 10)]
     run = trainer(tmp_path, train=data, evaluate={"new": data} if named else data)
     assert [record.message for record in caplog.records if "Left out" in record.message] == [
-        "Left out 3 of the 11 rows of the training dataset: the labelling could not read their images.",
+        "Left out 3 of the 11 rows of the training dataset: "
+        "the labelling could not read their images, or a box in them.",
         f"Left out 3 of the 11 rows of the evaluation dataset{' ' + repr('new') if named else ''}: "
-        "the labelling could not read their images.",
+        "the labelling could not read their images, or a box in them.",
     ]
     run.train()
     assert run.state.global_step == 2 and len(run.train_dataset) == 8

@@ -52,6 +52,11 @@ def check_objects(
     category = getattr(fields["category"], "feature", fields["category"])
     if isinstance(category, ClassLabel):
         check_classes(category.num_classes, config)
+    elif not getattr(category, "dtype", "").startswith(("int", "uint")):
+        raise ValueError(
+            f"The categories in the column {boxes_column!r} of {name} are {category}: expected a ClassLabel or "
+            "integers; cast them to a ClassLabel."
+        )
     if not len(dataset):
         return
     count, lowest, highest = _categories(dataset, boxes_column)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import random
 from typing import Any
@@ -154,8 +155,15 @@ class DetectionCollator:
             raise ValueError(f"Image {row.get('image_id', '')!r}: {error}") from error
         count = len(boxes)
         sizes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+        try:
+            category = np.array([operator.index(value) for value in given["category"]], dtype=np.int64)
+        except TypeError as error:
+            raise ValueError(
+                f"Image {row.get('image_id', '')!r}: its categories are {given['category']}, expected an integer for "
+                "each object; cast them to a ClassLabel, and leave objects without class out."
+            ) from error
         columns = {
-            "category": np.array(given["category"], dtype=np.int64),
+            "category": category,
             "area": np.array(_known(given.get("area"), sizes), dtype=np.float64),
             "iscrowd": np.array(_known(given.get("iscrowd"), [0] * count), dtype=np.int64),
         }
@@ -220,9 +228,9 @@ def _columns(stored: dict[str, list] | list[dict[str, Any]] | None) -> dict[str,
     """The objects of a row as one list for each field, empty where the row says nothing about them."""
     if isinstance(stored, dict) and stored.get("bbox", []) is not None:
         return stored
-    objects = stored if isinstance(stored, list) else []
+    objects = [each or {} for each in stored] if isinstance(stored, list) else []
     names = objects[0] if objects else ("bbox", "category")
-    return {name: [each[name] for each in objects] for name in names}
+    return {name: [each.get(name) for each in objects] for name in names}
 
 
 def _those(objects: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:

@@ -228,10 +228,11 @@ class MadkdForObjectDetection(PreTrainedModel):
             MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level, **origin)
         )
         if pretrained:
-            source = AutoModelForObjectDetection.from_pretrained(
-                detector, config=config, ignore_mismatched_sizes=True, **kwargs
-            )
-            model.detector.load_state_dict((source.detector if is_student else source).state_dict())
+            source = AutoModelForObjectDetection.from_pretrained(detector, **kwargs)
+            weights = (source.detector if is_student else source).state_dict()
+            new = model.detector.state_dict()  # where shapes differ, the classes do
+            fitting = {name: value for name, value in weights.items() if value.shape == new[name].shape}
+            model.detector.load_state_dict(new | fitting)
         return model.eval()
 
     def to_plain(self) -> PreTrainedModel:

@@ -44,7 +44,10 @@ class Boxes:
     @property
     def state(self) -> dict[str, Any]:
         """What the manifest says of this."""
-        return asdict(self)
+        told = asdict(self)
+        if self.padding is None:  # nor did earlier jobs say that there is none
+            del told["padding"]
+        return told
 
     def check(self, features: Features) -> None:
         """Raise ValueError where the features have no such boxes."""
@@ -80,7 +83,7 @@ class Boxes:
 
 
 def _padded(crop: Image.Image, padding: float) -> Image.Image:
-    side = round((1 + 2 * padding) * max(crop.size))
+    side = max(crop.size) + 2 * math.ceil(padding * max(crop.size))
     square = Image.new("RGB", (side, side), "white")
     square.paste(crop, ((side - crop.width) // 2, (side - crop.height) // 2))
     return square

@@ -47,11 +47,13 @@ def readable(dataset: Dataset, name: str = "the dataset") -> Dataset:
         return dataset
     if not kept.any():
         raise ValueError(
-            f"The labelling could read none of the {len(kept)} images of {name}: repair the files and label again."
+            f"The labelling could read none of the {len(kept)} images of {name}, or a box in each: repair the files, "
+            "or see what box_format says, and label again."
         )
     logger.warning(
-        "Left out %d of the %d rows of %s: the labelling could not read their images.", (~kept).sum(), len(kept), name
-    )
+        "Left out %d of the %d rows of %s: the labelling could not read their images, or a box in them.",
+        (~kept).sum(), len(kept), name,
+    )  # fmt: skip
     return dataset.select(np.flatnonzero(kept))
 
 

@@ -74,7 +74,7 @@ class StoreCollator:
         """Put `pixel_values` [B, 3, H, W] into a batch, on the device of its bytes, or of the store."""
         pixels = self._cropped(batch.pop("crops")) if "crops" in batch else batch.pop("pixels")
         scale, bias = self.scale[0].to(pixels.device), self.bias[0].to(pixels.device)
-        values = torch.empty(pixels.shape, device=pixels.device)
+        values = torch.empty_like(pixels, dtype=torch.float)
         # On a CPU, image by image: each then stays in the cache for all three operations.
         for value, image in zip(values, pixels) if pixels.device.type == "cpu" else [(values, pixels)]:
             value.copy_(image).mul_(scale).add_(bias)

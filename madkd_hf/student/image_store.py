@@ -135,8 +135,7 @@ class ImageStore:
         boxes[:, :2] = np.minimum(boxes[:, :2], stored - 1)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         floating = self.pixels.is_cuda  # the kernel for bytes is the CPU's alone, and several times faster there
-        crops = self.pixels.new_empty(len(boxes), height, width, 3, dtype=torch.float if floating else torch.uint8)
-        crops = crops.movedim(-1, 1)
+        crops = self.pixels.new_empty(len(boxes), 3, height, width, dtype=torch.float if floating else torch.uint8)
         for crop, index, (left, top, right, bottom), flip in zip(crops, indices, boxes.tolist(), flips):
             part = self.pixels[index, top:bottom, left:right].movedim(-1, 0)[None]
             part = part.float() if floating else part

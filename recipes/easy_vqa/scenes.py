@@ -126,7 +126,11 @@ def _placed(cover: PILImage.Image, random: np.random.Generator, size: int) -> np
 
 
 def load_scenes(
-    kind: Kind = "both", scenes: dict[str, int] = SCENES, size: int = SIZE, seed: int = SEED
+    kind: Kind = "both",
+    scenes: dict[str, int] = SCENES,
+    size: int = SIZE,
+    seed: int = SEED,
+    shapes_of: str | None = None,
 ) -> DatasetDict:
     """Splits `train`, `validation` and `test` in the usual COCO-like columns.
 
@@ -140,6 +144,8 @@ def load_scenes(
         scenes: how many for each split.
         size: of the square images, in pixels.
         seed: other scenes for each.
+        shapes_of: the part of the images, as `data.parts` names them, that the shapes of all splits come from; by
+            default each split has its own part.
 
     Raises:
         ValueError: an unknown kind, or a size into which the largest shape does not fit.
@@ -148,7 +154,9 @@ def load_scenes(
         raise ValueError(f"kind is one of {sorted(CATEGORIES)}, not {kind!r}.")
     if size < 64:
         raise ValueError(f"Scenes need at least 64 x 64 pixels for the largest shape, not {size} x {size}.")
-    return DatasetDict({part: _split(part, kind, count, size, seed) for part, count in scenes.items()})
+    return DatasetDict(
+        {part: _split(part, shapes_of or part, kind, count, size, seed) for part, count in scenes.items()}
+    )
 
 
 def load_shape_scenes() -> DatasetDict:
@@ -161,7 +169,13 @@ def load_color_scenes() -> DatasetDict:
     return load_scenes("color")
 
 
-def _split(part: str, kind: Kind, count: int, size: int, seed: int) -> Dataset:
+def load_pretraining_scenes() -> DatasetDict:
+    """For a detector to be pretrained on: 2,000 training scenes with the 8 colours as classes, other scenes than those
+    of `load_scenes`, and of other easy-VQA images."""
+    return load_scenes("color", SCENES | {"train": 2000}, seed=1, shapes_of="teacher")
+
+
+def _split(part: str, shapes_of: str, kind: Kind, count: int, size: int, seed: int) -> Dataset:
     category = ClassLabel(names=CATEGORIES[kind])
     objects = {
         "id": List(Value("int64")),
@@ -178,7 +192,7 @@ def _split(part: str, kind: Kind, count: int, size: int, seed: int) -> Dataset:
             "objects": objects,
         }
     )
-    shapes = cutouts(part)
+    shapes = cutouts(shapes_of)
     number = list(SCENES).index(part)
     rows = [_row(part, kind, i, compose(shapes, np.random.default_rng([seed, number, i]), size)) for i in range(count)]
     return Dataset.from_list(rows, features=features)
