@@ -5,11 +5,12 @@ Photographs of 500 x 375 pixels are made up and saved as JPEG. In turn, one roun
   example     the pipeline of transformers' image-classification example: decode, crop and normalise in every epoch, in
               the data loader's workers (torchvision's transforms; by Pillow, step for step, where torchvision is not)
   reference   ours with --image_store none: the same, and crops that do not depend on workers and processes
-  store       ours: decoded once, cropped from memory in every epoch, which needs no workers; its building is timed
-              beside it
+  store       ours: decoded once, cropped from memory in every epoch, in as many threads as PyTorch works with
+              (one a core) and without workers; its building is timed beside it
 
 `data_path` is images/s from the second epoch on, loading alone, by the example's. `waiting` is the share of a training
-epoch in which the student waits for data. `distilled_step` is the time of a step with aspects by that without.
+epoch in which the student waits for data. `distilled_step` is the time of a step with aspects by that without: each
+moves by some 10% on a shared machine, so it takes many pairs.
 
     python benchmarks/training.py                                      # two CPU cores
     python benchmarks/training.py --device cuda --images 3680 --epochs 24 --rounds 3
@@ -39,6 +40,7 @@ from transformers import ResNetConfig, ViTImageProcessorPil
 
 from madkd_hf import Aspect, AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.report import markdown_table
+from madkd_hf.report.comparison import mean_and_half_width
 
 
 SIZE, CLASSES, QUESTIONS = 224, 37, 50  # OxfordPets, 50 questions
@@ -236,7 +238,7 @@ def steps(data: Loading, args: argparse.Namespace) -> dict[str, list[float]]:
     for trainer in trainers.values():
         trainer.create_optimizer()
         trainer.model.train()
-    for repetition in tqdm(range(args.steps + 2), desc="steps", unit=" pairs"):
+    for repetition in tqdm(range(args.pairs + 2), desc="steps", unit=" pairs"):
         for name in list(trainers)[:: 1 if repetition % 2 else -1]:
             start = time.perf_counter()
             one_step(trainers[name], batches[name])
@@ -283,8 +285,9 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             for name in PATHS
         ]
         found[-1]["building_seconds"] = built
-        paired = [own / plain for own, plain in zip(stepped["distilled"], stepped["plain"])]
-        distilled = {"name": "distilled_step", "ratio": statistics.median(paired)}
+        mean, half = mean_and_half_width(np.log(stepped["distilled"]) - np.log(stepped["plain"]))
+        ratio, *interval = np.exp([mean, mean - half, mean + half]).tolist()
+        distilled = {"name": "distilled_step", "ratio": ratio, "ci95": interval}
         distilled |= {f"{name}_ms": 1000 * statistics.median(times) for name, times in stepped.items()}
         found.append(distilled)
         if args.epochs:
@@ -307,11 +310,12 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         for title, row in zip(["the example's pipeline", "our reference", "our store"], rows)
     ]
     step = named["distilled_step"]
+    low, high = step["ci95"]
     lines = [
         markdown_table([head, *body], right=range(1, 5)),
         f"The store was built in {named['data_path']['building_seconds']:.1f} s. A step of {args.batch_size} images "
         f"takes {step['plain_ms']:.1f} ms without and {step['distilled_ms']:.1f} ms with {QUESTIONS} aspects: "
-        f"{step['ratio']:.3f} times (median of pairs).",
+        f"{step['ratio']:.3f} times (geometric mean of {args.pairs} pairs, 95% interval {low:.3f} to {high:.3f}).",
     ]
     if whole := named.get("recipe"):
         lines.append(
@@ -327,13 +331,16 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="images in a batch")
     parser.add_argument("--workers", type=int, default=2, help="of the data loaders without a store")
     parser.add_argument("--rounds", type=int, default=3, help="timed epochs of each path, loading alone")
-    parser.add_argument("--steps", type=int, default=10, help="timed training steps")
+    parser.add_argument("--steps", type=int, default=10, help="timed training steps of each path")
+    parser.add_argument("--pairs", type=int, default=40, help="timed steps with and without aspects, at least 2")
     parser.add_argument("--epochs", type=int, default=0, help="of the whole Trainer, beside a bare loop")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     args = parser.parse_args()
+    if args.pairs < 2:
+        parser.error(f"--pairs needs at least 2 for an interval; received {args.pairs}.")
     rows = measure(args)
     print(table(rows, args))
     if args.json:

@@ -16,6 +16,7 @@ def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
 
 def test_the_table_of_training(tmp_path, capsys, monkeypatch):
     few = ["--images", "8", "--batch_size", "4", "--workers", "0", "--rounds", "1", "--steps", "1"]
+    few += ["--pairs", "2"]
     monkeypatch.setattr("sys.argv", ["training.py", *few, "--json", str(tmp_path / "rows.json")])
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     training.main()
@@ -23,3 +24,5 @@ def test_the_table_of_training(tmp_path, capsys, monkeypatch):
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert set(rows) == {"example", "reference", "data_path", "distilled_step"}
     assert all(row["ratio"] > 0 for row in rows.values()) and rows["example"]["ratio"] == 1
+    low, high = rows["distilled_step"]["ci95"]
+    assert low < rows["distilled_step"]["ratio"] < high

@@ -114,14 +114,30 @@ def test_a_larger_store_has_crops_nearer_to_the_reference_s_in_sharpness():
 
 def test_a_batch_does_not_depend_on_what_else_is_in_it():
     ours = stored(of_size(6, (30, 40), (24, 24)), True)
-    assert torch.equal(ours([4, 1, 5])["pixels"][1:2], ours([1])["pixels"])
+    assert torch.equal(batch_of(ours, 4, 1, 5)["pixel_values"][1:2], batch_of(ours, 1)["pixel_values"])
 
 
-def test_a_store_on_a_device_is_cut_after_the_batch_has_been_made():
+def test_threads_make_the_same_batch_and_leave_pytorch_s_setting_alone(two_threads):
+    ours = stored(of_size(7, (30, 40), (24, 24)), True)
+    in_threads = batch_of(ours, *range(7))["pixel_values"]
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+    assert torch.equal(in_threads, batch_of(ours, *range(7))["pixel_values"])
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_crops_are_made_where_the_batch_is_finished_if_the_store_is_there():
     data = rows(6)
-    at_once = stored(data, True)
-    later = StoreCollator(at_once.collator, data, at_once.store.to("cpu"), at_once.scale, at_once.bias, True)
-    assert "pixels" not in later([3, 0])
+    later = stored(data, True)
+    at_once = StoreCollator(later.collator, data, later.store, later.scale, later.bias, defer=False)
+    assert "pixels" not in later([3, 0]) and "crops" not in at_once([3, 0])
     assert torch.equal(batch_of(later, 3, 0)["pixel_values"], batch_of(at_once, 3, 0)["pixel_values"])
 
 
@@ -129,7 +145,7 @@ def test_a_worker_that_is_no_fork_maps_the_same_file():
     ours = stored(rows(6), True)
     again = pickle.loads(pickle.dumps(ours))
     assert len(pickle.dumps(ours.store)) < 400
-    assert torch.equal(again([5, 2])["pixels"], ours([5, 2])["pixels"])
+    assert torch.equal(batch_of(again, 5, 2)["pixel_values"], batch_of(ours, 5, 2)["pixel_values"])
 
 
 def losses(folder, **settings) -> list[float]:
@@ -151,19 +167,19 @@ def test_training_follows_the_reference_s_curve(tmp_path, cache):
     assert len(list(cache.iterdir())) == 2  # training and evaluation
 
 
-@pytest.mark.parametrize("where", ["workers", "device"])
-def test_training_is_the_same_wherever_batches_are_made(tmp_path, monkeypatch, where):
-    expected = losses(tmp_path / "here")
+@pytest.mark.parametrize("where", ["workers", "loader"])
+def test_training_is_the_same_wherever_batches_are_made(tmp_path, monkeypatch, two_threads, where):
+    expected = losses(tmp_path / "here")  # in threads, which the workers, forks of this process, do not have
     settings = {"dataloader_num_workers": 2} if where == "workers" else {}
-    if where == "device":
+    if where == "loader":
         open_store = trainer.store_collator
 
-        def deferring(collator, *args, **kwargs):
-            made = open_store(collator, *args, **kwargs)
-            made.defer = collator.augment
+        def at_once(*args, **kwargs):
+            made = open_store(*args, **kwargs)
+            made.defer = False
             return made
 
-        monkeypatch.setattr(trainer, "store_collator", deferring)
+        monkeypatch.setattr(trainer, "store_collator", at_once)
     assert losses(tmp_path / "there", **settings) == pytest.approx(expected, rel=1e-6)
 
 

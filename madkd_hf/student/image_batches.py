@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import datasets
 import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from .data import AspectCollator
 from .image_store import ImageStore, NoRoom, store_bytes
@@ -41,7 +43,7 @@ class StoreCollator:
         rows: a dataset whose images are stored.
         store: its images: for training of any size, for evaluation as the image processor has them.
         scale, bias: [1, 3, 1, 1] each, from a pixel's byte to its value, see `pixel_scale`.
-        defer: leave the crops to `finish`, in the process that holds the store; for stores on a device.
+        defer: leave the crops to `finish`: of a store on the student's device, save in the workers of a data loader.
     """
 
     def __init__(
@@ -68,21 +70,35 @@ class StoreCollator:
             return {**batch, "pixels": self.store.cut(indices)}
         boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
         crops = np.concatenate([np.array(indices)[:, None], boxes, flips[:, None]], axis=1)
-        return {**batch, "crops": crops} if self.defer else {**batch, "pixels": self._cropped(crops)}
+        if self.defer and (self.store.pixels.is_cuda or get_worker_info() is None):
+            return {**batch, "crops": crops}
+        size = self.collator.height, self.collator.width
+        pixels = self.store.pixels.new_empty(len(indices), *size, 3).movedim(-1, 1)
+        return {**batch, "pixels": self._cropped(crops, pixels)}
 
     def finish(self, batch: dict[str, torch.Tensor | np.ndarray]) -> None:
         """Put `pixel_values` [B, 3, H, W] into a batch, on the device of its bytes, or of the store."""
-        pixels = self._cropped(batch.pop("crops")) if "crops" in batch else batch.pop("pixels")
-        scale, bias = self.scale[0].to(pixels.device), self.bias[0].to(pixels.device)
-        values = torch.empty_like(pixels, dtype=torch.float)
-        # On a CPU, image by image: each then stays in the cache for all three operations.
-        for value, image in zip(values, pixels) if pixels.device.type == "cpu" else [(values, pixels)]:
-            value.copy_(image).mul_(scale).add_(bias)
+        crops, pixels = batch.pop("crops", None), batch.pop("pixels", None)
+        device = self.store.pixels.device if pixels is None else pixels.device
+        scale, bias = self.scale[0].to(device), self.bias[0].to(device)
+
+        def write(values: torch.Tensor, pixels: torch.Tensor) -> None:
+            values.copy_(pixels.contiguous()).mul_(scale).add_(bias)
+
+        size = self.collator.height, self.collator.width
+        values = torch.empty(len(pixels if crops is None else crops), 3, *size, device=device)
+        if crops is not None:
+            self._cropped(crops, values, write)
+        elif device.type == "cpu":  # image by image: each stays in the cache for all operations
+            for value, image in zip(values, pixels):
+                write(value, image)
+        else:
+            write(values, pixels)
         batch["pixel_values"] = values
 
-    def _cropped(self, crops: np.ndarray) -> torch.Tensor:
-        size = self.collator.height, self.collator.width
-        return self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, *size)
+    def _cropped(self, crops: np.ndarray, batch: torch.Tensor, *write: Callable) -> torch.Tensor:
+        self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, batch, *write)
+        return batch
 
 
 def store_collator(
@@ -145,7 +161,7 @@ def store_collator(
         return None
     if choice == "device" or (choice == "auto" and needed < _free_memory(device) / 2):
         store = store.to(device)
-    return StoreCollator(collator, rows, store, *values, defer=store.pixels.device.type != "cpu")
+    return StoreCollator(collator, rows, store, *values, defer=store.pixels.device.type == device.type)
 
 
 def pixel_scale(collator: AspectCollator) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -9,7 +9,9 @@ import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -120,28 +122,52 @@ class ImageStore:
         return self.pixels[torch.as_tensor(indices, device=self.pixels.device)].movedim(-1, 1)
 
     def crop(
-        self, indices: Sequence[int], boxes: np.ndarray, flips: np.ndarray, height: int, width: int
-    ) -> torch.Tensor:
-        """Crops [B, 3, height, width] on the device of the pixels, resized bilinearly with antialiasing.
+        self,
+        indices: Sequence[int],
+        boxes: np.ndarray,
+        flips: np.ndarray,
+        batch: torch.Tensor,
+        write: Callable[[torch.Tensor, torch.Tensor], Any] = torch.Tensor.copy_,
+    ) -> None:
+        """Crops, resized bilinearly with antialiasing, into a batch on the device of the pixels.
+
+        On a CPU, in as many threads as PyTorch works with (one in a data loader's worker).
 
         Args:
             indices: [B].
             boxes: [B, 4] left, top, right, bottom in pixels of the images as they were.
             flips: [B] whether to mirror.
+            batch: [B, 3, height, width], what the crops are written into.
+            write: puts one crop [3, height, width], uint8 on a CPU and float elsewhere, into its place in the batch.
         """
         stored = np.array(self.pixels.shape[2:0:-1])
         scale = np.tile(stored / self.sizes[indices], 2)
         boxes = np.rint(boxes * scale).astype(int)
         boxes[:, :2] = np.minimum(boxes[:, :2], stored - 1)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+        crops = list(zip(indices, boxes.tolist(), flips, batch))
         floating = self.pixels.is_cuda  # the kernel for bytes is the CPU's alone, and several times faster there
-        crops = self.pixels.new_empty(len(boxes), 3, height, width, dtype=torch.float if floating else torch.uint8)
-        for crop, index, (left, top, right, bottom), flip in zip(crops, indices, boxes.tolist(), flips):
-            part = self.pixels[index, top:bottom, left:right].movedim(-1, 0)[None]
-            part = part.float() if floating else part
-            resized = F.interpolate(part, (height, width), mode="bilinear", antialias=True)[0]
-            crop.copy_(resized.flip(-1) if flip else resized)  # while it is in the cache
-        return crops
+
+        def some(first: int, step: int) -> None:
+            for index, (left, top, right, bottom), flip, place in crops[first::step]:
+                part = self.pixels[index, top:bottom, left:right]
+                part = part.float() if floating else part.contiguous()  # in the kernel's own order of bytes
+                part = part[None].movedim(-1, 1)
+                resized = F.interpolate(part, place.shape[1:], mode="bilinear", antialias=True)[0]
+                write(place, resized.flip(-1) if flip else resized)  # while it is in the cache
+
+        threads = 1 if floating else min(torch.get_num_threads(), len(crops))
+        if threads > 1:
+            list(_pool(os.getpid(), threads).map(some, range(threads), [threads] * threads))
+        else:
+            some(0, 1)
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """A fork has none of its parent's threads, and needs a pool of its own."""
+    # As in PyTorch's own threads that pin memory: the setting is the thread's.
+    return ThreadPoolExecutor(threads, "crops", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def store_bytes(count: int, shape: tuple[int, int]) -> int:
