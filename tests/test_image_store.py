@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate.utils import concatenate
+from accelerate.utils.operations import slice_tensors
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from test_trainer import PROCESSOR, arguments, rows, student
@@ -139,6 +141,14 @@ def test_crops_are_made_where_the_batch_is_finished_if_the_store_is_there():
     at_once = StoreCollator(later.collator, data, later.store, later.scale, later.bias, defer=False)
     assert "pixels" not in later([3, 0]) and "crops" not in at_once([3, 0])
     assert torch.equal(batch_of(later, 3, 0)["pixel_values"], batch_of(at_once, 3, 0)["pixel_values"])
+
+
+def test_accelerate_may_join_and_divide_batches_whose_crops_are_still_to_be_made():
+    ours = stored(rows(6), True)
+    joined = concatenate([ours([3, 0]), ours([1, 5])])
+    part = slice_tensors(joined, slice(1, 3))
+    ours.finish(part)
+    assert torch.equal(part["pixel_values"], batch_of(ours, 0, 1)["pixel_values"])
 
 
 def test_a_worker_that_is_no_fork_maps_the_same_file():

@@ -70,8 +70,10 @@ class StoreCollator:
             return {**batch, "pixels": self.store.cut(indices)}
         boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
         crops = np.concatenate([np.array(indices)[:, None], boxes, flips[:, None]], axis=1)
-        if self.defer and (self.store.pixels.is_cuda or get_worker_info() is None):
-            return {**batch, "crops": crops}
+        if self.defer and self.store.pixels.is_cuda:
+            return {**batch, "crops": crops}  # a tensor would be moved to the device, and be read back from there
+        if self.defer and get_worker_info() is None:
+            return {**batch, "crops": torch.from_numpy(crops)}
         size = self.collator.height, self.collator.width
         pixels = self.store.pixels.new_empty(len(indices), *size, 3).movedim(-1, 1)
         return {**batch, "pixels": self._cropped(crops, pixels)}
@@ -96,7 +98,8 @@ class StoreCollator:
             write(values, pixels)
         batch["pixel_values"] = values
 
-    def _cropped(self, crops: np.ndarray, batch: torch.Tensor, *write: Callable) -> torch.Tensor:
+    def _cropped(self, crops: np.ndarray | torch.Tensor, batch: torch.Tensor, *write: Callable) -> torch.Tensor:
+        crops = np.asarray(crops)
         self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, batch, *write)
         return batch
 
