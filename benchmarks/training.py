@@ -6,7 +6,7 @@ Photographs of 500 x 375 pixels are made up and saved as JPEG. In turn, one roun
               the data loader's workers (torchvision's transforms; by Pillow, step for step, where torchvision is not)
   reference   ours with --image_store none: the same, and crops that do not depend on workers and processes
   store       ours: decoded once, cropped from memory in every epoch, in as many threads as PyTorch works with
-              (one a core) and without workers; its building is timed beside it
+              and without workers; its building is timed beside it
 
 `data_path` is images/s from the second epoch on, loading alone, by the example's. `waiting` is the share of a training
 epoch in which the student waits for data. `distilled_step` is the time of a step with aspects by that without: each

@@ -4,6 +4,7 @@ import logging
 import pickle
 import shutil
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -122,7 +123,8 @@ def test_a_batch_does_not_depend_on_what_else_is_in_it():
 def test_threads_make_the_same_batch_and_leave_pytorch_s_setting_alone(two_threads):
     ours = stored(of_size(7, (30, 40), (24, 24)), True)
     in_threads = batch_of(ours, *range(7))["pixel_values"]
-    assert torch.get_num_threads() == 2
+    with ThreadPoolExecutor(1) as another:
+        assert torch.get_num_threads() == another.submit(torch.get_num_threads).result() == 2
     torch.set_num_threads(1)
     assert torch.equal(in_threads, batch_of(ours, *range(7))["pixel_values"])
 
@@ -191,6 +193,21 @@ def test_training_is_the_same_wherever_batches_are_made(tmp_path, monkeypatch, t
 
         monkeypatch.setattr(trainer, "store_collator", at_once)
     assert losses(tmp_path / "there", **settings) == pytest.approx(expected, rel=1e-6)
+
+
+def test_images_that_are_evaluated_in_crops_are_not_taken_for_those_trained_on(tmp_path):
+    curves = []
+    for eval_strategy in ("no", "epoch"):
+        made = MadkdTrainer(
+            student(),
+            arguments(tmp_path, num_train_epochs=2, eval_strategy=eval_strategy, logging_steps=1, seed=5),
+            train_dataset=TRAIN,
+            eval_dataset=rows(4),
+            data_collator=collator(True),
+        )
+        made.train()
+        curves.append([entry["loss"] for entry in made.state.log_history if "loss" in entry])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-6)
 
 
 @pytest.mark.gpu

@@ -43,7 +43,7 @@ class StoreCollator:
         rows: a dataset whose images are stored.
         store: its images: for training of any size, for evaluation as the image processor has them.
         scale, bias: [1, 3, 1, 1] each, from a pixel's byte to its value, see `pixel_scale`.
-        defer: leave the crops to `finish`: of a store on the student's device, save in the workers of a data loader.
+        defer: leave the crops to `finish`. Workers of a data loader make those of a store on disk themselves.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class StoreCollator:
     def __call__(self, indices: list[int]) -> dict[str, torch.Tensor | np.ndarray]:
         """
         Returns:
-            `pixels` [B, 3, H, W] uint8, or `crops` [B, 6]: row, left, top, right, bottom, flip; and `labels` and
+            `pixels` [B, H, W, 3] uint8, or `crops` [B, 6]: row, left, top, right, bottom, flip; and `labels` and
             `aspect_logits` like `AspectCollator`.
         """
         batch = {name: values[indices] for name, values in self.columns.items()}
@@ -70,13 +70,14 @@ class StoreCollator:
             return {**batch, "pixels": self.store.cut(indices)}
         boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
         crops = np.concatenate([np.array(indices)[:, None], boxes, flips[:, None]], axis=1)
-        if self.defer and self.store.pixels.is_cuda:
+        if self.defer and self.store.pixels.device.type != "cpu":
             return {**batch, "crops": crops}  # a tensor would be moved to the device, and be read back from there
         if self.defer and get_worker_info() is None:
             return {**batch, "crops": torch.from_numpy(crops)}
         size = self.collator.height, self.collator.width
-        pixels = self.store.pixels.new_empty(len(indices), *size, 3).movedim(-1, 1)
-        return {**batch, "pixels": self._cropped(crops, pixels)}
+        pixels = self.store.pixels.new_empty(len(indices), *size, 3)
+        self._cropped(crops, pixels.movedim(-1, 1))
+        return {**batch, "pixels": pixels}
 
     def finish(self, batch: dict[str, torch.Tensor | np.ndarray]) -> None:
         """Put `pixel_values` [B, 3, H, W] into a batch, on the device of its bytes, or of the store."""
@@ -88,20 +89,20 @@ class StoreCollator:
             values.copy_(pixels.contiguous()).mul_(scale).add_(bias)
 
         size = self.collator.height, self.collator.width
-        values = torch.empty(len(pixels if crops is None else crops), 3, *size, device=device)
+        count = len(pixels if crops is None else crops)
+        values = torch.empty(count, 3, *size, dtype=torch.float, device=device)
         if crops is not None:
             self._cropped(crops, values, write)
         elif device.type == "cpu":  # image by image: each stays in the cache for all operations
-            for value, image in zip(values, pixels):
+            for value, image in zip(values, pixels.movedim(-1, 1)):
                 write(value, image)
         else:
-            write(values, pixels)
+            write(values, pixels.movedim(-1, 1))
         batch["pixel_values"] = values
 
-    def _cropped(self, crops: np.ndarray | torch.Tensor, batch: torch.Tensor, *write: Callable) -> torch.Tensor:
+    def _cropped(self, crops: np.ndarray | torch.Tensor, batch: torch.Tensor, *write: Callable) -> None:
         crops = np.asarray(crops)
         self.store.crop(crops[:, 0], crops[:, 1:5], crops[:, 5] > 0, batch, *write)
-        return batch
 
 
 def store_collator(

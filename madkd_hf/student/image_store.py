@@ -118,8 +118,8 @@ class ImageStore:
         return replace(self, pixels=self.pixels.to(device))
 
     def cut(self, indices: Sequence[int]) -> torch.Tensor:
-        """Whole images [B, 3, H, W], uint8."""
-        return self.pixels[torch.as_tensor(indices, device=self.pixels.device)].movedim(-1, 1)
+        """Whole images [B, H, W, 3], uint8."""
+        return self.pixels[torch.as_tensor(indices, device=self.pixels.device)]
 
     def crop(
         self,
@@ -131,7 +131,7 @@ class ImageStore:
     ) -> None:
         """Crops, resized bilinearly with antialiasing, into a batch on the device of the pixels.
 
-        On a CPU, in as many threads as PyTorch works with (one in a data loader's worker).
+        On a CPU, in as many threads as PyTorch works with in the caller's (one in a data loader's worker).
 
         Args:
             indices: [B].
@@ -146,7 +146,7 @@ class ImageStore:
         boxes[:, :2] = np.minimum(boxes[:, :2], stored - 1)
         boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
         crops = list(zip(indices, boxes.tolist(), flips, batch))
-        floating = self.pixels.is_cuda  # the kernel for bytes is the CPU's alone, and several times faster there
+        floating = self.pixels.device.type != "cpu"  # the kernel for bytes is the CPU's, and several times faster
 
         def some(first: int, step: int) -> None:
             for index, (left, top, right, bottom), flip, place in crops[first::step]:
@@ -159,6 +159,7 @@ class ImageStore:
         threads = 1 if floating else min(torch.get_num_threads(), len(crops))
         if threads > 1:
             list(_pool(os.getpid(), threads).map(some, range(threads), [threads] * threads))
+            torch.set_num_threads(torch.get_num_threads())  # for threads that begin later, see `_pool`
         else:
             some(0, 1)
 
@@ -166,7 +167,7 @@ class ImageStore:
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """A fork has none of its parent's threads, and needs a pool of its own."""
-    # As in PyTorch's own threads that pin memory: the setting is the thread's.
+    # The setting is the thread's, and that of all threads which have not begun to work yet.
     return ThreadPoolExecutor(threads, "crops", initializer=torch.set_num_threads, initargs=(1,))
 
 

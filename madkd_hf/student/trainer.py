@@ -152,17 +152,21 @@ class MadkdTrainer(DistillingTrainer):
         if not isinstance(rows, Dataset) or not isinstance(collator, AspectCollator) or not len(rows):
             return rows, collator
         name = rows._fingerprint, collator.augment
+        training = collator.augment and rows is self.train_dataset
         if name not in self._stores:
             choice = self.args.image_store
-            if not collator.augment and choice != "none":
+            if not training and choice != "none":
                 choice = "auto"  # found out at the first evaluation, too late to stop for
-            device = self.args.device if collator.augment else torch.device("cpu")
-            self._stores[name] = store_collator(
+            device = self.args.device if training else torch.device("cpu")
+            stored = store_collator(
                 collator, rows, choice, device, self.args.disable_tqdm, self.args.image_store_scale
             )
+            if stored is not None and not training:
+                stored.defer = False  # crops are finished from the training images; bytes are bytes
+            self._stores[name] = stored
         stored = self._stores[name]
-        if stored is not None and (collator.augment or self._finish is None):
-            self._finish = stored.finish  # of training batches, which may need the store; bytes are bytes
+        if stored is not None and (training or self._finish is None):
+            self._finish = stored.finish
         return (rows, collator) if stored is None else (StoredRows(rows), stored)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
