@@ -179,6 +179,64 @@ def test_floats_that_are_no_numbers():
     assert_grey(Image.fromarray(np.full((2, 2), -1e30, dtype=np.float32)), np.zeros((2, 2)))
 
 
+# Colours as their profile means them
+
+
+def profile(primaries: list[tuple[float, float, float]] | None = None, gamma: float = 2.2) -> bytes:
+    """An ICC profile: XYZ (D50) of red, green and blue, or without any a grey one."""
+
+    def number(value: float) -> bytes:
+        return round(value * 65536).to_bytes(4, "big", signed=True)
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    curve = b"curv\0\0\0\0\0\0\0\1" + round(gamma * 256).to_bytes(2, "big") + b"\0\0"
+    text = b"desc\0\0\0\0\0\0\0\5test\0" + bytes(78) + b"\0"
+    tags = {b"desc": text, b"wtpt": xyz(0.9642, 1, 0.8249)}
+    tags |= {b"kTRC": curve} if primaries is None else {name + b"TRC": curve for name in (b"r", b"g", b"b")}
+    tags |= {name + b"XYZ": xyz(*each) for name, each in zip((b"r", b"g", b"b"), primaries or [])}
+    table, body, start = b"", b"", 132 + 12 * len(tags)
+    for name, content in tags.items():
+        table += name + (start + len(body)).to_bytes(4, "big") + len(content).to_bytes(4, "big")
+        body += content + bytes(-len(content) % 4)
+    space = b"GRAY" if primaries is None else b"RGB "
+    head = bytes(8) + b"\2\x10\0\0mntr" + space + b"XYZ " + bytes(12) + b"acsp" + bytes(28)
+    content = head + xyz(0.9642, 1, 0.8249)[8:] + bytes(48) + len(tags).to_bytes(4, "big") + table + body
+    return (len(content)).to_bytes(4, "big") + content[4:]
+
+
+SRGB = [(0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)]
+RED_IS_GREEN = profile([SRGB[1], SRGB[0], SRGB[2]])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_are_those_of_the_embedded_profile(kind):
+    settings = {"lossless": True} if kind == "WEBP" else {"quality": 100} if kind == "JPEG" else {}
+    opened = read(Image.new("RGB", (16, 16), (220, 10, 10)), kind, icc_profile=RED_IS_GREEN, **settings)
+    seen = array(opened).astype(int)
+    assert np.abs(seen - (10, 220, 10)).max() <= 12, seen[0, 0]
+    assert to_rgb(opened).info.get("icc_profile") is None
+
+
+def test_alpha_palettes_and_greys_have_profiles_too():
+    half = Image.new("RGBA", (4, 4), (220, 10, 10, 128))
+    assert np.abs(array(read(half, icc_profile=RED_IS_GREEN)).astype(int) - (132, 237, 132)).max() <= 9
+    palette = Image.new("RGB", (4, 4), (220, 10, 10)).quantize()
+    assert np.abs(array(read(palette, icc_profile=RED_IS_GREEN)).astype(int) - (10, 220, 10)).max() <= 12
+    linear = read(Image.new("L", (4, 4), 55), icc_profile=profile(gamma=1.0))  # 0.216 of the light is 128 in sRGB
+    assert np.abs(array(linear).astype(int) - 128).max() <= 2
+
+
+def test_srgb_and_profiles_of_no_use_change_nothing():
+    image = Image.effect_mandelbrot((7, 5), (-2, -1, 1, 1), 20).convert("RGB")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for useless in (srgb, b"garbage", RED_IS_GREEN[:150], profile(gamma=1.0)):
+        opened = read(image, icc_profile=useless)
+        assert opened.info["icc_profile"] == useless
+        np.testing.assert_array_equal(array(opened), np.asarray(image))
+
+
 # Upright
 
 

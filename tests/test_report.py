@@ -263,6 +263,27 @@ def test_accuracies_and_learning_curves(tmp_path, accuracy):
     assert_picture(figures.plot_learning_curves(cells, tmp_path / "curves.png"))
 
 
+def test_accuracies_stay_between_nothing_and_all(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    figures.plot_accuracies(reporting.summarise(make_cells({"base": [20.0, 70.0], "madkd": [50.0, 98.0]})), tmp_path)
+    low, high = drawn[0].axes[0].get_ylim()
+    assert -2 < low and high < 102  # the interval of two seeds reaches from -270 to 360
+
+
+@pytest.mark.parametrize(("num_classes", "num_aspects"), [(2, 2), (3, 8)])
+def test_no_title_of_the_teacher_map_is_cut_off(tmp_path, monkeypatch, num_classes, num_aspects):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    names = [f"a class with a very long name {k}" for k in range(num_classes)]
+    means = np.full((num_classes, num_aspects), 0.5)
+    figures.plot_teacher(means, names, [f"aspect {q}" for q in range(num_aspects)], tmp_path, unit="object")
+    drawn[0].savefig(tmp_path / "teacher.png")
+    for ax in drawn[0].axes:
+        for text in (ax.title, ax._left_title):
+            assert text.get_window_extent().x1 <= drawn[0].bbox.x1
+
+
 @pytest.mark.filterwarnings("error")
 def test_learning_curves_of_unequal_length_and_none(tmp_path):
     cells = make_cells()

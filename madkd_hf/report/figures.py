@@ -80,6 +80,8 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(labels) - 0.5)
     ax.set_ylabel(_axis(words, "test"))
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -1), min(high, 101))  # of few seeds, an interval may reach beyond what a score can be
     ax.grid(axis="y", color="#EEEEEE")
     return save(figure, path)
 
@@ -264,7 +266,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
 
 def new_axes(figure: Figure, subtitle: str = "", ax: Axes | None = None) -> Axes:
     ax = ax or figure.add_subplot()
-    ax.set_title(subtitle, loc="left", fontsize=9, color=GREY)
+    ax.set_title(subtitle, loc="left", fontsize=9, color=GREY, wrap=True)
     ax.spines["bottom"].set_color(PALE)
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.set_axisbelow(True)
