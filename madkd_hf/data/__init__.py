@@ -1,0 +1,1 @@
+"""Datasets as users have them: loaded, and checked before anything long begins."""

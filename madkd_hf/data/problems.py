@@ -1,0 +1,34 @@
+"""Everything that is wrong, told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Problems:
+    """Collects what keeps a command from beginning, one sentence each."""
+
+    def __init__(self) -> None:
+        self.found: list[Exception] = []
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Go on behind a step that found something wrong."""
+        try:
+            yield
+        except (ValueError, OSError, ImportError) as error:
+            if str(error) not in map(str, self.found):
+                self.found.append(error)
+
+    def add(self, sentence: str) -> None:
+        with self.noted():
+            raise ValueError(sentence)
+
+    def tell(self) -> None:
+        """Raise what was found: a single error as it is, several as a ValueError that lists them."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            lines = [" ".join(str(error).split("\n")) for error in self.found]
+            raise ValueError("\n - ".join([f"{len(lines)} things are wrong before we can begin:", *lines]))

@@ -1,0 +1,85 @@
+"""Which images were found to be whole before, so that no command decodes them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import PIL
+
+
+FORMAT = 1
+MOST = 1 << 23  # keys, 64 MB; beyond, the file begins anew
+
+
+class Seen:
+    """A set of 64-bit keys in one file; what is damaged there is not found again, and nothing else comes of it.
+
+    Args:
+        folder: by default `madkd_checked` beside the cached datasets.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None = None):
+        folder = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "madkd_checked")
+        self.path = folder / f"whole-{FORMAT}-pillow-{PIL.__version__}.bin"  # another Pillow reads other files
+        self.keys = self._load()
+        self.new: set[int] = set()
+
+    def __contains__(self, key: int) -> bool:
+        if key in self.new:
+            return True
+        place = int(np.searchsorted(self.keys, np.uint64(key)))
+        return place < len(self.keys) and int(self.keys[place]) == key
+
+    def add(self, keys: Iterable[int]) -> None:
+        self.new.update(keys)
+
+    def save(self) -> None:
+        """Write what was added, with what others have added meanwhile; where that cannot be, nothing is lost."""
+        if not self.new:
+            return
+        mine = np.fromiter(self.new, np.uint64, len(self.new))
+        there = self._load()
+        keys = np.union1d(there if len(there) + len(mine) <= MOST else there[:0], mine)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle, partial = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(keys.astype("<u8").tobytes())
+                os.replace(partial, self.path)
+            except BaseException:
+                Path(partial).unlink(missing_ok=True)
+                raise
+        except OSError:  # no room, or not ours to write: the next command looks again
+            return
+        self.keys, self.new = keys, set()
+
+    def _load(self) -> np.ndarray:
+        nothing = np.empty(0, np.uint64)
+        try:
+            if not self.path.is_file() or self.path.stat().st_size > 8 * MOST:
+                return nothing
+            return np.unique(np.fromfile(self.path, "<u8"))
+        except (OSError, ValueError):
+            return nothing
+
+
+def key_of(kind: str, *facts: object) -> int:
+    """A key for facts that name one content."""
+    return _key(json.dumps([kind, *map(str, facts)]).encode("utf-8", "surrogatepass"))
+
+
+def key_of_bytes(content: object, mode: str | None) -> int:
+    """A key for the bytes of an image file, decoded to `mode`."""
+    return key_of("bytes", hashlib.sha256(content).hexdigest(), mode)
+
+
+def _key(content: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
