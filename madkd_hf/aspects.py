@@ -5,17 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from .text import hidden_character, jsonable, masked, seen, terminal
+
 
 BANK_FILE = "aspects.json"
 ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")  # of a labelled dataset
 FORMAT_VERSION = 1
+LONGEST = {"id": 200, "question": 2_000, "group": 200}  # characters; a question is read with every image
+MOST_ASPECTS = 10_000
+LARGEST_FILE = 50_000_000  # bytes
+FILLERS = set(
+    "a an the is are was were am be do does did has have had can could will would should may might must".split()
+)
+FILLERS |= set("it its this that these those there in on at of to with by from and or any some image picture".split())
 
 
 @dataclass(frozen=True)
@@ -37,17 +47,22 @@ class AspectBank:
     """Q yes/no questions in order; the order is that of every `aspect_logits` column and aspect output.
 
     Args:
-        aspects: the aspects, in order.
+        aspects: the aspects, in order; or plain questions, whose ids are made of their words: "Is it red?" is `red`.
         provenance: who answered the questions and how, once a dataset has been labelled with them.
 
     Raises:
-        ValueError: no aspects, an empty or repeated id, a repeated question, or a statement in place of a question.
+        ValueError: no aspects, an empty or repeated id, a repeated question, a statement in place of a question, a
+            text that is none, too long, or holds characters that cannot be seen, or a provenance that is no dict.
     """
 
-    def __init__(self, aspects: Iterable[Aspect], provenance: dict[str, Any] | None = None):
-        self.aspects = tuple(aspects)
+    def __init__(self, aspects: Iterable[Aspect | str], provenance: dict[str, Any] | None = None):
+        self.aspects = _named(aspects)
         self.provenance = provenance
         _validate(self.aspects)
+        if provenance is not None and not isinstance(provenance, Mapping):
+            raise ValueError(
+                f"The provenance is {_shown(provenance)}: expected a dict, or None where nobody answered."
+            )
 
     def __len__(self) -> int:
         return len(self.aspects)
@@ -97,17 +112,28 @@ class AspectBank:
     @classmethod
     def _parse(cls, path: Path) -> AspectBank:
         expected = '{"format_version": 1, "aspects": [{"id": ..., "question": ..., "group": ...}, ...]}'
-        try:
-            content = json.loads(path.read_text(encoding="utf-8-sig"))
-            version, entries = content["format_version"], content["aspects"]
-            aspects = [Aspect(**entry) for entry in entries]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no aspect bank ({error!r}): expected JSON like {expected}.") from error
-        if version != FORMAT_VERSION:
+        if (size := path.stat().st_size) > LARGEST_FILE:
             raise ValueError(
-                f"{path} has bank format {version!r}, this version reads {FORMAT_VERSION}: upgrade madkd_hf."
+                f"{seen(path)} is no aspect bank: it has {size:,} bytes, at most {LARGEST_FILE:,} are read."
             )
-        return cls(aspects, content.get("provenance"))
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+            version, entries = content["format_version"], content["aspects"]
+            if version != FORMAT_VERSION or isinstance(version, bool):
+                raise _OtherFormatError
+            aspects = [Aspect(**entry) for entry in entries]
+            return cls(aspects, content.get("provenance"))
+        except _OtherFormatError:
+            raise ValueError(
+                f"{seen(path)} has bank format {_shown(version)}, this version reads {FORMAT_VERSION}: upgrade "
+                "madkd_hf."
+            ) from None
+        except _BankError as error:
+            raise ValueError(f"{seen(path)}: {error}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = terminal(repr(error))
+            raise ValueError(f"{seen(path)} is no aspect bank ({reason}): expected JSON like {expected}.") from None
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the bank to a JSON file, or as `aspects.json` into a folder; returns the file's path."""
@@ -117,7 +143,7 @@ class AspectBank:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format_version": FORMAT_VERSION, "aspects": [asdict(aspect) for aspect in self.aspects]}
         if self.provenance is not None:
-            content["provenance"] = self.provenance
+            content["provenance"] = jsonable(self.provenance)
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         partial.replace(path)
@@ -135,28 +161,102 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
     if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
         raise FileNotFoundError(f"There is no bank at {path}: expected a JSON file, a folder, or a Hub dataset id.")
     try:
-        return Path(hf_hub_download(str(source), BANK_FILE, repo_type="dataset", revision=revision, token=token))
+        wanted = {"repo_type": "dataset", "revision": revision, "token": token}
+        size = hf_hub_download(str(source), BANK_FILE, dry_run=True, **wanted).file_size or 0
+        if size > LARGEST_FILE:
+            raise ValueError(
+                f"The {BANK_FILE} of {seen(source)} is no aspect bank: it has {size:,} bytes, at most "
+                f"{LARGEST_FILE:,} are read."
+            )
+        return Path(hf_hub_download(str(source), BANK_FILE, **wanted))
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (
+            masked(error, [token if isinstance(token, str) else None]).strip() or type(error).__name__
+        ).splitlines()
         raise FileNotFoundError(
-            f"There is no bank at {source}: no such file or folder here, and no {BANK_FILE} to be had from a dataset "
-            f"of that name on the Hub ({reason})."
+            f"There is no bank at {seen(source)}: no such file or folder here, and no {BANK_FILE} to be had from a "
+            f"dataset of that name on the Hub ({terminal(reason[0])})."
         ) from error
+
+
+class _OtherFormatError(Exception):
+    """The file is of another version of the package."""
+
+
+class _BankError(ValueError):
+    """What is wrong with a bank, in one sentence."""
+
+
+def _named(aspects: Iterable[Aspect | str]) -> tuple[Aspect, ...]:
+    """Aspects, those for plain questions named after their words."""
+    if isinstance(aspects, (str, bytes, Mapping)):
+        raise _BankError(f"The bank is {_shown(aspects)}: expected a list of questions, or of Aspect(id, question).")
+    found: list[Aspect] = []
+    aspects = list(aspects)
+    taken = {each.id for each in aspects if isinstance(each, Aspect) and isinstance(each.id, str)}
+    for position, each in enumerate(aspects):
+        if not isinstance(each, (Aspect, str)):
+            raise _BankError(f"Aspect {position} is {_shown(each)}: expected a question, or Aspect(id, question).")
+        if isinstance(each, str):
+            words = re.findall(r"[^\W_]+", each.casefold())
+            name = "_".join([word for word in words if word not in FILLERS] or words)[:40] or "aspect"
+            name = next(n for n in (name, *(f"{name}_{k}" for k in range(2, len(taken) + 3))) if n not in taken)
+            each = Aspect(name, each)
+            taken.add(name)
+        found.append(each)
+    return tuple(found)
 
 
 def _validate(aspects: tuple[Aspect, ...]) -> None:
     if not aspects:
-        raise ValueError("The bank has no questions: expected at least one aspect.")
-    seen: dict[str, str] = {}
+        raise _BankError("The bank has no questions: expected at least one aspect.")
+    if len(aspects) > MOST_ASPECTS:
+        raise _BankError(f"The bank has {len(aspects):,} questions: expected at most {MOST_ASPECTS:,}.")
+    seen_before: dict[str, str] = {}
     for position, aspect in enumerate(aspects):
         if not isinstance(aspect.id, str) or not aspect.id.strip():
-            raise ValueError(f"Aspect {position} has the id {aspect.id!r}: expected a name that is not empty.")
+            raise _BankError(f"Aspect {position} has the id {_shown(aspect.id)}: expected a name that is not empty.")
+        if not isinstance(aspect.group, str):
+            raise _BankError(f"Aspect {_shown(aspect.id)} has the group {_shown(aspect.group)}: expected a text.")
         if not isinstance(aspect.question, str) or not aspect.question.rstrip().endswith(("?", "？", "؟")):
-            raise ValueError(
-                f"Aspect {aspect.id!r} is no question but {aspect.question!r}: "
+            raise _BankError(
+                f"Aspect {_shown(aspect.id)} is no question but {_shown(aspect.question)}: "
                 "write it so that yes or no answers it, with a question mark at the end."
             )
+        for name, limit in LONGEST.items():
+            _check_text(aspect, name, getattr(aspect, name), limit)
         for key in (f"id {aspect.id!r}", f"question {' '.join(aspect.question.lower().split())!r}"):
-            if key in seen:
-                raise ValueError(f"The {key} appears twice, in aspects {seen[key]!r} and {aspect.id!r}: remove one.")
-            seen[key] = aspect.id
+            if key in seen_before:
+                raise _BankError(
+                    f"The {key} appears twice, in aspects {seen_before[key]!r} and {aspect.id!r}: remove one."
+                )
+            seen_before[key] = aspect.id
+
+
+def _check_text(aspect: Aspect, name: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise _BankError(
+            f"The {name} of aspect {_shown(aspect.id)} has {len(text):,} characters: expected at most {limit:,}."
+        )
+    if (hidden := hidden_character(text)) is not None:
+        raise _BankError(
+            f"The {name} of aspect {_shown(aspect.id)} holds the character {hidden}, which cannot be seen or is no "
+            "part of one line: remove it."
+        )
+
+
+def _shown(value: Any) -> str:
+    return terminal(repr(value), 100)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; the same key twice could mean one thing to us, and another to the next reader."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} appears twice")
+    return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")

@@ -161,9 +161,14 @@ def test_load_takes_the_id_of_a_hub_dataset_with_revision_and_token(tmp_path):
     content = bank.save(tmp_path).read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, content=content, asked=asked))
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    alone = Path(__file__).parents[1] / "madkd_hf"  # the bank and its text need nothing else of the package
     code = (
-        "from aspects import AspectBank\n"
-        "print(AspectBank.load('someone/questions', revision='v1', token='hf_secret').fingerprint)"
+        "import sys, types\n"
+        f"package = types.ModuleType('madkd_hf'); package.__path__ = [{str(alone)!r}]\n"
+        "sys.modules['madkd_hf'] = package\n"
+        "from madkd_hf.aspects import AspectBank\n"
+        "print(AspectBank.load('someone/questions', revision='v1', token='hf_secret').fingerprint)\n"
+        "assert {name for name in sys.modules if 'madkd_hf.' in name} == {'madkd_hf.aspects', 'madkd_hf.text'}"
     )
     environment = {
         **os.environ,
@@ -174,9 +179,135 @@ def test_load_takes_the_id_of_a_hub_dataset_with_revision_and_token(tmp_path):
     }
     try:
         run = [sys.executable, "-c", code]
-        alone = Path(__file__).parents[1] / "madkd_hf"  # the bank needs nothing else of the package
-        done = subprocess.run(run, env=environment, cwd=alone, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(run, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     finally:
         server.shutdown()
     assert done.stdout.split() == [bank.fingerprint], done.stderr
     assert "/datasets/someone/questions/resolve/v1/aspects.json Bearer hf_secret" in asked
+
+
+GOOD = {"id": "red", "question": "Is it red?", "group": "visual"}
+HIDDEN = [
+    "\0",
+    "\x07",
+    "\x1b[2J",
+    "\x9b31m",
+    "\x7f",
+    "\u202eder\u202c",
+    "\u2066",
+    "\u200e",
+    "\u200b",
+    "\ufeff",
+    "\u2028",
+]
+HIDDEN += ["\ud800", "\U000e0041", "\n"]
+
+
+def write_bank(folder: Path, *changes: dict) -> Path:
+    aspects = [{**GOOD, **change} for change in changes or [{}]]
+    (folder / "aspects.json").write_text(json.dumps({"format_version": 1, "aspects": aspects}))
+    return folder / "aspects.json"
+
+
+@pytest.mark.parametrize("hidden", HIDDEN, ids=ascii)
+@pytest.mark.parametrize("key", ["id", "question", "group"])
+def test_a_bank_with_characters_that_cannot_be_seen_is_refused_when_it_is_read(tmp_path, key, hidden):
+    path = write_bank(tmp_path, {key: f"a{hidden} red?"})
+    with pytest.raises(
+        ValueError, match=f"aspects.json: The {key} of aspect .* holds the character .*remove it"
+    ) as told:
+        AspectBank.load(path)
+    assert str(told.value).isprintable()
+    with pytest.raises(ValueError, match="holds the character"):
+        AspectBank([Aspect(**{**GOOD, key: f"a{hidden} red?"})])
+
+
+def test_a_bank_may_be_written_in_any_language_and_hold_marks_of_other_formats(tmp_path):
+    names = ["$\\frac{$", "![x](http://127.0.0.1:9/t.png)", "می\u200cروم", "grün", "🐦\u200d⬛", "<b>|`"]
+    path = write_bank(tmp_path, *({"id": name, "question": f"Is it {name}?"} for name in names))
+    assert AspectBank.load(path).ids == names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"group": 7}, "has the group 7: expected a text"),
+        ({"group": ["a"]}, r"has the group \['a'\]: expected a text"),
+        ({"group": None}, "has the group None: expected a text"),
+        ({"group": {"a": 1}}, "has the group"),
+        ({"id": ["red"]}, r"Aspect 0 has the id \['red'\]"),
+        ({"id": True}, "Aspect 0 has the id True"),
+        ({"question": ["Is it red?"]}, "is no question but"),
+        ({"question": {"en": "Is it red?"}}, "is no question but"),
+        ({"question": "Is it " + "very " * 40_000 + "red?"}, "has 200,010 characters: expected at most 2,000"),
+        ({"id": "r" * 201}, "The id of aspect .* has 201 characters: expected at most 200"),
+        ({"group": "g" * 201}, "The group of aspect 'red' has 201 characters"),
+        ({"colour": "red"}, "is no aspect bank.*colour"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_bank_with_other_things_than_texts_of_a_sentence_is_refused(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as told:
+        AspectBank.load(write_bank(tmp_path, change))
+    assert len(str(told.value)) < 500 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "is no aspect bank.*RecursionError"),
+        ('{"format_version": 1, "aspects": [{"id": "a", "id": "b", "question": "Is it?"}]}', "key 'id' appears twice"),
+        ('{"format_version": 1, "aspects": [], "aspects": []}', "key 'aspects' appears twice"),
+        ('{"format_version": NaN, "aspects": []}', "NaN is no JSON"),
+        ('{"format_version": true, "aspects": []}', "bank format True, this version reads 1"),
+        ('{"format_version": 1, "aspects": [], "provenance": Infinity}', "Infinity is no JSON"),
+        ('{"format_version": 1, "aspects": [{"id": "a", "question": "Is it?"}], "provenance": [1]}', "provenance is"),
+        (
+            '{"format_version": 1, "aspects": [{"id": "a", "question": "Is it?"}], "provenance": "x"}',
+            "provenance is 'x'",
+        ),
+        ('{"format_version": 1, "aspects": ' + "1" * 5_000 + "}", "is no aspect bank"),
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_file_that_would_confuse_its_reader_is_refused_in_a_sentence(tmp_path, text, message):
+    (tmp_path / "aspects.json").write_text(text)
+    with pytest.raises(ValueError, match=message) as told:
+        AspectBank.load(tmp_path)
+    assert len(str(told.value)) < 500 + len(str(tmp_path))
+
+
+def test_a_bank_of_more_questions_or_bytes_than_anybody_asks_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has 10,001 questions: expected at most 10,000"):
+        AspectBank(f"Is it {number}?" for number in range(10_001))
+    with (tmp_path / "aspects.json").open("wb") as file:
+        file.truncate(10**9)  # of nothing: it takes no room
+    with pytest.raises(ValueError, match="it has 1,000,000,000 bytes, at most 50,000,000 are read"):
+        AspectBank.load(tmp_path)
+
+
+def test_plain_questions_get_ids_of_their_words():
+    bank = AspectBank(
+        ["Is it red?", "Does the bird have a long beak?", "Is it a RED one?", Aspect("red", "Is it reddish?")]
+    )
+    assert bank.ids == ["red_2", "bird_long_beak", "red_one", "red"]
+    assert AspectBank(["Is it?", "¿Es rojo?", "它是红色的吗？", "Is it - there?"]).ids == [
+        "is_it",
+        "es_rojo",
+        "它是红色的吗",
+        "is_it_there",
+    ]
+    assert len(AspectBank(["Is it " + "very " * 30 + "red?"]).ids[0]) <= 40
+
+
+@pytest.mark.parametrize(
+    "bank", ["Is it red?", {"red": "Is it red?"}, [("red", "Is it red?")], [None], [{"id": "red"}]], ids=repr
+)
+def test_what_is_no_list_of_questions_is_refused(bank):
+    with pytest.raises(ValueError, match=r"expected (a list of questions|a question), or .*Aspect\(id, question\)"):
+        AspectBank(bank)
+
+
+def test_provenance_that_json_cannot_hold_is_saved_as_what_it_can(tmp_path):
+    path = AspectBank([RED], {"errors": float("nan"), "path": tmp_path, "tokens": ("Yes", "No")}).save(tmp_path)
+    assert AspectBank.load(path).provenance == {"errors": None, "path": str(tmp_path), "tokens": ["Yes", "No"]}

@@ -1,0 +1,193 @@
+"""Text that strangers wrote, on its way out: one function for each place where it is shown.
+
+Names, questions, class names, licences and what servers answer are shown as the text that they are. Nothing in them
+moves a cursor, becomes a link, an image or a formula, or breaks out of a table or of a line of Python.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+
+LONGEST = {"terminal": 300, "markdown": 2_500, "code": 4_000, "figure": 300}  # characters of one text
+
+# Control characters, halves of characters, marks of direction, tags, and what has no width. Two joiners belong to the
+# spelling of some languages: they stay behind letters of these (from U+0250 on).
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\ud800-\udfff\U0001d173-\U0001d17a\U000e0000-\U000e007f]|(?<![\u0250-\U0010ffff])[\u200c\u200d]"
+)
+_LINK = re.compile(r"://|www\.|@|\w\.[^\W\d_]{2,}|\b(?:mailto|xmpp|javascript|data|hf):", re.IGNORECASE)
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$]|&(?=[#\w])|(?<![^\W_])_+|_+(?![^\W_])|^(?:[#+=-]|\d+[.)])")
+_SECRET_NAMES = re.compile(r"(^|_)(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_SECRET_SHAPES = re.compile(
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{8,}|(?:sk|gsk|xai)-?_?[A-Za-z0-9_-]{16,})|(?<=[Bb]earer )[^\s\"',;)]{8,}"
+)
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]{1,400}@")
+_MASK = "***"
+
+
+def hidden_character(text: str) -> str | None:
+    """The first character of a text that cannot be seen, or that moves what stands around it; None without one.
+
+    Returns:
+        Its name as Python writes it, such as "\\x1b" or "\\u202e".
+    """
+    found = _HIDDEN.search(text)
+    return _escape(found) if found else None
+
+
+def seen(value: Any, limit: int | None = None) -> str:
+    """One line in which everything can be seen; hidden characters as Python writes them, such as \\x1b."""
+    return _cut(_HIDDEN.sub(_escape, " ".join(_text(value).split())), limit)
+
+
+def terminal(value: Any, limit: int | None = LONGEST["terminal"]) -> str:
+    """For a terminal or a log: one line without control characters."""
+    return seen(value, limit)
+
+
+def terminal_lines(value: Any) -> str:
+    """For a whole message of ours in several lines, with foreign text in it: each line as `terminal` shows it."""
+    return "\n".join(_HIDDEN.sub(_escape, line.expandtabs(4)) for line in _text(value).split("\n"))
+
+
+def markdown(value: Any, limit: int | None = LONGEST["markdown"]) -> str:
+    """For Markdown, in a paragraph, a heading or a table cell: text that stays text.
+
+    What some reader would turn into a link, such as an address, becomes a code span.
+    """
+    text = seen(value, limit)
+    if _LINK.search(text):
+        return code(text, limit)
+    return _MARKUP.sub(lambda found: "".join(map(_escaped, found[0])), text)
+
+
+def code(value: Any, limit: int | None = LONGEST["code"]) -> str:
+    """A code span for Markdown, that survives a table cell; "" for nothing.
+
+    Texts as they are, with line breaks as \\n; other values as JSON.
+    """
+    text = value if isinstance(value, str) else json.dumps(jsonable(value), ensure_ascii=False)
+    text = text.replace("\r", "").replace("\n", "\\n").replace("\t", " ")
+    text = _cut(_HIDDEN.sub(_escape, text), limit)
+    text = text.replace("\\|", "\\ |").replace("|", "\\|")  # readers differ on a pipe behind two backslashes
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " if longest or text.startswith(" ") else ""
+    return f"{fence}{space}{text}{space}{fence}" if text.strip() else ""
+
+
+def figure(value: Any, limit: int | None = LONGEST["figure"]) -> str:
+    """For a picture; `figures.save` draws no formula, whatever the text holds."""
+    return seen(value, limit)
+
+
+def python(value: Any) -> str:
+    """A Python literal of a text, for code in a card."""
+    return _HIDDEN.sub(_escape, json.dumps(_text(value), ensure_ascii=False))
+
+
+def front(value: Any) -> Any:
+    """A value for a card's front matter: what JSON can hold, each text on one line without hidden characters."""
+    value = jsonable(value)
+    if isinstance(value, dict):
+        return {seen(key): front(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [front(item) for item in value]
+    return seen(value, LONGEST["markdown"]) if isinstance(value, str) else value
+
+
+def jsonable(value: Any) -> Any:
+    """What JSON can hold: arrays become lists, NaN and infinities null, everything else text."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # of numpy and torch
+        return jsonable(value.tolist())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def masked(value: Any, secrets: Sequence[str | None] = ()) -> str:
+    """A text without secrets: those given, those in the environment, and what looks like one.
+
+    To be called before a text is shortened: of a token that was cut, the rest would not be known any more.
+
+    Args:
+        value: the text.
+        secrets: tokens, keys or passwords, each also as URLs and base64 hold them.
+    """
+    text = _text(value)
+    for secret in [*secrets, *_of_environment()]:
+        for each in _forms((secret or "").strip()):
+            text = _without(text, each)
+    return _PASSWORD.sub(f"{_MASK}@", _SECRET_SHAPES.sub(_MASK, text))
+
+
+def get_logger(name: str) -> logging.Logger:
+    """A logger whose messages are shown as a terminal can bear them, and without secrets."""
+    logger = logging.getLogger(name)
+    logger.addFilter(_harmless)
+    return logger
+
+
+def _harmless(record: logging.LogRecord) -> bool:
+    record.msg, record.args = terminal_lines(masked(record.getMessage())), ()
+    return True
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _escape(found: re.Match[str]) -> str:
+    number = ord(found[0])
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+
+
+def _escaped(character: str) -> str:
+    """A backslash before brackets begins a formula on the Hub, however often it is escaped."""
+    return "&#92;" if character == "\\" else character if character.isalnum() else f"\\{character}"
+
+
+def _cut(text: str, limit: int | None) -> str:
+    return text if limit is None or len(text) <= limit else f"{text[: limit - 2]} …"
+
+
+def _of_environment() -> Iterator[str]:
+    return (value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value.strip()) >= 8)
+
+
+@cache
+def _forms(secret: str) -> tuple[str, ...]:
+    """A secret as it is, its parts, and as addresses, JSON and base64 hold it; the longest first."""
+    parts = {secret, *secret.split()}
+    forms = {form for part in parts for form in (part, quote(part, ""), quote_plus(part), json.dumps(part)[1:-1])}
+    for part in [part for part in parts if len(part) >= 8]:
+        for before in range(3):  # bytes of something else: its letters depend on where it begins
+            encoded = base64.b64encode(b"\0" * before + part.encode(errors="replace")).decode()
+            inner = encoded[(8 * before + 5) // 6 : (8 * (before + len(part.encode(errors="replace")))) // 6]
+            forms |= {inner, inner.replace("+", "-").replace("/", "_")}
+    return tuple(sorted(forms - {""}, key=len, reverse=True))
+
+
+def _without(text: str, secret: str) -> str:
+    """The text without a secret; of a long one, no beginning of 8 characters or more is left either."""
+    if len(secret) < 12:
+        return text.replace(secret, _MASK)
+    parts, place = [], 0
+    while (start := text.find(secret[:8], place)) >= 0:
+        end = start + len(os.path.commonprefix([secret, text[start:]]))
+        parts += [text[place:start], _MASK]
+        place = end
+    return "".join([*parts, text[place:]])
