@@ -1,0 +1,38 @@
+"""A user's disk: files are written whole, only folders that carry our mark are removed, one job works in a folder."""
+
+from .folders import (
+    LOCK_FILE,
+    MARK_FILE,
+    check_folder,
+    check_removable,
+    list_files,
+    new_folder,
+    own_folder,
+    remove_folder,
+    replace_folder,
+)
+from .places import check_name, check_output, locked
+from .whole import disk_is_full, read_json, refuse_link, remove_stale, whole_file, write_whole, writing
+
+
+__all__ = [
+    "LOCK_FILE",
+    "MARK_FILE",
+    "check_folder",
+    "check_name",
+    "check_output",
+    "check_removable",
+    "disk_is_full",
+    "list_files",
+    "locked",
+    "new_folder",
+    "own_folder",
+    "read_json",
+    "refuse_link",
+    "remove_folder",
+    "remove_stale",
+    "replace_folder",
+    "whole_file",
+    "write_whole",
+    "writing",
+]

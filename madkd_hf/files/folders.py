@@ -1,0 +1,211 @@
+"""Folders with our mark: `.madkd.json` says who made a folder, what kind it is, and which names in it are ours.
+
+Whatever else is in it belongs to the user: it stays, and what would need its place is refused by name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from .whole import TEMPORARY, Folder, read_json, refuse_link, remove_stale, temporary, write_whole, writing
+
+
+MARK_FILE, LOCK_FILE = ".madkd.json", ".madkd.lock"
+MADE_BY = "madkd_hf"
+EVERYTHING = ("*",)
+
+
+def own_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> Path:
+    """Make a folder ours, or see that it is; nothing in it is changed but our mark.
+
+    Args:
+        kind: what it holds, such as "student"; a folder of another kind is refused.
+        names: patterns of what will be written in it ("report.json", "checkpoint-*", which holds for what is in such a
+            folder, too). Other things may be there and stay; what is there under such a name must be ours. Without
+            names, the folder must be new, empty or marked.
+
+    Raises:
+        ValueError: it is a file, or a link, or holds what is not ours.
+        OSError: it cannot be written to.
+    """
+    path = Path(path)
+    mark = _mark_to_go_on(path, kind, names)
+    if mark is None:
+        return path
+    with writing(path, "nothing was changed"):
+        path.mkdir(parents=True, exist_ok=True)
+        _write_mark(path, kind, mark)
+    return path
+
+
+def check_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> None:
+    """Raise what `own_folder` would, and change nothing."""
+    _mark_to_go_on(Path(path), kind, names)
+
+
+def _mark_to_go_on(path: Path, kind: str, names: Sequence[str] | None) -> list[str] | None:
+    """The names that the folder's mark has to hold; None where it does already."""
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file, no folder for the output: pass another folder.")
+    ours = _ours(path, kind)
+    if names is None:
+        if ours is None and (there := _entries(path)):
+            raise _not_ours(path, there[0], kind)
+        return list(EVERYTHING) if ours is None else None
+    for name in (found for pattern in names for found in _present(path, pattern.split("/"))):
+        refuse_link(path / name)
+        if not _matches(name, ours or ()):
+            raise _not_ours(path, name, kind)
+    missing = [name for name in names if name not in (ours or ())]
+    return [*(ours or ()), *missing] if missing or ours is None else None
+
+
+def replace_folder(new: Folder, path: Folder, kind: str) -> Path:
+    """Put a folder that we have just made in the place of an older one of ours, or where nothing or nothing yet is.
+
+    It gets a mark that lists its files. Stopped in between, the old folder or the new one is there, or none.
+
+    Raises:
+        ValueError: what is there is not ours, of another kind, or holds files that we did not write.
+    """
+    new, path = Path(new), Path(path)
+    list_files(new, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_folder(path, kind)
+    os.rename(new, path)
+    return path
+
+
+@contextmanager
+def new_folder(path: Folder, kind: str) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` (see `replace_folder`) when it is complete."""
+    path = Path(path)
+    check_removable(path, kind)
+    new = temporary(path)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_stale(path.parent)
+            new.mkdir()
+            yield new
+            replace_folder(new, path, kind)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def remove_folder(path: Folder, kind: str) -> None:
+    """Remove a folder of ours, if there is one.
+
+    Raises:
+        ValueError: it is not ours, of another kind, or holds files that we did not write; nothing is removed then.
+    """
+    path = Path(path)
+    check_removable(path, kind)
+    if path.is_dir():
+        old = temporary(path, "old")
+        os.rename(path, old)  # in one step: never half a folder under its name
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_removable(path: Folder, kind: str) -> None:
+    """Raise what `remove_folder` would, and remove nothing."""
+    path = Path(path)
+    refuse_link(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file that we did not write: move it away, or pass another output folder.")
+    ours = _ours(path, kind)
+    entries = _entries(path, nested=True)
+    foreign = entries if ours is None else [name for name in entries if not _is_listed(path, name, ours)]
+    if foreign:
+        raise _not_ours(path, foreign[0], kind, len(foreign) - 1)
+
+
+def list_files(path: Folder, kind: str) -> None:
+    """Note in the mark of a folder that we have made which files are in it now: these, and no others, are ours."""
+    path = Path(path)
+    names = [glob.escape(name) for name in _entries(path, nested=True) if not (path / name).is_dir()]
+    _write_mark(path, kind, names)
+
+
+def _write_mark(path: Path, kind: str, names: list[str]) -> None:
+    content = {"made_by": MADE_BY, "kind": kind, "files": names}
+    write_whole(path / MARK_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _ours(path: Path, kind: str) -> list[str] | None:
+    """The names in a marked folder that are ours; None where there is no mark."""
+    mark = path / MARK_FILE
+    refuse_link(mark)
+    if not mark.exists():
+        return None
+    remedy = "pass another folder, or delete this one yourself"
+    content = read_json(mark, "mark of a folder that madkd_hf made", remedy)
+    names = content.get("files")
+    if content.get("made_by") != MADE_BY or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"{mark} is no mark of a folder that madkd_hf made: {remedy}.")
+    if content.get("kind") != kind:
+        raise ValueError(f"{path} holds a {content.get('kind')}, and a {kind} is to be written there: {remedy}.")
+    return names
+
+
+def _present(path: Path, parts: Sequence[str], above: str = "") -> Iterator[str]:
+    """What is there under a pattern, as relative paths; down to a link, or a file in a folder's place."""
+    here = path / above
+    if glob.has_magic(parts[0]):
+        names = sorted(fnmatch.filter(os.listdir(here), parts[0])) if here.is_dir() else []
+    else:
+        names = [parts[0]] if os.path.lexists(here / parts[0]) else []
+    for name in names:
+        found = here / name
+        if len(parts) == 1 or found.is_symlink() or not found.is_dir():
+            yield f"{above}{name}"
+        else:
+            yield from _present(path, parts[1:], f"{above}{name}/")
+
+
+def _entries(path: Path, nested: bool = False) -> list[str]:
+    """What is in a folder, as relative paths, links unfollowed; not what we keep there for ourselves."""
+    found = []
+    for folder, folders, files in os.walk(path):
+        found += [Path(folder, name).relative_to(path).as_posix() for name in (*folders, *files)]
+        if not nested:
+            break
+    return sorted(name for name in found if not _is_internal(name))
+
+
+def _is_internal(name: str) -> bool:
+    last = name.rpartition("/")[2]
+    return last in (MARK_FILE, LOCK_FILE) or TEMPORARY.fullmatch(last) is not None
+
+
+def _is_listed(path: Path, name: str, ours: Sequence[str]) -> bool:
+    entry = path / name
+    if entry.is_symlink():
+        return False  # we make none
+    if entry.is_dir():  # its files are looked at, and an empty one holds nothing of anybody's
+        return True
+    return _matches(name, ours)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a relative path, or a folder that it lies in, has such a name."""
+    parts = name.split("/")
+    paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns for each in paths)
+
+
+def _not_ours(path: Path, name: str, kind: str, more: int = 0) -> ValueError:
+    others = f" and {more} more" if more else ""
+    return ValueError(
+        f"{path / name}{others} was not written by this command, and a {kind} is to be written there: move it away, "
+        "or pass another output folder; nothing was changed."
+    )

@@ -1,0 +1,165 @@
+"""Where a command may write: names that can be files, folders that hold no source, and one job at a time in each."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .folders import LOCK_FILE
+from .whole import Folder, refuse_link, remove_stale, writing
+
+
+LONGEST_NAME = 200  # bytes; file systems take 255, and some of it is for endings and temporary names
+RESERVED = set('<>:"/\\|?*')  # by Windows, or separators somewhere
+BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_held: dict[str, int] = {}  # locked folder -> the thread of this process that holds it
+
+
+def check_name(name: Any, what: str) -> str:
+    """A name that is to become a file or a folder, on any system; returns it.
+
+    Args:
+        what: what is called so: "split", "id of the aspect".
+
+    Raises:
+        ValueError: it would be another place, a hidden file, or none at all.
+    """
+    remedy = "rename it, with letters, digits, '_', '-' and '.'"
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"The {what} has the name {name!r}, which can be no file name: {remedy}.")
+    wrong = [c for c in name if c in RESERVED or c in BIDI or unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+    if wrong or name[0] in ". " or name[-1] in ". ":
+        shown = name if len(name) <= 60 else f"{name[:60]}..."
+        reason = f"it holds {wrong[0]!r}" if wrong else "it begins or ends with a dot or a space"
+        raise ValueError(f"The {what} {shown!r} can be no file name ({reason}): {remedy}.")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"The {what} {name[:40]!r}... has {len(name.encode())} bytes, more than a file name may ({LONGEST_NAME}): "
+            "shorten it."
+        )
+    return name
+
+
+def check_output(output_dir: Folder, *sources: Folder | None) -> Path:
+    """Refuse an output folder that cannot be one, or whose files could be those of a source; nothing is made.
+
+    Args:
+        sources: what is read: folders, files, or names of the Hub, which no folder of this machine holds. A folder
+            must not hold the output, nor lie in it; a file must not lie in it.
+
+    Raises:
+        ValueError: it overlaps with a source, ends in .json, is a file, or cannot be written to.
+    """
+    folder = Path(output_dir)
+    if not str(output_dir):
+        raise ValueError("No output folder given: pass --output_dir.")
+    if folder.suffix.lower() == ".json":
+        raise ValueError(f"{output_dir} has the name of a JSON file: pass the name of a folder.")
+    place = Path(os.path.realpath(folder))
+    for source in sources:
+        how = _overlap(place, Path(source)) if source and os.path.exists(source) else None
+        if how:
+            raise ValueError(
+                f"The output folder {output_dir} {how} {source}, which is read: pass an output folder elsewhere."
+            )
+    _check_writable(place, output_dir)
+    return folder
+
+
+def _overlap(place: Path, source: Path) -> str | None:
+    """How an output folder (without links in its path) overlaps with a source, in words."""
+    found = Path(os.path.realpath(source))
+    if _same(found, place):
+        return "is"
+    if _lies_in(found, place):
+        return "contains"
+    if not found.is_dir():
+        return None
+    if _lies_in(place, found):
+        return "lies in"
+    if place.is_dir() and any(_lies_in(target, place) for target in _targets(found)):
+        return "holds files that belong, by a link, to"
+    return None
+
+
+def _targets(folder: Path) -> set[Path]:
+    """The folders to which links in a folder lead."""
+    links = (
+        os.path.join(path, name)
+        for path, folders, files in os.walk(folder)
+        for name in (*folders, *files)
+        if os.path.islink(os.path.join(path, name))
+    )
+    return {target if target.is_dir() else target.parent for target in map(Path, map(os.path.realpath, links))}
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Compared as files, not as words: a disk may take `Birds` for `birds`."""
+    return any(_same(each, folder) for each in (path, *path.parents))
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or os.path.samefile(one, other)
+    except OSError:  # what is not there yet
+        return False
+
+
+def _check_writable(place: Path, told: Folder) -> None:
+    there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, no folder for the output: pass another folder than {told}.")
+    try:
+        with tempfile.TemporaryFile(dir=there):  # a question about permissions would not see a read-only disk
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{there} cannot be written to ({error.strerror or error}): make it writable, or pass another folder "
+            f"than {told}."
+        ) from error
+
+
+@contextmanager
+def locked(folder: Folder, what: str = "") -> Iterator[None]:
+    """Keep other jobs out of a folder, made where missing; the thread that holds it may enter again.
+
+    However the process ends, the lock ends with it.
+
+    Args:
+        what: what works there, such as "a training".
+
+    Raises:
+        ValueError: another job is at work there.
+        OSError: nothing can be written there.
+    """
+    folder = Path(folder)
+    key, me = os.path.realpath(folder), threading.get_ident()
+    if _held.get(key) == me:
+        yield
+        return
+    with writing(folder, "nothing was changed"):
+        folder.mkdir(parents=True, exist_ok=True)
+        refuse_link(folder / LOCK_FILE)
+        lock = FileLock(folder / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another job is at work in {folder}{f' ({what})' if what else ''}: wait until it is over, or pass "
+                "another folder."
+            ) from None
+    _held[key] = me
+    try:
+        remove_stale(folder)
+        yield
+    finally:
+        _held.pop(key, None)
+        lock.release()

@@ -1,0 +1,152 @@
+"""Files are written whole or not at all, and what is read is checked."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
+TEMPORARY = re.compile(r"\..+@(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}\.(partial|old)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Folder = str | os.PathLike
+
+
+@contextmanager
+def whole_file(path: Folder) -> Iterator[BinaryIO]:
+    """A file to write into, which takes its name when it is complete; a failure or a kill leaves what was there.
+
+    Raises:
+        ValueError: the name is a link, which would be replaced or followed, or that of a folder.
+    """
+    path = Path(path)
+    refuse_link(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder where a file is to be written: move it away, or write elsewhere.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary(path)
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Folder, content: str | bytes) -> Path:
+    """Write a file in one step, never half of it, in a folder made where missing; returns its path.
+
+    Raises:
+        ValueError: the name is a link, or that of a folder.
+        OSError: the disk is full or the folder cannot be written to; what was there before is whole.
+    """
+    with writing(path), whole_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(path)
+
+
+@contextmanager
+def writing(place: Folder, kept: str = "what was there before is whole") -> Iterator[None]:
+    """Tell what keeps us from writing there in one sentence, and what is `kept`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # told already, in a sentence
+            raise
+        raise OSError(
+            f"Cannot write to {place} ({error.strerror or error}): {kept}; make room there or make it writable, and "
+            "run the same command again."
+        ) from error
+
+
+def temporary(path: Path, ending: str = "partial") -> Path:
+    """A name beside `path` that no other process and no other call uses."""
+    name = path.name.encode()[:100].decode(errors="ignore")
+    return path.with_name(f".{name}@{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(6)}.{ending}")
+
+
+def remove_stale(folder: Folder) -> None:
+    """Remove temporary files and folders of ours in a folder whose process is dead."""
+    for path in Path(folder).glob(".*"):
+        made = TEMPORARY.fullmatch(path.name)
+        if not made or path.is_symlink():
+            continue
+        dead = made["host"] == socket.gethostname() and not _is_alive(int(made["process"]))
+        if not dead and path.stat().st_mtime > time.time() - STALE_SECONDS:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether that, or what it came from, is a full disk, whatever library said so."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if re.search(r"No space left on device|os error 28\b|Disk quota exceeded|File too large", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def refuse_link(path: Folder) -> None:
+    """
+    Raises:
+        ValueError: there is a link of that name, which leads to what is not ours.
+    """
+    if Path(path).is_symlink():
+        raise ValueError(
+            f"{path} is a link to {os.readlink(path)}, which we do not follow: remove the link, or pass another "
+            "output folder."
+        )
+
+
+def read_json(path: Folder, what: str, remedy: str, expected: type = dict) -> Any:
+    """What a JSON file of ours holds.
+
+    Args:
+        what: what it should be, such as "the result of a student".
+        remedy: what the user can do, such as "delete the folder to train it again".
+        expected: the type of its content.
+
+    Raises:
+        ValueError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"{path}, {what}, cannot be read ({error.strerror or error}): {remedy}.") from error
+    except RecursionError:
+        raise ValueError(f"{path} is no {what} (it is nested too deeply): {remedy}.") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path} is damaged, no {what} ({error}): {remedy}.") from error
+    if not isinstance(content, expected):
+        raise ValueError(
+            f"{path} holds a {type(content).__name__} where {what} is a {expected.__name__} in JSON: {remedy}."
+        )
+    return content
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
