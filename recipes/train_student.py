@@ -25,7 +25,6 @@ from targets import attach, control_aspects
 from teachers import LabellingArguments
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.hub import HubError
@@ -33,9 +32,12 @@ from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
+from madkd_hf.student import checkpoints
+from madkd_hf.student.finite import TrainingDiverged
 from madkd_hf.student.metrics import joined
 from madkd_hf.student.publishing import PublishedTrainer, check_repo
 from madkd_hf.student.saved import load_saved
+from madkd_hf.student.saving import SavingError
 
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
@@ -172,7 +174,7 @@ def prepare(
 def fit_and_measure(
     trainer: PublishedTrainer,
     decides: dict[str, Any] | None,
-    checkpoint: str | None,
+    checkpoint: str | bool | None,
     test_rows: Dataset | None,
     predict: Callable[[PublishedTrainer, Dataset], dict[str, float]],
 ) -> PublishedTrainer:
@@ -188,13 +190,18 @@ def fit_and_measure(
     return trainer
 
 
-def fit(trainer: PublishedTrainer, checkpoint: str | None, decides: dict[str, Any]) -> dict[str, float]:
+def fit(trainer: PublishedTrainer, checkpoint: str | bool | None, decides: dict[str, Any]) -> dict[str, float]:
     """Train and save; with --push_to_hub, what is saved waits from here on for the Hub."""
     folder, first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
-    if first:
-        (folder / WAITING).unlink(missing_ok=True)  # other weights from here on
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
+    try:
+        metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
+        if first:
+            (folder / WAITING).unlink(missing_ok=True)  # other weights from here on
+        trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
+    except (TrainingDiverged, SavingError):
+        if first:
+            raise
+        raise ToldElsewhere from None  # all processes know, and one says it
     trainer.save_state()
     if first:
         (folder / "all_results.json").unlink(missing_ok=True)  # save_metrics adds to it: those of an earlier student
@@ -267,20 +274,20 @@ def about_dataset(args: DatasetArguments, rows: Dataset) -> DataSource:
     return DataSource.of(rows) or DataSource(named["id"], named["commit"], named["config"])
 
 
-def find_checkpoint(training_args: MadkdTrainingArguments) -> str | None:
-    """The folder that --resume_from_checkpoint means: one by name, or with `true` the last in the output folder."""
-    asked = training_args.resume_from_checkpoint
-    if not asked or str(asked).lower() == "false":
-        return None
-    if str(asked).lower() == "true":
-        folder = Path(training_args.output_dir)
-        asked = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if asked is None or not Path(asked).is_dir():
-        raise ValueError(
-            f"There is no checkpoint {asked or f'in {training_args.output_dir}'} to resume from: pass a checkpoint-N "
-            "folder, or leave --resume_from_checkpoint out."
-        )
-    return asked
+def find_checkpoint(training_args: MadkdTrainingArguments) -> str | bool | None:
+    """What --resume_from_checkpoint means for the trainer, once there is a whole checkpoint to go on from."""
+    asked, failed = training_args.resume_from_checkpoint, [None]
+    if training_args.process_index == 0:
+        try:
+            checkpoints.find_checkpoint(asked, training_args.output_dir)
+        except ValueError as error:
+            failed = [str(error)]
+    if training_args.world_size > 1:
+        broadcast_object_list(failed)
+    if failed[0]:
+        raise ToldElsewhere if training_args.process_index else ValueError(failed[0])
+    words = {"true": True, "false": None}
+    return words.get(str(asked).lower(), asked)
 
 
 def prepare_splits(splits: DatasetDict, args: ClassArguments, seed: int) -> DatasetDict:

@@ -223,6 +223,11 @@ class MadkdDetectionTrainer(DistillingTrainer):
         with objects_of_all_processes():
             return model(**{name: inputs[name] for name in names if name in inputs})
 
+    def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor | None, ...]:
+        inputs = {name: each for name, each in self._prepare_inputs(inputs).items() if name != "labels"}
+        outputs = self._forward(self.model, inputs)
+        return outputs.logits, outputs.pred_boxes, outputs.aspect_logits
+
     def compute_loss(
         self,
         model: nn.Module,

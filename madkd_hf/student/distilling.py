@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, EvalPrediction, TrainerCallback
 
 from .data import readable
 from .publishing import PublishedTrainer
-from .saved import forget_adapter, is_student, load_saved
+from .saved import is_student, load_saved
 from .training_args import MadkdTrainingArguments
 
 
@@ -204,6 +204,7 @@ class DistillingTrainer(PublishedTrainer):
         super().log(logs, start_time)
 
     def _note(self, losses: dict[str, torch.Tensor]) -> None:
+        self._watch.note(self.state.global_step + 1, {name: each for name, each in losses.items() if name != "loss"})
         for name in dict.fromkeys([*self.parts, *losses]):
             if name == "loss":
                 continue
@@ -226,11 +227,6 @@ class DistillingTrainer(PublishedTrainer):
             return False
         load_saved(model, folder)
         return True
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if self.args.should_save:
-            forget_adapter(output_dir or self.args.output_dir)
-        super()._save(output_dir, state_dict)
 
 
 class TellEpoch(TrainerCallback):

@@ -9,7 +9,6 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import CommitInfo
-from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..hub.cards.results import Evaluation
@@ -18,10 +17,11 @@ from ..hub.retries import HubError
 from ..hub.sources import DataSource
 from ..hub.student import push_student
 from .saved import ADAPTER, is_adapted
+from .saving import SavingTrainer
 from .training_args import MadkdTrainingArguments
 
 
-class PublishedTrainer(Trainer):
+class PublishedTrainer(SavingTrainer):
     """A Trainer that changes the Hub by nothing but a push, and a push is one commit with the finished student."""
 
     def __init__(self, *args: Any, **kwargs: Any):

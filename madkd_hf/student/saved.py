@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +48,6 @@ def load_saved(model: nn.Module, folder: str | Path) -> None:
         )
     else:
         model.load_state_dict(saved.state_dict())
-
-
-def forget_adapter(folder: str | Path) -> None:
-    """An adapter that an earlier student has left there does not belong to the one that takes its place."""
-    if (Path(folder) / ADAPTER / "adapter_config.json").is_file():
-        shutil.rmtree(Path(folder) / ADAPTER)
 
 
 def _check_outputs(saved: Any, ours: Any, folder: Path) -> None:

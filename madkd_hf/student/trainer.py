@@ -221,6 +221,10 @@ class MadkdTrainer(DistillingTrainer):
             self._note(losses)
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
+    def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.model(pixel_values=self._prepare_inputs(inputs)["pixel_values"])
+        return outputs.logits, outputs.aspect_logits
+
     def _draw_of_batch(self) -> np.random.Generator:
         """Follows from the seed and the batch's place in the training: a run that goes on draws what it would have."""
         step, place = self.state.global_step, self._drawn[1] + 1
