@@ -32,7 +32,6 @@ from conditions import CompareArguments, TaskArguments, check, label, plan, poin
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from pictures import detector_trainer, draw_figures
-from transformers import AutoImageProcessor
 
 from madkd_hf import AspectTeacher, MadkdForImageClassification, report
 from madkd_hf.hub import HubRepo, push_student
@@ -42,6 +41,7 @@ from madkd_hf.objects import one_row_an_object
 from madkd_hf.report.classes import calibration_sentence
 from madkd_hf.report.comparison import over_controls, terms
 from madkd_hf.report.grid import grid_table, grid_verdict, write_grid
+from madkd_hf.student.processors import load_image_processor
 from madkd_hf.student.saved import ADAPTER
 
 
@@ -145,7 +145,7 @@ def publish(
         facts["hyperparameters"] = training_args.hyperparameters() | asked.lora.hyperparameters()
         commit = push_student(
             MadkdForImageClassification.from_pretrained(student),
-            AutoImageProcessor.from_pretrained(student),
+            load_image_processor(student),
             repo,
             StudentFacts(**facts),
             plain=args.push_plain,

@@ -14,7 +14,6 @@ from conditions import CompareArguments, student_words
 from datasets import Dataset, DatasetDict
 from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor
 
 from madkd_hf import AspectBank, AspectTeacher, MadkdDetectionTrainer, MadkdForImageClassification
 from madkd_hf.detection.data import DetectionCollator
@@ -30,6 +29,7 @@ from madkd_hf.report.evidence import write_evidence
 from madkd_hf.report.scenes import plot_examples, plot_scenes
 from madkd_hf.student.data import AspectCollator
 from madkd_hf.student.metrics import AspectAuroc
+from madkd_hf.student.processors import load_image_processor
 
 
 EXAMPLES = 8
@@ -159,7 +159,7 @@ def detector_trainer(
         MadkdForObjectDetection.from_pretrained(student),
         train_detector.parse(words)[1],
         eval_dataset=labelled[args.eval_split],
-        processing_class=AutoImageProcessor.from_pretrained(student),
+        processing_class=load_image_processor(student),
         compute_metrics=compute_metrics,
         image_column=args.image_column,
         boxes_column=args.objects.boxes_column,
@@ -205,7 +205,7 @@ def _predictions(args: CompareArguments, condition: str, seed: int) -> list[dict
 def objects_in(args: CompareArguments, rows: Dataset, student: Path) -> list[dict[str, np.ndarray]]:
     """What is in the images, as the students' evaluation counts it: see `madkd_hf.detection.evaluation.references`."""
     objects = args.objects
-    processor = AutoImageProcessor.from_pretrained(student)
+    processor = load_image_processor(student)
     collate = DetectionCollator(processor, args.image_column, objects.boxes_column, objects.box_format)
     batches = DataLoader(rows, BATCH, collate_fn=SizedCollator(collate))
     return [each for batch in batches for each in references(batch["labels"], frames_of(batch))]
@@ -223,7 +223,7 @@ def class_ap(found: list[dict[str, np.ndarray]], there: list[dict[str, np.ndarra
 def look(student: Path, args: CompareArguments, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """What a saved student says of images: class logits [n, C] and aspect logits [n, Q]."""
     model = MadkdForImageClassification.from_pretrained(student).eval()
-    processor = AutoImageProcessor.from_pretrained(student)
+    processor = load_image_processor(student)
     collate = AspectCollator(processor, model.config.num_labels, args.image_column, args.label_column)
     rows = rows.select_columns([args.image_column, args.label_column])
     with torch.inference_mode():

@@ -23,7 +23,7 @@ from splits import check_test_split, class_label, readable_splits, warn_of_absen
 from targets import attach, control_aspects
 from teachers import LabellingArguments
 from train_student import check_publishing, find_checkpoint, fit_and_measure, publish, waits_for_hub, what_decides
-from transformers import AutoImageProcessor, set_seed
+from transformers import set_seed
 
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
 from madkd_hf.boxes import corners
@@ -31,6 +31,7 @@ from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.images import to_rgb
 from madkd_hf.labelling.objects import Boxes
 from madkd_hf.objects import BOX, LISTS, object_fields
+from madkd_hf.student.processors import load_image_processor
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> Mad
         training_args,
         train_dataset=train_set,
         eval_dataset=splits[args.eval_split],
-        processing_class=AutoImageProcessor.from_pretrained(args.detector),
+        processing_class=load_image_processor(args.detector),
         image_column=args.image_column,
         boxes_column=args.objects.boxes_column,
         box_format=args.objects.box_format,

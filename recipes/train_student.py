@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict
 from splits import check_test_split, readable_splits, warn_of_absent, with_class_labels, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
-from transformers import AutoImageProcessor, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
@@ -33,8 +33,10 @@ from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student import checkpoints
+from madkd_hf.student.backbones import check_backbone
 from madkd_hf.student.finite import TrainingDiverged
 from madkd_hf.student.metrics import joined
+from madkd_hf.student.processors import load_image_processor
 from madkd_hf.student.publishing import PublishedTrainer, check_repo
 from madkd_hf.student.saved import load_saved
 from madkd_hf.student.saving import SavingError
@@ -121,6 +123,7 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     trained again.
     """
     check_publishing(args, training_args)
+    check_backbone(args.backbone, args.pretrained)
     peft_config = args.lora.peft_config()
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
@@ -143,7 +146,7 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
         training_args,
         train_dataset=train_set,
         eval_dataset=splits[args.eval_split],
-        processing_class=AutoImageProcessor.from_pretrained(args.backbone),
+        processing_class=load_image_processor(args.backbone),
         image_column=args.image_column,
         label_column=args.label_column,
         peft_config=peft_config,

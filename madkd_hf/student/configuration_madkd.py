@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
 
 class MadkdConfig(PretrainedConfig):
@@ -23,7 +23,8 @@ class MadkdConfig(PretrainedConfig):
         base_model_revision: the commit of these weights.
         custom_pipelines: what the code beside a saved model offers to `pipeline`; `save_pretrained` of the model fills
             it in.
-        kwargs: of `PretrainedConfig`, among them `id2label`: `num_labels` is C.
+        kwargs: of `PretrainedConfig`, among them `id2label`: `num_labels` is C. Set later, it renames the backbone's
+            outputs, too.
     """
 
     model_type = "madkd"
@@ -61,21 +62,40 @@ class MadkdConfig(PretrainedConfig):
             backbone_config = {"model_type": "resnet"}
         if isinstance(backbone_config, PretrainedConfig):
             backbone_config = backbone_config.to_dict()
-        self.backbone_config = self.backbone_config_for(
-            backbone_config, [*self.id2label.values(), *(f"aspect: {name}" for name in self.aspect_ids)]
-        )
+        self.backbone_config = self.backbone_config_for(backbone_config, self._outputs())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and "backbone_config" in self.__dict__:
+            value = {int(index): label for index, label in value.items()}
+            super().__setattr__("label2id", {label: index for index, label in value.items()})
+        super().__setattr__(name, value)
+        if name == "id2label" and "backbone_config" in self.__dict__:
+            self.backbone_config = self.backbone_config_for(self.backbone_config.to_dict(), self._outputs())
+
+    def _outputs(self) -> list[str]:
+        return [*self.id2label.values(), *(f"aspect: {name}" for name in self.aspect_ids)]
 
     @staticmethod
     def backbone_config_for(backbone_config: dict[str, Any], outputs: list[str]) -> PretrainedConfig:
         """A copy of the architecture's configuration whose head has these named outputs, one each."""
+        kind = backbone_config["model_type"]
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"The backbone's model type {kind!r} needs code of its own (trust_remote_code), which a student "
+                "cannot carry: choose an architecture that transformers has."
+            )
         dropped = ["model_type", "id2label", "label2id", "num_labels", "num_classes", "label_names"]
         dropped += ["_name_or_path"]  # a folder of this machine, maybe
+        dropped += ["auto_map"]  # code that does not come along
+        dropped += ["return_dict"]  # the student asks for the outputs by name
         settings = {name: value for name, value in backbone_config.items() if name not in dropped}
         # Where a model type has two classifiers, as DeiT, the Auto class looks for a hint here and trips over None.
         settings["architectures"] = settings.get("architectures") or []
-        id2label = dict(enumerate(outputs))
-        label2id = {name: i for i, name in id2label.items()}
-        return AutoConfig.for_model(backbone_config["model_type"], id2label=id2label, label2id=label2id, **settings)
+        names = {"id2label": dict(enumerate(outputs)), "label2id": {name: i for i, name in enumerate(outputs)}}
+        config = AutoConfig.for_model(kind, **names, num_labels=len(outputs), **settings)
+        if hasattr(config, "num_classes"):  # a count of its own, which would win over the names
+            config.num_classes = len(outputs)
+        return config
 
     @property
     def num_aspects(self) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForImageClassification,
     ImageClassificationPipeline,
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import ModelOutput, cached_file
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+from transformers.utils import ModelOutput, cached_file, can_return_tuple
 
 from .configuration_madkd import MadkdConfig
 
@@ -36,11 +41,20 @@ class MadkdImageClassifierOutput(ModelOutput):
         loss: cross-entropy over the classes, when labels were given.
         logits: [B, C] class scores before the softmax.
         aspect_logits: [B, Q] aspect scores before the sigmoid, in the bank's order.
+        hidden_states, reshaped_hidden_states, attentions, cross_attentions: those of them that the backbone has, when
+            they were asked for.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     aspect_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    reshaped_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+LAYER_OUTPUTS = ["hidden_states", "reshaped_hidden_states", "attentions", "cross_attentions"]
 
 
 class MadkdForImageClassification(PreTrainedModel):
@@ -59,20 +73,38 @@ class MadkdForImageClassification(PreTrainedModel):
 
     def __init__(self, config: MadkdConfig):
         super().__init__(config)
-        self.backbone = AutoModelForImageClassification.from_config(config.backbone_config)
+        check_architecture(config.backbone_config)
+        self.backbone = _built(config.backbone_config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> MadkdImageClassifierOutput:
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+    ) -> MadkdImageClassifierOutput:
         """
         Args:
             pixel_values: [B, channels, height, width], as the image processor makes them.
             labels: [B] class indices.
+            kwargs: for the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, ...; and
+                `return_dict` (False for a tuple without what is None).
         """
-        outputs = self.backbone(pixel_values=pixel_values).logits
-        logits, aspect_logits = outputs.split([self.config.num_labels, self.config.num_aspects], dim=-1)
+        kwargs.pop("num_items_in_batch", None)  # of a Trainer, about the loss
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None and getattr(self.config, name):
+                kwargs[name] = True
+        outputs = self.backbone(pixel_values=pixel_values, **kwargs)
+        sizes = [self.config.num_labels, self.config.num_aspects]
+        if outputs.logits.shape[-1] != sum(sizes):
+            raise ValueError(_wrong_head(self.backbone, outputs.logits.shape[-1], sum(sizes)))
+        logits, aspect_logits = outputs.logits.split(sizes, dim=-1)
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return MadkdImageClassifierOutput(loss=loss, logits=logits, aspect_logits=aspect_logits)
+        return MadkdImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            aspect_logits=aspect_logits,
+            **{name: outputs.get(name) for name in LAYER_OUTPUTS},
+        )
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """The backbone knows how: those of timm do it in a way of their own."""
@@ -82,6 +114,24 @@ class MadkdForImageClassification(PreTrainedModel):
         """As usual; the code that is saved along has the aspect pipeline, and the config announces it."""
         self.config.custom_pipelines = PIPELINES if self.config.num_aspects else None
         return super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As usual. Another `id2label` renames the classes; for another number of them, the head must be a new one.
+
+        Raises:
+            ValueError: another number of classes, without `ignore_mismatched_sizes=True`.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"The student {pretrained_model_name_or_path} has another number of classes or aspects than was asked "
+                "for: leave num_labels out and pass as many names as it has, or ignore_mismatched_sizes=True for a "
+                "new, untrained head."
+            ) from error
 
     @classmethod
     def from_backbone(
@@ -100,16 +150,20 @@ class MadkdForImageClassification(PreTrainedModel):
             id2label: the C classes.
             bank: an `AspectBank` of Q questions; without one the student is the plain classifier.
             pretrained: False takes the architecture alone from the id or folder, as for training from scratch.
-            kwargs: of `from_pretrained` (`revision`, `token`, `cache_dir`, `trust_remote_code`, ...).
+            kwargs: of `from_pretrained` (`revision`, `token`, `cache_dir`, ...).
+
+        Raises:
+            ValueError: no image classifier, one with code of its own, or one whose head cannot be widened.
         """
         origin = {} if bank is None else _aspects_of(bank)
+        kwargs["trust_remote_code"] = False  # a student carries no code but its own
         if isinstance(backbone, PretrainedConfig):
             config, pretrained = backbone, False
         else:
             if not Path(backbone).is_dir():
                 kwargs["revision"] = commit = _commit_of(backbone, **kwargs)
                 origin |= {"base_model": str(backbone), "base_model_revision": commit} if pretrained else {}
-            config = AutoConfig.from_pretrained(backbone, **kwargs)
+            config = config_of(backbone, **kwargs)
         is_student = config.model_type == MadkdConfig.model_type
         if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
             origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
@@ -117,10 +171,10 @@ class MadkdForImageClassification(PreTrainedModel):
         label2id = {name: index for index, name in id2label.items()}
         backbone_config = config.backbone_config if is_student else config
         model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **origin))
+        head = _head_parameters(model.config.backbone_config)
         if pretrained:
-            source = AutoModelForImageClassification.from_pretrained(backbone, **kwargs)
+            source = (cls if is_student else AutoModelForImageClassification).from_pretrained(backbone, **kwargs)
             weights = (source.backbone if is_student else source).state_dict()
-            head = _head_parameters(model.config.backbone_config)
             kept = {name: value for name, value in weights.items() if name not in head}
             missing, unexpected = model.backbone.load_state_dict(kept, strict=False)
             if unexpected or set(missing) - head:
@@ -170,9 +224,6 @@ class AspectClassificationPipeline(ImageClassificationPipeline):
     `function_to_apply` are about the classes alone.
     """
 
-    def check_model_type(self, supported_models: Any) -> None:
-        """The list of models is that of transformers, in which ours is not."""
-
     def postprocess(self, model_outputs: ModelOutput, **kwargs: Any) -> AspectAnswers:
         config = self.model.config
         scores = model_outputs["aspect_logits"][0].float().sigmoid().tolist()
@@ -216,18 +267,84 @@ def _commit_of(repo: str, revision: str | None = None, **kwargs: Any) -> str | N
     return found[1] if found else revision
 
 
+def config_of(backbone: str, **kwargs: Any) -> PretrainedConfig:
+    """The configuration in a folder or on the Hub.
+
+    Raises:
+        ValueError: it needs code of its own.
+    """
+    content, _ = PretrainedConfig.get_config_dict(backbone, **kwargs)
+    if content.get("model_type") == MadkdConfig.model_type:
+        return MadkdConfig.from_pretrained(backbone, **kwargs)
+    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{backbone} needs code of its own (trust_remote_code), which a student cannot carry: choose a backbone "
+            "that transformers has itself."
+        )
+    return AutoConfig.from_pretrained(backbone, **kwargs)
+
+
+def check_architecture(config: PretrainedConfig) -> None:
+    """Refuses what no student can be built on.
+
+    Raises:
+        ValueError: no image classifier, or one that wants more than an image's pixels, or gives no class scores.
+    """
+    if isinstance(config, MadkdConfig):
+        config = config.backbone_config
+    if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"Expected an image classifier; received a model of type {config.model_type!r}: choose a backbone for "
+            'AutoModelForImageClassification, as "microsoft/resnet-18".'
+        )
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    for each in classes if isinstance(classes, tuple) else (classes,):
+        signature = inspect.signature(each.forward)
+        returned = signature.return_annotation
+        outputs = [kind for kind in typing.get_args(returned) or (returned,) if inspect.isclass(kind)]
+        fields = {name for kind in outputs if issubclass(kind, ModelOutput) for name in kind.__dataclass_fields__}
+        wants = {"input_ids", "spatial_shapes"} & set(signature.parameters)
+        if wants or "pixel_values" not in signature.parameters or (fields and "logits" not in fields):
+            raise ValueError(
+                f"{each.__name__} is no classifier from an image's pixels to class scores, which a student is built "
+                'on: choose another backbone, as "microsoft/resnet-18".'
+            )
+
+
+def _built(config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=False)
+    except ImportError as error:
+        raise ImportError(" ".join(str(error).split())) from error
+
+
+def _wrong_head(backbone: nn.Module, received: int | str, expected: int) -> str:
+    return (
+        f"{type(backbone).__name__} has {received} outputs where {expected} were asked for (classes and aspects): its "
+        "configuration counts them in a way of its own; choose another backbone."
+    )
+
+
 def _head_parameters(config: PretrainedConfig) -> set[str]:
-    """Names of the tensors with one row per output: those whose shape changes with the number of outputs."""
+    """Names of the tensors with one row per output: those whose shape changes with the number of outputs.
+
+    Raises:
+        ValueError: there are none, or they have another number of rows.
+    """
     shapes = []
     for extra in (0, 1):
         outputs = [str(i) for i in range(config.num_labels + extra)]
         with torch.device("meta"):
-            model = AutoModelForImageClassification.from_config(
-                MadkdConfig.backbone_config_for(config.to_dict(), outputs)
-            )
+            model = _built(MadkdConfig.backbone_config_for(config.to_dict(), outputs))
         shapes.append({name: value.shape for name, value in model.state_dict().items()})
-    return {name for name, shape in shapes[0].items() if shape != shapes[1][name]}
+    head = {name: shape for name, shape in shapes[0].items() if shape != shapes[1][name]}
+    if not head or any(shape[0] != config.num_labels for shape in head.values()):
+        received = next((shape[0] for shape in head.values()), "a fixed number of")
+        raise ValueError(_wrong_head(model, received, config.num_labels))
+    return set(head)
 
 
 MadkdConfig.register_for_auto_class()
 MadkdForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+# The names by which pipelines know the models that they support.
+MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[MadkdConfig.model_type] = MadkdForImageClassification.__name__

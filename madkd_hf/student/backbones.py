@@ -1,0 +1,126 @@
+"""Whether a model can become a student, asked before data are loaded or labelled: no weights are read for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig
+
+from .configuration_madkd import MadkdConfig
+from .modeling_madkd import _head_parameters, check_architecture, config_of
+from .processors import load_image_processor
+
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def check_backbone(backbone: str, pretrained: bool = True, revision: str | None = None) -> None:
+    """Refuses what `MadkdForImageClassification.from_backbone` or its image processor would fail at.
+
+    Args:
+        backbone: id of an image classifier on the Hub, or a folder.
+        pretrained: whether its weights are wanted.
+        revision: on the Hub.
+
+    Raises:
+        ValueError, ImportError: in one sentence.
+    """
+
+    def check(config: PretrainedConfig) -> None:
+        check_architecture(config)
+        _head_parameters(config.backbone_config if isinstance(config, MadkdConfig) else config)
+
+    check_model(backbone, pretrained, revision, config_of, check)
+
+
+def check_model(
+    name: str,
+    pretrained: bool,
+    revision: str | None,
+    config_of: Callable[..., PretrainedConfig],
+    check: Callable[[PretrainedConfig], None],
+) -> None:
+    """What is the same for every kind of model: files, configuration, image processor; `check` is for the rest."""
+    _check_files(name, pretrained, revision)
+    options = {} if revision is None else {"revision": revision}
+    try:
+        config = config_of(name, trust_remote_code=False, **options)
+    except Exception as error:  # whatever a configuration with odd values makes transformers raise
+        if "trust_remote_code" in str(error):
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(
+            f"The config.json of {name} is none that transformers can read ({reason}): repair it, or name another "
+            "model."
+        ) from error
+    check(config)
+    load_image_processor(name, **options)
+
+
+def _check_files(name: str, pretrained: bool, revision: str | None) -> None:
+    folder = Path(name)
+    files = [path.name for path in folder.iterdir()] if folder.is_dir() else _files_on_hub(name, revision)
+    if "config.json" not in files:
+        raise ValueError(f"{name} is no model of transformers, it has no config.json: name another one.")
+    if not pretrained:
+        return
+    if not any(weights in files or f"{weights}.index.json" in files for weights in WEIGHTS):
+        raise ValueError(
+            f"{name} has a configuration and no weights (model.safetensors): pass --pretrained false "
+            "(pretrained=False) to train it from scratch, or name a model with weights."
+        )
+    if folder.is_dir():
+        _check_weights(folder)
+
+
+def _check_weights(folder: Path) -> None:
+    """Whether the files of weights in a folder are there and whole, as far as their headers tell."""
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    try:
+        if index.is_file() and not files[0].is_file():
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        for file in files if index.is_file() or files[0].is_file() else []:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The weights in {folder} are not whole ({error}): copy them again, or pass --pretrained false "
+            "(pretrained=False) to train from scratch."
+        ) from error
+
+
+def _files_on_hub(name: str, revision: str | None) -> list[str]:
+    """Asked once; where the Hub does not answer, those in the cache."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"There is no folder {name}: name a folder that exists, or a Hub id as owner/name."
+        ) from error
+    try:
+        return [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{name} is neither a folder here nor a model that the Hub shows you: check the spelling, or log in with "
+            "`hf auth login` if it is private or gated."
+        ) from error
+    except (HTTPError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and 400 <= getattr(error.response, "status_code", 0) < 500:
+            raise ValueError(
+                f"The Hub does not give {name} ({str(error).splitlines()[0]}): check id and revision."
+            ) from error
+        try:
+            cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{name} is neither a folder here nor in the cache, and the Hub cannot be reached "
+                f"({str(error).splitlines()[0]}): check the spelling and the connection."
+            ) from error
+        return [path.name for path in cached.iterdir()]
