@@ -38,6 +38,7 @@ setup(
         "torch>=2.11",
         "tqdm>=4.66",
         "transformers>=5.17",
+        "xxhash>=3.0",
     ],
     extras_require=extras,
 )

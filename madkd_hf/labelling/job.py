@@ -197,6 +197,7 @@ class _Job:
             "shard_size": self.shard_size,
             "splits": {source.split: source.state for source in sources},
             "complete": {},
+            "finished": {},
         }
         work = WorkDir(folder, manifest, self.streams)
         work.start()
@@ -238,6 +239,8 @@ class _Job:
             except KeyboardInterrupt as stopped:
                 kept = work.kept(source.split)
                 raise type(stopped)(f"{kept}; run the same command again to go on.") from None
+            if self.streams:
+                self.workers.from_main(lambda: work.check(source.split, sorted(done)))
         if self.streams:
             files = [str(work.path(source.split, index)) for index in sorted(done)]
             return IterableDataset.from_parquet(files, split=datasets.NamedSplit(source.split))
@@ -268,11 +271,13 @@ class _Job:
             while others:
                 time.sleep(POLL_SECONDS)
                 bar.update(sum(map(counted, _arrived(work, source.split, others, done))))
-        if self.streams and self.workers.is_main:
-            if not done:  # an empty stream leaves its columns at least
+        if self.workers.is_main:
+            if self.streams and not done:  # an empty stream leaves its columns at least
                 work.write(source.split, 0, source.stored(source.nothing, nulls(self.features, 0), 0))
                 done[0] = 0
-            work.manifest["complete"][source.split] = sum(done.values())
+            if self.streams:
+                work.manifest["complete"][source.split] = sum(done.values())
+            work.manifest["finished"][source.split] = len(done)
             work.save()
 
     def _progress(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> tuple[dict[str, Any], Counter]:

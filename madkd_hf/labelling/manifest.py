@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 2  # 1 had shards that did not say whose they are
-SETTLED = ("shard_size", "plan", "complete")  # by the job itself, on its way
+SETTLED = ("shard_size", "plan", "complete", "finished")  # by the job itself, on its way
 REMEDY = "delete the folder to start over, or pass another work_dir"
 
 
@@ -23,13 +25,16 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
     path = folder / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest.setdefault("boxes", None)  # there were none in the first versions of this format
+        checksum = manifest.pop("checksum", None)  # there was none in the first versions of this format
+        manifest = {"boxes": None, "finished": {}, **manifest}  # likewise
         missing = {"format_version", *keys} - set(manifest)
         if missing or not isinstance(manifest["splits"], dict) or not int(manifest["shard_size"]) > 0:
             raise ValueError(f"{sorted(missing) or 'its values'} are not there")
+        if checksum not in (None, _checksum(manifest)) and manifest["format_version"] == FORMAT_VERSION:
+            raise ValueError("it does not match its checksum")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, TypeError, AttributeError, IsADirectoryError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, IsADirectoryError) as error:
         raise ValueError(f"{path} is no manifest of a labelling job ({error}): {REMEDY}.") from error
     except OSError as error:
         raise OSError(f"Cannot read {path} ({error.strerror or error}): make it readable, or {REMEDY}.") from error
@@ -39,6 +44,15 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
             f"{REMEDY}."
         )
     return manifest
+
+
+def sealed_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the checksum of its content: what is damaged in it may still be JSON."""
+    return {**manifest, "checksum": _checksum(manifest)}
+
+
+def _checksum(manifest: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
 
 
 def refuse_another(folder: Path, before: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -63,6 +77,7 @@ def merged(before: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
         "plan": ours["plan"] if before["plan"] is None else before["plan"],
         "splits": {**before["splits"], **ours["splits"]},
         "complete": {**before["complete"], **ours["complete"]},
+        "finished": {**before["finished"], **ours["finished"]},
     }
 
 

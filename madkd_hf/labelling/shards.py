@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import socket
 import time
@@ -22,14 +23,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
+from tqdm.auto import tqdm
 
-from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another
+from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another, sealed_manifest
+from .seals import OPEN_SEAL, is_whole, seal
 
+
+logger = logging.getLogger(__name__)
 
 MARK = b"madkd_hf"  # whose a shard is and which, in the metadata of its file
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # some network file systems
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
+
+
+class Damaged(ValueError):
+    """A shard is not what was written under its name; the message says what is wrong with it."""
 
 
 @dataclass
@@ -39,7 +48,8 @@ class WorkDir:
     Attributes:
         folder: where it is; may be shared between machines.
         manifest: what decides the answers (teacher, bank, image column, boxes, the splits' fingerprints), and what the
-            job has settled since: `shard_size`, `plan` (how the teacher reads), `complete` (rows of finished streams).
+            job has settled since: `shard_size`, `plan` (how the teacher reads), `complete` (rows of finished streams),
+            `finished` (shards of finished splits).
         streams: whether shards are Parquet files of whole rows, for a stream, or Arrow files of the new columns only.
     """
 
@@ -50,6 +60,7 @@ class WorkDir:
 
     def __post_init__(self) -> None:
         self.manifest = json.loads(json.dumps(self.manifest))  # as it will be read back
+        self.manifest.pop("checksum", None)
         self._shards = self.folder / ("data" if self.streams else "shards")
 
     def start(self) -> None:
@@ -89,7 +100,10 @@ class WorkDir:
         if card.exists() and not card.read_text(encoding="utf-8").startswith(ours):
             return
         place = "data" if finished else "data/unfinished: run the same command again"
-        files = [{"split": split, "path": f"{place}/{split}-[0-9]*.parquet"} for split in self.manifest["splits"]]
+        files = [
+            {"split": split, "path": [f"{place}/{split}-{digits * '[0-9]'}.parquet" for digits in self._digits(split)]}
+            for split in self.manifest["splits"]
+        ]
         configs = json.dumps([{"config_name": "default", "data_files": files}])  # which is YAML, too
         text = "" if finished else "\nThe labelling is not finished: run the same command again to go on.\n"
         with self._writing():
@@ -108,19 +122,49 @@ class WorkDir:
         with self._writing(split):
             metadata = {**(table.schema.metadata or {}), MARK: self._mark(split, index)}
             table, to_file = table.replace_schema_metadata(metadata), _write_parquet if self.streams else _write_arrow
-            self._replace(self.path(split, index), lambda file: to_file(table, file))
+
+            def write(file: BinaryIO) -> None:
+                to_file(table, file)
+                seal(file)
+
+            self._replace(self.path(split, index), write)
 
     def indexes(self, split: str) -> list[int]:
-        """The shards of a split that are there, complete or not."""
-        suffix = self.path("", 0).suffix
-        names = [path.stem for path in self._shards.iterdir() if path.suffix == suffix]
-        ends = [name.removeprefix(f"{split}-") for name in names if name.startswith(f"{split}-")]
-        return sorted(int(end) for end in ends if end.isdecimal())
+        """The shards of a split that are there, complete or not; what else has been put beside them is none."""
+        ends = [path.stem.removeprefix(f"{split}-") for path in self._shards.iterdir()]
+        there = {path.name for path in self._shards.iterdir()}
+        indexes = {int(end) for end in ends if end.isdecimal()}
+        return sorted(index for index in indexes if self.path(split, index).name in there)
 
     def done(self, split: str) -> dict[int, int]:
-        """The complete shards of a split, and how many rows each has; a damaged or foreign one is not complete."""
-        found = {index: self._count(split, index) for index in self.indexes(split)}
-        return {index: rows for index, rows in found.items() if rows is not None and self._fits(split, index, rows)}
+        """The complete shards of a split, and how many rows each has.
+
+        A damaged or foreign one is not complete; each of these, and each that is missing of a finished split, is said.
+        """
+        there, done = self.indexes(split), {}
+        with tqdm(there, f"checking {split}", unit=" shards", delay=2, leave=False) as bar:
+            for index in bar:
+                try:
+                    done[index] = self._checked(split, index)
+                except Damaged as reason:
+                    self._warn(split, index, str(reason))
+        for index in range(self.manifest["finished"].get(split, 0)):
+            if index not in there:
+                self._warn(split, index, "is missing")
+        return done
+
+    def check(self, split: str, indexes: list[int]) -> None:
+        """See that shards are whole: between the first look at one and its last use may lie days.
+
+        Raises:
+            ValueError: one is not.
+        """
+        for index in indexes:
+            if not is_whole(self.path(split, index)):
+                raise ValueError(
+                    f"{self.path(split, index)} was damaged while the job ran: run the same command again, which "
+                    "reads its images again."
+                )
 
     def remove(self, split: str, indexes: list[int]) -> None:
         """Take shards away that have to be made again: to the workers, a shard that is there is complete."""
@@ -129,7 +173,12 @@ class WorkDir:
                 self.path(split, index).unlink(missing_ok=True)
 
     def load(self, split: str, indexes: list[int]) -> Table:
-        """The shards' columns, one after the other, from the files."""
+        """The shards' columns, one after the other, from the files.
+
+        Raises:
+            ValueError: one was damaged since the job looked at it.
+        """
+        self.check(split, indexes)
         tables = [_open_arrow(self.path(split, index)) for index in indexes]
         metadata = {name: value for name, value in (tables[0].schema.metadata or {}).items() if name != MARK}
         return concat_tables([table.replace_schema_metadata(metadata) for table in tables])
@@ -152,6 +201,10 @@ class WorkDir:
             counts.append(f"{len(self.indexes(name))}{total} shards of split {name!r}")
         return f"{', '.join(counts)} are complete and kept in {self.folder}"
 
+    def _digits(self, split: str) -> list[int]:
+        """How many digits the numbers of its shards have: a pattern with these finds no copies beside them."""
+        return sorted({len(f"{index:05d}") for index in self.indexes(split)} or {5})
+
     def _logits(self, split: str, index: int) -> pa.ChunkedArray:
         path, column = self.path(split, index), "aspect_logits"
         table = pq.read_table(path, columns=[column]) if self.streams else _open_arrow(path)
@@ -163,24 +216,46 @@ class WorkDir:
         job = hashlib.sha256(json.dumps([*decides, self.manifest["splits"][split]], sort_keys=True).encode())
         return json.dumps({"job": job.hexdigest(), "split": split, "index": index}).encode()
 
-    def _fits(self, split: str, index: int, rows: int) -> bool:
-        total, size = self.manifest["splits"][split]["rows"], self.manifest["shard_size"]
-        if total is None:  # only the last shard of a stream is shorter
-            return rows == size or index == self.indexes(split)[-1]
-        return rows == min(size, total - index * size)
+    def _checked(self, split: str, index: int) -> int:
+        """How many rows a complete shard has; looks at its bytes before anything takes them apart.
 
-    def _count(self, split: str, index: int) -> int | None:
+        Raises:
+            Damaged: it is not what was written under this name.
+        """
         path = self.path(split, index)
         try:
+            whole = is_whole(path)
+            if not whole:
+                what = "has no checksum" if whole is None else "does not match its checksum"
+                raise Damaged(f"is damaged (it {what})")
             if self.streams:
                 found = pq.read_metadata(path)
                 rows, metadata = found.num_rows, found.metadata
             else:
                 table = _open_arrow(path)
                 rows, metadata = len(table), table.schema.metadata
-        except (pa.ArrowException, OSError):
-            return None
-        return rows if (metadata or {}).get(MARK) == self._mark(split, index) else None
+        except (pa.ArrowException, OSError) as error:
+            raise Damaged(f"cannot be read ({' '.join(str(error).split())})") from error
+        if (metadata or {}).get(MARK) != self._mark(split, index):
+            raise Damaged("belongs to another job or another place of this one")
+        if not self._fits(split, index, rows):
+            raise Damaged(f"holds {rows} rows in place of {self._rows(split, index)}")
+        return rows
+
+    def _rows(self, split: str, index: int) -> int:
+        """How many rows a shard has at most."""
+        total, size = self.manifest["splits"][split]["rows"], self.manifest["shard_size"]
+        return size if total is None else max(0, min(size, total - index * size))
+
+    def _fits(self, split: str, index: int, rows: int) -> bool:
+        if self.manifest["splits"][split]["rows"] is None and index == self.indexes(split)[-1]:
+            return rows <= self.manifest["shard_size"]  # only the last shard of a stream is shorter
+        return rows == self._rows(split, index)
+
+    def _warn(self, split: str, index: int, fault: str) -> None:
+        count = self._rows(split, index)
+        what = f"its {count} images are read again" if count else "it is removed"
+        logger.warning("%s %s: %s.", self.path(split, index), fault, what)
 
     def _read(self) -> dict[str, Any] | None:
         manifest = read_manifest(self.folder, set(self.manifest))
@@ -212,7 +287,7 @@ class WorkDir:
         return True
 
     def _write_manifest(self, file: BinaryIO) -> None:
-        file.write((json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write((json.dumps(sealed_manifest(self.manifest), indent=2, ensure_ascii=False) + "\n").encode())
 
     def _remove_stale(self) -> None:
         for path in [*self.folder.glob(".*.partial"), *self._shards.glob(".*.partial")]:
@@ -226,7 +301,7 @@ class WorkDir:
     ) -> None:
         partial = path.with_name(f".{path.name}@{socket.gethostname()}-{os.getpid()}.partial")
         try:
-            with open(partial, "wb") as file:
+            with open(partial, "w+b") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -254,12 +329,14 @@ class WorkDir:
 def _write_arrow(table: pa.Table, file: BinaryIO) -> None:
     with pa.ipc.new_stream(file, table.schema) as writer:
         writer.write_table(table)
+    file.write(OPEN_SEAL)  # behind the end of the stream, where no reader looks
 
 
 def _write_parquet(table: pa.Table, file: BinaryIO) -> None:
     with pq.ParquetWriter(file, table.schema) as writer:
         if len(table):  # a reader stumbles over a row group without rows
             writer.write_table(table, row_group_size=ROW_GROUP)
+        writer.add_key_value_metadata({"checksum": OPEN_SEAL.decode()})
 
 
 def _open_arrow(path: Path) -> MemoryMappedTable:

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..images import to_rgb
 from .augmentation import image_key
+from .chunks import FACTS, PIXELS, Chunks
 
 
 FORMAT = 1
@@ -69,6 +70,8 @@ class ImageStore:
     ) -> ImageStore:
         """The images of a dataset from the cache; built first, or built on, where the cache does not hold them all.
 
+        What is there is checked first, at the speed of the disk or the memory; damaged images are made again.
+
         Several processes may ask at once: one builds, the others wait. What is there already, or has been begun, needs
         no more room, so that the others, and later runs, do not decide differently from the first.
 
@@ -88,25 +91,23 @@ class ImageStore:
         folder = store_folder(rows, image_column, shape, name, cache_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            stored = _opened(folder, len(rows), shape)
+            stored = Chunks.open(folder, len(rows), shape, CHUNK)
             if stored is None:
-                for file in _files(folder):
-                    file.unlink(missing_ok=True)  # before it is asked what is free
+                Chunks.remove(folder)  # before it is asked what is free
                 needed, free = store_bytes(len(rows), shape), shutil.disk_usage(folder).free
                 if needed > share * free:
                     raise NoRoom(
                         f"The decoded images need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
                         "set HF_DATASETS_CACHE to a larger disk, or decode in every epoch with --image_store none."
                     )
-                stored = _created(folder, len(rows), shape)
-            pixels, facts = stored
-            _fill(rows, image_column, render, pixels, facts, disable_tqdm)
+                stored = Chunks.create(folder, len(rows), shape, CHUNK)
+            _fill(rows, image_column, render, stored, disable_tqdm)
         return cls.load(folder)
 
     @classmethod
     def load(cls, folder: Path) -> ImageStore:
-        """A finished store."""
-        pixels, facts = (open_memmap(file, mode="r+") for file in _files(folder))
+        """A finished store, as `open` has checked it."""
+        pixels, facts = (open_memmap(folder / name, mode="r+") for name in (PIXELS, FACTS))
         return cls(torch.from_numpy(pixels), np.array(facts[:, :2]), np.array(facts[:, 2]), folder)
 
     def __reduce__(self) -> tuple:
@@ -212,44 +213,18 @@ def _encoded(rows: Dataset, image_column: str) -> Dataset:
     return rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
 
 
-def _files(folder: Path) -> tuple[Path, Path]:
-    return folder / "pixels.npy", folder / "images.npy"
-
-
-def _opened(folder: Path, count: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pixels and facts, finished or not; None where there are none, or not whole files of the right size."""
-    try:
-        for file in _files(folder):
-            open_memmap(file, mode="r")  # for writing, a file that is cut off would be filled up with zeros
-        pixels, facts = (open_memmap(file, mode="r+") for file in _files(folder))
-    except (OSError, ValueError):
-        return None
-    return (pixels, facts) if pixels.shape == (count, *shape, 3) and facts.shape == (count, 3) else None
-
-
-def _created(folder: Path, count: int, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    pixels, facts = _files(folder)
-    facts.unlink(missing_ok=True)
-    made = open_memmap(pixels, mode="w+", dtype=np.uint8, shape=(count, *shape, 3))
-    if hasattr(os, "posix_fallocate"):  # a disk that others fill up meanwhile would end the process without a word
-        with open(pixels, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, pixels.stat().st_size)
-    # width, height and key of an image: zeros until it is done
-    return made, open_memmap(facts, mode="w+", dtype=np.int64, shape=(count, 3))
-
-
 def _fill(
     rows: Dataset,
     image_column: str,
     render: Callable[[Image.Image], np.ndarray],
-    pixels: np.ndarray,
-    facts: np.ndarray,
+    chunks: Chunks,
     disable_tqdm: bool,
 ) -> None:
     """Decode what is not stored yet, with a thread for each core: Pillow works beside the interpreter."""
     feature = datasets.Image(mode=rows.features[image_column].mode)  # the column's own may be told not to decode
     encoded = _encoded(rows, image_column)
-    todo = np.flatnonzero(facts[:, 0] == 0)
+    missing = chunks.missing(disable_tqdm)
+    count, todo = len(chunks.pixels), sum(len(chunks.rows(chunk)) for chunk in missing)
 
     def one(index: int, value: dict | None) -> tuple[int, int, int]:
         if not value or (value["bytes"] is None and value["path"] is None):
@@ -260,21 +235,18 @@ def _fill(
             raise ValueError(
                 f"The image of row {index} cannot be read ({error}): repair it, or leave that row out."
             ) from error
-        pixels[index] = render(image)
+        chunks.pixels[index] = render(image)
         return *image.size, image_key(image)
 
     with (
         ThreadPoolExecutor(_cores()) as pool,
-        tqdm(total=len(facts), initial=len(facts) - len(todo), desc="decoding", unit="img", delay=1,
-             disable=disable_tqdm or not len(todo)) as bar,
+        tqdm(total=count, initial=count - todo, desc="decoding", unit="img", delay=1,
+             disable=disable_tqdm or not todo) as bar,
     ):  # fmt: skip
-        for start in range(0, len(todo), CHUNK):
-            chunk = todo[start : start + CHUNK]
-            found = list(pool.map(one, chunk.tolist(), encoded[chunk][image_column]))
-            pixels.flush()  # before what says that they are there
-            facts[chunk] = found
-            facts.flush()
-            bar.update(len(chunk))
+        for chunk in missing:
+            indices = chunks.rows(chunk)
+            chunks.write(chunk, list(pool.map(one, indices, encoded[indices][image_column])))
+            bar.update(len(indices))
 
 
 def _cores() -> int:
