@@ -27,6 +27,7 @@ from transformers import set_seed
 
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
 from madkd_hf.boxes import corners
+from madkd_hf.detection.checks import check_detector
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.images import to_rgb
 from madkd_hf.labelling.objects import Boxes
@@ -79,6 +80,7 @@ def parse(args: list[str] | None = None) -> tuple[DetectorArguments, MadkdTraini
 def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> MadkdDetectionTrainer:
     """Train, evaluate and save one student, and publish nothing; see `train_student.train`."""
     check_publishing(args, training_args)
+    check_detector(args.detector, args.pretrained, aspect_level=args.aspect_level)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
     splits, train_set, bank = prepare(args, training_args)
@@ -289,10 +291,11 @@ def main() -> None:
     args, training_args = parse()
     trainer = train(args, training_args)
     if trainer.is_world_process_zero():
+        task = "aspect-detection" if trainer.model.config.num_aspects else "object-detection"
         print(
             f"The student is in {training_args.output_dir}; its numbers in "
             f"{Path(training_args.output_dir) / 'all_results.json'}. Use it:\n"
-            f'  pipeline("object-detection", "{training_args.output_dir}", trust_remote_code=True)'
+            f'  pipeline("{task}", "{training_args.output_dir}", trust_remote_code=True)'
         )
     if training_args.push_to_hub and (url := publish(trainer, args)):
         print(f"Published: {url}")

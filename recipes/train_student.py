@@ -322,10 +322,11 @@ def main() -> None:
     args, training_args = parse()
     trainer = train(args, training_args)
     if trainer.is_world_process_zero():
+        task = "aspect-classification" if trainer.model.config.num_aspects else "image-classification"
         print(
             f"The student is in {training_args.output_dir}; its numbers in "
             f"{Path(training_args.output_dir) / 'all_results.json'}. Use it:\n"
-            f'  pipeline("image-classification", "{training_args.output_dir}", trust_remote_code=True)'
+            f'  pipeline("{task}", "{training_args.output_dir}", trust_remote_code=True)'
         )
     if training_args.push_to_hub and (url := publish(trainer, args)):
         print(f"Published: {url}")

@@ -38,6 +38,7 @@ from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from transformers.utils import ModelOutput
 
 from madkd_hf.detection import MadkdDetectionConfig, MadkdForObjectDetection
+from madkd_hf.detection.checks import check_detector
 from madkd_hf.detection.losses import aspect_loss
 
 
@@ -604,7 +605,9 @@ model = AutoModelForObjectDetection.from_pretrained(folder, trust_remote_code=Tr
 with torch.no_grad():
     out = model(torch.load(inputs))
 answers = pipeline("object-detection", model=folder, trust_remote_code=True)(image, threshold=0.0)
-torch.save({**out, "answers": answers, "class": str(type(model))}, result)
+look = pipeline(model=folder, trust_remote_code=True)
+found = {"task": look.task, "seen": dict(look(image, threshold=0.0)), "text": str(look(image, threshold=0.0))}
+torch.save({**out, "answers": answers, "class": str(type(model)), **found}, result)
 """
 
 
@@ -629,6 +632,108 @@ def test_a_saved_detector_gives_the_same_where_the_package_is_not(saved, tmp_pat
     here = pipeline("object-detection", model=str(folder))(str(image), threshold=0.0)
     assert [answer["label"] for answer in there["answers"]] == [answer["label"] for answer in here]
     assert [answer["score"] for answer in there["answers"]] == pytest.approx([answer["score"] for answer in here])
+    assert "is not supported" not in done.stdout + done.stderr
+    assert there["task"] == "aspect-detection" and there["text"].count("aspect-0: 0.") == len(here)
+    seen = pipeline("aspect-detection", model=str(folder), trust_remote_code=True)(str(image), threshold=0.0)
+    assert [each["box"] for each in there["seen"]["objects"]] == [each["box"] for each in seen["objects"]]
+
+
+@pytest.mark.parametrize("kind", ["detr", "yolos", "rt_detr"])
+def test_the_aspect_pipeline_tells_each_box_the_answers_of_its_query(kind):
+    image, model, prepare = tiny.images(1, size=48)[0], detector(kind), processor()
+    look = pipeline("aspect-detection", model=model, image_processor=prepare)
+    seen = look([image, image], threshold=0.2, batch_size=2)
+    assert seen[0] == seen[1] and set(seen[0]) == {"objects"}
+    usual = pipeline("object-detection", model=model, image_processor=prepare)(image, threshold=0.2)
+    for one, other in zip(seen[0]["objects"], usual, strict=True):
+        assert (one["label"], one["box"]) == (other["label"], other["box"])
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)  # of a batch of two, and of one
+    with torch.no_grad():
+        out = model(prepare([image], return_tensors="pt")["pixel_values"])
+    edges = out.pred_boxes[0].clone()
+    edges = torch.cat([edges[:, :2] - edges[:, 2:] / 2, edges[:, :2] + edges[:, 2:] / 2], dim=1) * 48
+    for each in seen[0]["objects"]:
+        box = torch.tensor(list(each["box"].values()))
+        queries = (edges.int() == box).all(dim=1).nonzero()[:, 0]  # several, where boxes are the same
+        answers = {aspect["label"]: aspect["score"] for aspect in each["aspects"]}
+        assert list(answers.values()) == sorted(answers.values(), reverse=True)
+        told = torch.tensor([answers[name] for name in model.config.aspect_ids])
+        assert (out.aspect_logits[0, queries].sigmoid() - told).abs().max(dim=1).values.min() < 1e-5
+    assert {aspect["question"] for aspect in each["aspects"]} == set(model.config.aspect_questions)
+
+
+def test_the_aspect_pipeline_answers_about_the_image():
+    image, model = tiny.images(1, size=48)[0], detector("detr", level="image")
+    seen = pipeline("aspect-detection", model=model, image_processor=processor())(image, threshold=0.0)
+    assert len(seen["objects"]) == N and not any("aspects" in each for each in seen["objects"])
+    with torch.no_grad():
+        out = model(processor()([image], return_tensors="pt")["pixel_values"])
+    told = {aspect["label"]: aspect["score"] for aspect in seen["aspects"]}
+    assert [told[name] for name in model.config.aspect_ids] == pytest.approx(out.aspect_logits[0].sigmoid().tolist())
+    assert f"aspect-0: {told['aspect-0']:.2f}" in str(seen)
+
+
+def test_pipelines_know_the_student(capfd):
+    for task in ("object-detection", "aspect-detection"):
+        pipeline(task, model=detector("detr"), image_processor=processor())
+    assert "is not supported" not in "".join(capfd.readouterr())
+
+
+# Other names, other numbers, other arguments
+
+
+def test_other_names_for_the_classes(saved):
+    names = {i: f"new {i}" for i in range(len(CLASSES))}
+    model = MadkdForObjectDetection.from_pretrained(saved[0], id2label={str(i): name for i, name in names.items()})
+    assert model.config.id2label == names == model.to_plain().config.id2label
+    assert model.config.label2id == {name: i for i, name in names.items()}
+    assert model.detector.config.id2label == names
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(pixels()).logits, saved[1].logits)
+
+
+def test_another_number_of_classes_needs_a_new_head(saved):
+    for more in ({"num_labels": 2}, {"id2label": {0: "a", 1: "b"}}):
+        with pytest.raises(ValueError, match="another number of classes .* ignore_mismatched_sizes=True"):
+            MadkdForObjectDetection.from_pretrained(saved[0], **more)
+        model = MadkdForObjectDetection.from_pretrained(saved[0], **more, ignore_mismatched_sizes=True)
+        assert model(pixels()).logits.shape[-1] == 3 and model.config.num_labels == 2
+
+
+def test_what_a_trainer_says_about_the_loss_does_not_reach_the_detector():
+    out = detector("detr")(pixels(), num_items_in_batch=4, output_hidden_states=True)
+    assert out.encoder_hidden_states and out.decoder_hidden_states
+
+
+def test_code_of_a_detector_is_never_run(saved, tmp_path):
+    detector("detr").to_plain().save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    check_detector(str(tmp_path))
+    check_detector(str(saved[0]))
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    auto_map = {"AutoConfig": "evil.Config", "AutoModelForObjectDetection": "evil.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({**content, "auto_map": auto_map}))
+    check_detector(str(tmp_path))  # transformers has its architecture
+    model = MadkdForObjectDetection.from_detector(str(tmp_path), CLASSES)
+    assert not hasattr(model.to_plain().config, "auto_map")
+    (tmp_path / "config.json").write_text(json.dumps({**content, "auto_map": auto_map, "model_type": "own"}))
+    for refused in (check_detector, lambda name: MadkdForObjectDetection.from_detector(name, CLASSES)):
+        with pytest.raises(ValueError, match="code of its own"):
+            refused(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_detector_that_cannot_become_a_student_is_told_before_it_is_loaded(tmp_path):
+    plain = detector("detr").to_plain()
+    plain.config.save_pretrained(tmp_path)
+    processor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no weights .*--pretrained false"):
+        check_detector(str(tmp_path))
+    check_detector(str(tmp_path), pretrained=False)
+    tiny.resnet().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="Expected a detector"):
+        check_detector(str(tmp_path), pretrained=False)
 
 
 def test_a_plain_trainer_with_the_usual_metric_sees_an_ordinary_detector(tmp_path):

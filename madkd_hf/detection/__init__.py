@@ -1,9 +1,10 @@
 """Students that detect objects: any query-based detector of transformers, with yes/no aspects beside its classes."""
 
 from transformers import AutoConfig, AutoModelForObjectDetection
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_madkd_detection import MadkdDetectionConfig
-from .modeling_madkd_detection import MadkdForObjectDetection
+from .modeling_madkd_detection import AspectDetectionPipeline, MadkdForObjectDetection
 from .trainer import MadkdDetectionTrainer
 
 
@@ -11,3 +12,6 @@ __all__ = ["MadkdDetectionConfig", "MadkdDetectionTrainer", "MadkdForObjectDetec
 
 AutoConfig.register("madkd_detection", MadkdDetectionConfig, exist_ok=True)
 AutoModelForObjectDetection.register(MadkdDetectionConfig, MadkdForObjectDetection, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "aspect-detection", AspectDetectionPipeline, pt_model=AutoModelForObjectDetection, type="image"
+)

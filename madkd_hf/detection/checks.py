@@ -1,4 +1,4 @@
-"""Whether the objects of a dataset fit a detector, seen before the first batch is made."""
+"""Whether a detector can become a student, and the objects of a dataset fit it: seen before the first batch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,41 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import ClassLabel, Dataset
 from transformers import PretrainedConfig
 
 from ..boxes import BOX_FORMATS
+from ..student.backbones import check_model
 from ..student.distilling import check_classes
+from .configuration_madkd_detection import MadkdDetectionConfig
+from .modeling_madkd_detection import MadkdForObjectDetection, check_architecture, config_of
+
+
+def check_detector(
+    detector: str, pretrained: bool = True, revision: str | None = None, aspect_level: str = "object"
+) -> None:
+    """Refuses what `MadkdForObjectDetection.from_detector` or its image processor would fail at; reads no weights.
+
+    Args:
+        detector: id of a detector on the Hub, or a folder.
+        pretrained: whether its weights are wanted.
+        revision: on the Hub.
+        aspect_level: what the questions are about.
+
+    Raises:
+        ValueError, ImportError: in one sentence.
+    """
+
+    def check(config: PretrainedConfig) -> None:
+        check_architecture(config, detector)
+        is_student = isinstance(config, MadkdDetectionConfig)
+        with torch.device("meta"):
+            MadkdForObjectDetection(
+                MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level)
+            )
+
+    check_model(detector, pretrained, revision, config_of, check)
 
 
 def check_has_column(columns: Iterable[str], name: str, boxes_column: str) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import cached_file
 
 
@@ -28,6 +28,8 @@ class MadkdDetectionConfig(PretrainedConfig):
         aspect_teacher: who answered the questions, {"model": name or id, "commit": of the Hub or None}.
         base_model: the Hub id whose weights the student started from; None for random weights or those of a folder.
         base_model_revision: the commit of these weights.
+        custom_pipelines: what the code beside a saved model offers to `pipeline`; `save_pretrained` of the model fills
+            it in.
         kwargs: of `PretrainedConfig`, among them `id2label`: the C classes, by default those of the detector.
             `id2label` and `label2id` are the detector's too, whichever of the two configurations was given them.
     """
@@ -47,13 +49,21 @@ class MadkdDetectionConfig(PretrainedConfig):
         aspect_teacher: dict[str, str | None] | None = None,
         base_model: str | None = None,
         base_model_revision: str | None = None,
+        custom_pipelines: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         if isinstance(detector_config, PretrainedConfig):
-            detector = copy.deepcopy(detector_config)
+            kind, detector = detector_config.model_type, copy.deepcopy(detector_config)
         else:  # yolos: the only one whose default configuration asks for no other library
-            detector = AutoConfig.for_model(**(detector_config or {"model_type": "yolos"}))
+            kind, detector = (detector_config or {"model_type": "yolos"})["model_type"], None
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(
+                f"The detector's model type {kind!r} needs code of its own (trust_remote_code), which a student "
+                "cannot carry: choose an architecture that transformers has."
+            )
+        detector = detector or AutoConfig.for_model(**(detector_config or {"model_type": kind}))
         detector._name_or_path = ""  # a folder of this machine, maybe
+        detector.__dict__.pop("auto_map", None)  # code that does not come along
         if kwargs.get("id2label") is None and kwargs.get("num_labels") is None:
             kwargs["id2label"] = detector.id2label
         if kwargs.get("id2label") is not None:
@@ -68,6 +78,7 @@ class MadkdDetectionConfig(PretrainedConfig):
         self.aspect_teacher = aspect_teacher
         self.base_model = base_model
         self.base_model_revision = base_model_revision
+        self.custom_pipelines = custom_pipelines
         self.detector_config = detector
         self.id2label, self.label2id = self.id2label, self.label2id  # the detector's, from here on
         if aspect_level not in ASPECT_LEVELS:
@@ -79,14 +90,33 @@ class MadkdDetectionConfig(PretrainedConfig):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "id2label" and "detector_config" in self.__dict__:
+            value = {int(index): label for index, label in value.items()}
+            self.label2id = {label: index for index, label in value.items()}
         super().__setattr__(name, value)
         if name in ("id2label", "label2id") and "detector_config" in self.__dict__:
             setattr(self.detector_config, name, copy.copy(value))
+            if hasattr(self.detector_config, "num_classes"):  # a count of its own, which would win over the names
+                self.detector_config.num_classes = len(value)
 
     @property
     def num_aspects(self) -> int:
         """Q."""
         return len(self.aspect_ids)
+
+    @property
+    def custom_pipelines(self) -> dict[str, dict[str, Any]]:
+        """Tasks of `pipeline` beside the usual ones: a copy, because `pipeline` writes classes into what it gets."""
+        return copy.deepcopy(self._custom_pipelines or {})
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, value: dict[str, dict[str, Any]] | None) -> None:
+        self._custom_pipelines = value
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        pipelines = content.pop("_custom_pipelines", None)
+        return {**content, **({"custom_pipelines": pipelines} if pipelines else {})}
 
     @property
     def aspect_width(self) -> int:

@@ -12,6 +12,7 @@ from transformers.image_transforms import center_to_corners_format
 from ..student.metrics import AspectAuroc, AspectBce
 from .data import DetectionCollator
 from .metrics import CocoAp
+from .modeling_madkd_detection import DetectedQueries, queries_of
 
 
 MOST = 100  # detections an image, as COCO counts them
@@ -87,11 +88,6 @@ def frames_of(inputs: dict[str, Any]) -> Frames:
     return Frames(seen * original / shown, (original / shown).prod(dim=1))
 
 
-class _Queries(NamedTuple):
-    logits: torch.Tensor
-    pred_boxes: torch.Tensor
-
-
 def detections(outputs: Any, processor: BaseImageProcessor, frames: Frames, level: str) -> list[dict[str, np.ndarray]]:
     """The best `MOST` detections of each image, best first.
 
@@ -109,16 +105,12 @@ def detections(outputs: Any, processor: BaseImageProcessor, frames: Frames, leve
         each.float().cpu() for each in (outputs.logits, outputs.pred_boxes, outputs.aspect_logits)
     )
     found = processor.post_process_object_detection(
-        _Queries(logits, boxes), threshold=0.0, target_sizes=frames.sizes.float()
+        DetectedQueries(logits, boxes), threshold=0.0, target_sizes=frames.sizes.float()
     )
-    # A processor does not tell which query a box is from: boxes of no width that stand where the query is do.
-    places = torch.zeros_like(boxes)
-    places[..., 0] = torch.arange(boxes.shape[1])
-    places = processor.post_process_object_detection(_Queries(logits, places), threshold=0.0)
     results = []
-    for i, (image, place) in enumerate(zip(found, places)):
+    for i, (image, places) in enumerate(zip(found, queries_of(processor, logits, threshold=0.0))):
         best = image["scores"].argsort(descending=True, stable=True)[:MOST]
-        queries = place["boxes"][best, 0].round().long()
+        queries = places[best]
         result = {name: image[name][best].numpy() for name in ("boxes", "scores", "labels")}
         results.append({**result, "aspect_logits": (aspects[i, queries] if level == "object" else aspects[i]).numpy()})
     return results

@@ -15,18 +15,28 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import (
+    CONFIG_MAPPING,
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
     AutoConfig,
     AutoModelForObjectDetection,
+    BaseImageProcessor,
+    ObjectDetectionPipeline,
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_madkd_detection import MadkdDetectionConfig, aspects_of, commit_of
 
 
+PIPELINES = {
+    "aspect-detection": {
+        "impl": "modeling_madkd_detection.AspectDetectionPipeline",
+        "pt": ["AutoModelForObjectDetection"],
+    }
+}
 REMEDY = 'pass the id, folder or configuration of a model for AutoModelForObjectDetection, as "PekingU/rtdetr_r18vd"'
 
 
@@ -84,7 +94,7 @@ class MadkdForObjectDetection(PreTrainedModel):
 
     def __init__(self, config: MadkdDetectionConfig):
         super().__init__(config)
-        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
+        self.detector = _built(config.detector_config)
         _check_outputs(self.detector, config.aspect_level)
         self.takes_mask = "pixel_mask" in inspect.signature(self.detector.forward).parameters
         self.aspect_head = nn.Linear(config.aspect_width, config.num_aspects)
@@ -108,6 +118,10 @@ class MadkdForObjectDetection(PreTrainedModel):
             kwargs: of any model of transformers: `output_hidden_states`, `output_attentions`, `return_dict` (False for
                 a tuple without what is None), ...
         """
+        kwargs.pop("num_items_in_batch", None)  # of a Trainer, about the loss
+        for name in ("output_hidden_states", "output_attentions"):
+            if kwargs.get(name) is None and getattr(self.config, name):
+                kwargs[name] = True
         if labels is not None:
             labels = [{name: label[name] for name in label if name != "aspect_logits"} for label in labels]
         mask = {"pixel_mask": pixel_mask} if self.takes_mask and pixel_mask is not None else {}
@@ -116,6 +130,11 @@ class MadkdForObjectDetection(PreTrainedModel):
         asked = nullcontext([]) if labels is None else _first_matching(self.detector.training)
         with asked as matching, _mask_of(encoder) as encoder_mask:
             outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **kwargs)
+        if outputs.logits.shape[-1] - self.config.num_labels not in (0, 1):
+            raise ValueError(
+                f"{type(self.detector).__name__} has {outputs.logits.shape[-1]} outputs for {self.config.num_labels} "
+                "classes: its configuration counts them in a way of its own; choose another detector."
+            )
         rows, matches = matching[0] if matching else (outputs.logits.shape[1], None)
         if about_image:
             features = self._pooled(outputs, rows, pixel_values.shape[-2:], pixel_mask, encoder_mask)
@@ -178,6 +197,29 @@ class MadkdForObjectDetection(PreTrainedModel):
         """The detector knows how."""
         self.detector._set_gradient_checkpointing(*args, **kwargs)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As usual; the code that is saved along has the aspect pipeline, and the config announces it."""
+        self.config.custom_pipelines = PIPELINES if self.config.num_aspects else None
+        return super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """As usual. Another `id2label` renames the classes; for another number of them, the head must be a new one.
+
+        Raises:
+            ValueError: another number of classes, without `ignore_mismatched_sizes=True`.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise ValueError(
+                f"The student {pretrained_model_name_or_path} has another number of classes or aspects than was asked "
+                "for: leave num_labels out and pass as many names as it has, or ignore_mismatched_sizes=True for a "
+                "new, untrained head."
+            ) from error
+
     @classmethod
     def from_detector(
         cls,
@@ -197,15 +239,16 @@ class MadkdForObjectDetection(PreTrainedModel):
             bank: an `AspectBank` of Q questions; without one the student is the plain detector.
             aspect_level: "object" or "image", what the questions are about.
             pretrained: False takes the architecture alone from the id or folder, as for training from scratch.
-            kwargs: of `from_pretrained` (`revision`, `token`, `cache_dir`, `trust_remote_code`, ...).
+            kwargs: of `from_pretrained` (`revision`, `token`, `cache_dir`, ...).
 
         Returns:
             The student in evaluation mode, as `from_pretrained` gives it; a Trainer takes it out of there.
 
         Raises:
-            ValueError: no detector, or one that has nothing for the aspect head to read.
+            ValueError: no detector, one with code of its own, or one that has nothing for the aspect head to read.
         """
         origin = {} if bank is None else aspects_of(bank)
+        kwargs["trust_remote_code"] = False  # a student carries no code but its own
         if isinstance(detector, PretrainedConfig):
             config, pretrained = copy.deepcopy(detector), False
         else:
@@ -214,12 +257,9 @@ class MadkdForObjectDetection(PreTrainedModel):
                 origin |= {"base_model": str(detector), "base_model_revision": commit} if pretrained else {}
             elif not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
                 raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")
-            config = AutoConfig.from_pretrained(detector, **kwargs)
+            config = config_of(detector, **kwargs)
         is_student = config.model_type == MadkdDetectionConfig.model_type
-        own_code = "AutoModelForObjectDetection" in (getattr(config, "auto_map", None) or {})
-        if not (is_student or own_code or type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING):
-            received = type(config).__name__ if isinstance(detector, PretrainedConfig) else detector
-            raise ValueError(f"Expected a detector; {received} is a model of type {config.model_type!r}: {REMEDY}.")
+        check_architecture(config, None if isinstance(detector, PretrainedConfig) else str(detector))
         if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
             origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
         config.id2label = {int(index): name for index, name in id2label.items()}
@@ -228,7 +268,7 @@ class MadkdForObjectDetection(PreTrainedModel):
             MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level, **origin)
         )
         if pretrained:
-            source = AutoModelForObjectDetection.from_pretrained(detector, **kwargs)
+            source = (cls if is_student else AutoModelForObjectDetection).from_pretrained(detector, **kwargs)
             weights = (source.detector if is_student else source).state_dict()
             new = model.detector.state_dict()  # where shapes differ, the classes do
             fitting = {name: value for name, value in weights.items() if value.shape == new[name].shape}
@@ -244,6 +284,107 @@ class MadkdForObjectDetection(PreTrainedModel):
         plain = copy.deepcopy(self.detector)
         plain.zero_grad()
         return plain.eval()
+
+
+class AspectDetections(dict):
+    """What a student finds in one image; printed, a line for each object and each aspect: `striped wings: 0.93`."""
+
+    def __str__(self) -> str:
+        lines = []
+        for each in self["objects"]:
+            place = ", ".join(str(side) for side in each["box"].values())
+            lines += [f"{each['label']}: {each['score']:.2f} ({place})", *_lines(each.get("aspects", []))]
+        return "\n".join(lines + (["image", *_lines(self["aspects"])] if "aspects" in self else []))
+
+
+class AspectDetectionPipeline(ObjectDetectionPipeline):
+    """Objects, and the answers to the aspect questions: `pipeline("aspect-detection", "you/student")`.
+
+    A student that brings its code needs `trust_remote_code=True`. For one in memory, pass `model=` and
+    `image_processor=` to this class, or, where madkd_hf is imported, to `pipeline("aspect-detection", ...)`.
+
+    Takes what `ObjectDetectionPipeline` takes. Gives for each image an `AspectDetections`, a dictionary: `objects` is
+    what that pipeline gives, a list of `label`, `score` and `box`. Where the questions are about objects, each has
+    `aspects`, too, and where they are about images, the dictionary has: a list of `label` (the aspect's id),
+    `question` and `score` (the probability of yes, 0..1) for all Q aspects, the most probable first.
+    """
+
+    def postprocess(self, model_outputs: ModelOutput, threshold: float = 0.5) -> AspectDetections:
+        config, answers = self.model.config, model_outputs["aspect_logits"]
+        objects = super().postprocess(model_outputs, threshold)
+        if config.aspect_level == "image":
+            return AspectDetections(objects=objects, aspects=_answers(config, answers[0]))
+        queries = queries_of(self.image_processor, model_outputs["logits"], threshold)[0].tolist()
+        for each, query in zip(objects, queries):
+            each["aspects"] = _answers(config, answers[0, query])
+        return AspectDetections(objects=objects)
+
+
+class DetectedQueries(typing.NamedTuple):
+    """What `post_process_object_detection` reads of a detector's outputs."""
+
+    logits: torch.Tensor
+    pred_boxes: torch.Tensor
+
+
+def queries_of(processor: BaseImageProcessor, logits: torch.Tensor, threshold: float) -> list[torch.Tensor]:
+    """Which query each box is from that `post_process_object_detection` gives, in its order.
+
+    A processor does not tell: boxes of no width that stand where the query is do.
+
+    Args:
+        logits: [B, N, ...] of the queries.
+        threshold: that of the boxes.
+
+    Returns:
+        [m] integers for each image.
+    """
+    places = logits.new_zeros(*logits.shape[:2], 4, dtype=torch.float)
+    places[..., 0] = torch.arange(logits.shape[1])
+    found = processor.post_process_object_detection(DetectedQueries(logits, places), threshold=threshold)
+    return [image["boxes"][:, 0].round().long() for image in found]
+
+
+def _answers(config: PretrainedConfig, logits: torch.Tensor) -> list[dict[str, Any]]:
+    scores = logits.float().sigmoid().tolist()
+    asked = zip(config.aspect_ids, config.aspect_questions, scores)
+    answers = [{"label": name, "question": question, "score": score} for name, question, score in asked]
+    return sorted(answers, key=lambda aspect: -aspect["score"])
+
+
+def _lines(answers: list[dict[str, Any]]) -> list[str]:
+    return [f"  {each['label']}: {each['score']:.2f}" for each in answers]
+
+
+def config_of(detector: str, **kwargs: Any) -> PretrainedConfig:
+    """The configuration in a folder or on the Hub.
+
+    Raises:
+        ValueError: it needs code of its own.
+    """
+    content, _ = PretrainedConfig.get_config_dict(detector, **kwargs)
+    if content.get("model_type") == MadkdDetectionConfig.model_type:
+        return MadkdDetectionConfig.from_pretrained(detector, **kwargs)
+    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{detector} needs code of its own (trust_remote_code), which a student cannot carry: choose a detector "
+            "that transformers has itself."
+        )
+    return AutoConfig.from_pretrained(detector, **kwargs)
+
+
+def check_architecture(config: PretrainedConfig, name: str | None = None) -> None:
+    """Raise ValueError where a model of this configuration is no detector; `name` is what the message calls it."""
+    if not isinstance(config, MadkdDetectionConfig) and type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        received = name or type(config).__name__
+        raise ValueError(f"Expected a detector; {received} is a model of type {config.model_type!r}: {REMEDY}.")
+
+
+def _built(config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        return AutoModelForObjectDetection.from_config(config, trust_remote_code=False)
+    except ImportError as error:
+        raise ImportError(" ".join(str(error).split())) from error
 
 
 def _check_outputs(detector: nn.Module, level: str) -> None:
@@ -329,3 +470,5 @@ def _mask_of(encoder: nn.Module | None) -> Iterator[list[torch.Tensor]]:
 
 MadkdDetectionConfig.register_for_auto_class()
 MadkdForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")
+# The names by which pipelines know the models that they support.
+MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES[MadkdDetectionConfig.model_type] = MadkdForObjectDetection.__name__
