@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
-from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 
 from madkd_hf import AspectTeacher, attach_aspects
 from madkd_hf.labelling.seals import is_whole
@@ -181,3 +181,18 @@ def test_a_manifest_that_is_something_else_is_told_in_one_sentence(tmp_path, con
     with pytest.raises(ValueError, match="is no manifest of a labelling job .*pass another work_dir"):
         label(tmp_path, False)
     assert len(files(tmp_path)) == 4
+
+
+def test_a_checksum_stands_behind_however_many_class_names(tmp_path):
+    names = [f"a class whose name is not short {index}" for index in range(3_000)]  # over 64 KiB of footer
+    features = Features({"image": Image(), "label": ClassLabel(names=names)})
+    source = Dataset.from_dict({"image": tiny.images(4), "label": range(4)}, features=features)
+    table, read = label(tmp_path, True, source=source)
+    assert (len(table), read) == (4, 4)
+    assert label(tmp_path, True, source=source)[1] == 0
+    path = tmp_path / "data" / "train-00000.parquet"
+    assert is_whole(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert is_whole(path) in (False, None)

@@ -16,7 +16,7 @@ import xxhash
 
 LABEL = b"madkd_hf xxh3_128 "
 OPEN_SEAL = LABEL + 32 * b"0"  # what a file that is to be sealed holds
-TAIL = 1 << 16  # behind the key-value metadata of a Parquet file come a few bytes for each column
+TAIL = 1 << 10  # bytes at the end in which it stands; of a Parquet file, the whole footer
 BLOCK = 1 << 22
 
 
@@ -50,9 +50,14 @@ def is_whole(path: str | os.PathLike) -> bool | None:
 
 def _place(file: BinaryIO) -> int | None:
     """Where the checksum stands."""
-    start = max(0, file.seek(0, os.SEEK_END) - TAIL)
+    end, tail = file.seek(0, os.SEEK_END), TAIL
+    file.seek(max(0, end - 8))
+    last = file.read(8)
+    if last[4:] == b"PAR1":  # behind the length of the footer, which grows with columns, row groups and class names
+        tail = max(tail, int.from_bytes(last[:4], "little") + 8)
+    start = max(0, end - tail)
     file.seek(start)
-    found = file.read(TAIL).rfind(LABEL)
+    found = file.read(end - start).rfind(LABEL)
     return None if found < 0 else start + found + len(LABEL)
 
 
