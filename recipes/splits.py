@@ -8,7 +8,6 @@ from typing import Any
 
 from common import SplitArguments
 from datasets import ClassLabel, Dataset, DatasetDict, Value
-from transformers import TrainingArguments
 
 from madkd_hf.student.data import readable
 
@@ -18,6 +17,15 @@ logger = logging.getLogger(__name__)
 
 def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
     """The splits without rows whose images the labelling could not read, once the columns are there."""
+    check_columns(splits, args)
+    return DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
+
+
+def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
+    """
+    Raises:
+        ValueError: there is no such training split, or no such column of images in it.
+    """
     if args.train_split not in splits:
         raise ValueError(
             f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
@@ -27,7 +35,6 @@ def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
             f"There is no column {args.image_column!r}: the dataset has {splits[args.train_split].column_names}; "
             "pass --image_column."
         )
-    return DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
 
 
 def with_validation(
@@ -99,8 +106,8 @@ def class_label(
     return ClassLabel(names=[str(value) for value in sorted(values[train_split])])
 
 
-def check_test_split(splits: DatasetDict, args: SplitArguments, training_args: TrainingArguments) -> None:
-    if training_args.do_predict and args.test_split not in splits:
+def check_test_split(splits: DatasetDict, args: SplitArguments) -> None:
+    if args.test_split not in splits:
         raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
 
 

@@ -23,8 +23,23 @@ def attach(
         args: which also name the dataset, its training split and its images.
         boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
     """
+    bank = bank_of(rows, args, alpha)
+    if bank is None or "aspect_logits" in rows.features:
+        return rows, bank
+    teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
+    settings = {"work_dir": args.work_dir, "on_error": args.on_error, **(boxes or {})}
+    rows = attach_aspects(rows, bank, teacher, args.image_column, **settings)
+    return rows, AspectBank(bank.aspects, teacher.provenance)
+
+
+def bank_of(rows: Dataset, args: LabellingArguments, alpha: float) -> AspectBank | None:
+    """The bank that the answers belong to, those in the rows or those to come; None without aspects.
+
+    Raises:
+        ValueError: no answers and nobody who could give them, or answers to other questions.
+    """
     if alpha == 0:
-        return rows, None
+        return None
     labelled = "aspect_logits" in rows.features
     if not labelled and (args.bank is None or args.teacher is None):
         raise ValueError(
@@ -32,17 +47,29 @@ def attach(
             "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
         )
     bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
-    if labelled:
-        if all(answer is None for answer in rows["aspect_logits"]):
-            raise ValueError(
-                f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
-                f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
-            )
-        return rows, bank
-    teacher = AspectTeacher.from_pretrained(args.teacher, revision=args.teacher_revision)
-    settings = {"work_dir": args.work_dir, "on_error": args.on_error, **(boxes or {})}
-    rows = attach_aspects(rows, bank, teacher, args.image_column, **settings)
-    return rows, AspectBank(bank.aspects, teacher.provenance)
+    if not labelled:
+        return bank
+    table = rows.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")[:]
+    if table["aspect_logits"].null_count == len(table):
+        raise ValueError(
+            f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
+            f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
+        )
+    if foreign := set(table["aspect_bank"].unique().to_pylist()) - {None, bank.fingerprint}:
+        raise ValueError(
+            f"The dataset was labelled with the bank {sorted(foreign)[0]} and {args.bank or args.dataset} holds "
+            f"{bank.fingerprint}: questions or their order differ; use the aspects.json beside the dataset."
+        )
+    return bank
+
+
+def check_control(rows: Dataset, args: Any, alpha: float) -> None:
+    """Raise ValueError where there will be no answers to make a control of."""
+    coming = alpha != 0 and args.bank and args.teacher
+    if args.aspect_control != "none" and "aspect_logits" not in rows.features and not coming:
+        raise ValueError(
+            f"--aspect_control {args.aspect_control} needs a dataset with aspect columns, or --bank and --teacher."
+        )
 
 
 def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:

@@ -10,26 +10,30 @@ test images.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
-from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, load_splits, run
-from datasets import ClassLabel, Dataset, DatasetDict, List
-from splits import check_test_split, class_label, readable_splits, warn_of_absent, with_validation
+from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, run
+from datasets import ClassLabel, Dataset, DatasetDict, Image, List
+from preflight import Classes, Ready, Test
+from splits import class_label, readable_splits, warn_of_absent, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
-from train_student import check_publishing, find_checkpoint, fit_and_measure, publish, waits_for_hub, what_decides
+from train_student import find_checkpoint, fit_and_measure, look, publish, waits_for_hub, what_decides
 from transformers import set_seed
 
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
 from madkd_hf.boxes import corners
-from madkd_hf.detection.checks import check_detector
+from madkd_hf.data.check import Unreadable, names_of, upright_size, without
+from madkd_hf.data.problems import Problems
+from madkd_hf.detection.checks import check_detector, check_has_column, check_objects
 from madkd_hf.hub.cards.comparison import read_comparison
-from madkd_hf.images import to_rgb
 from madkd_hf.labelling.objects import Boxes
 from madkd_hf.objects import BOX, LISTS, object_fields
 from madkd_hf.student.processors import load_image_processor
@@ -79,11 +83,10 @@ def parse(args: list[str] | None = None) -> tuple[DetectorArguments, MadkdTraini
 
 def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> MadkdDetectionTrainer:
     """Train, evaluate and save one student, and publish nothing; see `train_student.train`."""
-    check_publishing(args, training_args)
-    check_detector(args.detector, args.pretrained, aspect_level=args.aspect_level)
+    ready = look(TASK, args, training_args)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
-    splits, train_set, bank = prepare(args, training_args)
+    splits, train_set, bank = prepare(args, training_args, ready)
     decides = what_decides(args, training_args, train_set, bank)
     waiting = waits_for_hub(training_args, decides)
     if waiting:
@@ -108,18 +111,17 @@ def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> Mad
         boxes_column=args.objects.boxes_column,
         box_format=args.objects.box_format,
     )
-    test_rows = splits[args.test_split] if training_args.do_predict else None
-    return fit_and_measure(trainer, None if waiting else decides, checkpoint, test_rows, predict)
+    test_split = args.test_split if training_args.do_predict else None
+    return fit_and_measure(trainer, None if waiting else decides, checkpoint, ready, test_split, predict)
 
 
 def prepare(
-    args: DetectorArguments, training_args: MadkdTrainingArguments
+    args: DetectorArguments, training_args: MadkdTrainingArguments, ready: Ready | None = None
 ) -> tuple[DatasetDict, Dataset, AspectBank | None]:
     """All splits, the rows to train on, and the bank that their answers belong to."""
     objects = args.objects
+    splits = (ready or look(TASK, args, training_args)).splits
     with training_args.main_process_first(desc="preparing the data"):
-        splits = prepare_splits(load_splits(args), args, training_args.seed)
-        check_test_split(splits, args, training_args)
         train_set = splits[args.train_split]
         if objects.scenes is not None:
             train_set = draw(train_set, objects.scenes, training_args.seed)
@@ -148,26 +150,94 @@ def prepare_splits(splits: DatasetDict, args: Any, seed: int) -> DatasetDict:
 
 
 def with_boxes(rows: Dataset, args: Any, split: str) -> Dataset:
-    """The images all of whose boxes can be, as the labelling keeps them; the others are told in a warning.
-
-    Columns `width` and `height` save decoding all images for their sizes.
-    """
-    sizes = ("width", "height") if {"width", "height"} <= set(rows.features) else (args.image_column,)
-    facts = rows.select_columns([*sizes, args.objects.boxes_column])
-    kept, first = [], ""
-    for index in range(len(facts)):
-        try:
-            row = facts[index]
-            size = (row["width"], row["height"]) if len(sizes) == 2 else to_rgb(row[args.image_column]).size
-            corners(values(row[args.objects.boxes_column], BOX), args.objects.box_format, size)
-            kept.append(index)
-        except Exception as error:  # decoders raise whatever they like
-            first = first or f"row {index}: {error}"
-    if first:
+    """The images all of whose boxes can be, as the labelling keeps them; the others are told in a warning."""
+    found = TASK.unusable(rows, args, split)
+    if found:
         logger.warning(
-            "Left out %d of the %d images of split %r, first of all %s", len(rows) - len(kept), len(rows), split, first
+            "Left out %d of the %d images of split %r, first of all %s: %s",
+            len(found), len(rows), split, found[0].name, found[0].reason,
+        )  # fmt: skip
+    return without(rows, [each.row for each in found])
+
+
+class Objects(Classes):
+    """What is looked at where an image has objects."""
+
+    def check_model(self, args: Any) -> None:
+        check_detector(args.detector, args.pretrained, aspect_level=args.aspect_level)
+        for package in ("albumentations", "pycocotools"):
+            if importlib.util.find_spec(package) is None:
+                raise ImportError(f'Training detectors needs {package}: pip install "madkd_hf[detection]"')
+
+    def stratify(self, args: Any) -> None:
+        return None
+
+    def unusable(self, rows: Dataset, args: Any, split: str) -> list[Unreadable]:
+        """The images with a box that cannot be, whose answers the labelling leaves empty.
+
+        Columns `width` and `height` save decoding all images for their sizes.
+        """
+        sizes = ("width", "height") if {"width", "height"} <= set(rows.features) else (args.image_column,)
+        column, found = args.objects.boxes_column, []
+        if not object_fields(rows.features, column):
+            return []  # which `labelled` tells
+        facts = rows.select_columns([*sizes, column])
+        facts = facts if len(sizes) == 2 else facts.cast_column(args.image_column, Image(decode=False))
+        for index in range(len(facts)):
+            try:
+                row = facts[index]
+                size = (row["width"], row["height"]) if len(sizes) == 2 else upright_size(row[args.image_column])
+                corners(values(row[column], BOX), args.objects.box_format, size)
+            except Exception as error:  # decoders raise whatever they like
+                found.append((index, str(error).removesuffix(".")))
+        names = names_of(rows, [index for index, _ in found], args.image_column, split)
+        return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, found)]
+
+    def labelled(
+        self,
+        problems: Problems,
+        splits: DatasetDict,
+        args: Any,
+        used: Sequence[str],
+        test: Test,
+        doubtful: Sequence[str],
+    ) -> DatasetDict | None:
+        """The splits with classes of objects; a test split without a single object has no column for them any more."""
+        column, splits = args.objects.boxes_column, DatasetDict(splits)
+        if args.test_split in used and object_fields((rows := splits[args.test_split]).features, column):
+            if not any(values(stored, BOX) for stored in _stored(rows, args.objects)):
+                if test == "scored":
+                    problems.add(
+                        f"No image of split {args.test_split!r} has an object, and the comparison needs a score: pass "
+                        "another --test_split."
+                    )
+                else:
+                    splits[args.test_split] = rows.remove_columns(column)
+        having = DatasetDict(
+            {split: rows for split, rows in splits.items() if split != args.test_split or column in rows.features}
         )
-    return rows.select(kept) if first else rows
+        having = problems.step(with_categories, having, args.objects, args.train_split)
+        if having is None:
+            return None
+        for split in [split for split in used if split not in doubtful]:
+            if split in having:
+                classes = SimpleNamespace(num_labels=categories(having[split], args.objects).num_classes)
+                name, boxes = f"split {split!r}", (column, args.objects.box_format)
+                problems.step(check_objects, having[split], name, *boxes, classes, True)
+            elif split != args.test_split or test == "scored":
+                problems.step(check_has_column, splits[split].features, f"split {split!r}", column)
+        return DatasetDict({**splits, **having})
+
+    def check_drawn(self, rows: Dataset, args: Any) -> None:
+        """
+        Raises:
+            ValueError: there are fewer images than are to be drawn.
+        """
+        if args.objects.scenes is not None:
+            check_scenes(rows, args.objects.scenes)
+
+
+TASK = Objects()
 
 
 def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: str) -> DatasetDict:
@@ -242,28 +312,30 @@ def _renamed(rows: Dataset, objects: ObjectArguments, label: ClassLabel, change:
 
 
 def draw(rows: Dataset, scenes: int, seed: int) -> Dataset:
-    """So many of the rows, by seed.
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    if not 0 < scenes <= len(rows):
-        raise ValueError(f"There are {len(rows)} training images and --scenes asks for {scenes}.")
+    """So many of the rows, by seed."""
+    check_scenes(rows, scenes)
     return rows.select(np.random.default_rng(seed).choice(len(rows), scenes, replace=False))
 
 
-def predict(trainer: MadkdDetectionTrainer, rows: Dataset) -> dict[str, float]:
-    """Metrics on the test images; what was found in each stays beside the student."""
+def check_scenes(rows: Dataset, scenes: int) -> None:
+    """Raise ValueError where there are fewer rows."""
+    if not 0 < scenes <= len(rows):
+        raise ValueError(f"There are {len(rows)} training images and --scenes asks for {scenes}.")
+
+
+def predict(trainer: MadkdDetectionTrainer, rows: Dataset, kept: np.ndarray | None) -> dict[str, float]:
+    """Metrics on the test images; what was found in each stays beside the student. For `kept` see `train_student`."""
     output = trainer.predict(rows)
     if trainer.is_world_process_zero():
-        save_predictions(Path(trainer.args.output_dir) / PREDICTIONS, output.predictions)
+        save_predictions(Path(trainer.args.output_dir) / PREDICTIONS, output.predictions, kept)
     return output.metrics
 
 
-def save_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
+def save_predictions(path: Path, predictions: Sequence[dict[str, Any]], kept: np.ndarray | None = None) -> None:
     """Write what was found in n images: `counts` [n], how many boxes in each, and then one after the other `boxes`
     [m, 4] (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and where the student has aspects
-    `aspect_logits` [m, Q] of the boxes or `image_aspect_logits` [n, Q]."""
+    `aspect_logits` [m, Q] of the boxes or `image_aspect_logits` [n, Q]; `rows` [n] are the numbers of the images where
+    some were left out (`kept`)."""
     columns = {"counts": np.array([len(each["scores"]) for each in predictions], dtype=np.int64)}
     for name in [name for name in ("boxes", "scores", "labels", "aspect_logits") if name in predictions[0]]:
         values = [np.asarray(each[name]) for each in predictions]
@@ -271,6 +343,7 @@ def save_predictions(path: Path, predictions: Sequence[dict[str, Any]]) -> None:
             columns["image_aspect_logits"] = np.stack(values)
         else:
             columns[name] = np.concatenate(values)
+    columns |= {} if kept is None else {"rows": kept}
     np.savez_compressed(path, **columns)
 
 
@@ -279,6 +352,7 @@ def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
     with np.load(path) as stored:
         columns = dict(stored)
     counts = columns.pop("counts")
+    columns.pop("rows", None)
     found = [{} for _ in counts]
     for name, values in columns.items():
         parts = values if name == "image_aspect_logits" else np.split(values, counts.cumsum()[:-1])

@@ -13,27 +13,30 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import preflight
 from accelerate.utils import broadcast_object_list
-from common import ClassArguments, DatasetArguments, RecipeParser, load_splits, run, source
+from common import ClassArguments, DatasetArguments, RecipeParser, run, source
 from datasets import Dataset, DatasetDict
-from splits import check_test_split, readable_splits, warn_of_absent, with_class_labels, with_validation
+from preflight import Classes, Ready
+from splits import readable_splits, warn_of_absent, with_class_labels, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from madkd_hf.files import check_output
 from madkd_hf.hub import HubError
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student import checkpoints
-from madkd_hf.student.backbones import check_backbone
 from madkd_hf.student.finite import TrainingDiverged
 from madkd_hf.student.metrics import joined
 from madkd_hf.student.processors import load_image_processor
@@ -43,7 +46,8 @@ from madkd_hf.student.saving import SavingError
 
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
-PREDICTIONS = "test_predictions.npz"  # class logits [n, C] and labels [n]
+PREDICTIONS = "test_predictions.npz"  # class logits [n, C], labels [n] if known, row numbers [n] if some were left out
+TASK = Classes()
 OF_PUBLISHING = ("hub_", "push_", "comparison")
 
 
@@ -122,12 +126,11 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     With --push_to_hub, it first looks whether publishing can succeed; a student that is only waiting for that is not
     trained again.
     """
-    check_publishing(args, training_args)
-    check_backbone(args.backbone, args.pretrained)
+    ready = look(TASK, args, training_args)
     peft_config = args.lora.peft_config()
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
-    splits, train_set, bank = prepare(args, training_args)
+    splits, train_set, bank = prepare(args, training_args, ready)
     decides = what_decides(args, training_args, train_set, bank)
     waiting = waits_for_hub(training_args, decides)
     if waiting and peft_config is None:
@@ -153,17 +156,28 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     )
     if waiting and peft_config is not None:
         load_saved(trainer.model, training_args.output_dir)
-    test_rows = splits[args.test_split] if training_args.do_predict else None
-    return fit_and_measure(trainer, None if waiting else decides, checkpoint, test_rows, predict)
+    test_split = args.test_split if training_args.do_predict else None
+    return fit_and_measure(trainer, None if waiting else decides, checkpoint, ready, test_split, predict)
+
+
+def look(task: Any, args: Any, training_args: MadkdTrainingArguments) -> Ready:
+    """Whatever can be known to be wrong is told before anything begins; the rows to work with, looked at."""
+    return preflight.student(
+        task,
+        args,
+        training_args,
+        partial(check_output, training_args.output_dir, args.dataset),
+        partial(check_publishing, args, training_args),
+        partial(checkpoints.find_checkpoint, training_args.resume_from_checkpoint, training_args.output_dir),
+    )
 
 
 def prepare(
-    args: StudentArguments, training_args: MadkdTrainingArguments
+    args: StudentArguments, training_args: MadkdTrainingArguments, ready: Ready | None = None
 ) -> tuple[DatasetDict, Dataset, AspectBank | None]:
     """All splits, the rows to train on, and the bank that their answers belong to."""
+    splits = (ready or look(TASK, args, training_args)).splits
     with training_args.main_process_first(desc="preparing the data"):
-        splits = prepare_splits(load_splits(args), args, training_args.seed)
-        check_test_split(splits, args, training_args)
         train_set = splits[args.train_split]
         if args.images_per_class is not None:
             train_set = draw(train_set, args.label_column, args.images_per_class, training_args.seed)
@@ -178,18 +192,23 @@ def fit_and_measure(
     trainer: PublishedTrainer,
     decides: dict[str, Any] | None,
     checkpoint: str | bool | None,
-    test_rows: Dataset | None,
-    predict: Callable[[PublishedTrainer, Dataset], dict[str, float]],
+    ready: Ready,
+    test_split: str | None,
+    predict: Callable[[PublishedTrainer, Dataset, np.ndarray | None], dict[str, float]],
 ) -> PublishedTrainer:
     """Train (unless `decides` is None: a student that waits for the Hub), save, evaluate, predict; log it all."""
     trainer.remove_callback(PrinterCallback)
     metrics = {} if decides is None else {"train": fit(trainer, checkpoint, decides)}
     metrics["eval"] = trainer.evaluate()
-    if test_rows is not None:
-        metrics["test"] = predict(trainer, test_rows)
+    if test_split is not None:
+        metrics["test"] = predict(trainer, ready.splits[test_split], ready.kept_rows(test_split))
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
+    if ready.left_out and trainer.is_world_process_zero():
+        path = Path(trainer.args.output_dir) / "all_results.json"
+        results = json.loads(path.read_text(encoding="utf-8")) | {"left_out": ready.summary}
+        write_whole(path, json.dumps(results, indent=4, sort_keys=True))
     return trainer
 
 
@@ -213,13 +232,19 @@ def fit(trainer: PublishedTrainer, checkpoint: str | bool | None, decides: dict[
     return metrics
 
 
-def predict(trainer: MadkdTrainer, rows: Dataset) -> dict[str, float]:
-    """Metrics on the test images; what was predicted for each stays beside the student."""
+def predict(trainer: MadkdTrainer, rows: Dataset, kept: np.ndarray | None) -> dict[str, float]:
+    """Metrics on the test images; what was predicted for each stays beside the student.
+
+    Args:
+        kept: the numbers of these rows in the dataset, where images were left out.
+    """
     output = trainer.predict(rows)
-    if trainer.is_world_process_zero() and output.label_ids is not None:
-        found = joined(output.predictions), joined(output.label_ids)
-        logits, labels = (values[0] if isinstance(values, tuple) else values for values in found)
-        np.savez_compressed(Path(trainer.args.output_dir) / PREDICTIONS, logits=logits, labels=labels)
+    if trainer.is_world_process_zero():
+        found = {"logits": output.predictions, "labels": output.label_ids}
+        found = {name: joined(values) for name, values in found.items() if values is not None}
+        found = {name: values[0] if isinstance(values, tuple) else values for name, values in found.items()}
+        found |= {} if kept is None else {"rows": kept}
+        np.savez_compressed(Path(trainer.args.output_dir) / PREDICTIONS, **found)
     return output.metrics
 
 

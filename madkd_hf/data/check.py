@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import shutil
 import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 from datasets.table import ConcatenationTable, MemoryMappedTable
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -133,11 +135,60 @@ def check_first(stream: IterableDataset, image_column: str, split: str, count: i
     return check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True)
 
 
-def listed(unreadable: Sequence[Unreadable], most: int = 5) -> str:
-    """The count and the first of them by name, with the reason of each: `2 images: a/03.jpg (...), ...`"""
-    some = ", ".join(f"{each.name} ({each.reason})" for each in unreadable[:most])
-    count = "1 image" if len(unreadable) == 1 else f"{len(unreadable)} images"
-    return f"{count}: {some}{', ...' if len(unreadable) > most else ''}"
+def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
+    """Width and height of a stored image as a viewer shows it; of most files, only the beginning is read.
+
+    Raises:
+        OSError: it is no image, or not there.
+    """
+    with Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
+        return image.size[::-1] if turned else image.size
+
+
+def names_of(dataset: Dataset, rows: Sequence[int], image_column: str, split: str) -> list[str]:
+    """How messages name rows: by the files of their images, or by row and split."""
+    names = _names(dataset, split)
+    images = dataset.with_format(None).select_columns(image_column)
+    images = images.cast_column(image_column, datasets.Image(decode=False)) if len(rows) else images
+    stored = (images[int(row)][image_column] for row in rows)
+    return [names(row, (value or {}).get("path")) for row, value in zip(rows, stored)]
+
+
+def listed(names: Sequence[str], reasons: Sequence[str] = (), most: int = 5) -> str:
+    """The first of the names, with the reason of each where there are some: `a/03.jpg (the file is empty), ...`"""
+    some = [f"{name} ({reason})" for name, reason in zip(names, reasons)] if reasons else names
+    return ", ".join(some[:most]) + (", ..." if len(names) > most else "")
+
+
+def counted(count: int, what: str = "image") -> str:
+    return f"1 {what}" if count == 1 else f"{count} {what}s"
+
+
+def encoded_bytes(dataset: Dataset, image_column: str) -> int:
+    """How many bytes the files of all images take, wherever they lie; those on the web are not known."""
+    images = dataset.with_format(None).select_columns(image_column)
+    images = images.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
+    total = 0
+    for table in images.iter(1000):
+        contents, paths = (pc.struct_field(table[image_column], name) for name in ("bytes", "path"))
+        total += pc.sum(pc.binary_length(contents)).as_py() or 0
+        for path in paths.filter(contents.is_null()).to_pylist():
+            with suppress(OSError, TypeError, ValueError):
+                total += os.stat(path).st_size
+    return total
+
+
+def check_room(folder: str | os.PathLike, needed: int, what: str) -> None:
+    """Raise ValueError where the disk of a folder, made or not, has no room for so many bytes."""
+    path = Path(folder).expanduser().absolute()
+    there = next(each for each in (path, *path.parents) if each.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ValueError(
+            f"{what} takes about {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free: make room there, or "
+            "pass another folder."
+        )
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class Problems:
@@ -20,6 +21,17 @@ class Problems:
         except (ValueError, OSError, ImportError) as error:
             if str(error) not in map(str, self.found):
                 self.found.append(error)
+
+    def step(self, function: Callable, *args: Any) -> Any:
+        """What a step returns; None where it found something wrong."""
+        with self.noted():
+            return function(*args)
+
+    def passes(self, function: Callable, *args: Any) -> bool:
+        """Whether a step found nothing wrong."""
+        before = len(self.found)
+        self.step(function, *args)
+        return len(self.found) == before
 
     def add(self, sentence: str) -> None:
         with self.noted():

@@ -1,0 +1,311 @@
+"""What commands find out before anything long or paid begins; all that is wrong is told at once.
+
+`student`, `comparison`, `labelling` and `selection` come first in the recipes of these names. They return the rows
+that are left to work with, and what --on_error skip left out of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from common import SplitArguments, load_splits
+from datasets import ClassLabel, Dataset, DatasetDict
+from splits import check_columns, check_test_split, with_class_labels, with_validation
+from targets import bank_of, check_control
+
+from madkd_hf import text
+from madkd_hf.data.check import Unreadable, check_images, counted, listed, names_of, without
+from madkd_hf.data.problems import Problems
+from madkd_hf.labelling import Workers, skipped_rows
+from madkd_hf.student.backbones import check_backbone
+
+
+logger = text.get_logger(__name__)
+
+Test = Literal["scored", "predicted", "unused"]  # what the images of the test split are for
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows of a split, as it was loaded, that nothing can be done with: their numbers and their images' names."""
+
+    rows: list[int]
+    names: list[str]
+    total: int
+
+
+@dataclass
+class Ready:
+    """Splits without the rows that were left out, with classes, and with one for validation."""
+
+    splits: DatasetDict
+    left_out: dict[str, LeftOut] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """For reports: split -> how many images were left out, of how many, and the first by name."""
+        return {
+            split: {"images": len(found.rows), "of": found.total, "first": found.names[:5]}
+            for split, found in self.left_out.items()
+        }
+
+    def kept_rows(self, split: str) -> np.ndarray | None:
+        """The numbers of the rows that are left, as the dataset has them; None where all are."""
+        found = self.left_out.get(split)
+        return found and np.setdiff1d(np.arange(found.total), found.rows)
+
+
+class Classes:
+    """What is looked at where an image has one class."""
+
+    def check_model(self, args: Any) -> None:
+        """Raise what building a student would fail at."""
+        check_backbone(args.backbone, args.pretrained)
+        args.lora.peft_config()
+
+    def stratify(self, args: Any) -> str | None:
+        """The column of classes of which each part of the rows is to have some."""
+        return args.label_column
+
+    def unusable(self, rows: Dataset, args: Any, split: str) -> list[Unreadable]:
+        """What is wrong with a row beside its image."""
+        return []
+
+    def labelled(
+        self,
+        problems: Problems,
+        splits: DatasetDict,
+        args: Any,
+        used: Sequence[str],
+        test: Test,
+        doubtful: Sequence[str],
+    ) -> DatasetDict | None:
+        """The splits with classes; a test split of which none is known has no column for them any more.
+
+        Args:
+            used: those that are looked at.
+            doubtful: those in which broken rows were found.
+        """
+        column, splits = args.label_column, DatasetDict(splits)
+        feature = splits[args.train_split].features.get(column)
+        for split in used if feature else []:
+            rows = splits[split]
+            if column not in rows.features:
+                if split != args.test_split or test == "scored":
+                    problems.add(f"The split {split!r} has no column {column!r}, only {rows.column_names}: add it.")
+                continue
+            if isinstance(feature, ClassLabel) and rows.features[column] != feature:
+                problems.add(
+                    f"The column {column!r} of split {split!r} is {rows.features[column]}, that of "
+                    f"{args.train_split!r} {feature}: give both the same classes in the same order."
+                )
+                continue
+            missing = _without_class(rows, column, split == args.train_split)
+            if len(missing) == len(rows) and len(rows) and split == args.test_split and test == "predicted":
+                splits[split] = rows.remove_columns(column)
+            elif missing:
+                names = names_of(rows, missing, args.image_column, split)
+                remedy = "drop them, or give them their class"
+                if split == args.test_split and test == "scored":
+                    remedy = "the comparison needs a score: pass another --test_split, or give them their class"
+                problems.add(
+                    f"{counted(len(missing))} of the {len(rows)} of split {split!r} {_have(missing)} no class (null, "
+                    f"-1, or none of those that column {column!r} names): {listed(names)}: {remedy}."
+                )
+                splits[split] = without(rows, missing)
+        return problems.step(with_class_labels, splits, column, args.train_split)
+
+    def check_drawn(self, rows: Dataset, args: Any) -> None:
+        """
+        Raises:
+            ValueError: a class has fewer images than are to be drawn.
+        """
+        wanted = args.images_per_class
+        if wanted is None:
+            return
+        if wanted < 1:
+            raise ValueError(f"--images_per_class is {wanted}: expected 1 or more.")
+        names = rows.features[args.label_column].names
+        counts = np.bincount(np.array(rows[args.label_column], dtype=int), minlength=len(names))
+        few = [(name, count) for name, count in zip(names, counts.tolist()) if count < wanted]
+        if few:
+            others = f"; {len(few) - 1} other classes have too few" if few[1:] else ""
+            raise ValueError(
+                f"The class {few[0][0]!r} has {few[0][1]} images and --images_per_class asks for {wanted}{others}: "
+                "ask for fewer, or leave those classes out."
+            )
+
+
+def _without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
+    """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
+    feature = rows.features[column]
+    values = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    if isinstance(feature, ClassLabel):
+        known = range(feature.num_classes)
+        return [row for row, value in enumerate(values) if value not in known]
+    hidden = (None,) if trained_on else (None, -1)
+    return [row for row, value in enumerate(values) if value is None or (not trained_on and value in hidden)]
+
+
+def _have(rows: Sequence[int]) -> str:
+    return "has" if len(rows) == 1 else "have"
+
+
+def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]) -> Ready:
+    """Before a student is trained.
+
+    Args:
+        task: `Classes`, or what takes its place.
+        args: of the student.
+        checks: more of them; each raises what it finds wrong.
+
+    Raises:
+        ValueError: in the first process, all that is wrong; in the others `ToldElsewhere`.
+    """
+    workers, here = Workers(training_args.process_index, training_args.world_size), []
+    test: Test = "predicted" if training_args.do_predict else "unused"
+
+    def look() -> dict[str, LeftOut]:
+        problems = Problems()
+        for check in checks:
+            problems.step(check)
+        problems.step(task.check_model, args)
+        ready = rows_of(problems, task, args, training_args.seed, test)
+        if ready is not None:
+            train_set = ready.splits[args.train_split]
+            problems.step(task.check_drawn, train_set, args)
+            problems.step(bank_of, train_set, args, training_args.aspect_alpha)
+            problems.step(check_control, train_set, args, training_args.aspect_alpha)
+        problems.tell()
+        here.append(ready)
+        return ready.left_out
+
+    left_out = workers.from_main(look)
+    if not here:  # another process than the first: the same rows, without a look at the images
+        splits, problems = load_splits(args), Problems()
+        used = _used(splits, args, test)
+        here.append(_made(problems, task, splits, args, used, training_args.seed, test, left_out))
+        problems.tell()
+    return here[0]
+
+
+def rows_of(problems: Problems, task: Any, args: Any, seed: int, test: Test) -> Ready | None:
+    """What students are made from, looked at; None where something keeps it from being made.
+
+    Args:
+        args: of a student or of a comparison.
+        seed: of the split into training and validation images.
+    """
+    splits = problems.step(load_splits, args)
+    if splits is None or not problems.passes(check_columns, splits, args):
+        return None
+    if test != "unused":
+        problems.step(check_test_split, splits, args)
+    used = _used(splits, args, test)
+    left_out, doubtful = look_at(problems, splits, args, used, task.unusable)
+    return _made(problems, task, splits, args, used, seed, test, left_out, doubtful)
+
+
+def _used(splits: DatasetDict, args: SplitArguments, test: Test) -> list[str]:
+    names = [args.train_split, args.eval_split, *([args.test_split] if test != "unused" else [])]
+    return [split for split in dict.fromkeys(names) if split in splits]
+
+
+def _left(splits: DatasetDict, left_out: dict[str, LeftOut]) -> DatasetDict:
+    return DatasetDict(
+        {split: without(rows, left_out[split].rows if split in left_out else []) for split, rows in splits.items()}
+    )
+
+
+def _made(
+    problems: Problems,
+    task: Any,
+    splits: DatasetDict,
+    args: Any,
+    used: list[str],
+    seed: int,
+    test: Test,
+    left_out: dict[str, LeftOut],
+    doubtful: Sequence[str] = (),
+) -> Ready | None:
+    splits = _left(splits, left_out)
+    if empty := [split for split in used if not len(splits[split])]:
+        if empty[0] not in left_out:  # else that is told already
+            problems.add(f"The split {empty[0]!r} has no images: pass another one, or look at its files.")
+        return None
+    splits = task.labelled(problems, splits, args, used, test, doubtful)
+    if splits is None or not len(splits[args.train_split]):
+        return None
+    splits = problems.step(with_validation, splits, args, seed, task.stratify(args))
+    return splits and Ready(splits, left_out)
+
+
+def look_at(
+    problems: Problems,
+    splits: DatasetDict,
+    args: Any,
+    used: Sequence[str],
+    more: Callable[[Dataset, Any, str], list[Unreadable]] | None = None,
+) -> tuple[dict[str, LeftOut], list[str]]:
+    """Which rows of the splits nothing can be done with: with --on_error skip left out, else a problem.
+
+    Rows that the labelling has skipped are left out in any case.
+
+    Returns:
+        What is left out of each split, and the splits that have a problem.
+
+    Args:
+        more: what else can be wrong with a row.
+    """
+    left_out, doubtful, told, now = {}, [], [], []
+    for split in used:
+        rows = splits[split]
+        labelled = {"aspect_logits", "aspect_bank"} <= set(rows.features)
+        skipped = skipped_rows(rows) if labelled else []
+        bad = problems.step(_unusable, rows, skipped, args, split, more)
+        if not bad and not skipped:
+            continue
+        now += [each for each in bad if not each.broken]
+        broken = [each for each in bad if each.broken]
+        if broken:
+            told.append(f"{len(broken)} of the {counted(len(rows))} of split {split!r}: {_reasons(broken)}")
+        gone = names_of(rows, skipped, args.image_column, split)
+        bad += [Unreadable(*pair, "the labelling could not read it") for pair in zip(skipped, gone)]
+        bad.sort(key=lambda each: each.row)
+        if broken and args.on_error == "raise":
+            doubtful.append(split)
+            continue
+        left_out[split] = LeftOut([each.row for each in bad], [each.name for each in bad], len(rows))
+        logger.warning("Left out %d of the %s of split %r: %s.", len(bad), counted(len(rows)), split, _reasons(bad))
+        if len(bad) == len(rows):
+            problems.add(f"None of the {counted(len(rows))} of split {split!r} can be used: {_reasons(bad)}.")
+    if told and args.on_error == "raise":
+        problems.add(
+            f"Images cannot be used: {'; '.join(told)}: repair or remove them, or pass --on_error skip to leave them "
+            "out."
+        )
+    if now:
+        problems.add(
+            f"{counted(len(now))} cannot be read now: {_reasons(now)}: that says nothing about the images; see to the "
+            "disk, the network or the memory, and run the same command again."
+        )
+    return left_out, doubtful
+
+
+def _unusable(rows: Dataset, skipped: list[int], args: Any, split: str, more: Callable | None) -> list[Unreadable]:
+    """What cannot be used of the rows, without those that were skipped before."""
+    places = np.setdiff1d(np.arange(len(rows)), skipped)
+    rows = without(rows, skipped)
+    found = check_images(rows, args.image_column, split)
+    if more is not None:
+        broken = {each.row for each in found}
+        found += [each for each in more(rows, args, split) if each.row not in broken]
+    moved = (Unreadable(int(places[each.row]), each.name, each.reason, each.broken) for each in found)
+    return sorted(moved, key=lambda each: each.row)
+
+
+def _reasons(bad: Sequence[Unreadable]) -> str:
+    return listed([text.terminal(each.name) for each in bad], [each.reason for each in bad])
