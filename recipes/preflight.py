@@ -16,7 +16,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from splits import check_columns, check_test_split, with_class_labels, with_validation
 from targets import bank_of, check_control
 
-from madkd_hf import text
+from madkd_hf import AspectBank, text
 from madkd_hf.data.check import Unreadable, check_images, counted, listed, names_of, without
 from madkd_hf.data.problems import Problems
 from madkd_hf.labelling import Workers, skipped_rows
@@ -173,6 +173,8 @@ def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]
         for check in checks:
             problems.step(check)
         problems.step(task.check_model, args)
+        if args.bank and training_args.aspect_alpha:
+            problems.step(AspectBank.load, args.bank)
         ready = rows_of(problems, task, args, training_args.seed, test)
         if ready is not None:
             train_set = ready.splits[args.train_split]
