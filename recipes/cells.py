@@ -27,6 +27,8 @@ from tqdm.auto import tqdm
 import madkd_hf
 from madkd_hf import AspectBank
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.files import checksum, file_checksum, read_json, write_whole
+from madkd_hf.student.saved import ADAPTER
 
 
 DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data when
@@ -37,6 +39,8 @@ DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data 
 }
 OF_PUBLISHING = ("hub_", "push_", "trackio_")
 MODELS = ("backbone", "detector", "teacher")  # options that may name a folder with one
+CELL_FILE = "cell.json"
+STUDENT_FILES = ("*.safetensors", "*config.json", "*.npz", "*.py", f"{ADAPTER}/*")
 MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer*", "*.jinja")
 
 
@@ -67,10 +71,7 @@ class Cell:
         if (dataset / BANK_FILE).is_file():  # its answers are there: no teacher is asked
             options |= dict.fromkeys(("teacher", "teacher_revision"))
         if states := [*dataset.glob("state.json"), *dataset.glob("*/state.json")]:
-            options["dataset"] = {
-                str(state.parent.relative_to(dataset)): json.loads(state.read_text(encoding="utf-8"))["_fingerprint"]
-                for state in states
-            }
+            options["dataset"] = {str(state.parent.relative_to(dataset)): _fingerprint(state) for state in states}
         if bank and Path(bank).exists():
             options["bank"] = AspectBank.load(bank).fingerprint
         for name in MODELS:
@@ -93,6 +94,15 @@ def _key(decides: dict[str, Any]) -> str:
 def _options(parsed: Any) -> dict[str, Any]:
     """Of training arguments as they write themselves down, without what they find out about the machine."""
     return parsed.to_dict() if hasattr(parsed, "to_dict") else asdict(parsed)
+
+
+def _fingerprint(state: Path) -> str:
+    """Of a saved dataset."""
+    remedy = "save the dataset again, such as by the same attach_aspects.py into another folder"
+    found = read_json(state, "state of a saved dataset", remedy).get("_fingerprint")
+    if not isinstance(found, str):
+        raise ValueError(f"{state} is damaged, it holds no fingerprint of a dataset: {remedy}.")
+    return found
 
 
 def _model(folder: Path) -> dict[str, str]:
@@ -191,9 +201,34 @@ def _jobs() -> int:
 
 
 def _found(cell: Cell) -> dict[str, Any] | None:
-    """What stands in the folder of a student that was finished once, whatever decided it: key, decides, result."""
-    path = Path(cell.folder) / "cell.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What stands in the folder of a student that was finished once, whatever decided it: key, decides, result.
+
+    None where there is none, or a damaged one, which is said.
+    """
+    path = Path(cell.folder) / CELL_FILE
+    if not path.exists():
+        return None
+    again = "its student is trained again"
+    try:
+        found = read_json(path, "result of a student", again)
+        if "decides" not in found:
+            return {**found, "key": None}
+        if found.pop("checksum", None) != checksum(found):
+            raise ValueError(f"{path} is damaged (it does not match its checksum): {again}.")
+        now, then = _files(cell), found["files"]
+        if changed := sorted(name for name in now | then if now.get(name) != then.get(name)):
+            raise ValueError(f"{path.parent / changed[0]} is damaged or missing: {again}.")
+    except ValueError as error:
+        print(error)
+        return None
+    return found
+
+
+def _files(cell: Cell) -> dict[str, str]:
+    """What others read of a finished student: file -> checksum."""
+    folder = Path(cell.folder)
+    files = sorted({path for pattern in STUDENT_FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
 
 
 def _what_changed(found: dict[str, Any], cell: Cell) -> str:
@@ -227,7 +262,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         except Exception:
             traceback.print_exc()
             raise
-    metrics = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "all_results.json", "the numbers of a student", "run the same command again")
     name = f"eval_{cell.score}"
     curve = {entry["step"]: 100 * entry[name] for entry in trainer.state.log_history if name in entry}
     result = {
@@ -236,7 +271,6 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "metrics": metrics,
     }
-    partial = folder / "cell.json.partial"
-    partial.write_text(json.dumps({"key": _key(decides), "decides": decides, "result": result}), encoding="utf-8")
-    partial.replace(folder / "cell.json")
+    content = {"key": _key(decides), "decides": decides, "result": result, "files": _files(cell)}
+    write_whole(folder / CELL_FILE, json.dumps({**content, "checksum": checksum(json.loads(json.dumps(content)))}))
     return result

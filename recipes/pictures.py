@@ -12,6 +12,7 @@ import train_detector
 import train_student
 from conditions import CompareArguments, student_words
 from datasets import Dataset, DatasetDict
+from results import load_arrays
 from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
@@ -258,7 +259,10 @@ def class_by_class(args: CompareArguments, labelled: DatasetDict) -> dict[str, A
     """What the plain and the distilled classifiers predicted for the test images, compared."""
     cells = Path(args.output_dir) / "cells"
     predicted = {
-        condition: [np.load(cells / f"{condition}-{seed}" / train_student.PREDICTIONS) for seed in range(args.seeds)]
+        condition: [
+            load_arrays(cells / f"{condition}-{seed}" / train_student.PREDICTIONS, "logits", "labels")
+            for seed in range(args.seeds)
+        ]
         for condition in compared({"task": "classification"})
     }
     logits = {condition: [each["logits"] for each in found] for condition, found in predicted.items()}

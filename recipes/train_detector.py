@@ -22,6 +22,7 @@ import numpy as np
 from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, run
 from datasets import ClassLabel, Dataset, DatasetDict, Image, List
 from preflight import Classes, Ready, Test
+from results import load_arrays
 from splits import class_label, readable_splits, warn_of_absent, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
@@ -348,9 +349,12 @@ def save_predictions(path: Path, predictions: Sequence[dict[str, Any]], kept: np
 
 
 def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
-    """What `save_predictions` wrote, image by image."""
-    with np.load(path) as stored:
-        columns = dict(stored)
+    """What `save_predictions` wrote, image by image.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    columns = load_arrays(path, "counts", "boxes", "scores", "labels")
     counts = columns.pop("counts")
     columns.pop("rows", None)
     found = [{} for _ in counts]

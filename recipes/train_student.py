@@ -23,6 +23,7 @@ from accelerate.utils import broadcast_object_list
 from common import ClassArguments, DatasetArguments, RecipeParser, run, source
 from datasets import Dataset, DatasetDict
 from preflight import Classes, Ready
+from results import forget_damaged_results, tell_damage
 from splits import readable_splits, warn_of_absent, with_class_labels, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
@@ -204,6 +205,8 @@ def fit_and_measure(
         metrics["test"] = predict(trainer, ready.splits[test_split], ready.kept_rows(test_split))
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
+        if trainer.is_world_process_zero():
+            forget_damaged_results(Path(trainer.args.output_dir))
         trainer.save_metrics(split, values)
     if ready.left_out and trainer.is_world_process_zero():
         path = Path(trainer.args.output_dir) / "all_results.json"
@@ -282,6 +285,8 @@ def waits_for_hub(training_args: MadkdTrainingArguments, decides: dict[str, Any]
     folder, found = Path(training_args.output_dir), [False]
     if training_args.process_index == 0 and training_args.push_to_hub and (folder / WAITING).is_file():
         found = [(folder / WAITING).read_bytes() == ticket(folder, decides).encode()]
+        if not found[0]:
+            tell_damage(folder / WAITING, "note of a student that waits for the Hub", "a student is trained again")
     if training_args.world_size > 1:
         broadcast_object_list(found)
     return found[0]

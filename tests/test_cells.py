@@ -129,6 +129,8 @@ def train(args, training_args):
         os.kill(os.getpid(), signal.SIGKILL)
     results = {"test_accuracy": training_args.learning_rate}
     Path(training_args.output_dir, "all_results.json").write_text(json.dumps(results))
+    for name in ("model.safetensors", "test_predictions.npz"):
+        Path(training_args.output_dir, name).write_bytes(b"as it was")
     return SimpleNamespace(state=SimpleNamespace(log_history=[]))
 """
 
@@ -175,3 +177,63 @@ def test_a_worker_that_is_killed_is_told_with_the_remedy(tmp_path, script):
     others = [cells.Cell(name, bad.words, str(folder / name), script=script) for name in ("bad", "worse")]
     with pytest.raises(ValueError, match=rf"{begin}--jobs 1 \(here it was 2\); of 2 students 0 are"):
         cells.run_cells(others, 2)
+
+
+# Damage
+
+
+def _flip(content: bytes, digit: bytes = b"0.01") -> bytes:
+    """Other numbers that are JSON still."""
+    assert digit in content
+    return content.replace(digit, b"0.99")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda content, n=n: content[: len(content) * n // 7] for n in range(7)),
+        _flip,
+        lambda content: content.replace(b'"result"', b'"resalt"'),
+        lambda content: content.replace(b'"checksum"', b'"checksam"'),
+        lambda content: content.replace(b'"decides"', b'"desides"'),
+        lambda content: bytes(len(content)),
+        lambda content: b"\xff" + content,
+        lambda content: b"[" * 100_000,
+        lambda content: b"[]",
+        lambda content: b"NaN",
+    ],
+)
+def test_a_student_with_a_damaged_result_is_trained_again(tmp_path, script, capsys, damage):
+    folder = make(tmp_path / "a")
+    one = cells.Cell("one", options(folder), str(folder / "out"), script=script)
+    first, path = cells.run_cells([one], 1), folder / "out" / "cell.json"
+    assert "trained again" not in capsys.readouterr().out
+    path.write_bytes(damage(path.read_bytes()))
+    again = cells.run_cells([one], 1)
+    said = capsys.readouterr().out
+    assert again["one"]["accuracy"] == first["one"]["accuracy"]
+    assert "trained again" in said and str(folder / "out") in said and len(said.splitlines()) == 1
+    assert cells.run_cells([one], 1) == again and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "test_predictions.npz"])
+def test_a_student_whose_files_changed_is_trained_again(tmp_path, script, capsys, name):
+    folder = make(tmp_path / "a")
+    one = cells.Cell("one", options(folder), str(folder / "out"), script=script)
+    cells.run_cells([one], 1)
+    path = folder / "out" / name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    cells.run_cells([one], 1)
+    assert f"{path} is damaged or missing: its student is trained again." in capsys.readouterr().out
+    path.unlink()
+    cells.run_cells([one], 1)
+    assert f"{path} is damaged or missing: its student is trained again." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"_fingerprint": 7}'])
+def test_a_damaged_dataset_is_named_with_the_remedy(tmp_path, content):
+    folder = make(tmp_path / "a")
+    path = folder / "data" / "train" / "state.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"{path} .*: save the dataset again"):
+        _ = cell(folder).key

@@ -12,7 +12,17 @@ from .folders import (
     replace_folder,
 )
 from .places import check_name, check_output, locked
-from .whole import disk_is_full, read_json, refuse_link, remove_stale, whole_file, write_whole, writing
+from .whole import (
+    checksum,
+    disk_is_full,
+    file_checksum,
+    read_json,
+    refuse_link,
+    remove_stale,
+    whole_file,
+    write_whole,
+    writing,
+)
 
 
 __all__ = [
@@ -22,7 +32,9 @@ __all__ = [
     "check_name",
     "check_output",
     "check_removable",
+    "checksum",
     "disk_is_full",
+    "file_checksum",
     "list_files",
     "locked",
     "new_folder",

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
+
 
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 TEMPORARY = re.compile(r"\..+@(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}\.(partial|old)")
@@ -140,6 +142,20 @@ def read_json(path: Folder, what: str, remedy: str, expected: type = dict) -> An
             f"{path} holds a {type(content).__name__} where {what} is a {expected.__name__} in JSON: {remedy}."
         )
     return content
+
+
+def checksum(content: Any) -> str:
+    """Of what a JSON file holds, whatever the order of its keys: what is damaged in it may still be JSON."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def file_checksum(path: Folder) -> str:
+    """Of a file's bytes, read block by block."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _is_alive(process: int) -> bool:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import xxhash
+from ..files import checksum
 
 
 MANIFEST_FILE = "manifest.json"
@@ -24,14 +24,15 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        checksum = manifest.pop("checksum", None)  # there was none in the first versions of this format
-        manifest = {"boxes": None, "finished": {}, **manifest}  # likewise
+        manifest = json.loads(path.read_text(encoding="utf-8-sig"))
+        sealed = manifest.pop("checksum", None)
+        manifest = {"boxes": None, "finished": {}, **manifest}  # there were none in the first versions of this format
         missing = {"format_version", *keys} - set(manifest)
         if missing or not isinstance(manifest["splits"], dict) or not int(manifest["shard_size"]) > 0:
             raise ValueError(f"{sorted(missing) or 'its values'} are not there")
-        if checksum not in (None, _checksum(manifest)) and manifest["format_version"] == FORMAT_VERSION:
-            raise ValueError("it does not match its checksum")
+        if sealed != checksum(manifest) and manifest["format_version"] == FORMAT_VERSION:
+            unsealed = "a version that wrote no checksums began it, and damage in its shards would not be seen"
+            raise ValueError("it does not match its checksum" if sealed else unsealed)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, IsADirectoryError) as error:
@@ -48,11 +49,7 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
 
 def sealed_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest with the checksum of its content: what is damaged in it may still be JSON."""
-    return {**manifest, "checksum": _checksum(manifest)}
-
-
-def _checksum(manifest: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(manifest, sort_keys=True).encode())
+    return {**manifest, "checksum": checksum(manifest)}
 
 
 def refuse_another(folder: Path, before: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...files import read_json
 from ...report.comparison import over_controls, real_gain, table, terms, verdict
 from ..sources import DataSource
 
@@ -33,16 +34,18 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
         ValueError: there is no finished comparison in the folder, or it is about other questions than the student's.
     """
     try:
-        report = json.loads((Path(folder) / "report.json").read_text(encoding="utf-8"))
+        report = read_json(Path(folder) / "report.json", "report of a comparison", "run compare.py again")
         words = terms(report)
         scores = {name: report[words.key][name] for name in words.conditions if name in report[words.key]}
+        _check_values({**report, words.key: scores}, words.key)
         report[words.key] = scores
         comparison_text(report, str, False), table(report)  # what the card uses is there
         if not scores or {len(values) for values in scores.values()} != {len(report["seeds"])}:
             raise ValueError(f"one {words.score} for each seed is missing")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        reason = repr(error) if isinstance(error, LookupError) else error
         raise ValueError(
-            f"{folder} holds no comparison ({error!r}): pass the output folder of a finished recipes/compare.py."
+            f"{folder} holds no comparison ({reason}): pass the output folder of a finished recipes/compare.py."
         ) from error
     detects = report.get("task") == "detection"
     if config is not None and detects != hasattr(config, "detector_config"):
@@ -58,6 +61,25 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
                 f"{config.aspect_bank}: pass one with the same bank, or leave it out."
             )
     return report
+
+
+def _check_values(report: Mapping[str, Any], key: str) -> None:
+    """Raise ValueError, or what a wrong type raises, where what a card tells of a report is no number or no text."""
+    gains = [report.get("gain"), *(report.get("controls") or {}).values()]
+    gains += [gain for found in (report.get("gains") or {}).values() for gain in found.values()]
+    numbers = [score for values in report[key].values() for score in values] + list(report["seeds"])
+    for gain in filter(None, gains):
+        low, high = gain["ci95"]
+        numbers += [gain["mean"]] if low is None and high is None else [gain["mean"], low, high]
+    numbers += [report[name] for name in ("classes", "images_per_class", "scenes") if report.get(name) is not None]
+    numbers += [value for value in (report.get("aspect_auroc") or {}).values() if value is not None]
+    texts = [report[name] for name in ("dataset", "commit", "bank") if report.get(name) is not None]
+    for value in numbers:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{value!r} stands where a number is expected")
+    for value in texts:
+        if not isinstance(value, str):
+            raise ValueError(f"{value!r} stands where text is expected")
 
 
 def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
