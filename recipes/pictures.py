@@ -17,11 +17,11 @@ from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
 from madkd_hf import AspectBank, AspectTeacher, MadkdDetectionTrainer, MadkdForImageClassification
+from madkd_hf.data.pictures import picture
 from madkd_hf.detection.data import DetectionCollator
 from madkd_hf.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
 from madkd_hf.detection.metrics import CocoAp
 from madkd_hf.detection.modeling_madkd_detection import MadkdForObjectDetection
-from madkd_hf.images import to_rgb
 from madkd_hf.objects import one_row_an_object
 from madkd_hf.report import figures
 from madkd_hf.report.classes import compared, summarise_classes, summarise_detected_classes, write_classes
@@ -179,7 +179,7 @@ def draw_detected(
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
     found = _predictions(args, terms({"task": "detection"}).treated, 0)
     plot_scenes(
-        [to_rgb(test[i][args.image_column]) for i in chosen],
+        [picture(test[i][args.image_column]) for i in chosen],
         [objects[i] for i in chosen],
         [found[i] for i in chosen],
         names,

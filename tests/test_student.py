@@ -23,7 +23,10 @@ from transformers import (
     MobileNetV1Config,
     MobileNetV2Config,
     PretrainedConfig,
+    PvtConfig,
     RegNetConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
     SwinConfig,
     Trainer,
     TrainingArguments,
@@ -250,6 +253,142 @@ def test_labels_give_the_class_loss_over_the_classes_alone():
     torch.testing.assert_close(out.loss, expected)
 
 
+# A count of classes of its own
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["a configuration", "from a folder"])
+def test_a_configuration_that_counts_its_classes_itself(tmp_path, loaded):
+    sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "num_attention_heads": [1] * 4, "image_size": 32}
+    config = PvtConfig(**sizes)
+    assert "num_labels" in PvtConfig.__dataclass_fields__ and config.num_labels == 1000
+    if loaded:
+        AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path)
+    model = MadkdForImageClassification.from_backbone(str(tmp_path) if loaded else config, CLASSES, tiny.bank(3))
+    assert model.backbone.classifier.out_features == 7 and outputs(model).shape == (2, 4)
+    assert outputs(model.to_plain()).shape == (2, 4) and model.to_plain().config.num_labels == 4
+    model.save_pretrained(tmp_path / "student")
+    again = outputs(MadkdForImageClassification.from_pretrained(tmp_path / "student"))
+    torch.testing.assert_close(again, outputs(model))
+
+
+class StubbornConfig(ResNetConfig):
+    model_type = "stubborn"
+
+
+class Stubborn(ResNetForImageClassification):
+    """It asks nobody how many classes there are."""
+
+    config_class = StubbornConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.classifier[1] = torch.nn.Linear(config.hidden_sizes[-1], getattr(config, "num_classes", 1000))
+
+
+class CountedConfig(ResNetConfig):
+    model_type = "counted"
+    num_classes: int = 1000
+
+
+class Counted(Stubborn):
+    config_class = CountedConfig
+
+
+RESNET = {name: getattr(tiny.resnet(), name) for name in ("embedding_size", "hidden_sizes", "depths", "layer_type")}
+AutoConfig.register("stubborn", StubbornConfig)
+AutoModelForImageClassification.register(StubbornConfig, Stubborn)
+AutoConfig.register("counted", CountedConfig)
+AutoModelForImageClassification.register(CountedConfig, Counted)
+
+
+def test_a_field_of_another_name_is_set():
+    model = MadkdForImageClassification.from_backbone(CountedConfig(**RESNET), CLASSES, tiny.bank(3))
+    assert outputs(model).shape == (2, 4) and outputs(model.to_plain()).shape == (2, 4)
+
+
+def test_a_head_that_cannot_be_widened_is_refused():
+    with pytest.raises(ValueError, match="has a fixed number of outputs where 7 were asked for .*another backbone"):
+        MadkdForImageClassification.from_backbone(StubbornConfig(**RESNET), CLASSES, tiny.bank(3))
+    model = MadkdForImageClassification(MadkdConfig(StubbornConfig(**RESNET), id2label=CLASSES))
+    with pytest.raises(ValueError, match="has 1000 outputs where 4 were asked for"):
+        model(pixels())
+    with pytest.raises(ValueError, match="has a fixed number of outputs where 4 were asked for"):
+        model.to_plain()
+
+
+# Other names, other numbers
+
+
+def test_other_names_for_the_classes(saved):
+    names = {i: f"new {i}" for i in range(4)}
+    texts = {str(i): name for i, name in names.items()}
+    model = MadkdForImageClassification.from_pretrained(saved[0], id2label=texts)
+    assert model.config.id2label == names == model.to_plain().config.id2label
+    assert model.config.label2id == {name: i for i, name in names.items()}
+    outer = [*names.values(), *(f"aspect: aspect-{i}" for i in range(3))]
+    assert list(model.config.backbone_config.id2label.values()) == outer
+    assert_same(outputs(model), saved[1])
+    auto = AutoModelForImageClassification.from_pretrained(saved[0], id2label=names, label2id=model.config.label2id)
+    assert auto.config.id2label == names
+    answers = pipeline("image-classification", model=auto, image_processor=str(saved[0]))(tiny.images(1)[0])
+    assert {answer["label"] for answer in answers} == set(names.values())
+    model.config.id2label = CLASSES
+    assert model.to_plain().config.id2label == CLASSES
+
+
+@pytest.mark.parametrize("asked", [{"num_labels": 2}, {"id2label": {0: "a", 1: "b"}}, {"num_labels": 9}])
+def test_another_number_of_classes_needs_a_new_head(saved, tmp_path, asked):
+    with pytest.raises(ValueError, match="another number of classes .* ignore_mismatched_sizes=True"):
+        MadkdForImageClassification.from_pretrained(saved[0], **asked)
+    model = MadkdForImageClassification.from_pretrained(saved[0], **asked, ignore_mismatched_sizes=True)
+    count = asked.get("num_labels", 2)
+    assert outputs(model).shape == (2, count) and outputs(model.to_plain()).shape == (2, count)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(outputs(MadkdForImageClassification.from_pretrained(tmp_path)), outputs(model))
+
+
+# What the backbone takes
+
+
+def test_hidden_states_and_attentions_are_those_of_the_backbone(saved):
+    model = MadkdForImageClassification.from_pretrained(saved[0], attn_implementation="eager").eval()
+    with torch.no_grad():
+        out = model(pixels(), output_hidden_states=True, output_attentions=True)
+        bare = model.backbone(pixels(), output_hidden_states=True, output_attentions=True)
+    assert len(out.hidden_states) == len(bare.hidden_states) == 2 and len(out.attentions) == 1
+    assert all(torch.equal(one, other) for one, other in zip(out.hidden_states, bare.hidden_states))
+    assert torch.equal(out.attentions[0], bare.attentions[0])
+    assert model(pixels()).hidden_states is None and model(pixels()).attentions is None
+    asked = MadkdForImageClassification.from_pretrained(saved[0], output_hidden_states=True).eval()
+    assert len(asked(pixels()).hidden_states) == 2
+    assert asked(pixels(), output_hidden_states=False).hidden_states is None
+
+
+def test_a_tuple_holds_what_is_not_none(saved):
+    model, labels = MadkdForImageClassification.from_pretrained(saved[0]).eval(), torch.tensor([0, 1])
+    out = model(pixels(), labels=labels)
+    found = model(pixels(), labels, return_dict=False)
+    assert type(found) is tuple and [torch.equal(a, b) for a, b in zip(found, out.values())] == [True] * 3
+    assert len(model(pixels(), return_dict=False, output_hidden_states=True)) == 3
+    model.config.return_dict = False
+    assert type(model(pixels())) is tuple and torch.equal(model(pixels(), return_dict=True).logits, out.logits)
+
+
+def test_larger_images_where_the_backbone_knows_how(saved):
+    model, large = MadkdForImageClassification.from_pretrained(saved[0]), torch.randn(1, 3, 48, 48)
+    assert model(large, interpolate_pos_encoding=True).aspect_logits.shape == (1, 3)
+    with pytest.raises(ValueError, match="48"):
+        model(large)
+
+
+@pytest.mark.parametrize("name", ["resnet", "swin", "vit"])
+def test_what_a_trainer_says_about_the_loss_does_not_reach_the_backbone(name):
+    model, seen = student(ARCHITECTURES[name]()), []
+    model.backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
+    model(pixels(), torch.tensor([0, 1]), num_items_in_batch=2)
+    assert seen == [{"pixel_values"}]
+
+
 # Everybody else's tools
 
 
@@ -283,8 +422,15 @@ model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_cod
 with torch.no_grad():
     out = model(torch.load(inputs))
 answers = pipeline("image-classification", model=folder, trust_remote_code=True)(image, top_k=9)
+pipeline("aspect-classification", model=folder, trust_remote_code=True)(image)
 torch.save({"logits": out.logits, "aspects": out.aspect_logits, "answers": answers, "class": str(type(model))}, result)
 """
+
+
+def test_pipelines_know_the_student(saved, capfd):
+    for task in ("image-classification", "aspect-classification"):
+        pipeline(task, model=str(saved[0]), trust_remote_code=True)
+    assert "is not supported" not in "".join(capfd.readouterr())
 
 
 def test_a_saved_student_gives_the_same_logits_where_the_package_is_not(saved, tmp_path):
@@ -302,7 +448,7 @@ def test_a_saved_student_gives_the_same_logits_where_the_package_is_not(saved, t
     )
     assert "the package is not there" in done.stdout and result.exists(), done.stderr
     there = torch.load(result)
-    assert "transformers_modules" in there["class"]
+    assert "transformers_modules" in there["class"] and "is not supported" not in done.stdout + done.stderr
     assert_same(there["logits"], expected)
     assert there["aspects"].shape == (2, 3)
     here = pipeline("image-classification", model=str(folder))(str(image), top_k=9)

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ..boxes import check_format, corners
-from ..images import to_rgb
+from ..data.pictures import picture
 from ..student.augmentation import chances, image_key
 
 
@@ -104,7 +104,7 @@ class DetectionCollator:
             )
         if self.changes is not None:
             self.check_has_objects(rows)
-        images = [to_rgb(row[self.image_column]) for row in rows]
+        images = [picture(row[self.image_column], self.image_column) for row in rows]
         if self.boxes_column not in rows[0]:
             return self._processed(images)
         objects = [self._objects(row, image) for row, image in zip(rows, images)]

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
+from ..data.pictures import check_image_feature
 from ..student.distilling import DistillingTrainer, TellEpoch, check_answers
 from ..student.steps import own_rows
 from ..student.training_args import MadkdTrainingArguments
@@ -98,7 +99,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         box_format: str = "coco",
         **kwargs: Any,
     ):
-        self.boxes_column, self.box_format = boxes_column, box_format
+        self.image_column, self.boxes_column, self.box_format = image_column, boxes_column, box_format
         self._own_collator = data_collator is not None
         self._seen: list[list[tuple[dict, dict | None]]] = []  # of each batch, what was found and what is there
         super().__init__(
@@ -180,6 +181,8 @@ class MadkdDetectionTrainer(DistillingTrainer):
         """Refuses what the class says, but without labels, as for predictions, no missing objects."""
         config = self.model.config
         if not self._own_collator:
+            if (images := dataset.features.get(self.image_column)) is not None:
+                check_image_feature(images, self.image_column, name)
             check_objects(dataset, name, self.boxes_column, self.box_format, config, with_labels)
         check_answers(dataset, config, of_objects=config.aspect_level == "object")
 

@@ -107,6 +107,11 @@ def stage_student(
             shutil.copyfile(Path(adapter) / name, Path(folder) / "adapter" / name)
     (model.to_plain() if plain else model).save_pretrained(folder)
     processor.save_pretrained(folder)
+    if not (plain or (Path(folder) / "preprocessor_config.json").is_file()):
+        raise ValueError(
+            f"{type(processor).__name__} cannot be saved, and the student needs its image processor: pass "
+            "madkd_hf.student.processors.ordinary(processor)."
+        )
     write_card(folder, model, repo, facts, plain, kept)
 
 

@@ -89,6 +89,8 @@ class MadkdConfig(PretrainedConfig):
         dropped += ["auto_map"]  # code that does not come along
         dropped += ["return_dict"]  # the student asks for the outputs by name
         settings = {name: value for name, value in backbone_config.items() if name not in dropped}
+        if isinstance(settings.get("model_args"), dict):  # of timm, which would be told twice how many
+            settings["model_args"] = {k: v for k, v in settings["model_args"].items() if k != "num_classes"}
         # Where a model type has two classifiers, as DeiT, the Auto class looks for a hint here and trips over None.
         settings["architectures"] = settings.get("architectures") or []
         names = {"id2label": dict(enumerate(outputs)), "label2id": {name: i for i, name in enumerate(outputs)}}

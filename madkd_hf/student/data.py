@@ -12,8 +12,9 @@ from datasets import Dataset
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
-from ..images import to_rgb
+from ..data.pictures import picture
 from .augmentation import image_key, random_crops
+from .processors import check_same_size, ordinary, output_size, untouched
 
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class AspectCollator:
         seed: int = 0,
         num_aspects: int = 0,
     ):
-        self.image_processor = image_processor
+        self.image_processor = ordinary(image_processor)
         self.num_labels = num_labels
         self.image_column = image_column
         self.label_column = label_column
@@ -97,8 +98,8 @@ class AspectCollator:
         self.seed = seed
         self.num_aspects = num_aspects
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
-        blank = image_processor(Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
-        self.height, self.width = blank.shape[-2:]
+        self.height, self.width = output_size(self.image_processor)
+        self._as_it_is = untouched(self.image_processor, self.height, self.width) if augment else {}
 
     def set_epoch(self, epoch: int) -> None:
         """Every epoch draws other crops and flips."""
@@ -115,7 +116,7 @@ class AspectCollator:
         """
         if self.image_column not in rows[0]:
             raise ValueError(f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}.")
-        images = [to_rgb(row[self.image_column]) for row in rows]
+        images = [picture(row[self.image_column], self.image_column) for row in rows]
         if self.augment:
             images = [self._augment(image) for image in images]
         columns = [name for name in (self.label_column, "aspect_logits") if name in rows[0]]
@@ -125,9 +126,16 @@ class AspectCollator:
         }
 
     def processed(self, images: list[Image.Image]) -> torch.Tensor:
-        """Pixel values of images; those for training have their size already."""
-        sized = {"do_resize": False, "do_center_crop": False} if self.augment else {}
-        return self.image_processor(images, return_tensors="pt", **sized)["pixel_values"]
+        """Pixel values of images; those for training have their size already.
+
+        Raises:
+            ValueError: the image processor gives them different sizes.
+        """
+        try:
+            return self.image_processor(images, return_tensors="pt", **self._as_it_is)["pixel_values"]
+        except (ValueError, RuntimeError) as error:
+            check_same_size(self.image_processor, images, error)
+            raise
 
     def targets(self, columns: dict[str, list]) -> dict[str, torch.Tensor]:
         """What a batch holds beside its images, from columns of rows; see `__call__`."""

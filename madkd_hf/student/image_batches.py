@@ -178,7 +178,10 @@ def pixel_scale(collator: AspectCollator) -> tuple[torch.Tensor, torch.Tensor] |
     )
     bias = black.mean(dim=(2, 3), keepdim=True)
     scale = (white.mean(dim=(2, 3), keepdim=True) - bias) / 255
-    pixels = torch.from_numpy(noise if collator.augment else _as_bytes(collator, Image.fromarray(noise)))
+    try:
+        pixels = torch.from_numpy(noise if collator.augment else _as_bytes(collator, Image.fromarray(noise)))
+    except (TypeError, ValueError):  # it cannot be kept from rescaling, or gives no arrays
+        return None
     same = torch.allclose(pixels.movedim(-1, 0)[None] * scale + bias, mixed, atol=1e-4)
     return (scale, bias) if same else None
 

@@ -173,6 +173,8 @@ class MadkdForImageClassification(PreTrainedModel):
         model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **origin))
         head = _head_parameters(model.config.backbone_config)
         if pretrained:
+            if (getattr(config, "model_args", None) or {}).pop("num_classes", None):  # of timm, told by the head, too
+                kwargs["config"] = config
             source = (cls if is_student else AutoModelForImageClassification).from_pretrained(backbone, **kwargs)
             weights = (source.backbone if is_student else source).state_dict()
             kept = {name: value for name, value in weights.items() if name not in head}

@@ -90,3 +90,53 @@ def of_timm(settings: Mapping[str, Any]) -> BaseImageProcessor:
         image_mean=list(config["mean"]),
         image_std=list(config["std"]),
     )
+
+
+def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
+    """Height and width of what an image processor makes.
+
+    Raises:
+        ValueError: it makes something else than images of three channels.
+    """
+    try:
+        made = processor(Image.new("RGB", (64, 64)), return_tensors="pt")
+        found = tuple(made["pixel_values"].shape) if "pixel_values" in made else sorted(made)
+    except (TypeError, ValueError) as error:
+        found = " ".join(str(error).split())
+    if not isinstance(found, tuple) or len(found) != 4 or found[1] != 3:
+        raise ValueError(
+            f"{type(processor).__name__} makes no pixel_values [batch, 3, height, width] of an image, but {found}: "
+            "pass the image processor of an image classifier."
+        )
+    return found[2:]
+
+
+def untouched(processor: BaseImageProcessor, height: int, width: int) -> dict[str, bool]:
+    """How to call an image processor such that it neither resizes nor crops what has its size already.
+
+    Raises:
+        ValueError: it does so however it is called.
+    """
+    sized = Image.new("RGB", (width, height))
+    for options in ({"do_resize": False, "do_center_crop": False}, {"do_resize": False}, {}):
+        try:
+            made = processor(sized, return_tensors="pt", **options)["pixel_values"]
+        except (TypeError, ValueError):
+            continue
+        if tuple(made.shape[-2:]) == (height, width):
+            return options
+    raise ValueError(
+        f"{type(processor).__name__} changes the size of {width} x {height} crops, which is its own: pass another "
+        "image processor."
+    )
+
+
+def check_same_size(processor: BaseImageProcessor, images: list[Image.Image], error: Exception) -> None:
+    """Raise ValueError, from the error that a batch of them gave, where images do not come out in one size."""
+    found = {processor(image, return_tensors="np")["pixel_values"].shape[1:] for image in images}
+    if len(found) > 1:
+        one, other, *_ = sorted(found)
+        raise ValueError(
+            f"{type(processor).__name__} makes images of different sizes, {one} and {other}: give it one size for "
+            'all, as size={"height": 224, "width": 224}.'
+        ) from error

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 
+from ..data.pictures import check_image_feature
 from .augmentation import mixup
 from .data import AspectCollator
 from .distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
@@ -19,6 +20,7 @@ from .image_batches import StoreCollator, StoredRows, store_collator
 from .losses import madkd_loss
 from .metrics import all_metrics
 from .modeling_madkd import MadkdForImageClassification
+from .processors import ordinary
 from .saved import is_adapted
 from .steps import rows_per_batch, without_repeats
 from .training_args import MadkdTrainingArguments
@@ -93,6 +95,7 @@ class MadkdTrainer(DistillingTrainer):
         self.measures_batches = compute_metrics is not None
         self.image_column, self.label_column = image_column, label_column
         self._makes_batches = data_collator is None
+        processing_class = ordinary(processing_class)
         self._may_store = data_collator is None or isinstance(data_collator, AspectCollator)
         super().__init__(
             model,
@@ -255,6 +258,7 @@ class MadkdTrainer(DistillingTrainer):
                         f"There is no column {column!r} in {name}, which has {list(dataset.features)}: say which one "
                         "it is with image_column and label_column."
                     )
+            check_image_feature(dataset.features[self.image_column], self.image_column, name)
         if isinstance(labels, ClassLabel):
             check_classes(labels.num_classes, self.model.config)
         check_answers(dataset, self.model.config, of_objects=False)
