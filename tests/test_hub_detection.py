@@ -283,7 +283,9 @@ with torch.no_grad():
 found = {name: output.get(name) for name in ("logits", "pred_boxes", "aspect_logits")}
 found |= {"class": str(type(model)), "said": said.getvalue(), "trusted": trust}
 found["boxes"] = pipeline("object-detection", model=repo, **trust)("photo.jpg", threshold=0.0)
-found["queries"], found["scores"] = scopes[-1].get("queries"), scopes[-1]["output"].logits
+look = next((scope["look"] for scope in scopes if "look" in scope), None)
+found["seen"] = look and dict(look("photo.jpg", threshold=0.0))
+found["answers"], found["scores"] = scopes[-1]["output"].get("aspect_logits"), scopes[-1]["output"].logits
 torch.save(found, result)
 """
 
@@ -308,13 +310,18 @@ def test_a_stranger_loads_it_and_runs_what_the_card_shows(hub, tmp_path, name, l
     for key in ("logits", "pred_boxes", "aspect_logits"):
         torch.testing.assert_close(found[key], expected[key])
     assert 0 < len(found["boxes"]) <= N and {each["label"] for each in found["boxes"]} <= set(CLASSES.values())
-    asked = re.findall(r"\{'aspect-0': 0\.\d+, 'aspect-1': 0\.\d+, 'aspect-2': 0\.\d+\}", found["said"])
-    assert len(asked) == (1 if level == "image" else N)
-    if name == "detr":  # every query is a box, in order
-        assert found["queries"].tolist() == list(range(N))
-    if name == "rt_detr":  # the best N of all queries and classes, as its image processor takes them
+    assert len(re.findall(r"  aspect-0: 0\.\d\d\n", found["said"] + "\n")) == (1 if level == "image" else N)
+    told = [found["seen"]] if level == "image" else found["seen"]["objects"]
+    if level == "image":
+        expected = found["answers"]
+    elif name == "detr":  # every query is a box, in order
+        expected = found["answers"][0]
+    else:  # the best N of all queries and classes, as its image processor takes them
         best = found["scores"][0].sigmoid().flatten().topk(N).indices
-        assert found["queries"].tolist() == (best // len(CLASSES)).tolist()
+        expected = found["answers"][0, best // len(CLASSES)]
+    for each, answers in zip(told, expected, strict=True):
+        scores = {aspect["label"]: aspect["score"] for aspect in each["aspects"]}
+        assert [scores[f"aspect-{i}"] for i in range(3)] == pytest.approx(answers.sigmoid().tolist(), abs=1e-5)
 
 
 def test_a_plain_push_needs_no_code(hub, tmp_path, name="detr"):
@@ -328,7 +335,7 @@ def test_a_plain_push_needs_no_code(hub, tmp_path, name="detr"):
         expected = model(pixels())
     torch.testing.assert_close(found["logits"], expected.logits)
     torch.testing.assert_close(found["pred_boxes"], expected.pred_boxes)
-    assert found["aspect_logits"] is None and found["queries"] is None
+    assert found["aspect_logits"] is None and found["seen"] is None
     text = words(model_card(hub).text)
     assert "no remote code" in text and "trust_remote_code" not in text and "aspect_logits" not in text
     assert (
@@ -354,7 +361,8 @@ def test_the_card_says_what_it_is(hub, level):
         and "`DetrForObjectDetection`" in text
     )
     assert "`modeling_madkd_detection.py`" in text and 'pipeline("object-detection", "you/finder", trust' in text
-    assert ("which of these gave each box" in text) == (level == "object")
+    assert ('pipeline("aspect-detection", "you/finder", trust' in text) == (level != "none")
+    assert ("each with `label`, `score`, `box` and `aspects`" in text) == (level == "object")
     if level != "none":
         assert f"yes/no questions about each {level} as a multimodal LLM" in text
         assert f"rank {level}s as the teacher's answers do" in text
