@@ -41,6 +41,7 @@ from teachers import TeacherArguments, load_bank_and_teacher
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.files import write_checksums
 from madkd_hf.hub import HubError, HubRepo
 from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
 from madkd_hf.objects import one_row_an_object
@@ -158,6 +159,8 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
     partial, index = folder / ".partial", "dataset_dict.json"
     shutil.rmtree(partial, ignore_errors=True)
     labelled.save_to_disk(partial)
+    for split in labelled:
+        write_checksums(partial / split)
     (folder / index).unlink(missing_ok=True)  # without it, nothing is loaded from the folder
     for split in labelled:
         if (folder / split).exists():

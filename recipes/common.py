@@ -24,6 +24,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, HTTPError
 from transformers import HfArgumentParser
 
+from madkd_hf.data.saved import check_saved
 from madkd_hf.labelling import ToldElsewhere
 
 
@@ -214,6 +215,7 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     if not args.dataset:
         raise ValueError("No dataset given: pass --dataset with a Hub id, a folder, or module:function.")
     path = Path(args.dataset)
+    check_saved(path)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         loaded = datasets.load_from_disk(path)
     elif ":" in args.dataset and not path.exists():

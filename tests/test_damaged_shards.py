@@ -13,7 +13,7 @@ import tiny
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
 
 from madkd_hf import AspectTeacher, attach_aspects
-from madkd_hf.labelling.seals import is_whole
+from madkd_hf.files.seals import is_whole
 
 
 BANK = tiny.bank(3)

@@ -1,5 +1,6 @@
 """A user's disk: files are written whole, only folders that carry our mark are removed, one job works in a folder."""
 
+from .checksums import CHECKSUM_FILE, check_files, write_checksums
 from .folders import (
     LOCK_FILE,
     MARK_FILE,
@@ -26,8 +27,10 @@ from .whole import (
 
 
 __all__ = [
+    "CHECKSUM_FILE",
     "LOCK_FILE",
     "MARK_FILE",
+    "check_files",
     "check_folder",
     "check_name",
     "check_output",
@@ -45,6 +48,7 @@ __all__ = [
     "remove_stale",
     "replace_folder",
     "whole_file",
+    "write_checksums",
     "write_whole",
     "writing",
 ]

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
 from tqdm.auto import tqdm
 
+from ..files.seals import OPEN_SEAL, is_whole, seal
 from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another, sealed_manifest
-from .seals import OPEN_SEAL, is_whole, seal
 
 
 logger = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
-"""Checksums inside shards: damage is seen before anything tries to make sense of a file's bytes.
+"""Checksums inside Arrow and Parquet files: damage is seen before anything tries to make sense of their bytes.
 
-A shard carries the checksum of its own bytes, so that both have their name in one step and travel together. It stands
+A file carries the checksum of its own bytes, so that both have their name in one step and travel together. It stands
 near the end of the file, where readers of Arrow and Parquet pass it by: behind the end of an Arrow stream, among the
 key-value metadata of a Parquet file. The checksum is taken with zeros in its own place.
 """
