@@ -37,6 +37,7 @@ from madkd_hf import AspectTeacher, MadkdForImageClassification, report
 from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
+from madkd_hf.hub.sources import how_drawn
 from madkd_hf.objects import one_row_an_object
 from madkd_hf.report.classes import calibration_sentence
 from madkd_hf.report.comparison import over_controls, terms
@@ -122,8 +123,9 @@ def publish(
             name,
             {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")},
             len(labelled[split]),
-            split,
+            None if how_drawn(labelled[split]) else split,
             list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None,
+            drawn=how_drawn(labelled[split]),
         )
         for name, prefix, split in (("validation", "eval", args.eval_split), ("test", "test", args.test_split))
     ]

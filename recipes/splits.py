@@ -9,10 +9,13 @@ from typing import Any
 from common import SplitArguments
 from datasets import ClassLabel, Dataset, DatasetDict, Value
 
+from madkd_hf.hub.sources import note_drawn
 from madkd_hf.student.data import readable
 
 
 logger = logging.getLogger(__name__)
+
+PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # as one says it
 
 
 def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
@@ -53,6 +56,8 @@ def with_validation(
                 f"validation{each} ({error}): pass --eval_split, or another --validation_fraction."
             ) from error
         splits[args.train_split], splits[args.eval_split] = parts["train"], parts["test"]
+        part = PARTS.get(args.validation_fraction, f"{args.validation_fraction:.0%}")
+        note_drawn(splits[args.eval_split], f"a random {part} of {args.train_split}, drawn with seed {seed}")
     return splits
 
 

@@ -34,10 +34,13 @@ from madkd_hf.boxes import corners
 from madkd_hf.data.check import Unreadable, names_of, upright_size, without
 from madkd_hf.data.problems import Problems
 from madkd_hf.detection.checks import check_detector, check_has_column, check_objects
+from madkd_hf.detection.metrics import STATISTICS
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.labelling.objects import Boxes
 from madkd_hf.objects import BOX, LISTS, object_fields
+from madkd_hf.student.metrics import OF_ASPECTS
 from madkd_hf.student.processors import load_image_processor
+from madkd_hf.student.settings import check_metric
 
 
 logger = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ def parse(args: list[str] | None = None) -> tuple[DetectorArguments, MadkdTraini
 
 def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> MadkdDetectionTrainer:
     """Train, evaluate and save one student, and publish nothing; see `train_student.train`."""
+    check_metric(training_args, (*STATISTICS, *OF_ASPECTS))
     ready = look(TASK, args, training_args)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)

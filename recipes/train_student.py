@@ -39,11 +39,12 @@ from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.report.comparison import write_whole
 from madkd_hf.student import checkpoints
 from madkd_hf.student.finite import TrainingDiverged
-from madkd_hf.student.metrics import joined
+from madkd_hf.student.metrics import OF_ASPECTS, OF_CLASSES, joined
 from madkd_hf.student.processors import load_image_processor
 from madkd_hf.student.publishing import PublishedTrainer, check_repo
 from madkd_hf.student.saved import load_saved
 from madkd_hf.student.saving import SavingError
+from madkd_hf.student.settings import check_metric
 
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
@@ -127,6 +128,7 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     With --push_to_hub, it first looks whether publishing can succeed; a student that is only waiting for that is not
     trained again.
     """
+    check_metric(training_args, (*OF_CLASSES, *OF_ASPECTS))
     ready = look(TASK, args, training_args)
     peft_config = args.lora.peft_config()
     set_seed(training_args.seed)

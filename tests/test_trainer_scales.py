@@ -318,7 +318,8 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(tmp_pa
     for checkpointing in (False, True):
         run = trainer(tmp_path, gradient_checkpointing=checkpointing)
         passes = []
-        run.model.backbone.vit.layers[0].attention.register_forward_hook(lambda *_, seen=passes: seen.append(1))
+        layer = run.model.backbone.vit.layers[0].attention
+        layer.register_forward_hook(lambda layer, *_, seen=passes: seen.append(1) if layer.training else None)
         run.train()
         curves.append({name: logged(run, name) for name in (*LOSSES, "grad_norm")})
         calls.append(len(passes))

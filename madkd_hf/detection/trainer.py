@@ -15,12 +15,14 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ..data.pictures import check_image_feature
 from ..student.distilling import DistillingTrainer, TellEpoch, check_answers
+from ..student.metrics import OF_ASPECTS
 from ..student.steps import own_rows
 from ..student.training_args import MadkdTrainingArguments
 from .checks import check_has_column, check_objects
 from .data import DetectionCollator
 from .evaluation import SizedCollator, detection_metrics, detections, frames_of, matched_answers, references
 from .losses import aspect_loss, objects_of_all_processes
+from .metrics import STATISTICS
 from .modeling_madkd_detection import MadkdForObjectDetection
 
 
@@ -84,6 +86,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
     """
 
     parts = ("detector_loss", "aspect_loss")
+    _own_metrics = staticmethod(detection_metrics)
 
     def __init__(
         self,
@@ -176,6 +179,10 @@ class MadkdDetectionTrainer(DistillingTrainer):
             return super().get_test_dataloader(test_dataset)
         finally:
             self.eval_collator = kept
+
+    def metric_names(self, rows: Any) -> list[str]:
+        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
+        return [*STATISTICS, *(OF_ASPECTS if self.model.config.num_aspects and answered else [])]
 
     def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
         """Refuses what the class says, but without labels, as for predictions, no missing objects."""

@@ -20,10 +20,11 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerState
 
+from ..files.whole import temporary
+
 
 RECORD = "madkd_checkpoint.json"
 STATE = "trainer_state.json"
-PARTIAL = ".checkpoint.partial"  # in the output folder, with a checkpoint that is being written
 NAME = re.compile(r"checkpoint-(\d+)")
 WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)")
 SHARDED = re.compile(r"global_step\d+|pytorch_model_fsdp.*|optimizer_\d+|.*\.distcp")  # DeepSpeed's and FSDP's files
@@ -193,7 +194,6 @@ def find_checkpoint(asked: str | os.PathLike | bool | None, output_dir: str | Pa
         return None, []
     if str(asked).lower() != "true":
         return _named(Path(asked), Path(output_dir)), []
-    _adopt(Path(output_dir))
     found, passed = last_whole(output_dir)
     if found is not None:
         return found, [f"{path} is passed over: {reason}." for path, reason in passed.items()]
@@ -234,7 +234,7 @@ def strange_file(folder: Path) -> str | None:
     return next((name for name in names if not OF_A_CHECKPOINT.fullmatch(name)), None)
 
 
-def put_in_place(written: Path, place: Path, aside: Path) -> None:
+def put_in_place(written: Path, place: Path) -> None:
     """Give a finished checkpoint its name; an older one there makes room only now.
 
     Raises:
@@ -243,16 +243,8 @@ def put_in_place(written: Path, place: Path, aside: Path) -> None:
     if place.exists() and (strange := strange_file(place)):
         raise OSError(f"{place} holds {strange!r}, which no training wrote; move that folder away")
     if place.exists():
-        place.rename(aside / f"replaced-{place.name}")
+        remove(place)
     written.rename(place)
-
-
-def _adopt(output_dir: Path) -> None:
-    """A checkpoint that was finished when its training was killed, and had not got its name yet, gets it."""
-    for written in steps(output_dir / PARTIAL).values():
-        place = output_dir / written.name
-        if (written / RECORD).is_file() and not place.exists() and fault(written) is None:
-            written.rename(place)
 
 
 def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
@@ -283,6 +275,6 @@ def _has_all_files(folder: Path) -> bool:
 
 def remove(folder: Path) -> None:
     """A checkpoint stops being one before its files go, so that half of one is never taken for a whole."""
-    aside = folder.with_name(PARTIAL)
-    aside.mkdir(exist_ok=True)
-    shutil.rmtree(folder.rename(aside / f"removed-{folder.name}"), ignore_errors=True)
+    old = temporary(folder, "old")
+    folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import BaseImageProcessor, EvalPrediction, TrainerCallback
+from transformers import BaseImageProcessor, EarlyStoppingCallback, EvalPrediction, TrainerCallback
 
 from .data import readable
 from .publishing import PublishedTrainer
 from .saved import is_student, load_saved
+from .settings import check_metric
 from .training_args import MadkdTrainingArguments
+
+
+logger = logging.getLogger(__name__)
 
 
 class DistillingTrainer(PublishedTrainer):
@@ -33,6 +38,7 @@ class DistillingTrainer(PublishedTrainer):
 
     parts: tuple[str, ...] = ("aspect_loss",)
     measures_batches = False
+    _own_metrics: Callable[[EvalPrediction], dict] | None = None  # what `compute_metrics` is by default
     splits_batches = False
 
     def __init__(
@@ -86,6 +92,9 @@ class DistillingTrainer(PublishedTrainer):
             self.eval_dataset = named
         else:
             self.eval_dataset = self._fitting(eval_dataset, "the evaluation dataset")
+        self._check_settings()
+        if args.early_stopping_patience:
+            self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
         self.train_collator = self.eval_collator = data_collator
         self._components: dict[str, torch.Tensor] = {}
         self._components_count = 0
@@ -115,6 +124,31 @@ class DistillingTrainer(PublishedTrainer):
         """What sums over a batch's rows are divided by: how many count, on average over batches and processes."""
         raise NotImplementedError
 
+    def metric_names(self, rows: Any) -> list[str]:
+        """What our own metrics are called that these evaluation rows can give."""
+        raise NotImplementedError
+
+    def _check_settings(self) -> None:
+        """What the arguments ask of these datasets.
+
+        Raises:
+            ValueError: a batch that the rows cannot fill, or a metric for the best model that there will not be.
+        """
+        args, batch = self.args, self.args.train_batch_size * self.args.world_size
+        if args.dataloader_drop_last and isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < batch:
+            raise ValueError(
+                f"The training dataset has {len(self.train_dataset)} rows, and dataloader_drop_last leaves batches "
+                f"out that are not full, of {batch}: leave it out, or lower per_device_train_batch_size."
+            )
+        strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+        if self.compute_metrics is not self._own_metrics or strategy == "no" or self.eval_dataset is None:
+            return
+        if isinstance(self.eval_dataset, dict):
+            of = {name: self.metric_names(rows) for name, rows in self.eval_dataset.items()}
+            check_metric(args, [f"{name}_{metric}" for name, metrics in of.items() for metric in ("loss", *metrics)])
+        else:
+            check_metric(args, [] if args.prediction_loss_only else self.metric_names(self.eval_dataset))
+
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As that of `Trainer`, which makes the model anew when training begins; in the arguments' memory format."""
         return self._in_its_format(super().call_model_init(trial))
@@ -130,6 +164,8 @@ class DistillingTrainer(PublishedTrainer):
             return dataset
         if dataset.format["type"] not in (None, "custom"):  # a built-in one would make tensors of images
             dataset = dataset.with_format(None)
+        if not len(dataset):
+            raise ValueError(f"There are no rows in {name}: look at what fills it, or leave it out.")
         kept = readable(dataset, name)  # before the check: a box that cannot be is why the labelling left a row out
         self._check(kept, name if kept is dataset else f"{name} (without the rows left out)", with_labels)
         return kept
@@ -192,6 +228,13 @@ class DistillingTrainer(PublishedTrainer):
                 optimizer or self.optimizer, milestones, self.args.lr_gamma
             )
             self._created_lr_scheduler = True
+        elif (warmup := self.args.get_warmup_steps(num_training_steps)) >= num_training_steps:
+            logger.warning(
+                "The learning rate still warms up when the training ends (%d of %d steps): it never becomes what "
+                "learning_rate says; lower warmup_steps.",
+                warmup,
+                num_training_steps,
+            )
         return super().create_scheduler(num_training_steps, optimizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -227,6 +270,15 @@ class DistillingTrainer(PublishedTrainer):
             return False
         load_saved(model, folder)
         return True
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """As that of transformers; and a training that goes on counts on from where it was interrupted."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        before = state.stateful_callbacks.get(type(self).__name__) or {}
+        self.early_stopping_patience_counter = before.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
 
 class TellEpoch(TrainerCallback):

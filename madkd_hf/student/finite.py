@@ -78,23 +78,30 @@ class FiniteTrainer(Trainer):
         self._watch = Watch(SKIPS if getattr(self.accelerator, "scaler", None) is not None else 1)
         try:
             output = super().train(*args, **kwargs)
-            self._stop_if_diverged(together=True)
             self._check_trained()
         finally:
             self._last_inputs = None
         return output
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        self._last_inputs = inputs
         try:
             loss = super().training_step(model, inputs, *args, **kwargs)
         except (ValueError, RuntimeError) as error:  # matching of objects that are nowhere, for instance
             self._refuse_outputs(inputs, error)
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "A batch of one image was to be trained on, and this backbone's batch norm needs two: set another "
+                    "per_device_train_batch_size, or dataloader_drop_last to leave a last batch of one out."
+                ) from error
             raise
         self._watch.note(self.state.global_step + 1, {"loss": loss})
         if self.args.logging_nan_inf_filter:
             self._stop_if_diverged()
         return loss
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self._last_inputs = inputs
+        return super()._prepare_inputs(inputs)
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
@@ -102,6 +109,10 @@ class FiniteTrainer(Trainer):
             norm = norm if isinstance(norm, torch.Tensor) else torch.tensor(float(norm), device=self.args.device)
             self._watch.note(self.state.global_step + 1, {GRADIENT: norm})
         return norm
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._stop_if_diverged(together=True)
+        return super()._finalize_training(*args, **kwargs)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:
@@ -116,7 +127,16 @@ class FiniteTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        except (ValueError, RuntimeError) as error:  # metrics of what is no number, for instance
+            if self._last_inputs is not None and not isinstance(error, TrainingDiverged):
+                self._refuse_outputs(self._last_inputs, error)
+            raise
+        finally:
+            self._last_inputs = self._last_inputs if self.is_in_train else None
         name = f"{metric_key_prefix}_loss"
         loss = output.metrics.get(name)
         if loss is not None and not torch.isfinite(torch.tensor(float(loss))):
@@ -137,8 +157,10 @@ class FiniteTrainer(Trainer):
             return
         first = min(found.values())
         names = [name for name, since in found.items() if since == first]
+        # The loss is made of its parts, and the gradient of the loss.
         parts = [name for name in names if name not in ("loss", GRADIENT)]
-        self._diverged([f"{_list(parts or names)} {'is' if len(parts or names) == 1 else 'are'} not finite"], first)
+        names = parts or [name for name in names if name != GRADIENT] or names
+        self._diverged([f"{_list(names)} {'is' if len(names) == 1 else 'are'} not finite"], first)
 
     def _refuse_outputs(self, inputs: dict[str, Any], error: Exception) -> None:
         """Say so where an error comes from outputs that are no numbers.
@@ -184,13 +206,12 @@ class FiniteTrainer(Trainer):
     def _diverged(self, reasons: list[str], step: int, error: Exception | None = None) -> None:
         if self.lr_scheduler is None:
             raise TrainingDiverged(
-                f"The student is of no use: {_list(reasons)}; take one whose training did not diverge, or look for "
+                f"This student cannot be used: {_list(reasons)}; take one whose training did not diverge, or look for "
                 "images that are no numbers."
             ) from error
         raise TrainingDiverged(
-            f"The training diverged at step {step}: {_list(reasons)}, with a learning rate of "
-            f"{float(self._get_learning_rate()):g}. Nothing was saved of it; lower learning_rate, or look for images "
-            "or answers that are no numbers."
+            f"The training diverged at step {step}: {_list(reasons)}, with learning_rate={self.args.learning_rate:g}. "
+            "This student was not saved; lower learning_rate, or look for images or answers that are no numbers."
         ) from error
 
 

@@ -12,6 +12,9 @@ from sklearn import metrics as sk
 from transformers import EvalPrediction
 
 
+TOP = 5  # where there are no more classes, the label is always among the five highest logits
+OF_CLASSES = ("accuracy", "top5_accuracy", "macro_f1", "calibration_error")
+OF_ASPECTS = ("aspect_auroc", "aspect_bce")
 SCORES = datasets.Sequence(datasets.Value("float32"))
 
 
@@ -112,7 +115,7 @@ class AspectBce(_Metric):
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """All metrics of a student, for a Trainer; see `all_metrics`."""
+    """All metrics of a student, for a Trainer; see `all_metrics`. With five classes or fewer, there is no top-5."""
     return {name: value for name, value in all_metrics(prediction).items() if name != "per_aspect"}
 
 
@@ -123,13 +126,19 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
         prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels
             [n], or the pair with the teacher's log-odds [n, Q], NaN in rows without. Or, with
             `eval_do_concat_batches=False`, both are lists of these, one for each batch.
+
+    Raises:
+        ValueError: class logits that are not finite.
     """
     predictions, label_ids = joined(prediction.predictions), joined(prediction.label_ids)
     paired = isinstance(label_ids, tuple)
     logits, aspects = predictions if paired else (predictions, None)
     labels, targets = label_ids if paired else (label_ids, None)
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"The class logits of {(~finite).sum()} of {len(logits)} images are not finite.")
     results = {}
-    for metric in (Accuracy, TopK, MacroF1, CalibrationError):
+    for metric in (Accuracy, *([TopK] if logits.shape[1] > TOP else []), MacroF1, CalibrationError):
         results.update(_run(metric, logits, labels))
     if paired:
         known = np.isfinite(targets).all(axis=1)

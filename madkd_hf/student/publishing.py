@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..hub.cards.results import Evaluation
 from ..hub.cards.student import StudentFacts, dataset_facts, write_card
 from ..hub.retries import HubError
-from ..hub.sources import DataSource
+from ..hub.sources import DataSource, how_drawn
 from ..hub.student import push_student
 from .saved import ADAPTER, is_adapted
 from .saving import SavingTrainer
@@ -48,13 +48,15 @@ class PublishedTrainer(SavingTrainer):
         metrics = {key.removeprefix(f"{metric_key_prefix}_"): value for key, value in output.metrics.items()}
         rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
         source, split = DataSource.of(rows), getattr(rows, "split", None)
+        drawn = how_drawn(rows)
         same_dataset = DataSource.of(self.train_dataset) in (None, source)
         if same_dataset and split == getattr(self.train_dataset, "split", None):
-            split = None  # a part of the training split still calls itself that
+            # A part of the training split still calls itself that.
+            drawn, split = how_drawn(rows) or (f"a part of {split}" if split else None), None
         names = {"eval": split or "validation", "test": split or "test"}
         name = str(names.get(metric_key_prefix, metric_key_prefix.removeprefix("eval_")))
         self._found[self._step, name, source] = Evaluation(
-            name, metrics, output.num_samples, None if split is None else str(split), auroc, source
+            name, metrics, output.num_samples, None if split is None or drawn else str(split), auroc, source, drawn
         )
         return output
 

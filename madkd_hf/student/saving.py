@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from torch import nn
 from transformers.trainer_callback import ExportableState, TrainerState
 
+from ..files.whole import remove_stale, temporary
 from .checkpoints import (
-    PARTIAL,
     STATE,
     fault,
     find_checkpoint,
@@ -36,7 +35,6 @@ from .saved import ADAPTER
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.json"
-STUDENT_PARTIAL = ".student.partial"  # in the output folder, with a student that is being written
 WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -66,14 +64,17 @@ class SavingTrainer(FiniteTrainer):
         """
         self._resumed = self._find_checkpoint(resume_from_checkpoint)
         if self.args.should_save:
-            for name in (PARTIAL, STUDENT_PARTIAL):  # of a training that was killed
-                _clear(Path(self.args.output_dir) / name)
+            remove_stale(self.args.output_dir)  # of a training that was killed
         try:
             return super().train(self._resumed, *args, **kwargs)
         except KeyboardInterrupt as stopped:
             if self.args.should_save and not stopped.args:
                 stopped.args = (self._what_is_kept(),)
             raise
+        finally:
+            for callback in self.callback_handler.callbacks:  # what is said next begins on a line of its own
+                if bar := getattr(callback, "training_bar", None):
+                    bar.close()
 
     def _find_checkpoint(self, asked: str | bool | None) -> str | None:
         """The first process looks, and all go on from the same one."""
@@ -152,19 +153,18 @@ class SavingTrainer(FiniteTrainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(super()._get_output_dir(trial))
-        if self.args.should_save:
-            _clear(folder / PARTIAL)
-        self._wait()
+        partial = [temporary(folder / "checkpoint")]
+        if self.args.world_size > 1:
+            broadcast_object_list(partial)
         try:
-            self._write_checkpoint(model, trial, folder)
-        except (SavingError, TrainingDiverged):
+            self._write_checkpoint(model, trial, folder, partial[0])
+        finally:
             if self.args.should_save:
-                _clear(folder / PARTIAL)  # a full disk has room again
-            raise
+                shutil.rmtree(partial[0], ignore_errors=True)  # a full disk has room again
 
-    def _write_checkpoint(self, model: nn.Module, trial: Any, folder: Path) -> None:
+    def _write_checkpoint(self, model: nn.Module, trial: Any, folder: Path, partial: Path) -> None:
         name, best, failed = f"checkpoint-{self.state.global_step}", self.state.best_model_checkpoint, None
-        self._writing = folder / PARTIAL
+        self._writing = partial
         try:
             super()._save_checkpoint(model, trial)
         except (SavingError, TrainingDiverged):  # in all processes
@@ -177,7 +177,7 @@ class SavingTrainer(FiniteTrainer):
         self.state.best_model_checkpoint = self._best_checkpoint(folder, best)
         if self.args.should_save:
             try:
-                self._finish_checkpoint(folder, name)
+                self._finish_checkpoint(partial / name, folder / name)
             except OSError as error:
                 failed = self._cannot_save(name, folder, error)
         self._agree(failed)
@@ -190,8 +190,7 @@ class SavingTrainer(FiniteTrainer):
         place = folder / f"checkpoint-{step}"
         return str(place) if step == self.state.global_step or place.is_dir() else before
 
-    def _finish_checkpoint(self, folder: Path, name: str) -> None:
-        written = folder / PARTIAL / name
+    def _finish_checkpoint(self, written: Path, place: Path) -> None:
         self.state.save_to_json(str(written / STATE))
         write_record(
             written,
@@ -199,10 +198,9 @@ class SavingTrainer(FiniteTrainer):
             processes=self.args.world_size,
             save_only_model=self.args.save_only_model,
         )
-        put_in_place(written, folder / name, folder / PARTIAL)
+        put_in_place(written, place)
         best = self.state.best_model_checkpoint
-        rotate(folder, self.args.save_total_limit, {folder / name, *([Path(best)] if best else [])})
-        _clear(folder / PARTIAL)
+        rotate(place.parent, self.args.save_total_limit, {place, *([Path(best)] if best else [])})
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         limit, self.args.save_total_limit = (
@@ -215,11 +213,9 @@ class SavingTrainer(FiniteTrainer):
             self.args.save_total_limit = limit
         best = self.state.best_model_checkpoint
         if self.args.should_save and limit == 1 and best:
-            folder = Path(self._get_output_dir(trial))
-            for path in steps(folder).values():
+            for path in steps(self._get_output_dir(trial)).values():
                 if path.resolve() != Path(best).resolve() and strange_file(path) is None:
                     remove(path)
-            _clear(folder / PARTIAL)
         return output
 
     def _load_best_model(self) -> None:
@@ -258,19 +254,14 @@ class SavingTrainer(FiniteTrainer):
         Where the two differ in their configuration, that is taken away first and comes last: no weights are ever read
         by another student's configuration.
         """
-        written = folder / STUDENT_PARTIAL
+        written = temporary(folder / "student")
         try:
-            _clear(written)
             super()._save(str(written), state_dict)
             _put_student_in_place(written, folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
 
     # Several processes
-
-    def _wait(self) -> None:
-        if self.args.world_size > 1 and dist.is_available() and dist.is_initialized():
-            dist.barrier()
 
     def _agree(self, error: Exception | None) -> None:
         """All processes raise the error of the first one that has one."""
@@ -285,10 +276,6 @@ class SavingTrainer(FiniteTrainer):
         if kept is not None:
             remedy += f" with --resume_from_checkpoint true: {kept.name} is whole"
         return SavingError(f"Cannot save {what} in {folder} ({reason}): what was there before is kept; {remedy}.")
-
-
-def _clear(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_student_in_place(written: Path, folder: Path) -> None:

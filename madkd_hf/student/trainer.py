@@ -18,7 +18,7 @@ from .data import AspectCollator
 from .distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
 from .image_batches import StoreCollator, StoredRows, store_collator
 from .losses import madkd_loss
-from .metrics import all_metrics
+from .metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from .modeling_madkd import MadkdForImageClassification
 from .processors import ordinary
 from .saved import is_adapted
@@ -66,6 +66,7 @@ class MadkdTrainer(DistillingTrainer):
     """
 
     parts = ("class_loss", "aspect_loss")
+    _own_metrics = staticmethod(all_metrics)
     splits_batches = True  # the losses are taken of all its rows, once the devices' outputs are together again
 
     def __init__(
@@ -247,6 +248,11 @@ class MadkdTrainer(DistillingTrainer):
         if wanted and labels is not None:
             labels = (labels, targets.to(labels.device))
         return loss, logits, labels
+
+    def metric_names(self, rows: Any) -> list[str]:
+        names = [name for name in OF_CLASSES if name != "top5_accuracy" or self.model.config.num_labels > TOP]
+        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
+        return [*names, *(OF_ASPECTS if self.model.config.num_aspects and answered else [])]
 
     def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
         """Refuses answers to other questions than the model's, and labels of other classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..hub.upload import HubRepo
+from .settings import check_extras, check_numbers, check_stopping
 
 
 IMAGE_STORES = ["auto", "disk", "device", "none"]
@@ -45,6 +47,9 @@ class MadkdTrainingArguments(TrainingArguments):
         image_store_scale: side of a stored training image in sides of the student's input, at least 1: what is cropped
             smaller is scaled up, and is less sharp than a crop of the image itself; more takes more disk and time.
         channels_last: keep images and kernels in the memory format that convolutions are fastest in on most devices.
+        early_stopping_patience: stop after so many evaluations in a row that did not better `metric_for_best_model`;
+            needs `load_best_model_at_end` and an `eval_strategy`.
+        early_stopping_threshold: by how much it must be better to count.
         push_plain: what a push publishes: True for the plain model without aspects and without remote code.
         hub_create_pr: a push opens a pull request.
         hub_license: the licence in the card of a push, as the Hub calls it.
@@ -93,6 +98,16 @@ class MadkdTrainingArguments(TrainingArguments):
     channels_last: bool = field(
         default=False, metadata={"help": "The memory format in which convolutional students train faster."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model; needs "
+            "load_best_model_at_end and an eval_strategy."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric must be better to count for early_stopping_patience."}
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: images and aspects are columns the model does not name."}
     )
@@ -118,16 +133,17 @@ class MadkdTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not self.aspect_alpha >= 0:
+        if not 0 <= self.aspect_alpha < math.inf:
             raise ValueError(
-                f"aspect_alpha weighs the aspect loss and cannot be negative; received {self.aspect_alpha}: "
+                f"aspect_alpha weighs the aspect loss, is finite and cannot be negative; received {self.aspect_alpha}: "
                 "use 0 for plain training."
             )
+        check_numbers(self)
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"crop_scale is a share of the image, above 0 and at most 1; received {self.crop_scale}.")
         if not 0 <= self.horizontal_flip <= 1:
             raise ValueError(f"horizontal_flip is a probability, 0 to 1; received {self.horizontal_flip}.")
-        if not self.mixup_alpha >= 0:
+        if not 0 <= self.mixup_alpha < math.inf:
             raise ValueError(f"mixup_alpha cannot be negative; received {self.mixup_alpha}: use 0 to turn it off.")
         if self.image_store not in IMAGE_STORES:
             raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
@@ -161,6 +177,8 @@ class MadkdTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or _is_one_of_several_on_cpu()
         super().__post_init__()
         self.check_hub_strategy()
+        check_extras(self)
+        check_stopping(self)
 
     def check_hub_strategy(self) -> None:
         """

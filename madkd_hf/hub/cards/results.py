@@ -44,6 +44,7 @@ class Evaluation:
         split: of the dataset, where the images are one.
         aspect_auroc: one value for each of the Q aspects, against the teacher's answers; NaN where there is none.
         dataset: where the images are not from the training dataset.
+        drawn: how the images were chosen, where they are no split: "a random tenth of train, drawn with seed 0".
     """
 
     name: str
@@ -52,6 +53,7 @@ class Evaluation:
     split: str | None = None
     aspect_auroc: Sequence[float] | None = None
     dataset: DataSource | None = None
+    drawn: str | None = None
 
 
 def told(evaluations: Sequence[Evaluation], config: Any, plain: bool, data: DataSource | None) -> list[Evaluation]:
@@ -78,7 +80,7 @@ def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResul
             dataset_type=(data and data.id) or "local",
             dataset_name=data.shown if data else "local images",
             dataset_config=data and data.config,
-            dataset_split=each.split or each.name,
+            dataset_split=each.split or each.drawn or each.name,
             dataset_revision=data.revision if data and data.id and COMMIT.fullmatch(data.revision or "") else None,
             metric_type=METRICS.get(metric, (metric,))[0],
             metric_name=METRICS.get(metric, (None, metric))[1],
@@ -103,8 +105,14 @@ def results_table(evaluations: Sequence[Evaluation], escape: Any) -> str:
     return markdown_table(rows, right=range(1, len(rows[0])))
 
 
-def measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
+def measured_on(evaluations: Sequence[Evaluation], link: Any, escape: Any) -> str:
     """One sentence, without its full stop, on whose images the numbers are from; "" where nobody knows."""
+    drawn = dict.fromkeys(f"the {each.name} images are {each.drawn}" for each in evaluations if each.drawn)
+    told = "; ".join(filter(None, [_measured_on(evaluations, link), *map(escape, drawn)]))
+    return told[:1].upper() + told[1:]
+
+
+def _measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
     names: dict[str, list[str]] = {}
     for each in evaluations:
         if each.dataset:
@@ -118,8 +126,9 @@ def measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
 def _heading(evaluation: Evaluation, among: Sequence[Evaluation]) -> str:
     alone = sum(each.name == evaluation.name for each in among) == 1
     dataset = "" if alone or not evaluation.dataset else f" of {evaluation.dataset.shown}"
-    images = f" ({evaluation.images} images)" if evaluation.images else ""
-    return f"{evaluation.name.capitalize()}{dataset}{images}"
+    images = f"{evaluation.images} images" if evaluation.images else None
+    told = "; ".join(filter(None, [evaluation.drawn, images]))
+    return f"{evaluation.name.capitalize()}{dataset}{f' ({told})' if told else ''}"
 
 
 def _shown(value: float, share: bool) -> str:

@@ -147,7 +147,7 @@ def student_card(
         bare=type(_bare(model)).__name__,
         teacher=_teacher(config),
         results=results_table(evaluations, _text),
-        measured_on=measured_on(evaluations, _dataset),
+        measured_on=measured_on(evaluations, _dataset, _text),
         comparison=comparison and comparison_text(comparison, _dataset, facts.compared),
         comparison_table=comparison and table(comparison),
         pictures=pictures,

@@ -1,0 +1,177 @@
+"""What is wrong with training arguments, told before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.integrations import integration_utils
+
+
+def _at_least(low: float) -> Callable[[float], bool]:
+    return lambda value: low <= value < math.inf
+
+
+MOST_SEEDS = 2**32
+EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {  # option -> what it may be, as a test and in words
+    "learning_rate": (_at_least(0), "a number from 0 on, mostly 1e-5 to 1e-1"),
+    "weight_decay": (_at_least(0), "a number from 0 on"),
+    "max_grad_norm": (lambda value: value >= 0, "a number from 0 on, 0 for no clipping"),
+    "label_smoothing_factor": (lambda value: 0 <= value <= 1, "0 to 1, mostly 0 or 0.1"),
+    "num_train_epochs": (lambda value: 0 < value < math.inf, "a number above 0"),
+    "max_steps": (lambda value: value == -1 or value > 0, "above 0, or -1 for num_train_epochs"),
+    "per_device_train_batch_size": (_at_least(1), "at least 1"),
+    "per_device_eval_batch_size": (_at_least(1), "at least 1"),
+    "gradient_accumulation_steps": (_at_least(1), "at least 1"),
+    "dataloader_num_workers": (_at_least(0), "at least 0"),
+    "warmup_steps": (_at_least(0), "a number of steps from 0 on, or below 1 a share of all"),
+    "adam_beta1": (lambda value: 0 <= value < 1, "0 to 1, below 1"),
+    "adam_beta2": (lambda value: 0 <= value < 1, "0 to 1, below 1"),
+    "adam_epsilon": (_at_least(0), "a number from 0 on"),
+    "seed": (lambda value: 0 <= value < MOST_SEEDS, "0 to 4,294,967,295"),
+    "data_seed": (lambda value: 0 <= value < MOST_SEEDS, "0 to 4,294,967,295"),
+    "logging_steps": (lambda value: 0 < value < math.inf, "above 0"),
+    "eval_steps": (lambda value: 0 <= value < math.inf, "above 0"),
+    "save_steps": (lambda value: 0 < value < math.inf, "above 0"),
+    "early_stopping_patience": (_at_least(1), "at least 1 evaluation"),
+    "early_stopping_threshold": (_at_least(0), "a number from 0 on"),
+}
+REPORTERS = {  # report_to -> what to install
+    "azure_ml": "azureml-core",
+    "clearml": "clearml",
+    "codecarbon": "codecarbon",
+    "comet_ml": "comet-ml",
+    "dagshub": "dagshub",
+    "dvclive": "dvclive",
+    "flyte": "flytekit",
+    "kubeflow": "kubeflow",
+    "mlflow": "mlflow",
+    "neptune": "neptune",
+    "swanlab": "swanlab",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "wandb": "wandb",
+}
+IS_THERE = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # as transformers calls them otherwise
+OPTIMIZERS = {  # part of an optimizer's name -> module, what to install
+    "torch_8bit": ("torchao", "torchao"),
+    "torch_4bit": ("torchao", "torchao"),
+    "8bit": ("bitsandbytes", "bitsandbytes"),
+    "bnb": ("bitsandbytes", "bitsandbytes"),
+    "paged": ("bitsandbytes", "bitsandbytes"),
+    "galore": ("galore_torch", "galore-torch"),
+    "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "apex": ("apex", "apex"),
+}
+OF_A_RUN = ("loss", "runtime", "samples_per_second", "steps_per_second")
+
+
+def check_numbers(args: TrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: a number that no training can be done with; all of them, in one sentence.
+    """
+    wrong = []
+    for name, (fits, expected) in EXPECTED.items():
+        value = getattr(args, name, None)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and not fits(value):
+            wrong.append(f"{name} must be {expected}; received {value}")
+    if wrong:
+        raise ValueError(f"{'. '.join(wrong)}.")
+
+
+def check_extras(args: TrainingArguments) -> None:
+    """See that what the arguments name is installed; nothing is imported.
+
+    Raises:
+        ImportError: what to install, in one sentence.
+        ValueError: a reporter that nobody knows.
+    """
+    missing = {}
+    for name in _listed(args.report_to):
+        if name in ("all", "none"):
+            continue
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            close = difflib.get_close_matches(name, REPORTERS, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else f"; expected none or some of {', '.join(REPORTERS)}."
+            raise ValueError(f"report_to cannot be {name!r}{hint}")
+        is_there = getattr(integration_utils, f"is_{IS_THERE.get(name, name)}_available", lambda: True)
+        if not is_there():
+            missing[f"report_to={name}"] = REPORTERS.get(name, name)
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    for part, (module, package) in OPTIMIZERS.items():
+        if part in optimizer:
+            if not _is_there(module):
+                missing[f"optim={optimizer}"] = package
+            break
+    for option, package in {"deepspeed": "deepspeed", "use_liger_kernel": "liger-kernel"}.items():
+        if getattr(args, option, None) and not _is_there(package.replace("-", "_")):
+            missing[option] = package
+    if missing:
+        names, packages = " and ".join(missing), " ".join(dict.fromkeys(missing.values()))
+        raise ImportError(
+            f"{names} {'needs' if len(missing) == 1 else 'need'} what is not installed: pip install {packages}, or "
+            "leave it out."
+        )
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _listed(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def check_stopping(args: Any) -> None:
+    """
+    Raises:
+        ValueError: early stopping without what it needs, in one sentence.
+    """
+    patience, threshold = args.early_stopping_patience, args.early_stopping_threshold
+    if patience is None:
+        if threshold:
+            raise ValueError(
+                f"early_stopping_threshold={threshold} is for early stopping: pass early_stopping_patience, too."
+            )
+        return
+    lacking = []
+    if getattr(args.eval_strategy, "value", args.eval_strategy) == "no":
+        lacking.append("eval_strategy=epoch and save_strategy=epoch (or steps)")
+    if not args.load_best_model_at_end:
+        lacking.append("load_best_model_at_end=true")
+    if lacking:
+        raise ValueError(
+            f"early_stopping_patience={patience} waits for evaluations to get better and keeps the best student: pass "
+            f"{' and '.join(lacking)}, and say what counts with metric_for_best_model."
+        )
+
+
+def check_metric(args: TrainingArguments, names: Iterable[str]) -> None:
+    """
+    Args:
+        args: with a `metric_for_best_model`, or without.
+        names: of the metrics that an evaluation gives.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    asked = args.metric_for_best_model
+    if asked is None:
+        return
+    known = list(dict.fromkeys([*names, *OF_A_RUN]))
+    if asked.removeprefix("eval_") not in known and asked not in known:
+        close = difflib.get_close_matches(asked.removeprefix("eval_"), known, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(
+            f"metric_for_best_model={asked!r} is nothing that an evaluation gives here: {hint}expected one of "
+            f"{', '.join(name for name in known if name not in OF_A_RUN[1:])}."
+        )
