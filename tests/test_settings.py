@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import test_detection_trainer as detection
 import tiny
+from datasets import DatasetDict, load_from_disk
+from huggingface_hub import ModelCard
 from test_trainer import StopAfter, arguments, logged, rows, student, trainer
 
 from madkd_hf.student.metrics import compute_metrics
@@ -164,3 +166,38 @@ def test_a_warm_up_longer_than_the_training_is_said(tmp_path, caplog):
 def test_a_metric_with_its_prefix_and_one_of_the_run_are_known(tmp_path):
     for name in ("loss", "eval_loss", "accuracy", "eval_accuracy", "runtime"):
         check_metric(arguments(tmp_path, metric_for_best_model=name), ["accuracy"])
+
+
+# What a card says of validation images that were drawn
+
+
+def test_a_drawn_validation_part_is_told_as_what_it_is(tmp_path):
+    from common import SplitArguments
+    from splits import with_validation
+
+    drawn = with_validation(DatasetDict({"train": rows(40)}), SplitArguments(dataset="birds"), 0, "label")
+    drawn.save_to_disk(tmp_path / "labelled")
+    drawn = load_from_disk(tmp_path / "labelled")
+    run = trainer(tmp_path / "out", train=drawn["train"], evaluate=drawn["validation"])
+    run.evaluate()
+    run.create_model_card()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    how = "a random tenth of train, drawn with seed 0"
+    assert {result.dataset_split for result in card.data.eval_results} == {how}
+    assert f"| Validation ({how}; 4 images) |" in card.text
+    assert f"The validation images are {how}." in card.text
+
+
+def test_a_split_that_is_one_keeps_its_name(tmp_path):
+    from common import SplitArguments
+    from splits import with_validation
+
+    both = DatasetDict({"train": rows(16), "validation": rows(8)})
+    both.save_to_disk(tmp_path / "labelled")
+    both = with_validation(load_from_disk(tmp_path / "labelled"), SplitArguments(dataset="birds"), 0, "label")
+    run = trainer(tmp_path / "out", train=both["train"], evaluate=both["validation"])
+    run.evaluate()
+    run.create_model_card()
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation"}
+    assert "| Validation (8 images) |" in card.text and "drawn" not in card.text

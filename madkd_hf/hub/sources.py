@@ -20,8 +20,10 @@ DRAWN = "madkd_hf: these rows are "  # begins a line of a dataset's description
 
 
 def note_drawn(rows: Dataset, how: str) -> None:
-    """Note in a dataset how its rows were chosen ("a random tenth of train, drawn with seed 0"); copies and files of it
-    keep the note."""
+    """Note in a dataset how its rows were chosen ("a random tenth of train, drawn with seed 0").
+
+    Copies and files of it keep the note.
+    """
     rows.info.description = "\n".join(filter(None, [rows.info.description, f"{DRAWN}{how}"]))
 
 
