@@ -51,8 +51,7 @@ class PublishedTrainer(SavingTrainer):
         drawn = how_drawn(rows)
         same_dataset = DataSource.of(self.train_dataset) in (None, source)
         if same_dataset and split == getattr(self.train_dataset, "split", None):
-            # A part of the training split still calls itself that.
-            drawn, split = how_drawn(rows) or (f"a part of {split}" if split else None), None
+            split = None  # a part of the training split still calls itself that
         names = {"eval": split or "validation", "test": split or "test"}
         name = str(names.get(metric_key_prefix, metric_key_prefix.removeprefix("eval_")))
         self._found[self._step, name, source] = Evaluation(
