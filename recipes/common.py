@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import importlib
 import json
 import os
 import signal
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
-import pyarrow as pa
 import yaml
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
+from datasets import DatasetDict, IterableDatasetDict
 from transformers import HfArgumentParser
 
-from madkd_hf.data.saved import check_saved
+from madkd_hf.data.places import commit_of, looks_like_path, similar
+from madkd_hf.data.sources import load
 from madkd_hf.labelling import ToldElsewhere
+from madkd_hf.text import terminal_lines
 
 
 CATEGORY = "category"  # the field of objects where detectors look for their classes
+FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
+READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
+WRITTEN = ("output_dir", "work_dir")
 
 
 @dataclass
@@ -48,7 +47,11 @@ class DatasetArguments:
     )
     image_column: str = field(default="image", metadata={"help": "The column of images."})
     limit: int | None = field(
-        default=None, metadata={"help": "Keep the first N rows of each split: a quick look before a long run."}
+        default=None,
+        metadata={
+            "help": "Keep N rows of each split, drawn evenly of all classes and always the same; of a stream the "
+            "first ones. A quick look before a long run."
+        },
     )
 
 
@@ -167,18 +170,25 @@ class RecipeParser(HfArgumentParser):
         peek = ArgumentParser(add_help=False, allow_abbrev=False)
         peek.add_argument("--config")
         config = peek.parse_known_args(args)[0].config
-        from_file = [] if config is None else self._read(Path(config))
+        from_file = [] if config is None else self._read(Path(config).expanduser(), args)
         *parsed, namespace, unknown = self.parse_args_into_dataclasses(
             [*from_file, *args], return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
             name = unknown[0].split("=")[0]
             raise ValueError(f"Unknown option {name}{self._suggest(name)}; --help lists them all.")
+        for options in parsed:
+            for name in (*READ, *WRITTEN):
+                if str(getattr(options, name, None)).startswith("~"):
+                    setattr(options, name, os.path.expanduser(getattr(options, name)))
         return tuple(parsed)
 
-    def _read(self, path: Path) -> list[str]:
+    def _read(self, path: Path, args: list[str]) -> list[str]:
+        """The options in a file as a command line has them; `args` are those that win over them."""
         if not path.is_file():
-            raise ValueError(f"There is no config file {path}: pass --config with a YAML file that exists.")
+            raise ValueError(
+                f"There is no config file {path}{similar(path)}: pass --config with a YAML file that exists."
+            )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
@@ -189,12 +199,33 @@ class RecipeParser(HfArgumentParser):
         for key in content:
             if key not in known:
                 raise ValueError(f"Unknown key {key!r} in {path}{self._suggest(str(key))}; --help lists them all.")
+        for key in READ:
+            overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
+            if isinstance(content.get(key), str) and not overridden:
+                content[key] = _found(path, key, content[key])
         return [token for key, value in content.items() for token in _tokens(key, value)]
 
     def _suggest(self, name: str) -> str:
         known = [action.dest for action in self._actions]
         close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
         return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _found(config: Path, key: str, value: str) -> str:
+    """What an option of a config file names: beside that file, or else from the working directory or the Hub.
+
+    Raises:
+        ValueError: a file or folder that is in neither place.
+    """
+    beside = config.parent / Path(value).expanduser()
+    if value and beside.exists():
+        return value if beside == Path(value) else str(beside)
+    if value and not Path(value).exists() and (key in FILES or looks_like_path(value)):
+        raise ValueError(
+            f"{config} says `{key}: {value}`, and that is neither beside it nor in {Path.cwd()}{similar(beside)}: "
+            "correct the path."
+        )
+    return value
 
 
 def _tokens(key: str, value: Any) -> list[str]:
@@ -209,73 +240,34 @@ def _tokens(key: str, value: Any) -> list[str]:
 def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
     """The dataset that the arguments name, cut to `limit` rows a split; with `streaming`, nothing is downloaded first.
 
+    The main process prints what is in it, and what was left out.
+
     Raises:
-        ValueError: no dataset named, or a module:function that is not there.
+        ValueError: no dataset named, none of that name, or one that can be read in two ways.
     """
-    if not args.dataset:
-        raise ValueError("No dataset given: pass --dataset with a Hub id, a folder, or module:function.")
-    path = Path(args.dataset)
-    check_saved(path)
-    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        loaded = datasets.load_from_disk(path)
-    elif ":" in args.dataset and not path.exists():
-        loaded = _call(args.dataset)
-    else:
-        options = {"revision": source(args)["commit"] or args.dataset_revision, "streaming": streaming}
-        try:
-            loaded = datasets.load_dataset(args.dataset, args.dataset_config, **options)
-        except (datasets.exceptions.DatasetGenerationError, pa.ArrowException) as error:
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise ValueError(f"Cannot read the dataset {args.dataset} ({reason}): look at its files.") from error
-    if isinstance(loaded, (Dataset, IterableDataset)):
-        loaded = {"train": loaded}
-    elif not isinstance(loaded, (DatasetDict, IterableDatasetDict)):
-        raise ValueError(f"{args.dataset} gives {type(loaded).__name__}: expected a Dataset or a DatasetDict.")
-    cut = {split: _cut(rows, args.limit, streaming) for split, rows in loaded.items()}
-    return (IterableDatasetDict if streaming else DatasetDict)(cut)
+    loaded = load(
+        args.dataset,
+        args.dataset_config,
+        args.dataset_revision,
+        streaming,
+        args.limit,
+        args.image_column,
+        getattr(args, "label_column", "label"),
+        [Path(__file__).resolve().parents[1]],
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(terminal_lines(loaded.summary), flush=True)
+    return loaded.splits
 
 
 def source(args: DatasetArguments) -> dict[str, str | None]:
     """What the rows are, for the provenance: id, configuration, revision, and of a Hub dataset the commit."""
-    path = Path(args.dataset)
-    commit = None if path.exists() or ":" in args.dataset else _commit(args.dataset, args.dataset_revision)
+    path, commit = Path(args.dataset).expanduser(), None
+    if not path.exists() and ":" not in args.dataset:
+        with suppress(ValueError):  # rows that were given may be called after a dataset that is not to be found
+            commit = commit_of(args.dataset, args.dataset_revision)
     name = path.resolve().name if path.exists() else args.dataset  # not where it is on somebody's machine
     return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}
-
-
-@functools.cache
-def _commit(dataset: str, revision: str | None) -> str | None:
-    """Asked once, so that what is read and what is written about it are the same; None where the Hub cannot say."""
-    try:
-        return HfApi().dataset_info(dataset, revision=revision).sha
-    except (HTTPError, HFValidationError, OSError):
-        return None
-
-
-def _cut(rows: Dataset | IterableDataset, limit: int | None, streaming: bool) -> Dataset | IterableDataset:
-    if isinstance(rows, IterableDataset):
-        if not streaming:
-            raise ValueError("The dataset is a stream, and this needs rows that stay: materialize it first.")
-        return rows if limit is None else rows.take(limit)
-    if streaming and limit == 0:  # an empty dataset cannot become a stream
-        return rows.to_iterable_dataset().take(0)
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    return rows.to_iterable_dataset() if streaming else rows
-
-
-def _call(name: str) -> DatasetDict | Dataset:
-    module_name, function_name = name.split(":", 1)
-    for folder in (Path.cwd(), Path(__file__).resolve().parents[1]):
-        if str(folder) not in sys.path:
-            sys.path.append(str(folder))
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"Cannot find {name!r} ({error}): expected module:function that returns a dataset."
-        ) from error
-    return function()
 
 
 class Terminated(KeyboardInterrupt):

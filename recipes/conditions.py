@@ -165,11 +165,21 @@ def points(args: CompareArguments) -> list[dict[str, Any]]:
     return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
 
 
-def check(args: CompareArguments) -> None:
-    """Raise ValueError for what would fail when the teacher has worked for hours: each student is told what it is."""
+def check_given(args: CompareArguments) -> None:
+    """Raise ValueError for what is missing on the command line, or missing where that says it is."""
     for name in ("output_dir", "baseline", "distill"):
         if not getattr(args, name):
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    for name in ("baseline", "distill"):
+        if not Path(getattr(args, name)).is_file():
+            raise ValueError(
+                f"There is no file {getattr(args, name)}: pass --{name} with a YAML of {args.script}.py that exists."
+            )
+
+
+def check(args: CompareArguments) -> None:
+    """Raise ValueError for what would fail when the teacher has worked for hours: each student is told what it is."""
+    check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
     for point, condition in itertools.product(points(args), args.controls()):

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from common import SplitArguments, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict
-from splits import check_columns, check_test_split, with_class_labels, with_validation
+from splits import check_columns, check_count, check_test_split, with_class_labels, with_validation
 from targets import bank_of, check_control
 
 from madkd_hf import AspectBank, text
@@ -123,20 +123,8 @@ class Classes:
         Raises:
             ValueError: a class has fewer images than are to be drawn.
         """
-        wanted = args.images_per_class
-        if wanted is None:
-            return
-        if wanted < 1:
-            raise ValueError(f"--images_per_class is {wanted}: expected 1 or more.")
-        names = rows.features[args.label_column].names
-        counts = np.bincount(np.array(rows[args.label_column], dtype=int), minlength=len(names))
-        few = [(name, count) for name, count in zip(names, counts.tolist()) if count < wanted]
-        if few:
-            others = f"; {len(few) - 1} other classes have too few" if few[1:] else ""
-            raise ValueError(
-                f"The class {few[0][0]!r} has {few[0][1]} images and --images_per_class asks for {wanted}{others}: "
-                "ask for fewer, or leave those classes out."
-            )
+        if args.images_per_class is not None:
+            check_count(rows, args.label_column, args.images_per_class)
 
 
 def _without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:

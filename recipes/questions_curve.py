@@ -21,7 +21,7 @@ import train_student
 import transformers
 from cells import Cell, run_cells
 from common import RecipeParser, run
-from conditions import CompareArguments, keep, label, student_words
+from conditions import CompareArguments, check_given, keep, label, student_words
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
@@ -90,9 +90,7 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
 
 def main() -> None:
     (args,) = RecipeParser(CurveArguments, description=__doc__).parse()
-    for name in ("output_dir", "baseline", "distill"):
-        if not getattr(args, name):
-            raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    check_given(args)
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     labelled, bank, _ = label(args)

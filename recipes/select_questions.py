@@ -18,15 +18,15 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import attach_aspects
-import numpy as np
 from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from madkd_hf import AspectBank
 from madkd_hf.aspects import ASPECT_COLUMNS
+from madkd_hf.data.limits import even
 from madkd_hf.questions.selection import select_questions
 from madkd_hf.questions.subset import subset
 from madkd_hf.report.choice import read_answers, selection_table, write_selection
@@ -94,29 +94,23 @@ def check(args: SelectArguments, splits: DatasetDict) -> bool:
 def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
     """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
     labels = rows.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
-    labels = [None if label == -1 else label for label in labels]
-    turn: dict[Any, int] = {}
-    places = []
-    for row in np.random.default_rng(seed).permutation(len(labels)).tolist():
-        if labels[row] is not None:
-            turn[labels[row]] = turn.get(labels[row], 0) + 1
-            places.append((turn[labels[row]], len(places), row))
-    return rows.select(sorted(row for _, _, row in sorted(places)[:count]))
+    return rows.select(even([None if label == -1 else label for label in labels], count, seed, without_class=False))
 
 
 def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
     """The rows to look at, without their images, and the bank of all candidates."""
     names = [*ASPECT_COLUMNS, args.label_column]
     rows = concatenate_datasets([splits[split] for split in args.splits])
+    name = args.splits[0] if len(args.splits) == 1 else "sample"  # messages name rows by the split
     if args.sample is not None:
         rows = draw(rows, args.label_column, args.sample, args.seed)
     if labelled:
         bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
     else:
         shared = {name: getattr(args, name) for name in _shared()}
-        attach = attach_aspects.AttachArguments(**shared, splits=["sample"], label_column=args.label_column)
-        labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict(sample=rows))
-        rows = labelled_splits["sample"]
+        attach = attach_aspects.AttachArguments(**shared, splits=[name], label_column=args.label_column)
+        labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict({name: rows}))
+        rows = labelled_splits[name]
     return rows.select_columns([name for name in names if name in rows.features]), bank
 
 

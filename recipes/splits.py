@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections import Counter
 
 from common import SplitArguments
-from datasets import ClassLabel, Dataset, DatasetDict, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from madkd_hf.data.labels import class_label, with_whole_numbers, without_class
 from madkd_hf.hub.sources import note_drawn
 from madkd_hf.student.data import readable
 
@@ -43,38 +43,82 @@ def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
 def with_validation(
     splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
 ) -> DatasetDict:
-    """The splits with one for validation: a part of the training images where there is none."""
+    """The splits with one for validation: a part of the training images where there is none.
+
+    An image that is the only one of its class stays in the training part, and the class is named.
+
+    Args:
+        stratify_by_column: the classes, if every one is to be in both parts.
+
+    Raises:
+        ValueError: the part would be too small.
+    """
     if args.eval_split not in splits:
+        rows = splits[args.train_split]
         try:
-            parts = splits[args.train_split].train_test_split(
-                args.validation_fraction, stratify_by_column=stratify_by_column, seed=seed
+            splits[args.train_split], splits[args.eval_split] = _parts(
+                rows, args.validation_fraction, seed, stratify_by_column
             )
         except ValueError as error:
             each = ", some of each class" if stratify_by_column else ""
             raise ValueError(
-                f"Cannot keep {args.validation_fraction:.0%} of {len(splits[args.train_split])} training images for "
-                f"validation{each} ({error}): pass --eval_split, or another --validation_fraction."
+                f"Cannot keep {args.validation_fraction:.0%} of {len(rows)} training images for validation{each} "
+                f"({error}): pass --eval_split, or another --validation_fraction."
             ) from error
-        splits[args.train_split], splits[args.eval_split] = parts["train"], parts["test"]
         part = PARTS.get(args.validation_fraction, f"{args.validation_fraction:.0%}")
         note_drawn(splits[args.eval_split], f"a random {part} of {args.train_split}, drawn with seed {seed}")
     return splits
 
 
+def _parts(rows: Dataset, fraction: float, seed: int, column: str | None) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and rows for validation."""
+    labels = rows[column][:] if column else []
+    counts = Counter(labels)
+    alone = [row for row, label in enumerate(labels) if counts[label] == 1]
+    if not alone:
+        parts = rows.train_test_split(fraction, stratify_by_column=column, seed=seed)
+        return parts["train"], parts["test"]
+    others = [row for row, label in enumerate(labels) if counts[label] > 1]
+    if not others:
+        raise ValueError("every class has a single image")
+    features = Features({"row": Value("int64"), column: rows.features[column]})
+    places = Dataset.from_dict({"row": others, column: [labels[row] for row in others]}, features)
+    parts = places.train_test_split(fraction, stratify_by_column=column, seed=seed)
+    names = [rows.features[column].int2str(labels[row]) for row in alone]
+    logger.warning(
+        "Only one image shows %s: it stays in the training part, and no validation image shows that class.",
+        ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} other classes" if len(names) > 5 else ""),
+    )
+    return rows.select([*parts["train"]["row"][:], *alone]), rows.select(parts["test"]["row"][:])
+
+
 def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
+    """The splits with that column as ClassLabels.
+
+    Raises:
+        ValueError: no such column, or other values than classes.
+    """
     features = splits[train_split].features
     if label_column not in features:
+        named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         raise ValueError(
-            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column."
+            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
+            + (f" {named[0]}." if len(named) == 1 else ", or put the images into a folder for each class.")
+        )
+    if missing := without_class(splits[train_split], label_column):
+        raise ValueError(
+            f"{missing} of the {len(splits[train_split])} rows of split {train_split!r} have no class in the column "
+            f"{label_column!r}: label them, or drop those rows."
         )
     if isinstance(features[label_column], ClassLabel):
         return splits
     having = {split: rows for split, rows in splits.items() if label_column in rows.features}
+    having = {split: with_whole_numbers(rows, label_column) for split, rows in having.items()}
     label = class_label(
         f"column {label_column!r}",
-        features[label_column],
+        having[train_split].features[label_column],
         having,
-        lambda rows: rows.select_columns(label_column).unique(label_column),
+        lambda rows: [value for value in rows.unique(label_column) if value is not None],  # null where hidden
         train_split,
     )
     for split, rows in having.items():
@@ -82,33 +126,20 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
     return splits
 
 
-def class_label(
-    name: str,
-    feature: Any,
-    splits: Mapping[str, Dataset],
-    values_of: Callable[[Dataset], Iterable[Any]],
-    train_split: str,
-) -> ClassLabel:
-    """The classes that the training split has, from strings or integers.
-
-    Args:
-        name: what an error calls the values.
-        feature: of the values.
-        values_of: gives those of a split.
-
-    Raises:
-        ValueError: other values than strings and integers, or a split with a class that the training split lacks.
-    """
-    if not getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string")):
-        raise ValueError(f"The {name} holds {feature}, not classes: expected a ClassLabel, strings or integers.")
-    values = {split: set(values_of(rows)) for split, rows in splits.items()}
-    for split, found in values.items():
-        if strange := [value for value in found if value is None or value not in values[train_split]]:
-            raise ValueError(
-                f"The split {split!r} has the label {strange[0]!r}, which is no class of {train_split!r}: "
-                "drop those rows, or correct their labels."
-            )
-    return ClassLabel(names=[str(value) for value in sorted(values[train_split])])
+def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None:
+    """Raise ValueError where a class has fewer images than are to be drawn of each."""
+    if images_per_class < 1:
+        raise ValueError(f"--images_per_class is {images_per_class}: expected 1 or more.")
+    names, counts = rows.features[label_column].names, Counter(rows[label_column])
+    few = sorted((counts[index], name) for index, name in enumerate(names) if counts[index] < images_per_class)
+    if few:
+        count, name = few[0]
+        others = ", ".join(f"{name!r} ({count})" for count, name in few[1:5]) + (", ..." if few[5:] else "")
+        raise ValueError(
+            f"The class {name!r} has {count} image{'s'[: count != 1]} and --images_per_class asks for "
+            f"{images_per_class}{f'; too few have {others} as well' if others else ''}: "
+            "ask for fewer, or leave those classes out."
+        )
 
 
 def check_test_split(splits: DatasetDict, args: SplitArguments) -> None:

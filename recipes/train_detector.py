@@ -23,7 +23,7 @@ from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, run
 from datasets import ClassLabel, Dataset, DatasetDict, Image, List
 from preflight import Classes, Ready, Test
 from results import load_arrays
-from splits import class_label, readable_splits, warn_of_absent, with_validation
+from splits import readable_splits, warn_of_absent, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
 from train_student import find_checkpoint, fit_and_measure, look, publish, waits_for_hub, what_decides
@@ -32,6 +32,7 @@ from transformers import set_seed
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
 from madkd_hf.boxes import corners
 from madkd_hf.data.check import Unreadable, names_of, upright_size, without
+from madkd_hf.data.labels import class_label
 from madkd_hf.data.problems import Problems
 from madkd_hf.detection.checks import check_detector, check_has_column, check_objects
 from madkd_hf.detection.metrics import STATISTICS

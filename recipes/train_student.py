@@ -24,7 +24,7 @@ from common import ClassArguments, DatasetArguments, RecipeParser, run, source
 from datasets import Dataset, DatasetDict
 from preflight import Classes, Ready
 from results import forget_damaged_results, tell_damage
-from splits import readable_splits, warn_of_absent, with_class_labels, with_validation
+from splits import check_count, readable_splits, warn_of_absent, with_class_labels, with_validation
 from targets import attach, control_aspects
 from teachers import LabellingArguments
 from transformers import set_seed
@@ -335,17 +335,14 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
     """The same number of images of each class, by seed.
 
     Raises:
-        ValueError: a class has too few.
+        ValueError: classes have too few; all of them are named.
     """
+    check_count(rows, label_column, images_per_class)
     labels = np.array(rows[label_column])
     generator = np.random.default_rng(seed)
     drawn = []
-    for index, name in enumerate(rows.features[label_column].names):
+    for index in range(rows.features[label_column].num_classes):
         (of_class,) = np.nonzero(labels == index)
-        if len(of_class) < images_per_class:
-            raise ValueError(
-                f"The class {name!r} has {len(of_class)} images and --images_per_class asks for {images_per_class}."
-            )
         drawn.append(generator.choice(of_class, images_per_class, replace=False))
     return rows.select(np.concatenate(drawn))
 

@@ -102,11 +102,11 @@ def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
     for i in range(4):
         (folder / "one").mkdir(parents=True, exist_ok=True)
         load_from_easy_vqa().save(folder / "one" / f"{i}.png")
-    (folder / "one" / "2.png").write_bytes(b"")
+    (folder / "one" / "2.png").write_bytes(b"no image")
     words = ["--dataset", folder, "--output_dir", tmp_path / "out", "--streaming", streaming]
     words += ["--work_dir", tmp_path / "work"] if streaming == "false" else []
     said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
-    assert "error: The image in row 2 of split 'train' cannot be decoded" in said and "on_error='skip'" in said
+    assert "2.png (row 2 of split 'train') cannot be decoded" in said and "on_error='skip'" in said
     recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words, "--on_error", "skip")
     assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
 
@@ -313,9 +313,9 @@ def load_from_easy_vqa():
 
 
 def test_train_takes_bank_and_answers_from_a_labelled_folder(labelled, tmp_path):
-    words = ["--dataset", labelled, "--output_dir", tmp_path, "--images_per_class", "1", "--max_steps", "1"]
+    words = ["--dataset", labelled, "--output_dir", tmp_path, "--images_per_class", "2", "--max_steps", "1"]
     said = refuse("train_student", "--config", EASY_VQA / "baseline.yaml", "--aspect_alpha", "4", *words)
-    assert "has 0 images" in said  # 30 rows do not show all 24 classes
+    assert "has 1 image" in said  # 30 rows do not show all 24 classes twice
     config = yaml.safe_load((EASY_VQA / "baseline.yaml").read_text())
     del config["images_per_class"]
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(config))
@@ -513,11 +513,13 @@ def test_labels_of_every_kind_become_classes():
         )
         assert splits["test"].features["label"].names == sorted(map(str, values))
         assert sorted(splits["test"]["label"]) == [0, 1]
-    for strange in (None, "fox"):
-        splits = DatasetDict(
-            train=Dataset.from_dict({"label": ["cat", "dog"]}), test=Dataset.from_dict({"label": ["cat", strange]})
-        )
-        with pytest.raises(ValueError, match=f"split 'test' has the label {strange!r}"):
+    for split, strange, said in (
+        ("test", "fox", "split 'test' has the label 'fox'"),
+        ("train", None, "1 of the 2 rows of split 'train' have no class"),
+    ):
+        splits = {"train": ["cat", "dog"], "test": ["cat", "dog"]} | {split: ["cat", strange]}
+        splits = DatasetDict({name: Dataset.from_dict({"label": labels}) for name, labels in splits.items()})
+        with pytest.raises(ValueError, match=said):
             with_class_labels(splits, "label", "train")
 
 

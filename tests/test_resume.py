@@ -217,11 +217,11 @@ def test_a_bad_image_stops_all_workers_and_is_told_once(tmp_path):
     (tmp_path / "images").mkdir()
     for i, image in enumerate(tiny.images(12)):
         image.save(tmp_path / "images" / f"{i:02d}.png")
-    (tmp_path / "images" / "05.png").write_bytes(b"")
+    (tmp_path / "images" / "05.png").write_bytes(b"no image")
     words = ["--dataset", tmp_path / "images", "--output_dir", tmp_path / "out", "--shard_size", "2"]
     done = recipe(*words, "--work_dir", tmp_path / "work", launch=TWO)
     assert done.returncode != 0
-    assert done.stderr.count("error: The image in row 5 of split 'train' cannot be decoded") == 1
+    assert done.stderr.count("images/05.png (row 5 of split 'train') cannot be decoded") == 1
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import datasets
@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..images import to_rgb
+from .rows import file_name, named, row_number
 from .seen import Seen, key_of, key_of_bytes
 
 
@@ -302,12 +303,9 @@ def _ahead(
 
 def _names(dataset: Dataset, split: str) -> Callable[[int, str | None], str]:
     """How a message names a row: by its file, or by the row that the user knows, not that of a selection."""
-    indices = dataset._indices
 
     def name(row: int, path: str | None) -> str:
-        if path:
-            return "/".join(PurePosixPath(Path(path).as_posix()).parts[-3:]).replace("//", "/")
-        return f"row {row if indices is None else indices.column(0)[row].as_py()} of split {split!r}"
+        return file_name(path) if path else named(None, row_number(dataset, row), split)
 
     return name
 

@@ -252,7 +252,9 @@ class _Job:
         size, others = work.manifest["shard_size"], {}
         pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
-        reader = Reader(source.split, self.bank, self.teacher, self.image_column, self.on_error, self.boxes)
+        reader = Reader(
+            source.split, self.bank, self.teacher, self.image_column, self.on_error, source.name_of, self.boxes
+        )
         progress, counted = self._progress(work, source, done)
         with tqdm(**progress, disable=not self.workers.is_main) as bar, no_bars():
             for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):

@@ -34,13 +34,17 @@ class Unit:
 
 @dataclass
 class Reader:
-    """How the images of a split, or their objects, become answers, and what happens to those that cannot be read."""
+    """How the images of a split, or their objects, become answers, and what happens to those that cannot be read.
+
+    `name_of` is what messages call a row, by its number and its file.
+    """
 
     split: str
     bank: AspectBank
     teacher: AspectTeacher
     image_column: str
     on_error: str
+    name_of: Callable[[int, str | None], str]
     boxes: Boxes | None = None
 
     def answers(self, rows: Dataset, start: int, images_per_call: int, tell: Callable[[int], Any]) -> pa.Table:
@@ -65,9 +69,11 @@ class Reader:
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
         """What to ask about in a row; None where it cannot be read and is to be skipped."""
-        name = f"The image in row {number} of split {self.split!r}"
+        stored = row[self.image_column]
+        place = self.name_of(number, stored and stored["path"])
+        name = f"The image {place}" if stored and stored["path"] else f"The image in {place}"
         try:
-            image = decode(row[self.image_column])
+            image = decode(stored)
         except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
             return self._refuse(name, "cannot be decoded", error)
         if self.boxes is None:
@@ -77,12 +83,12 @@ class Reader:
         except ValueError as error:
             if self.on_error == "raise":
                 raise ValueError(
-                    f"In row {number} of split {self.split!r}, {str(error).removesuffix('.')}, or pass "
+                    f"In {place}, {str(error).removesuffix('.')}, or pass "
                     "on_error='skip' to leave the row's answers empty."
                 ) from error
             return None
-        where = f"of the image in row {number} of split {self.split!r}"
-        return [Unit(_pixels(crop), crop, f"Object {index} {where}") for index, crop in enumerate(crops)]
+        where = name.replace("The", "the", 1)
+        return [Unit(_pixels(crop), crop, f"Object {index} of {where}") for index, crop in enumerate(crops)]
 
     def _read(self, units: list[Unit]) -> dict[Hashable, Answer | None]:
         """The answers by key, None for what the teacher's processor refuses."""

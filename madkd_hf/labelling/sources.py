@@ -19,6 +19,7 @@ from datasets.table import embed_table_storage, table_cast
 from PIL.Image import Image
 
 from ..aspects import ASPECT_COLUMNS
+from ..data.rows import file_name, named
 from ..images import to_rgb
 from ..objects import count_objects
 from .identity import digest_of_steps, steps
@@ -67,6 +68,10 @@ class Rows:
         """The images as they are stored, nothing decoded, and the objects in them."""
         images = self.data.with_format(None).select_columns(_columns(self))
         return images.cast_column(self.image_column, datasets.Image(decode=False))
+
+    def name_of(self, row: int, path: str | None) -> str:
+        """A row in messages; by its file alone where this is a selection, whose numbers its maker may not know."""
+        return file_name(path) if path and self.data._indices is not None else named(path, row, self.split)
 
     def head(self) -> Iterator[dict[str, Any]]:
         """The stored images and their objects, from the first on."""
@@ -135,6 +140,10 @@ class Stream:
         digest.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
         return {"rows": None, "fingerprint": digest.hexdigest()[:16], "labelled": self.labelled}
 
+    def name_of(self, row: int, path: str | None) -> str:
+        """A row in messages."""
+        return named(path, row, self.split)
+
     @cached_property
     def encoded(self) -> IterableDataset:
         """The rows as arrow tables, nothing decoded."""
@@ -178,8 +187,8 @@ class Stream:
                 continue
             if answered[row] or not self.labelled:
                 raise ValueError(
-                    f"The image in row {start + row} of split {self.split!r} cannot be stored (there is no file "
-                    f"{image['path']}): bring the file back or drop the row."
+                    f"The image {named(image['path'], start + row, self.split)} cannot be stored, there is no such "
+                    "file: bring it back or drop the row."
                 )
             images[row] = None
         columns = {self.image_column: pa.array(images, datasets.Image().pa_type)}

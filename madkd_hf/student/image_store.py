@@ -24,6 +24,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..data.rows import named, row_number
 from ..images import to_rgb
 from .augmentation import image_key
 from .chunks import FACTS, PIXELS, Chunks
@@ -228,12 +229,14 @@ def _fill(
 
     def one(index: int, value: dict | None) -> tuple[int, int, int]:
         if not value or (value["bytes"] is None and value["path"] is None):
-            raise ValueError(f"Row {index} has no image: leave it out.")
+            raise ValueError(f"Row {row_number(rows, index)} has no image: leave it out.")
         try:
             image = to_rgb(feature.decode_example(value))
         except Exception as error:
+            name = named(value["path"], row_number(rows, index))
             raise ValueError(
-                f"The image of row {index} cannot be read ({error}): repair it, or leave that row out."
+                f"The image {'' if value['path'] else 'of '}{name} cannot be read ({error}): repair it, or leave that "
+                "row out."
             ) from error
         chunks.pixels[index] = render(image)
         return *image.size, image_key(image)

@@ -1,0 +1,213 @@
+"""A folder of images, read the way its owner sees it: a class is a folder, a split a top folder that is named so.
+
+- Splits are the top folders, if *all* of them that hold images are named like splits, in any case: train, Training,
+  val2017, test_set, ...
+- The class of an image is the first folder below its split (or below the folder itself); folders further down belong
+  to that class.
+- What can be read in two ways is refused with both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, DatasetInfo, Features, Image, NamedSplit
+
+from .walk import File, Files, composed, walk
+
+
+SPLITS = {"train": "train", "training": "train", "validation": "validation", "valid": "validation"}
+SPLITS |= {"val": "validation", "dev": "validation", "test": "test", "testing": "test"}
+SPLITS |= {"eval": "test", "evaluation": "test"}  # as the Hub reads them
+SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([-_. ]?(set|split|data|images))?[-_. ]?\d*")
+ORDER = ("train", "validation", "test")
+
+Classes = list[str] | None  # the class of each image; None where a split has none
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of a split: `depth` is how many of their folders stand above its classes."""
+
+    images: list[File]
+    depth: int
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder's name means, if it means one."""
+    found = SPLIT_NAME.fullmatch(composed(name).strip().lower())
+    return SPLITS[found[1]] if found else None
+
+
+def read_folder(folder: Path, files: Files | None = None) -> DatasetDict:
+    """The images of a folder as columns `image` (paths) and, where there are class folders, `label`.
+
+    Args:
+        folder: of images.
+        files: what is in it, if that is known.
+
+    Returns:
+        Its splits; a folder without split folders is the split "train". Their fingerprints follow from the images'
+        names, sizes and times of change. A split without class folders beside one that has them has null labels.
+
+    Raises:
+        ValueError: no images, or images that can be understood in two ways.
+    """
+    files = walk(folder) if files is None else files
+    parts = split_parts(folder, files.images)
+    classes = {split: classes_of(folder, part) for split, part in parts.items()}
+    names = class_names(folder, classes)
+    return DatasetDict({split: _rows(folder, split, part, classes[split], names) for split, part in parts.items()})
+
+
+def split_parts(folder: Path, images: list[File]) -> dict[str, Part]:
+    """Which images are in which split, by the top folders.
+
+    Raises:
+        ValueError: folders that may be splits or classes, or images beside split folders.
+    """
+    tops: dict[str, list[File]] = defaultdict(list)
+    for image in images:
+        tops[image.parts[0] if len(image.parts) > 1 else ""].append(image)
+    loose = tops.pop("", [])
+    named = {top: split for top in tops if (split := split_of(top))}
+    if not named:
+        return {"train": Part(images, 0)}
+    if len(named) < len(tops):
+        others = [top for top in tops if top not in named]
+        only_folders = [top for top in named if all(len(image.parts) > 2 for image in tops[top])]
+        if only_folders or len(set(named.values())) > 1:
+            raise ValueError(
+                f"{folder} holds the folders {_list(tops)}: either {_list(named)} are splits and {_list(others)} is "
+                f"something else, or all are classes; move {_list(others)} elsewhere, or rename {_list(named)}."
+            )
+        return {"train": Part(images, 0)}
+    if loose:
+        raise ValueError(
+            f"{folder} holds {_images(loose)} beside the split folders {_list(tops)}: move them into one of these, or "
+            "elsewhere."
+        )
+    for split in ORDER:
+        if len(same := [top for top in named if named[top] == split]) > 1:
+            raise ValueError(
+                f"The folders {_list(same)} of {folder} all mean the split {split!r}: put their images into one of "
+                "them, or move the others elsewhere."
+            )
+    return {split: Part(tops[top], 1) for split in ORDER for top in tops if named[top] == split}
+
+
+def classes_of(folder: Path, part: Part) -> Classes:
+    """The class of each image: the first folder below the split."""
+    root = Path(folder, *part.images[0].parts[: part.depth])
+    below = [image.parts[part.depth :] for image in part.images]
+    loose = [image for image, parts in zip(part.images, below) if len(parts) == 1]
+    if len(loose) == len(below):
+        return None
+    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    for parts in below:
+        if len(parts) > 1:
+            found[composed(parts[0])].append(parts[1:])
+    if loose:
+        raise ValueError(
+            f"{root} holds {_images(loose)} beside the folders {_list(found)}: either these are classes, or no image "
+            "here has a class; move what lies beside them into one of them, or elsewhere."
+        )
+    _refuse_two_spellings(root, found)
+    _refuse_two_levels(root, found)
+    return [composed(parts[0]) for parts in below]
+
+
+def _refuse_two_spellings(root: Path, found: Iterable[str]) -> None:
+    spelt: dict[str, str] = {}
+    for name in sorted(found):
+        other = spelt.setdefault(name.strip().casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{root} holds the folders {other!r} and {name!r}: either one class or two; put all into one of them, "
+                "or give one another name."
+            )
+
+
+def _refuse_two_levels(root: Path, found: Mapping[str, list[tuple[str, ...]]]) -> None:
+    """Folders below the class folders that may be splits, or the classes themselves."""
+    for name, images in found.items():
+        inner = {parts[0] for parts in images if len(parts) > 1}
+        if inner and all(map(split_of, inner)):
+            raise ValueError(
+                f"{root / name} holds the folders {_list(inner)}: either splits or parts of the class {name!r}; put "
+                f"splits at the top ({sorted(inner)[0]}/{name}/...), or rename these folders."
+            )
+    inner = {composed(parts[0]) for images in found.values() for parts in images if len(parts) > 1}
+    if len(inner) < 2 or any(len(parts) == 1 for images in found.values() for parts in images):
+        return
+    upper, lower = (f"{len(each)} class{'es'[: 2 * (len(each) > 1)]} ({_list(each)})" for each in (found, inner))
+    remedy = (
+        f"pass {root / next(iter(found))}"
+        if len(found) == 1
+        else "keep one level of folders, or name the classes in metadata.csv (columns file_name,label)"
+    )
+    raise ValueError(f"The images of {root} lie two folders deep: either {upper} or {lower}; {remedy}.")
+
+
+def class_names(folder: Path, classes: Mapping[str, Classes]) -> list[str] | None:
+    """The classes of all splits, sorted; none where no split has any."""
+    having = {split: set(of_split) for split, of_split in classes.items() if of_split}
+    if not having:
+        return None
+    first = next(iter(having))
+    for split, names in having.items():
+        if first == "train" and (strange := sorted(names - having[first])):
+            spelt = {name.casefold(): name for name in having[first]}
+            close = difflib.get_close_matches(strange[0].casefold(), spelt, 1, 0.7)
+            raise ValueError(
+                f"The split {split!r} of {folder} has the class {strange[0]!r}, which {first!r} lacks"
+                f"{f' (it has {spelt[close[0]]!r})' if close else ''}: rename that folder, or move it elsewhere."
+            )
+    return sorted(set().union(*having.values()))
+
+
+def _rows(folder: Path, split: str, part: Part, classes: Classes, names: list[str] | None) -> Dataset:
+    root = folder.absolute()
+    features = Features({"image": Image()})
+    columns = {"image": image_column(root.joinpath(*image.parts) for image in part.images)}
+    if names is not None:
+        features["label"] = ClassLabel(names=names)
+        index = {name: i for i, name in enumerate(names)}
+        labels = [index[name] for name in classes] if classes else [None] * len(part.images)
+        columns["label"] = pa.array(labels, pa.int64())
+    return from_columns(columns, features, split, part.images)
+
+
+def image_column(paths: Iterable[Path | None]) -> pa.Array:
+    """Paths as an image column stores them."""
+    stored = [None if path is None else {"bytes": None, "path": str(path)} for path in paths]
+    return pa.array(stored, Image().pa_type)
+
+
+def from_columns(columns: Mapping[str, pa.Array], features: Features, split: str, files: list[File]) -> Dataset:
+    """Rows whose fingerprint is the same wherever the folder lies, and another one once a file of it is another."""
+    table = pa.table(dict(columns)).cast(features.arrow_schema)
+    told = hashlib.sha256(repr(features).encode())
+    for file in files:
+        told.update(json.dumps([file.name, file.size, file.changed]).encode())
+    others = [name for name, feature in features.items() if not isinstance(feature, Image)]
+    for batch in table.select(others).to_batches() if others else []:
+        told.update(json.dumps(batch.to_pylist(), default=str).encode())
+    return Dataset(table, DatasetInfo(features=features), NamedSplit(split), fingerprint=told.hexdigest()[:16])
+
+
+def _images(files: list[File]) -> str:
+    return f"the image {files[0].parts[-1]}" if len(files) == 1 else f"{len(files)} images ({files[0].parts[-1]}, ...)"
+
+
+def _list(names: Iterable[str], most: int = 6) -> str:
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")

@@ -1,0 +1,68 @@
+"""Some rows of each split, for a quick look: drawn evenly of all classes, always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, IterableDataset, Value
+
+
+SEED = 0
+Rows = Dataset | IterableDataset
+
+
+def limited(rows: Rows, limit: int | None, label_column: str) -> Rows:
+    """So many rows, in their order: evenly of all classes as far as these reach, else any; of a stream the first ones.
+
+    Args:
+        rows: of a split.
+        limit: how many; None keeps all.
+        label_column: the column of classes; where there is none, rows are drawn without looking at them.
+    """
+    if limit is None:
+        return rows
+    if isinstance(rows, IterableDataset):
+        return rows.take(limit)
+    if limit >= len(rows):
+        return rows
+    return rows.select(even(labels_of(rows, label_column), limit))
+
+
+def labels_of(rows: Dataset, column: str) -> list[Any]:
+    """The class of each row; the same for all where the column holds none."""
+    feature = rows.features.get(column)
+    if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and not feature.dtype.startswith("float")):
+        return rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    return [None] * len(rows)
+
+
+def even(labels: list[Any], count: int, seed: int = SEED, without_class: bool = True) -> list[int]:
+    """The places of so many rows drawn by the seed, evenly of all classes as far as they reach, in order.
+
+    Args:
+        without_class: whether rows whose class is None are drawn, too, like those of a class of their own.
+    """
+    turn: dict[Any, int] = {}
+    places = []
+    for row in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        if labels[row] is None and not without_class:
+            continue
+        turn[labels[row]] = turn.get(labels[row], 0) + 1
+        places.append((turn[labels[row]], len(places), row))
+    return sorted(row for _, _, row in sorted(places)[:count])
+
+
+def notes(splits: Mapping[str, Rows], limit: int | None, label_column: str) -> list[str]:
+    """What the limit does, in a sentence."""
+    if limit is None:
+        return []
+    if any(isinstance(rows, IterableDataset) for rows in splits.values()):
+        return [f"--limit {limit}: the first {limit} rows of each split, as the stream brings them."]
+    cut = [rows for rows in splits.values() if limit < len(rows)]
+    if not cut:
+        return [f"--limit {limit}: no split has more rows."]
+    by_class = any(len(set(labels_of(rows, label_column))) > 1 for rows in cut)
+    how = f"drawn evenly of the classes in {label_column!r}" if by_class else "drawn at random"
+    return [f"--limit {limit}: {limit} rows of each split, {how} (seed {SEED})."]

@@ -1,0 +1,197 @@
+"""Load a dataset as a user names it, and say what is in it and what was left out."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import yaml
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from ..files import check_name
+from . import limits, summary
+from .folders import read_folder
+from .images import as_images
+from .metadata import FILE_NAME, read_with_metadata, tables_of
+from .places import commit_of
+from .saved import check_saved
+from .walk import walk
+
+
+Splits = DatasetDict | IterableDatasetDict
+
+
+@dataclass
+class Loaded:
+    """A dataset, and what to tell its owner.
+
+    Attributes:
+        splits: name -> rows, or with streaming a stream.
+        left_out: reason -> names of the files that are not in it.
+        summary: images, classes and splits, and what was left out: a few lines.
+    """
+
+    splits: Splits
+    left_out: dict[str, list[str]]
+    summary: str
+
+
+def load(
+    name: str,
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    limit: int | None = None,
+    image_column: str = "image",
+    label_column: str = "label",
+    modules: Iterable[Path] = (),
+) -> Loaded:
+    """The dataset of this name.
+
+    Args:
+        name: a folder (of images, written by save_to_disk, or with Parquet, CSV, ... files), a dataset id of the Hub,
+            or module:function.
+        config, revision: of a dataset of the Hub.
+        streaming: read it as a stream; nothing is downloaded first. What lies here gives the same rows as without.
+        limit: keep this many rows of each split, see `limits.limited`.
+        image_column: of text, it holds paths in the dataset's own folder and becomes images.
+        label_column: over whose classes `limit` draws.
+        modules: folders beside the working directory where module:function is looked for.
+
+    Raises:
+        ValueError: nothing of this name, or it can be understood in two ways.
+        OSError: it cannot be read.
+    """
+    if not name:
+        raise ValueError("No dataset given: pass --dataset with a Hub id, a folder, or module:function.")
+    if limit is not None and limit < 0:
+        raise ValueError(f"--limit {limit} keeps no rows: pass the number of rows to keep of each split.")
+    path = Path(name).expanduser()
+    left_out: dict[str, list[str]] = {}
+    if path.exists():
+        loaded = _local(path, config, streaming, left_out)
+    elif re.fullmatch(r"[\w.]+:\w+", name):
+        loaded = _call(name, modules)
+    else:
+        loaded = _downloaded(name, config, revision or commit_of(name, revision), streaming)
+    splits = _checked(name, loaded, streaming)
+    splits = {split: as_images(rows, image_column, path if path.is_dir() else None) for split, rows in splits.items()}
+    notes = limits.notes(splits, limit, label_column)
+    splits = {split: limits.limited(rows, limit, label_column) for split, rows in splits.items()}
+    told = summary.lines(name, splits, label_column, left_out, notes)
+    if streaming:
+        splits = {split: _stream(rows) for split, rows in splits.items()}
+    return Loaded((IterableDatasetDict if streaming else DatasetDict)(splits), left_out, "\n".join(told))
+
+
+def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, list[str]]) -> Splits | Dataset:
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: pass the folder that holds the dataset; an archive has to be unpacked.")
+    check_saved(path)
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        return _told(path, datasets.load_from_disk, path)
+    files = walk(path)
+    of_hub = _is_hub_repo(path)
+    parquet = [file for file in files.tables if file.parts[-1].endswith((".parquet", ".PARQUET"))]
+    if files.images and parquet and not of_hub:
+        raise ValueError(
+            f"{path} holds {len(files.images)} images and {len(parquet)} Parquet files ({parquet[0].name}): "
+            "either can be the dataset; move the others elsewhere."
+        )
+    if of_hub or not (files.images or files.undecodable):
+        if not files.tables and not files.images:
+            raise ValueError(f"There is no image in {path}{_only(files.left_out)}: pass the folder that has them.")
+        return _told(path, datasets.load_dataset, str(path), config, streaming=streaming)
+    if not files.images:
+        raise ValueError(f"There is no image in {path} that can be read{_only(files.left_out)}.")
+    tables = tables_of(path, files)
+    if tables and not all(FILE_NAME in table.column_names for table in tables.values()):
+        return _told(path, datasets.load_dataset, "imagefolder", data_dir=str(path), streaming=streaming)
+    found = read_with_metadata(path, files, tables) if tables else read_folder(path, files)
+    left_out |= files.left_out
+    return found
+
+
+def _only(left_out: dict[str, list[str]]) -> str:
+    told = summary.left_out_lines(left_out)
+    return f", only {'; '.join(told)}" if told else ", it is empty"
+
+
+def _is_hub_repo(path: Path) -> bool:
+    """Whether its card says which files are the data, or these lie where `push_to_hub` puts them."""
+    if any((path / "data").glob("*.parquet")):
+        return True
+    card = path / "README.md"
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    try:
+        about = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return False
+    return isinstance(about, dict) and bool(about.get("configs"))
+
+
+def _downloaded(name: str, config: str | None, revision: str | None, streaming: bool) -> Splits:
+    return _told(name, datasets.load_dataset, name, config, revision=revision, streaming=streaming)
+
+
+def _told(name: str | Path, read, *args, **options) -> Splits | Dataset:
+    """What `read` gives; what keeps it from that is told in one sentence, in the words of a command line."""
+    try:
+        return read(*args, **options)
+    except (datasets.exceptions.DatasetGenerationError, pa.ArrowException) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"Cannot read the dataset {name} ({reason}): look at its files.") from error
+    except ValueError as error:
+        text = " ".join(str(error).split())
+        if found := re.search(r"Config name is missing.*?available configs: \[(.*?)\]", text):
+            raise ValueError(
+                f"{name} has several configurations: pass --dataset_config, one of {found[1]}."
+            ) from error
+        if found := re.search(r"BuilderConfig '?(.*?)'? not found. Available: \[(.*?)\]", text):
+            raise ValueError(
+                f"{name} has no configuration {found[1]!r}: pass --dataset_config, one of {found[2]}."
+            ) from error
+        raise
+
+
+def _call(name: str, modules: Iterable[Path]) -> Splits | Dataset:
+    module_name, function_name = name.split(":", 1)
+    for folder in (Path.cwd(), *modules):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Cannot find {name!r} ({error}): expected module:function that returns a dataset."
+        ) from error
+    return function()
+
+
+def _checked(name: str, loaded: object, streaming: bool) -> dict[str, Dataset | IterableDataset]:
+    if isinstance(loaded, (Dataset, IterableDataset)):
+        loaded = {"train": loaded}
+    elif not isinstance(loaded, (DatasetDict, IterableDatasetDict)):
+        raise ValueError(f"{name} gives {type(loaded).__name__}: expected a Dataset or a DatasetDict.")
+    if not streaming and any(isinstance(rows, IterableDataset) for rows in loaded.values()):
+        raise ValueError("The dataset is a stream, and this needs rows that stay: materialize it first.")
+    return {check_name(str(split), "split"): rows for split, rows in loaded.items()}
+
+
+def _stream(rows: Dataset | IterableDataset) -> IterableDataset:
+    if isinstance(rows, IterableDataset):
+        return rows
+    if len(rows):
+        return rows.to_iterable_dataset()
+    schema = rows.features.arrow_schema  # an empty dataset cannot become a stream
+    one = Dataset(pa.table({field.name: pa.nulls(1, field.type) for field in schema}, schema=schema))
+    return one.to_iterable_dataset().take(0)
