@@ -1,5 +1,7 @@
 """Multi-aspect knowledge distillation for the Hugging Face ecosystem."""
 
+from . import _torchvision  # noqa: F401  # isort: skip  # before transformers looks for it
+
 from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 

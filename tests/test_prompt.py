@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from tiny_mllms import bpe, gemma3, llava, paligemma
+from tiny_mllms import bpe, llava, mllm
 from transformers import (
     Blip2Processor,
     BlipImageProcessorPil,
@@ -337,13 +337,13 @@ def tokens_and_image(chat: ProcessorMixin, **settings) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_paligemma_puts_its_bos_between_image_and_text():
-    chat = paligemma()[1]
+    chat = mllm("paligemma")[1]
     tokens = tokens_and_image(chat)
     assert tokens == ["<image>"] * 16 + ["<pad>", *chat.tokenizer.tokenize("is it red ?")]
 
 
 def test_gemma3_without_a_template_gets_its_start_of_image():
-    chat = gemma3()[1]
+    chat = mllm("gemma3")[1]
     chat.chat_template = None
     assert chat_text(chat, "is it red ?", "{question}") == "<boi>is it red ?"
     assert tokens_and_image(chat)[:6] == ["<boi>", *["<img>"] * 4, "<eoi>"]
@@ -394,7 +394,8 @@ def test_answers_agree_where_tokens_reach_over_the_boundary_before_the_question(
     alone = [words.tokenize(part) for part in ("Answer: ", "Is it red?")]
     assert words.tokenize("Answer: Is it red?") != sum(alone, [])  # or the test shows nothing
     torch.manual_seed(0)
-    model, chat = llava(words)
+    model, files = llava(words)
+    chat = files.load()
     tiny.widen(model)
     chat.chat_template = template
     questions = [QUESTION, "Is the big shape red in this image?", "Does it have a tail?"]

@@ -339,7 +339,8 @@ def test_prompts_longer_than_those_of_the_check_are_read_right(text, strategy):
         model, processor = mllm("chunked_llava")
         model.config.text_config.attention_chunk_size = 40
     else:
-        model, processor = llava(**text, max_position_embeddings=40)
+        model, files = llava(**text, max_position_embeddings=40)
+        processor = files.load()
         tiny.widen(model)
     model.eval()
     assert max(map(len, rows(model, processor, SHORT))) < 40 < max(map(len, rows(model, processor, LONG)))

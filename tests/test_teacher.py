@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from tiny_mllms import mllm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -14,7 +15,10 @@ from madkd_hf.images import to_rgb
 from madkd_hf.teacher.answers import answer_token_ids, log_odds_and_mass
 from madkd_hf.teacher.layout import encode
 from madkd_hf.teacher.prompt import chat_text
-from madkd_hf.teacher.strategies import STRATEGIES
+from madkd_hf.teacher.strategies import STRATEGIES, context_length
+
+
+THETA = {"rope_theta": 1e4, "original_max_position_embeddings": 1000}
 
 
 def different_images() -> list[Image.Image]:
@@ -237,6 +241,46 @@ def test_a_model_that_takes_no_images_is_refused(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path} takes no images.*expected an image-text-to-text model"):
         AspectTeacher.from_pretrained(tmp_path)
+
+
+def with_one_long(words: int) -> AspectBank:
+    return AspectBank([*tiny.bank(2), Aspect("endless", " ".join(["red"] * words) + " ?")])
+
+
+def test_a_question_longer_than_the_model_reads_is_named_before_anything_is_read():
+    reader = teacher()
+    reader.model.config.text_config.max_position_embeddings = 100
+    reader.check_prompts(with_one_long(80))
+    with pytest.raises(ValueError, match="'endless' is too long .*: with its image it has 11[0-9] tokens.* 100: sho"):
+        reader.check_prompts(with_one_long(100))
+    with pytest.raises(ValueError, match="'endless'"):
+        reader.read(tiny.images(1), with_one_long(100))
+    assert reader.plan is None
+
+
+def test_the_tokens_of_the_images_count():
+    reader, bank = AspectTeacher(*mllm("qwen2_vl")), with_one_long(80)
+    reader.processor.image_processor.size["longest_edge"] = 128 * 128
+    limit = reader.model.config.text_config.max_position_embeddings = reader.layout(bank).lengths[-1] + 1
+    reader.check_prompts(bank)
+    bigger = tiny.images(1)[0].resize((200, 30))
+    taken = encode(reader.processor, bigger, reader.layout(bank).texts[-1])["input_ids"].shape[1]
+    assert taken > limit
+    with pytest.raises(ValueError, match=f"'endless' .* {taken} tokens.* {limit}:"):
+        reader.check_prompts(bank, [bigger])
+
+
+def test_a_question_of_200_000_characters_is_refused_whatever_the_model_reads():
+    reader = teacher()
+    reader.model.config.text_config.max_position_embeddings = 10**6
+    with pytest.raises(ValueError, match="'endless' is too long .* 4096 for a question"):
+        reader.check_prompts(with_one_long(50_000))
+
+
+def test_a_stretched_context_counts_in_full():
+    config = Qwen2Config(max_position_embeddings=1000, rope_parameters={"rope_type": "yarn", "factor": 4.0, **THETA})
+    assert context_length(config, None) == 4000
+    assert context_length(Qwen2Config(max_position_embeddings=1000), None) == 1000
 
 
 def test_an_encoder_decoder_is_refused():

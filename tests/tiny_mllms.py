@@ -1,24 +1,32 @@
-"""More tiny multimodal LLMs than `tiny.internvl`, one per way in which architectures take images."""
+"""More tiny multimodal LLMs than `tiny.internvl`, one per way in which architectures take images.
+
+Their processors are those of transformers, loaded from files as the Hub has them: nothing is left out or replaced.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 import torch
-from tiny import CHAT_TEMPLATE, internvl, processor, tokenizer, widen
+from tiny import CHAT_TEMPLATE, tokenizer, widen
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    BaseImageProcessor,
     CLIPImageProcessorPil,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessorPil,
-    Gemma3Processor,
     Glm4vConfig,
     Glm4vForConditionalGeneration,
     Glm4vImageProcessorPil,
-    Glm4vProcessor,
+    GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
-    Idefics3Processor,
     InternVLConfig,
     InternVLForConditionalGeneration,
     LlavaConfig,
@@ -26,18 +34,15 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessorPil,
-    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
-    LlavaProcessor,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
-    PaliGemmaProcessor,
     PixtralImageProcessorPil,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -46,13 +51,17 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
-    Qwen2VLProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     SiglipImageProcessorPil,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+    SmolVLMImageProcessorPil,
 )
+
+from madkd_hf.teacher.processors import load_processor
 
 
 TEXT = {
@@ -74,6 +83,62 @@ VISION = {
     "patch_size": 4,
 }
 SQUARE = {"height": 16, "width": 16}
+
+
+LAYOUTS = ("new", "old")
+
+
+@dataclass
+class HubProcessor:
+    """The files of a processor as the Hub has them, written without the classes that would write them.
+
+    Attributes:
+        name: the class of the processor.
+        images: its image processor.
+        words: its tokenizer.
+        template: its chat template, if any.
+        video: the settings of its video processor, if it has one.
+        settings: its own.
+    """
+
+    name: str
+    images: BaseImageProcessor
+    words: PreTrainedTokenizerFast
+    template: str | None
+    video: dict[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, layout: str = "new") -> None:
+        """Write a file for each part and fast image processors ("old"), or one for all parts ("new")."""
+        name = type(self.images).__name__.removesuffix("Pil")
+        images = json.loads(self.images.to_json_string()) | {"image_processor_type": name}
+        whole = {"processor_class": self.name, **self.settings}
+        self.words.save_pretrained(folder)
+        files: dict[str, Any] = {}
+        if layout == "new":
+            whole["image_processor"] = images
+            if self.video:
+                whole["video_processor"] = self.video
+        else:
+            files["preprocessor_config.json"] = {
+                **images,
+                "image_processor_type": f"{name}Fast",
+                "processor_class": self.name,
+            }
+            if self.video:
+                files["video_preprocessor_config.json"] = {**self.video, "processor_class": self.name}
+        files["processor_config.json"] = whole
+        for file, content in files.items():
+            (Path(folder) / file).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        if self.template is not None:
+            (Path(folder) / "chat_template.jinja").write_text(self.template, encoding="utf-8")
+
+    def load(self, config: PreTrainedConfig | None = None) -> ProcessorMixin:
+        with TemporaryDirectory() as folder:
+            self.save(folder)
+            if config:  # decides which tokenizer some are given
+                config.save_pretrained(folder)
+            return load_processor(folder)
 
 
 def template(image: str) -> str:
@@ -103,17 +168,17 @@ def bpe(*special: str) -> PreTrainedTokenizerFast:
     )
 
 
-def llava(words: PreTrainedTokenizerFast | None = None, **text) -> tuple[PreTrainedModel, ProcessorMixin]:
+def llava(words: PreTrainedTokenizerFast | None = None, **text) -> tuple[PreTrainedModel, HubProcessor]:
     words = words or tokenizer()
     text = {**TEXT, "model_type": "llama", "vocab_size": len(words), **text}
     vision = {**VISION, "model_type": "clip_vision_model"}
     model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_id=2))
     images = CLIPImageProcessorPil(size=SQUARE, do_center_crop=False)
     settings = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return model, LlavaProcessor(images, words, chat_template=template("<image>"), **settings)
+    return model, HubProcessor("LlavaProcessor", images, words, template("<image>"), settings=settings)
 
 
-def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
+def llava_next() -> tuple[PreTrainedModel, HubProcessor]:
     """Several crops an image, as many as its shape asks for."""
     words = tokenizer()
     text = {**TEXT, "model_type": "llama", "vocab_size": len(words)}
@@ -124,51 +189,39 @@ def llava_next() -> tuple[PreTrainedModel, ProcessorMixin]:
     )
     images = LlavaNextImageProcessorPil(size={"shortest_edge": 16}, crop_size=SQUARE, image_grid_pinpoints=pinpoints)
     settings = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return model, LlavaNextProcessor(images, words, chat_template=template("<image>"), **settings)
+    return model, HubProcessor("LlavaNextProcessor", images, words, template("<image>"), settings=settings)
 
 
-def sliding_internvl() -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A window shorter than the image and the question in every other layer of the text model."""
-    layers = {"use_sliding_window": True, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-    text = {**TEXT, **layers, "model_type": "qwen2", "vocab_size": len(tokenizer())}
+def internvl(**text) -> tuple[PreTrainedModel, HubProcessor]:
+    """Tiles, as many as the image's shape asks for, and a small copy of the whole, 4 tokens each."""
+    names = {"context_image_token": "<IMG_CONTEXT>", "start_image_token": "<img>", "end_image_token": "</img>"}
+    words = tokenizer(special=(*names.values(), "<video>"), **names, video_token="<video>")
+    text = {**TEXT, "model_type": "qwen2", "vocab_size": len(words), **text}
     config = InternVLConfig(vision_config=VISION, text_config=text, image_token_id=2)
-    return InternVLForConditionalGeneration(config), processor()
+    images = GotOcr2ImageProcessorPil(size=SQUARE, max_patches=4)
+    video = {"video_processor_type": "InternVLVideoProcessor", "size": SQUARE, "initial_shift": True}
+    settings = {"image_seq_length": 4}
+    chat = HubProcessor("InternVLProcessor", images, words, template("<IMG_CONTEXT>"), video, settings)
+    return InternVLForConditionalGeneration(config), chat
 
 
-def sliding_llava() -> tuple[PreTrainedModel, ProcessorMixin]:
+def sliding_internvl() -> tuple[PreTrainedModel, HubProcessor]:
+    """A window shorter than the image and the question in every other layer of the text model."""
+    return internvl(use_sliding_window=True, sliding_window=8, layer_types=["sliding_attention", "full_attention"])
+
+
+def sliding_llava() -> tuple[PreTrainedModel, HubProcessor]:
     """A window shorter than the image and the question in every layer, which its config says by one number alone."""
     return llava(model_type="mistral", sliding_window=8, num_hidden_layers=4)  # layer by layer back to the image
 
 
-def chunked_llava() -> tuple[PreTrainedModel, ProcessorMixin]:
+def chunked_llava() -> tuple[PreTrainedModel, HubProcessor]:
     """Llama 4's text model: attention within chunks of 8 positions, then a layer without positions; experts."""
     layers = {"attention_chunk_size": 8, "no_rope_layers": [1, 0], "head_dim": 8, "intermediate_size_mlp": 32}
     return llava(model_type="llama4_text", num_local_experts=2, **layers)
 
 
-class OnevisionImageProcessor(LlavaOnevisionProcessor):
-    """The processor of LLaVA-OneVision without its video processor, which needs torchvision."""
-
-    def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        num_image_tokens=None,
-        vision_feature_select_strategy=None,
-        chat_template=None,
-        image_token="<image>",
-        vision_aspect_ratio="anyres_max_9",
-        **kwargs,
-    ):
-        self.num_image_tokens = num_image_tokens
-        self.vision_feature_select_strategy = vision_feature_select_strategy
-        self.image_token = image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        self.vision_aspect_ratio = vision_aspect_ratio
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
+def llava_onevision() -> tuple[PreTrainedModel, HubProcessor]:
     """Several tiles an image, without their padding, a learned end of line after each row, and a copy of the whole."""
     special = ("<image>", "<video>")
     words = tokenizer(special=special)
@@ -179,38 +232,37 @@ def llava_onevision() -> tuple[PreTrainedModel, ProcessorMixin]:
     config = LlavaOnevisionConfig(text_config=text, vision_config=vision, image_grid_pinpoints=pinpoints, **ids)
     images = LlavaOnevisionImageProcessorPil(size=SQUARE, image_grid_pinpoints=pinpoints)
     settings = {"num_image_tokens": 16, "vision_feature_select_strategy": "full"}
-    chat = OnevisionImageProcessor(images, words, chat_template=template("<image>"), **settings)
+    video = {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": SQUARE}
+    chat = HubProcessor("LlavaOnevisionProcessor", images, words, template("<image>"), video, settings)
     return LlavaOnevisionForConditionalGeneration(config), chat
 
 
-def mistral3() -> tuple[PreTrainedModel, ProcessorMixin]:
+def mistral3() -> tuple[PreTrainedModel, HubProcessor]:
     """Image sizes as they are, two-dimensional positions in the vision tower, four patches merged into one."""
-    words = tokenizer()
+    words = tokenizer(special=("[IMG]", "[IMG_BREAK]", "[IMG_END]"))
     text = {**TEXT, "model_type": "mistral", "head_dim": 8, "vocab_size": len(words)}
     vision = {**VISION, "model_type": "pixtral", "image_size": 32, "head_dim": 8}
     config = Mistral3Config(text_config=text, vision_config=vision, image_token_id=2)
     images = PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size=8)
-    settings = {"patch_size": 8, "vision_feature_select_strategy": "full"}
-    chat = LlavaProcessor(images, words, chat_template=template("<image>"), **settings)
+    settings = {"patch_size": 4, "spatial_merge_size": 2}
+    chat = HubProcessor("PixtralProcessor", images, words, template("[IMG]"), settings=settings)
     return Mistral3ForConditionalGeneration(config), chat
 
 
-class QwenImageProcessor(Qwen2VLProcessor):
-    """The processor of the Qwen-VL family without its video processor, which needs torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        self.image_token = "<|image_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-def qwen(version: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+def qwen(version: str) -> tuple[PreTrainedModel, HubProcessor]:
     """Positions in three dimensions, image sizes as they are.
 
     Version 3 also feeds image features into later layers; 3.5 has a layer of linear attention, a running state.
     """
-    words = tokenizer(special=("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"))
-    ids = {"vision_start_token_id": 2, "image_token_id": 3, "vision_end_token_id": 4, "video_token_id": 5}
+    special = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
+    words = bpe(*special) if version == "3.5" else tokenizer(special=special)  # 3.5 always splits text in its own way
+    start, image, end, video = words.convert_tokens_to_ids(list(special))
+    ids = {
+        "vision_start_token_id": start,
+        "image_token_id": image,
+        "vision_end_token_id": end,
+        "video_token_id": video,
+    }
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
     text = {**TEXT, "head_dim": 8, "vocab_size": len(words), "rope_parameters": rope}
     vision = {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
@@ -232,20 +284,13 @@ def qwen(version: str) -> tuple[PreTrainedModel, ProcessorMixin]:
         vision |= {"deepstack_visual_indexes": [0]}
         model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **ids))
     images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 16 * 16, "longest_edge": 32 * 32})
-    return model, QwenImageProcessor(images, words, template("<|vision_start|><|image_pad|><|vision_end|>"))
+    name = {"2": "Qwen2VL", "2.5": "Qwen2_5_VL"}.get(version, "Qwen3VL")
+    video = {"video_processor_type": f"{'Qwen3VL' if version[0] == '3' else 'Qwen2VL'}VideoProcessor", "patch_size": 4}
+    chat = template("".join(special[:3]))
+    return model, HubProcessor(f"{name}Processor", images, words, chat, video)
 
 
-class Glm4vImageProcessor(Glm4vProcessor):
-    """The processor of GLM-4V without its video processor, which needs torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        self.image_token = "<|image|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_start_id = self.video_end_id = -1
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-def glm4v() -> tuple[PreTrainedModel, ProcessorMixin]:
+def glm4v() -> tuple[PreTrainedModel, HubProcessor]:
     """Positions in three dimensions, an image in one frame, image sizes as they are."""
     special = ("<|begin_of_image|>", "<|image|>", "<|end_of_image|>", "<|video|>")
     words = tokenizer(special=special)
@@ -256,11 +301,13 @@ def glm4v() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision = {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "image_size": 16}
     vision |= {"out_hidden_size": 16, "intermediate_size": 32}
     images = Glm4vImageProcessorPil(patch_size=4, size={"shortest_edge": 16 * 16, "longest_edge": 2 * 32 * 32})
-    chat = Glm4vImageProcessor(images, words, template("<|begin_of_image|><|image|><|end_of_image|>"))
+    video = {"video_processor_type": "Glm4vVideoProcessor", "patch_size": 4}
+    image = "<|begin_of_image|><|image|><|end_of_image|>"
+    chat = HubProcessor("Glm4vProcessor", images, words, template(image), video)
     return Glm4vForConditionalGeneration(Glm4vConfig(text_config=text, vision_config=vision, **ids)), chat
 
 
-def idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
+def idefics3() -> tuple[PreTrainedModel, HubProcessor]:
     """Cuts an image into tiles and adds a small copy of the whole."""
     cells = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
     special = ("<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>", *cells)
@@ -269,11 +316,21 @@ def idefics3() -> tuple[PreTrainedModel, ProcessorMixin]:
     vision = {**VISION, "num_hidden_layers": 1}
     config = Idefics3Config(text_config=text, vision_config=vision, image_token_id=2, scale_factor=2, pad_token_id=0)
     images = Idefics3ImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
-    chat = Idefics3Processor(images, words, image_seq_len=4, chat_template=template("<image>"))
+    chat = HubProcessor("Idefics3Processor", images, words, template("<image>"), settings={"image_seq_len": 4})
     return Idefics3ForConditionalGeneration(config), chat
 
 
-def gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
+def smolvlm() -> tuple[PreTrainedModel, HubProcessor]:
+    """Idefics3's tiles, and a processor that wants to spell out the number of a video's frames."""
+    model, idefics = idefics3()
+    config = SmolVLMConfig(**{name: value for name, value in model.config.to_dict().items() if name != "model_type"})
+    images = SmolVLMImageProcessorPil(size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    video = {"video_processor_type": "SmolVLMVideoProcessor", "num_frames": 64, "fps": 1, "size": {"longest_edge": 16}}
+    chat = HubProcessor("SmolVLMProcessor", images, idefics.words, idefics.template, video, idefics.settings)
+    return SmolVLMForConditionalGeneration(config), chat
+
+
+def gemma3() -> tuple[PreTrainedModel, HubProcessor]:
     """Image tokens see each other in both directions; every other layer has a sliding window."""
     special = ("<boi>", "<eoi>", "<img>")
     words = tokenizer(special=special, boi_token="<boi>", eoi_token="<eoi>", image_token="<img>")
@@ -287,11 +344,11 @@ def gemma3() -> tuple[PreTrainedModel, ProcessorMixin]:
         image_token_id=4,
     )
     images = Gemma3ImageProcessorPil(size=SQUARE)
-    chat = Gemma3Processor(images, words, image_seq_length=4, chat_template=template("<boi>"))
+    chat = HubProcessor("Gemma3Processor", images, words, template("<boi>"), settings={"image_seq_length": 4})
     return Gemma3ForConditionalGeneration(config), chat
 
 
-def paligemma() -> tuple[PreTrainedModel, ProcessorMixin]:
+def paligemma() -> tuple[PreTrainedModel, HubProcessor]:
     """No chat template, a newline of its own after the text, and attention in both directions over the prompt."""
     words = tokenizer()
     text = {**TEXT, "model_type": "gemma", "head_dim": 8, "vocab_size": len(words)}
@@ -301,11 +358,11 @@ def paligemma() -> tuple[PreTrainedModel, ProcessorMixin]:
     images = SiglipImageProcessorPil(size=SQUARE)
     images.image_seq_length = 16
     words.bos_token = "<pad>"
-    return PaliGemmaForConditionalGeneration(config), PaliGemmaProcessor(images, words)
+    return PaliGemmaForConditionalGeneration(config), HubProcessor("PaliGemmaProcessor", images, words, None)
 
 
 MLLMS = {
-    "internvl": lambda: (internvl(), processor()),
+    "internvl": internvl,
     "sliding_internvl": sliding_internvl,
     "llava": llava,
     "sliding_llava": sliding_llava,
@@ -319,14 +376,21 @@ MLLMS = {
     "qwen3_5": lambda: qwen("3.5"),
     "glm4v": glm4v,
     "idefics3": idefics3,
+    "smolvlm": smolvlm,
     "gemma3": gemma3,
     "paligemma": paligemma,
 }
 
 
-def mllm(name: str, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A model whose weights are wide enough for its answers to differ, and its processor."""
+def on_the_hub(name: str, seed: int = 0) -> tuple[PreTrainedModel, HubProcessor]:
+    """A model whose weights are wide enough for its answers to differ, and the files of its processor."""
     torch.manual_seed(seed)
     model, chat = MLLMS[name]()
     widen(model, seed)
     return model.eval(), chat
+
+
+def mllm(name: str, seed: int = 0) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The same, with the processor itself."""
+    model, chat = on_the_hub(name, seed)
+    return model, chat.load(model.config)

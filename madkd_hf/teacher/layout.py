@@ -38,6 +38,7 @@ class Layout:
 
     Attributes:
         suffixes: Q lists of token ids, at least one each.
+        lengths: tokens of each whole prompt, with a small blank image.
         per_token: the model inputs that have one value for each token.
         shareable: whether the image stands before the place where the questions part.
     """
@@ -59,6 +60,7 @@ class Layout:
         longer = encode(processor, blank, f"{texts[0]} and some more")
         self.per_token = [name for name in per_token(rows[0]) if name in per_token(longer)]  # not by coincidence
         tokens = [row["input_ids"][0].tolist() for row in rows]
+        self.lengths = list(map(len, tokens))
         head = min(len(os.path.commonprefix(tokens)), min(map(len, tokens)) - 1)
         self.suffixes = [row[head:] for row in tokens]
         self.shareable = not any(image_token_id in suffix for suffix in self.suffixes)
@@ -72,7 +74,7 @@ class Layout:
         """The same prompts, fewer questions, cut at the same place."""
         part = object.__new__(Layout)
         part.__dict__ = {**self.__dict__, "_trees": {}}
-        for name in ("texts", "suffixes", "_tails"):
+        for name in ("texts", "suffixes", "lengths", "_tails"):
             setattr(part, name, [getattr(self, name)[question] for question in questions])
         return part
 

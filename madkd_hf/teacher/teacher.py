@@ -15,20 +15,22 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL.Image import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
-from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash, logging
+from transformers import PreTrainedModel, ProcessorMixin
+from transformers.utils import logging
 
 from ..aspects import AspectBank
 from ..images import to_rgb
 from .answers import answer_token_ids, log_odds_and_mass
-from .layout import Layout, image_token_id
+from .layout import Layout, encode, image_token_id
+from .loading import load, takes_no_images
 from .prompt import PROMPT, chat_text
 from .selfcheck import allowed, check, least_work
-from .strategies import STRATEGIES, read
+from .strategies import STRATEGIES, context_length, read
 
 
 logger = logging.get_logger(__name__)
 Result = TypeVar("Result")
+QUESTION_TOKENS = 4096  # of one question: one so long is a mistake, and takes gigabytes to read
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class AspectTeacher:
         commit: str | None = None,
     ):
         if getattr(processor, "image_processor", None) is None:
-            raise ValueError(_takes_no_images(model.config.name_or_path))
+            raise ValueError(takes_no_images(model.config.name_or_path))
         if model.config.is_encoder_decoder:
             raise ValueError(
                 f"{model.config.name_or_path} is an encoder-decoder: expected a decoder-only model, whose next token "
@@ -123,7 +125,7 @@ class AspectTeacher:
         """Load a teacher from the Hub or from a folder.
 
         Args:
-            model_id_or_path: any image-text-to-text model of transformers.
+            model_id_or_path: any multimodal LLM of transformers that takes images.
             revision: branch, tag or commit.
             dtype: what to compute in; "auto" is what the weights are stored in.
             device: where to compute; by default this process's own accelerator, else the CPU.
@@ -134,13 +136,8 @@ class AspectTeacher:
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"Unknown dtype {dtype!r}: expected auto or a torch dtype, such as float32 or bfloat16.")
-        commit = extract_commit_hash(cached_file(model_id_or_path, CONFIG_NAME, revision=revision), None)
-        shared = {"revision": commit or revision, "trust_remote_code": trust_remote_code}
-        processor = AutoProcessor.from_pretrained(model_id_or_path, **shared)
-        if getattr(processor, "image_processor", None) is None:
-            raise ValueError(_takes_no_images(model_id_or_path))
         model_kwargs.setdefault("device_map", {"": device or PartialState().device})
-        model = AutoModelForImageTextToText.from_pretrained(model_id_or_path, dtype=dtype, **shared, **model_kwargs)
+        model, processor, commit = load(model_id_or_path, revision, trust_remote_code, dtype=dtype, **model_kwargs)
         return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision, commit)
 
     @torch.inference_mode()
@@ -197,7 +194,9 @@ class AspectTeacher:
         """
         if self.plan is not None:
             return self.plan
-        layout, images = self.layout(bank), [to_rgb(image) for image in images[:2]]
+        images = [to_rgb(image) for image in images[:2]]
+        self.check_prompts(bank, images)
+        layout = self.layout(bank)
         possible = allowed(self.model, layout)
         names = possible if self.strategy == "auto" else ["full", self.strategy]
         if self.strategy not in ("auto", "full") and not layout.shareable:
@@ -222,6 +221,35 @@ class AspectTeacher:
         self.plan = {"strategy": chosen, "batch_size": size, "errors": errors}
         logger.info(f"Reading {self._name} by {chosen}, {size} questions at a time; errors: {errors}.")
         return self.plan
+
+    def check_prompts(self, bank: AspectBank, images: Sequence[Image] = ()) -> None:
+        """Find out, before anything is read, whether every question can be put to this model at all.
+
+        Args:
+            bank: the questions.
+            images: some that will be asked about: they count with the tokens that they take; by default, a small one.
+
+        Raises:
+            ValueError: a question with its image has more tokens than the model reads, or more than `QUESTION_TOKENS`
+                of its own, or holds one of the model's special tokens.
+        """
+        layout, limit = self.layout(bank), context_length(self.model.config.get_text_config(), self.processor)
+        question = max(range(len(layout)), key=lambda question: layout.lengths[question])
+        own = len(layout.suffixes[question])
+        heads = [layout.lengths[question] - own]
+        if own <= QUESTION_TOKENS:  # or the processor would take its time
+            first = len(layout.suffixes[0])
+            heads += [
+                encode(self.processor, to_rgb(image), layout.texts[0])["input_ids"].shape[1] - first
+                for image in images
+            ]
+        if own > QUESTION_TOKENS or max(heads) + own > limit:
+            most = f"{limit}" if own <= QUESTION_TOKENS else f"{QUESTION_TOKENS} for a question"
+            raise ValueError(
+                f"The question {bank.ids[question]!r} is too long for {self._name}: with its image it has "
+                f"{max(heads) + own} tokens, and the most is {most}: shorten it"
+                + (", or the system prompt or the prompt." if self.system or self.prompt != PROMPT else ".")
+            )
 
     def _in_memory(self, size: int, step: Callable[[int], Result]) -> tuple[Result, int]:
         """What a step returns that is given the questions in one forward pass, halved until there is memory for it."""
@@ -281,13 +309,6 @@ class AspectTeacher:
         """What is written beside the labels: the identity, and how they were computed."""
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         return {**self.identity, "strategy": self.strategy, **(self.plan or {}), "versions": versions}
-
-
-def _takes_no_images(name: str) -> str:
-    return (
-        f"{name} takes no images (it has no image processor): expected an image-text-to-text model, "
-        "such as one of the Hub's pipeline tag of that name."
-    )
 
 
 def _digest(text: str) -> str:
