@@ -11,6 +11,7 @@ from common import BankArguments
 
 from madkd_hf import AspectBank, AspectTeacher
 from madkd_hf.labelling import Workers
+from madkd_hf.teacher.prompt import DATE
 
 
 @dataclass
@@ -63,6 +64,13 @@ class TeacherArguments(LabellingArguments):
         default=None, metadata={"help": "The user turn, with {question} where the question goes."}
     )
     system: str | None = field(default=None, metadata={"help": "A system prompt."})
+    date: str | None = field(
+        default=None,
+        metadata={
+            "help": "What day it is to a chat template that writes today's date (YYYY-MM-DD); by default always "
+            f"{DATE}, so that the answers do not change overnight."
+        },
+    )
     answer_tokens: list[str] | None = field(
         default=None,
         metadata={"help": "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."},
@@ -79,6 +87,7 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
     options = {
         "prompt": args.prompt,
         "system": args.system,
+        "date": args.date,
         "answer_tokens": args.answer_tokens and tuple(args.answer_tokens),
         "attn_implementation": args.attn_implementation,
         "device_map": _mapping("device_map", args.device_map, or_word=True),

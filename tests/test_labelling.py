@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -27,6 +28,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from tokenizers import normalizers
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects
 from madkd_hf.labelling import Workers, reading, skipped_rows
@@ -288,6 +290,68 @@ def test_the_plan_does_not_depend_on_what_the_teacher_read_before(tmp_path):
         attach_aspects(rows(), BANK, who, work_dir=tmp_path / folder)
     plans = [json.loads((tmp_path / name / "manifest.json").read_text())["plan"] for name in ("one", "two")]
     assert plans[0] == plans[1]
+
+
+# What the model reads
+
+
+def dated(day: int, monkeypatch: pytest.MonkeyPatch, who: type = AspectTeacher, **settings) -> AspectTeacher:
+    """A teacher whose chat template writes something else on each day, on that day."""
+
+    class Today(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, day, tzinfo=tz)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Today)
+    processor = tiny.processor()
+    words = "{{ ['red', 'blue', 'big'][strftime_now('%d') | int % 3] }} "
+    processor.chat_template = words + processor.chat_template
+    return who(tiny.internvl(), processor, **settings)
+
+
+class Killed(Counting):
+    """Is stopped after the first call."""
+
+    def read(self, images, bank):
+        if self.count:
+            raise KeyboardInterrupt
+        return super().read(images, bank)
+
+
+@pytest.mark.parametrize("where", [None, "work"])
+def test_a_job_killed_before_midnight_is_found_and_goes_on_after_it(cache, monkeypatch, where):
+    monkeypatch.setattr("madkd_hf.labelling.job.READ_BATCH", 1)
+    folder = where and cache / where
+    with pytest.raises(KeyboardInterrupt):
+        attach_aspects(rows(4), BANK, dated(1, monkeypatch, Killed, batch_size=3), work_dir=folder, shard_size=1)
+    counting = dated(2, monkeypatch, Counting, batch_size=3)
+    labelled = attach_aspects(rows(4), BANK, counting, work_dir=folder, shard_size=1)
+    assert counting.count == 3
+    assert_answers(labelled, expected(rows(4), dated(3, monkeypatch)))
+
+
+def test_other_prompts_are_another_job(cache, monkeypatch):
+    attach_aspects(rows(), BANK, dated(1, monkeypatch), work_dir=cache / "work")
+    with pytest.raises(ValueError, match=r"its prompts are others \('blue user : .*here 'big user.*another --date"):
+        attach_aspects(rows(), BANK, dated(1, monkeypatch, Asleep, date="2026-01-02"), work_dir=cache / "work")
+    attach_aspects(rows(), BANK, dated(1, monkeypatch))
+    counting = dated(1, monkeypatch, Counting, date="2026-01-02")
+    labelled = attach_aspects(rows(), BANK, counting)
+    assert counting.count == 5
+    assert_answers(labelled, expected(rows(), counting))
+
+
+def test_a_tokenizer_changed_in_the_same_folder_is_another_job(tmp_path):
+    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+    for change in ("normalizer", "word"):
+        processor = tiny.processor()
+        if change == "normalizer":
+            processor.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "blue")
+        else:
+            processor.tokenizer.add_tokens(["blue ?"])
+        with pytest.raises(ValueError, match="its teacher tokenizer is .*pass another work_dir"):
+            attach_aspects(rows(), BANK, Asleep(tiny.internvl(), processor), work_dir=tmp_path)
 
 
 # What is refused
@@ -675,9 +739,17 @@ def test_workers_that_read_other_rows_stop(tmp_path):
     job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers())
     (told,) = sources_of(rows(), None, "image")
     (other,) = sources_of(rows(seed=1), None, "image")
-    job._compare({"train": told.state}, [told])
+    manifest = {"splits": {"train": told.state}, "teacher": teacher().identity, "prompts": teacher().prompts(BANK)}
+    job._compare(manifest, [told])
     with pytest.raises(ValueError, match="does not read the rows of split 'train' that the main process reads"):
-        job._compare({"train": told.state}, [other])
+        job._compare(manifest, [other])
+    job = _Job(BANK, teacher(system="it is red ."), "image", "raise", 2, False, Workers(1, 2))
+    with pytest.raises(ValueError, match="Worker 1 does not ask what the main process asks: its teacher system is"):
+        job._compare(manifest, [told])
+    manifest["prompts"] = {"tokens": "other", "example": "user : <image>C'est rouge ?"}
+    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers(1, 2))
+    with pytest.raises(ValueError, match="Worker 1 .*its prompts are others .*the same locale"):
+        job._compare(manifest, [told])
 
 
 def test_shards_that_are_not_done_are_gone_before_the_workers_look(tmp_path):

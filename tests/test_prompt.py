@@ -1,5 +1,8 @@
 """The prompt: its exact text under the chat templates of the families, and where the answer begins."""
 
+import random
+from datetime import datetime
+
 import pytest
 import tiny
 import torch
@@ -10,6 +13,7 @@ from transformers import (
     CLIPImageProcessorPil,
     GitProcessor,
     Kosmos2Processor,
+    LlavaProcessor,
     ProcessorMixin,
 )
 
@@ -310,6 +314,58 @@ def test_the_template_is_told_not_to_think_and_nobody_warns(caplog):
     for each in (template, INTERNVL):
         assert chat_text(processor(each), QUESTION) == chat_text(processor(INTERNVL), QUESTION)
     assert not caplog.records
+
+
+# Clocks and dice
+
+DATED = "{{ strftime_now('%d %B %Y') }} " + LLAVA
+
+
+def on_another_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 5, 17, 23, 59, tzinfo=tz)
+
+    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Tomorrow)
+
+
+def test_a_template_that_writes_today_s_date_writes_the_same_every_day(monkeypatch, caplog):
+    today = chat_text(processor(DATED), QUESTION)
+    assert today == f"01 January 2026 {chat_text(processor(LLAVA), QUESTION)}"
+    on_another_day(monkeypatch)
+    assert processor(DATED).apply_chat_template([{"role": "user", "content": []}]).startswith("17 May 2031")
+    assert chat_text(processor(DATED), QUESTION) == today
+    assert chat_text(processor(DATED), QUESTION, date="2027-02-03").startswith("03 February 2027")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("date", ["yesterday", "2026-02-30", "03.02.2027", ""])
+def test_a_day_that_is_none_is_refused(date):
+    with pytest.raises(ValueError, match=f"date='{date}' is no day: expected one such as 2026-01-01"):
+        AspectTeacher(tiny.internvl(), tiny.processor(), date=date)
+
+
+def test_a_template_that_draws_writes_the_same_every_time_and_leaves_the_dice_alone():
+    template = "{{ range(10**4) | random }} " + LLAVA
+    random.seed(1)
+    texts = {chat_text(processor(template), QUESTION) for _ in range(5)}
+    assert len(texts) == 1
+    drawn = random.random()
+    random.seed(1)
+    assert random.random() == drawn
+
+
+def test_a_processor_that_writes_another_prompt_each_time_is_refused():
+    class Counting(LlavaProcessor):
+        def apply_chat_template(self, *args, **kwargs):
+            self.count = getattr(self, "count", 0) + 1
+            return f"call {self.count} {super().apply_chat_template(*args, **kwargs)}"
+
+    chat = tiny.processor()
+    chat.__class__ = Counting
+    with pytest.raises(ValueError, match=r"each time .*'call .*', then 'call .*'\): use a chat template"):
+        AspectTeacher(tiny.internvl(), chat).layout(tiny.bank())
 
 
 # No template

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..aspects import AspectBank
 from ..teacher import AspectTeacher, UnreadableImage
 from .columns import aspect_features, join, leave, no_bars, nulls
-from .manifest import FORMAT_VERSION
+from .manifest import FORMAT_VERSION, difference_of
 from .objects import Boxes
 from .reading import Reader
 from .shards import WorkDir
@@ -158,6 +158,7 @@ class _Job:
 
     def fingerprint(self, source: Rows) -> str:
         decides = [source.data._fingerprint, self.image_column, self.bank.fingerprint, self.teacher.identity]
+        decides += [self.teacher.prompts(self.bank)["tokens"]]
         decides += [self.boxes.state] if self.boxes else []
         return Hasher.hash([FORMAT_VERSION, *decides])
 
@@ -167,7 +168,7 @@ class _Job:
     def run(self, folder: Path, sources: list[Rows | Stream]) -> dict[str, Dataset | IterableDataset]:
         """The splits of one work directory, labelled."""
         manifest, done = self.workers.from_main(lambda: self._begin(folder, sources))
-        self.workers.agree(lambda: self._compare(manifest["splits"], sources))
+        self.workers.agree(lambda: self._compare(manifest, sources))
         work = WorkDir(folder, manifest, self.streams)
         if manifest["plan"] is not None:
             self.teacher.plan = dict(manifest["plan"])
@@ -177,12 +178,20 @@ class _Job:
         return labelled
 
     def _compare(self, told: dict[str, Any], sources: list[Rows | Stream]) -> None:
-        """Workers that read other rows than the main process would put their answers beside the wrong ones."""
+        """Workers that read other rows than the main process, or ask otherwise, would mix answers of two kinds."""
         for source in sources:
-            if json.loads(json.dumps(source.state)) != told[source.split]:
+            if json.loads(json.dumps(source.state)) != told["splits"][source.split]:
                 raise ValueError(
                     f"Worker {self.workers.index} does not read the rows of split {source.split!r} that the main "
                     "process reads: give all of them the same files, and every shuffle a seed."
+                )
+        teacher = {**self.teacher.identity, "model": told["teacher"]["model"]}  # machines may differ in where it is
+        ours = {"teacher": json.loads(json.dumps(teacher)), "prompts": self.teacher.prompts(self.bank)}
+        for name, now in ours.items():
+            if difference := difference_of(told[name], now, name):
+                raise ValueError(
+                    f"Worker {self.workers.index} does not ask what the main process asks: {difference}; give all of "
+                    "them the same files of the model, the same packages and the same locale."
                 )
 
     def _begin(self, folder: Path, sources: list[Rows | Stream]) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
@@ -191,6 +200,7 @@ class _Job:
             "format_version": FORMAT_VERSION,
             "bank": {"fingerprint": self.bank.fingerprint, "ids": self.bank.ids},
             "teacher": self.teacher.identity,
+            "prompts": self.teacher.prompts(self.bank),
             "plan": None,
             "image_column": self.image_column,
             "boxes": self.boxes and self.boxes.state,

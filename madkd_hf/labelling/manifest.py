@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import checksum
+from ..teacher.identity import first_difference
 
 
 MANIFEST_FILE = "manifest.json"
@@ -60,7 +61,7 @@ def refuse_another(folder: Path, before: dict[str, Any], ours: dict[str, Any]) -
         now, then = ours[name], before[name]
         if name == "splits":
             now, then = ({split: part[split] for split in now if split in then} for part in (now, then))
-        if difference := _difference(then, now, name):
+        if difference := difference_of(then, now, name):
             raise ValueError(
                 f"{folder} holds another labelling job: {difference}; pass another work_dir for this job, or "
                 "delete that one to start over."
@@ -78,8 +79,10 @@ def merged(before: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _difference(then: Any, now: Any, name: str) -> str | None:
-    """The first place where two manifests part, in words."""
+def difference_of(then: Any, now: Any, name: str) -> str | None:
+    """The first place where two manifests part, in words; `name` says which part of them is compared."""
+    if name == "prompts":
+        return None if then["tokens"] == now["tokens"] else _of_prompts(then, now)
     if name == "boxes" and None in (then, now) and then != now:
         levels = ["each image" if boxes is None else f"each object in {boxes['column']!r}" for boxes in (then, now)]
         return f"it asks about {levels[0]}, here about {levels[1]}"
@@ -94,11 +97,18 @@ def _difference(then: Any, now: Any, name: str) -> str | None:
             name = f"rows of split {split!r}"
         keys = dict.fromkeys([*then, *now])
         return next(
-            (found for key in keys if (found := _difference(then.get(key), now.get(key), f"{name}.{key}"))), None
+            (found for key in keys if (found := difference_of(then.get(key), now.get(key), f"{name}.{key}"))), None
         )
     if then == now:
         return None
     return f"its {name.replace('.', ' ')} is {_short(then)}, here {_short(now)}"
+
+
+def _of_prompts(then: dict[str, str], now: dict[str, str]) -> str:
+    if then["example"] == now["example"]:
+        return f"the tokens of its prompts are others ({then['tokens']}, here {now['tokens']}: another tokenizer?)"
+    told = [repr(part) for part in first_difference(then["example"], now["example"])]
+    return f"its prompts are others ({told[0]}, here {told[1]}: another --date, or another chat template?)"
 
 
 def _short(value: Any) -> str:

@@ -211,7 +211,7 @@ class WorkDir:
         return table[column]
 
     def _mark(self, split: str, index: int) -> bytes:
-        decides = [self.manifest[name] for name in ("bank", "teacher", "image_column", "shard_size")]
+        decides = [self.manifest[name] for name in ("bank", "teacher", "prompts", "image_column", "shard_size")]
         decides += [self.manifest["boxes"]] if self.manifest["boxes"] else []
         job = hashlib.sha256(json.dumps([*decides, self.manifest["splits"][split]], sort_keys=True).encode())
         return json.dumps({"job": job.hexdigest(), "split": split, "index": index}).encode()

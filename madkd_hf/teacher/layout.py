@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ class Layout:
     Attributes:
         suffixes: Q lists of token ids, at least one each.
         lengths: tokens of each whole prompt, with a small blank image.
+        digest: of the tokens of all whole prompts.
         per_token: the model inputs that have one value for each token.
         shareable: whether the image stands before the place where the questions part.
     """
@@ -61,6 +64,7 @@ class Layout:
         self.per_token = [name for name in per_token(rows[0]) if name in per_token(longer)]  # not by coincidence
         tokens = [row["input_ids"][0].tolist() for row in rows]
         self.lengths = list(map(len, tokens))
+        self.digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
         head = min(len(os.path.commonprefix(tokens)), min(map(len, tokens)) - 1)
         self.suffixes = [row[head:] for row in tokens]
         self.shareable = not any(image_token_id in suffix for suffix in self.suffixes)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import datetime, tzinfo
 from typing import Any
 
 from transformers import ProcessorMixin
+from transformers.utils import chat_template_utils
 
 
 PROMPT = "Answer with yes or no. {question}"
+DATE = "2026-01-01"  # what templates that write today's date are told: answers are not to change overnight
 
 _OPEN_TO_CLOSE = {
     "<think>": "</think>",
@@ -29,9 +36,24 @@ _PLACE_THE_IMAGE = {
     "Kosmos2Processor",
 }
 _ANSWER = "@@answer@@"
+_now: ContextVar[datetime] = ContextVar("now")
 
 
-def chat_text(processor: ProcessorMixin, question: str, prompt: str = PROMPT, system: str | None = None) -> str:
+def day(date: str) -> datetime:
+    """The beginning of a day that is given as YYYY-MM-DD.
+
+    Raises:
+        ValueError: there is no such day.
+    """
+    try:
+        return datetime.strptime(date, "%Y-%m-%d")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"date={date!r} is no day: expected one such as {DATE}.") from error
+
+
+def chat_text(
+    processor: ProcessorMixin, question: str, prompt: str = PROMPT, system: str | None = None, date: str = DATE
+) -> str:
     """The text of one single-turn chat, up to the position where the answer begins.
 
     The image stands before the question, and what is constant before what varies, so that images and
@@ -50,6 +72,8 @@ def chat_text(processor: ProcessorMixin, question: str, prompt: str = PROMPT, sy
         question: one yes/no question.
         prompt: the user turn's text, with `{question}` where the question goes.
         system: the system prompt, none by default (a template may have its own).
+        date: what day it is to a template that writes so, YYYY-MM-DD: always the same, so that a job that goes on
+            tomorrow, and one on another machine, read the same prompts. What a template draws is the same, too.
 
     Returns:
         The prompt with one image placeholder, which the processor expands; with none for the few processors that
@@ -59,7 +83,11 @@ def chat_text(processor: ProcessorMixin, question: str, prompt: str = PROMPT, sy
         ValueError: the chat template leaves out the image, the text or the system prompt, or opens a thinking block
             that cannot be closed; or there is no template and the processor does not say what stands for an image.
     """
-    text = prompt.replace("{question}", question)
+    with _on(date):
+        return _chat_text(processor, prompt, prompt.replace("{question}", question), system)
+
+
+def _chat_text(processor: ProcessorMixin, prompt: str, text: str, system: str | None) -> str:
     owner = next((owner for owner in (processor, processor.tokenizer) if getattr(owner, "chat_template", None)), None)
     if owner is None:
         return _without_template(processor, prompt, text, system)
@@ -128,10 +156,33 @@ def _with_system(owner: Any, turns: list[dict], text: str, system: str) -> tuple
 def _attempt(owner: Any, turns: list[dict], answer_next: bool = True) -> tuple[str, Exception | None]:
     """What the template makes of the turns, or nothing and the reason."""
     flags = {"enable_thinking": False} if "enable_thinking" in str(owner.chat_template) else {}
+    clock, dice = chat_template_utils.datetime, random.getstate()
+    chat_template_utils.datetime = _Standing
+    random.seed(0)
     try:
         return owner.apply_chat_template(turns, add_generation_prompt=answer_next, tokenize=False, **flags), None
     except Exception as error:  # templates are programs, and raise what they like
         return "", error
+    finally:
+        chat_template_utils.datetime = clock
+        random.setstate(dice)
+
+
+class _Standing(datetime):
+    """The clock of chat templates."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return _now.get()
+
+
+@contextmanager
+def _on(date: str) -> Iterator[None]:
+    token = _now.set(day(date))
+    try:
+        yield
+    finally:
+        _now.reset(token)
 
 
 def _shows(rendered: str, text: str) -> bool:

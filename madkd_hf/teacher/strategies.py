@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedModel
 
 from .cascade import cascading, layer_types, window
 from .layout import Batch, Layout, Tree, batches, device_of, encode
@@ -177,20 +177,6 @@ def positions_limit(config: Any) -> float:
         if isinstance(kind, dict) and kind.get("rope_type") in ("dynamic", "longrope")
     ]
     return min(limits, default=math.inf)
-
-
-def context_length(config: Any, processor: ProcessorMixin) -> float:
-    """The most tokens that a text model reads: what its configuration says, or else its tokenizer."""
-    longest = getattr(config, "max_position_embeddings", None)
-    if not longest:
-        return processor.tokenizer.model_max_length
-    rope = getattr(config, "rope_parameters", None) or {}
-    stretched = [
-        kind["factor"] * (kind.get("original_max_position_embeddings") or longest)
-        for kind in (rope, *rope.values())
-        if isinstance(kind, dict) and kind.get("factor")
-    ]
-    return int(max(longest, *stretched)) if stretched else longest
 
 
 def layer_kinds(config: Any) -> dict[str, int | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -21,16 +20,17 @@ from transformers.utils import logging
 from ..aspects import AspectBank
 from ..images import to_rgb
 from .answers import answer_token_ids, log_odds_and_mass
-from .layout import Layout, encode, image_token_id
+from .identity import digest, first_difference, tokenizer_digest, weights_digest
+from .layout import Layout, image_token_id
+from .lengths import too_long
 from .loading import load, takes_no_images
-from .prompt import PROMPT, chat_text
+from .prompt import DATE, PROMPT, chat_text, day
 from .selfcheck import allowed, check, least_work
-from .strategies import STRATEGIES, context_length, read
+from .strategies import STRATEGIES, read
 
 
 logger = logging.get_logger(__name__)
 Result = TypeVar("Result")
-QUESTION_TOKENS = 4096  # of one question: one so long is a mistake, and takes gigabytes to read
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class AspectTeacher:
         answer_tokens: two words to read in place of every spelling of yes and no; ("Yes", "No") is the paper's own.
         batch_size: image-question pairs in one forward pass, to begin with; halved whenever memory runs out.
         revision, commit: what was asked for and what that is on the Hub, for the provenance.
+        date: what day chat templates that write today's date are told it is, YYYY-MM-DD; the same on every day.
 
     Attributes:
         plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
@@ -80,6 +81,7 @@ class AspectTeacher:
         batch_size: int = 256,
         revision: str | None = None,
         commit: str | None = None,
+        date: str = DATE,
     ):
         if getattr(processor, "image_processor", None) is None:
             raise ValueError(takes_no_images(model.config.name_or_path))
@@ -94,6 +96,7 @@ class AspectTeacher:
             raise ValueError(f"batch_size={batch_size} reads nothing: expected at least 1 question at a time.")
         if "{question}" not in prompt:
             raise ValueError(f"The prompt {prompt!r} has no place for the question: write {{question}} where it goes.")
+        day(date)
         self.model = model.eval()
         self.processor = processor
         self.strategy = strategy
@@ -103,6 +106,7 @@ class AspectTeacher:
         self.batch_size = batch_size
         self.revision = revision
         self.commit = commit
+        self.date = date
         self.plan: dict[str, Any] | None = None
         self._layouts: dict[str, Layout] = {}
         self._lock = threading.Lock()  # reading switches the model's attention for a moment
@@ -120,6 +124,7 @@ class AspectTeacher:
         system: str | None = None,
         answer_tokens: tuple[str, str] | None = None,
         batch_size: int = 256,
+        date: str = DATE,
         **model_kwargs: Any,
     ) -> AspectTeacher:
         """Load a teacher from the Hub or from a folder.
@@ -129,7 +134,7 @@ class AspectTeacher:
             revision: branch, tag or commit.
             dtype: what to compute in; "auto" is what the weights are stored in.
             device: where to compute; by default this process's own accelerator, else the CPU.
-            strategy, prompt, system, answer_tokens, batch_size: see the class.
+            strategy, prompt, system, answer_tokens, batch_size, date: see the class.
             trust_remote_code: run code that comes with the model. Off unless you say so.
             model_kwargs: passed to the model's `from_pretrained` (`device_map`, `quantization_config`,
                 `attn_implementation`, ...).
@@ -138,7 +143,7 @@ class AspectTeacher:
             raise ValueError(f"Unknown dtype {dtype!r}: expected auto or a torch dtype, such as float32 or bfloat16.")
         model_kwargs.setdefault("device_map", {"": device or PartialState().device})
         model, processor, commit = load(model_id_or_path, revision, trust_remote_code, dtype=dtype, **model_kwargs)
-        return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision, commit)
+        return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision, commit, date)
 
     @torch.inference_mode()
     def read(self, images: Sequence[Image], bank: AspectBank) -> Reading:
@@ -230,25 +235,15 @@ class AspectTeacher:
             images: some that will be asked about: they count with the tokens that they take; by default, a small one.
 
         Raises:
-            ValueError: a question with its image has more tokens than the model reads, or more than `QUESTION_TOKENS`
-                of its own, or holds one of the model's special tokens.
+            ValueError: a question has more tokens with its image than the model reads, or holds one of the model's
+                special tokens.
         """
-        layout, limit = self.layout(bank), context_length(self.model.config.get_text_config(), self.processor)
-        question = max(range(len(layout)), key=lambda question: layout.lengths[question])
-        own = len(layout.suffixes[question])
-        heads = [layout.lengths[question] - own]
-        if own <= QUESTION_TOKENS:  # or the processor would take its time
-            first = len(layout.suffixes[0])
-            heads += [
-                encode(self.processor, to_rgb(image), layout.texts[0])["input_ids"].shape[1] - first
-                for image in images
-            ]
-        if own > QUESTION_TOKENS or max(heads) + own > limit:
-            most = f"{limit}" if own <= QUESTION_TOKENS else f"{QUESTION_TOKENS} for a question"
+        found = too_long(self.layout(bank), list(map(to_rgb, images)), self.model.config.get_text_config())
+        if found is not None:
+            question, tokens, most = found
             raise ValueError(
-                f"The question {bank.ids[question]!r} is too long for {self._name}: with its image it has "
-                f"{max(heads) + own} tokens, and the most is {most}: shorten it"
-                + (", or the system prompt or the prompt." if self.system or self.prompt != PROMPT else ".")
+                f"The question {bank.ids[question]!r} is too long for {self._name}: with its image it has {tokens} "
+                f"tokens, and the most is {most}: shorten it, or the prompt around it."
             )
 
     def _in_memory(self, size: int, step: Callable[[int], Result]) -> tuple[Result, int]:
@@ -271,11 +266,25 @@ class AspectTeacher:
     def layout(self, bank: AspectBank) -> Layout:
         """The bank's questions as this model's prompts, cut where they part."""
         if bank.fingerprint not in self._layouts:
-            texts = [chat_text(self.processor, question, self.prompt, self.system) for question in bank.questions]
+            texts = [self._text(question) for question in bank.questions]
+            if texts[0] != (again := self._text(bank.questions[0])):
+                then, now = first_difference(texts[0], again)
+                raise ValueError(
+                    f"{self._name} is given another prompt each time that it is asked the same question ({then!r}, "
+                    f"then {now!r}): use a chat template that always writes the same."
+                )
             self._layouts = {
                 bank.fingerprint: Layout(self.processor, texts, image_token_id(self.model, self.processor))
             }
         return self._layouts[bank.fingerprint]
+
+    def _text(self, question: str) -> str:
+        return chat_text(self.processor, question, self.prompt, self.system, self.date)
+
+    def prompts(self, bank: AspectBank) -> dict[str, str]:
+        """What the model reads: a digest of the `tokens` of all prompts, and the first of them as an `example`."""
+        layout = self.layout(bank)
+        return {"tokens": layout.digest, "example": layout.texts[0]}
 
     def reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next-token logits [..., V] as log-odds and mass [...], see `answers.log_odds_and_mass`."""
@@ -287,16 +296,17 @@ class AspectTeacher:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the numbers: the same identity on the same images gives the same columns."""
+        """What decides the numbers, beside the `prompts`: the same on the same images gives the same columns."""
         template = self.processor.chat_template or self.processor.tokenizer.chat_template
         quantization = getattr(self.model.config, "quantization_config", None)
         return {
             "model": self.model.config.name_or_path,
             "revision": self.revision,
             "commit": self.commit,
-            "weights": _weights_fingerprint(self.model),
+            "weights": weights_digest(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "processor": _digest(f"{self.processor.image_processor.to_json_string()}{template}"),
+            "tokenizer": tokenizer_digest(self.processor.tokenizer),
+            "processor": digest(f"{self.processor.image_processor.to_json_string()}{template}"),
             "quantization": quantization and json.loads(quantization.to_json_string(use_diff=False)),
             "prompt": self.prompt,
             "system": self.system,
@@ -308,18 +318,10 @@ class AspectTeacher:
     def provenance(self) -> dict[str, Any]:
         """What is written beside the labels: the identity, and how they were computed."""
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        return {**self.identity, "strategy": self.strategy, **(self.plan or {}), "versions": versions}
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _weights_fingerprint(model: PreTrainedModel) -> str:
-    """A digest of the leading values of every tensor: a retrained model in the same folder is another teacher."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if not tensor.is_meta:
-            digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return {
+            **self.identity,
+            "date": self.date,
+            "strategy": self.strategy,
+            **(self.plan or {}),
+            "versions": versions,
+        }
