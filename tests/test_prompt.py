@@ -400,7 +400,7 @@ def test_paligemma_puts_its_bos_between_image_and_text():
 
 def test_gemma3_without_a_template_gets_its_start_of_image():
     chat = mllm("gemma3")[1]
-    chat.chat_template = None
+    chat.chat_template = chat.tokenizer.chat_template = None
     assert chat_text(chat, "is it red ?", "{question}") == "<boi>is it red ?"
     assert tokens_and_image(chat)[:6] == ["<boi>", *["<img>"] * 4, "<eoi>"]
 

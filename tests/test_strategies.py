@@ -324,7 +324,10 @@ LONG = [f"is there {' or '.join(['a big red shape in the image'] * 4)} ?", "is t
 @pytest.mark.parametrize(
     "text",
     [
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}},
+        {
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0},
+            "max_position_embeddings": 40,
+        },
         {"model_type": "phimoe", "sliding_window": 40, "num_local_experts": 2},
         {"model_type": "qwen2", "sliding_window": 40, "use_sliding_window": True, "max_window_layers": 1},
         {"model_type": "llama4_text", "attention_chunk_size": 40},
@@ -339,7 +342,7 @@ def test_prompts_longer_than_those_of_the_check_are_read_right(text, strategy):
         model, processor = mllm("chunked_llava")
         model.config.text_config.attention_chunk_size = 40
     else:
-        model, files = llava(**text, max_position_embeddings=40)
+        model, files = llava(**text)
         processor = files.load()
         tiny.widen(model)
     model.eval()
