@@ -54,8 +54,8 @@ def accuracies(questions: list[Question], correct: list[bool]) -> dict[str, floa
 
 def evaluate(folder: str, part: str) -> dict[str, dict[str, float] | float | int]:
     """The saved model's accuracy on a part's yes/no questions, loaded as users load it, beside the baseline's."""
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
     questions = questions_of(part)
     correct, mass = read_answers(model, processor, questions)
     return {
