@@ -13,6 +13,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 
+from .files import write_whole
 from .text import hidden_character, jsonable, masked, seen, terminal
 
 
@@ -140,14 +141,10 @@ class AspectBank:
         path = Path(path)
         if path.suffix != ".json":
             path = path / BANK_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = {"format_version": FORMAT_VERSION, "aspects": [asdict(aspect) for aspect in self.aspects]}
         if self.provenance is not None:
             content["provenance"] = jsonable(self.provenance)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-        return path
+        return write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _locate(source: str | os.PathLike, revision: str | None, token: str | bool | None) -> Path:

@@ -24,24 +24,38 @@ For others, with a card that says what each question is worth (private, unless -
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
+import contextlib
 import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import BoxArguments, DatasetArguments, RecipeParser, load_splits, run, source, stopped_like_ctrl_c
+from common import BoxArguments, DatasetArguments, RecipeParser, load_splits, run, source
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
+from outputs import DATASET, check_place, working_in
 from teachers import TeacherArguments, load_bank_and_teacher
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.aspects import BANK_FILE
-from madkd_hf.files import write_checksums
+from madkd_hf.files import (
+    check_name,
+    check_removable,
+    own_folder,
+    remove_stale,
+    replace_folder,
+    temporary,
+    write_checksums,
+    writing,
+)
 from madkd_hf.hub import HubError, HubRepo
 from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
 from madkd_hf.objects import one_row_an_object
@@ -49,6 +63,8 @@ from madkd_hf.report.evidence import write_evidence
 
 
 Splits = DatasetDict | IterableDatasetDict
+KIND, SPLIT = "labelled dataset", "split of a dataset"  # folders that we write, as their marks say
+KEPT = "the answers are kept, none is asked twice"
 
 
 @dataclass
@@ -113,6 +129,8 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
         return *load_bank_and_teacher(args, workers), load_splits(args, args.streaming) if splits is None else splits
 
     bank, teacher, splits = workers.agree(load)
+    if args.output_dir:
+        workers.agree(lambda: check_splits(splits, Path(args.output_dir)))
     labelled = attach_aspects(
         splits,
         bank,
@@ -132,42 +150,45 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
     return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher
 
 
-@contextmanager
-def writing(output_dir: str | Path) -> Iterator[None]:
-    """Tell what keeps us from writing there in one sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"Cannot write to {output_dir} ({error.strerror or error}): make room there or make it writable, and run "
-            "the same command again; the answers are kept, none is asked twice."
-        ) from error
-
-
 def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
-    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete."""
+    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete.
+
+    Raises:
+        ValueError: files of a user are in the way; nothing is changed.
+        OSError: it cannot be written.
+    """
     folder = Path(output_dir)
-    with writing(output_dir):
+    check_splits(labelled, folder)
+    with writing(output_dir, KEPT):
+        own_folder(folder, KIND, DATASET)
         (folder / BANK_FILE).unlink(missing_ok=True)
         if isinstance(labelled, DatasetDict):  # a stream's Parquet files are there
             _save_rows(labelled, folder)
         bank.save(output_dir)
 
 
+def check_splits(labelled: Splits, folder: Path) -> None:
+    """Raise ValueError where the name of a split is no name of a folder, or a user's folder has that name."""
+    for split in labelled:
+        check_name(split, "split")
+        if isinstance(labelled, DatasetDict):
+            check_removable(folder / split, SPLIT)
+
+
 def _save_rows(labelled: DatasetDict, folder: Path) -> None:
     """`save_to_disk`, so that a kill leaves the old dataset or the new one or none, never some splits of each."""
-    partial, index = folder / ".partial", "dataset_dict.json"
-    shutil.rmtree(partial, ignore_errors=True)
-    labelled.save_to_disk(partial)
-    for split in labelled:
-        write_checksums(partial / split)
-    (folder / index).unlink(missing_ok=True)  # without it, nothing is loaded from the folder
-    for split in labelled:
-        if (folder / split).exists():
-            shutil.rmtree(folder / split)
-        os.replace(partial / split, folder / split)
-    os.replace(partial / index, folder / index)
-    partial.rmdir()
+    index, partial = "dataset_dict.json", temporary(folder / "dataset")
+    remove_stale(folder)
+    try:
+        labelled.save_to_disk(partial)
+        for split in labelled:
+            write_checksums(partial / split)
+        (folder / index).unlink(missing_ok=True)  # without it, nothing is loaded from the folder
+        for split in labelled:
+            replace_folder(partial / split, folder / split, SPLIT)
+        os.replace(partial / index, folder / index)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
@@ -199,7 +220,7 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
             f"{sum(map(len, parts.values()))} rows in {args.output_dir} are without."
         )
         return
-    with writing(args.output_dir):
+    with writing(args.output_dir, KEPT):
         evidence = write_evidence(everything, bank, args.output_dir, args.label_column, unit)
     print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
     done = bank.provenance
@@ -224,8 +245,6 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
 
 def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     """Push the dataset, prepared beside it: there is room where it was written."""
-    for stale in Path(args.output_dir).glob(".publish-*"):  # of a run that was killed
-        shutil.rmtree(stale)
     objects = {"boxes_column": args.boxes_column, "box_format": args.box_format} if args.boxes_column else {}
     try:
         pushed = push_aspect_dataset(
@@ -262,25 +281,14 @@ def check_hub(args: AttachArguments) -> None:
 
 def check(args: AttachArguments) -> None:
     """Refuse what needs no loading to be seen."""
-    if not args.output_dir:
-        raise ValueError("No output folder given: pass --output_dir.")
-    if Path(args.output_dir).resolve() == Path(args.dataset).resolve():
-        raise ValueError(f"{args.output_dir} holds the dataset itself: pass another --output_dir.")
-    _check_place(Path(args.output_dir))
+    check_place(args.output_dir, args, KIND, DATASET)
     folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
     if args.streaming and (folder / "dataset_dict.json").exists():
         raise ValueError(f"{folder} holds a dataset that was labelled without --streaming: {remedy}")
     if not args.streaming and next(Path(args.output_dir).glob("data/*.parquet"), None):
         raise ValueError(f"{args.output_dir} holds a dataset that was labelled with --streaming: {remedy}")
-
-
-def _check_place(output_dir: Path) -> None:
-    """Whether a folder is or can be made there, seen before hours of labelling."""
-    there = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} is a file, no folder for the output: pass another --output_dir.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} cannot be written to: make it writable, or pass another --output_dir.")
+    for split in [] if args.streaming else args.splits:
+        check_removable(Path(args.output_dir) / check_name(split, "split"), SPLIT)
 
 
 def main() -> None:
@@ -289,17 +297,17 @@ def main() -> None:
     workers.agree(lambda: check(args))
     if args.push_to_hub:
         workers.from_main(lambda: check_hub(args))
-    try:
-        with stopped_like_ctrl_c():
+    with contextlib.ExitStack() as stack:
+        workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
+        try:
             labelled, bank, _ = label(args)
-    except KeyboardInterrupt as stopped:
-        raise (stopped if workers.is_main else ToldElsewhere("The main process says so.")) from None
-    if not workers.is_main:
-        return
-    save(labelled, bank, args.output_dir)
-    tell(args, labelled, bank)
-    if args.push_to_hub:
-        with stopped_like_ctrl_c():
+        except KeyboardInterrupt as stopped:
+            raise (stopped if workers.is_main else ToldElsewhere("The main process says so.")) from None
+        if not workers.is_main:
+            return
+        save(labelled, bank, args.output_dir)
+        tell(args, labelled, bank)
+        if args.push_to_hub:
             publish(args, labelled, bank)
 
 

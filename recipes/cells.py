@@ -9,11 +9,11 @@ import importlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
 import traceback
+import urllib.parse
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -22,15 +22,28 @@ from typing import Any
 
 import torch
 import transformers
+from outputs import CELL
 from tqdm.auto import tqdm
 
 import madkd_hf
 from madkd_hf import AspectBank
 from madkd_hf.aspects import BANK_FILE
-from madkd_hf.files import checksum, file_checksum, read_json, write_whole
+from madkd_hf.files import (
+    check_folder,
+    check_name,
+    check_removable,
+    checksum,
+    file_checksum,
+    list_files,
+    own_folder,
+    read_json,
+    remove_folder,
+    write_whole,
+)
 from madkd_hf.student.saved import ADAPTER
 
 
+KEPT_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
 DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data when
     *("output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm", "local_rank"),
     *("log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
@@ -87,6 +100,11 @@ class Cell:
         return _key(self.decides)
 
 
+def cell_name(*parts: Any) -> str:
+    """The name of a student, which is that of its folder: a value such as microsoft/resnet-18 is part of it."""
+    return check_name(urllib.parse.quote("-".join(map(str, parts)), safe=KEPT_IN_NAMES), "student")
+
+
 def _key(decides: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -135,6 +153,7 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
         if found and found["key"] == cell.key:
             done[cell.name] = found["result"]
             continue
+        check_removable(cell.folder, "student")  # before the first of them is trained
         todo.append(cell)
         if found:
             print(f"The student {cell.name} in {cell.folder} is trained again: {_what_changed(found, cell)}.")
@@ -167,6 +186,9 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
                 "A process that trained a student was killed from outside, most likely because memory ran out: run "
                 f"the same command again, {fewer}; of {len(cells)} students {len(done)} are finished and kept."
             )
+        elif isinstance(error, KeyboardInterrupt):
+            kept = f"{len(done)} of {len(cells)} students are finished and kept in {Path(cells[0].folder).parent}"
+            error = type(error)(f"{kept}; run the same command again to go on.")
         elif isinstance(error, Exception):
             error = ValueError(f"The student {cell.name} failed ({error}); its log is {cell.folder}/log.txt.")
         raise error from None
@@ -250,8 +272,9 @@ def train_cell(cell: Cell) -> dict[str, Any]:
     recipe = importlib.import_module(cell.script)
     started = time.perf_counter()
     folder, decides = Path(cell.folder), cell.decides  # as they are now; files may change while it is trained
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    remove_folder(folder, "student")
+    check_folder(folder, "student")
+    own_folder(folder, "student", CELL)
     with (
         open(folder / "log.txt", "w", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
@@ -273,4 +296,5 @@ def train_cell(cell: Cell) -> dict[str, Any]:
     }
     content = {"key": _key(decides), "decides": decides, "result": result, "files": _files(cell)}
     write_whole(folder / CELL_FILE, json.dumps({**content, "checksum": checksum(json.loads(json.dumps(content)))}))
+    list_files(folder, "student")
     return result

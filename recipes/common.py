@@ -5,21 +5,22 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import signal
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from datasets import DatasetDict, IterableDatasetDict
+from interrupts import leave, stopped_like_ctrl_c
 from transformers import HfArgumentParser
 
 from madkd_hf.data.places import commit_of, looks_like_path, similar
 from madkd_hf.data.sources import load
+from madkd_hf.files import disk_is_full
 from madkd_hf.labelling import ToldElsewhere
 from madkd_hf.text import terminal_lines
 
@@ -270,39 +271,33 @@ def source(args: DatasetArguments) -> dict[str, str | None]:
     return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}
 
 
-class Terminated(KeyboardInterrupt):
-    """A launcher or a batch system ended the job."""
-
-
 def run(main: Callable[[], None]) -> None:
     """Call a recipe's main: what a user did wrong is told in one sentence, without a traceback, and exits with 1.
 
+    Stopped by a user it exits with 130, by a launcher or a batch system with 143, and says what is kept.
     MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
     """
     try:
-        main()
+        with stopped_like_ctrl_c():
+            main()
     except ToldElsewhere:  # another worker prints why
         sys.exit(1)
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("MADKD_TRACEBACK"):
-            raise
-        sys.exit(f"error: {error}")
-    except Terminated as stopped:
-        sys.exit(": ".join(["stopped: a worker ended or the job was cancelled", *map(str, stopped.args)]))
     except KeyboardInterrupt as stopped:
-        sys.exit(f"interrupted: {stopped}" if stopped.args else "interrupted")
+        leave(stopped)
+    except Exception as error:
+        sentence = isinstance(error, (ValueError, OSError, ImportError))
+        if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
+            raise
+        sys.exit(f"error: {_full_disk(error) if disk_is_full(error) else error}")
 
 
-@contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
-    """Take what a launcher or a batch system sends to end a job (SIGTERM) for what a user types to end it."""
-
-    def stop(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _full_disk(error: Exception) -> str:
+    """In a sentence, whichever library met it; ours have one of their own."""
+    told = str(error)
+    if "make room" in told:
+        return told
+    place = getattr(error, "filename", None)
+    return (
+        f"The disk is full{f' at {place}' if place else ''} ({' '.join(told.split())[:200]}): make room there, and "
+        "run the same command again; what was there before is whole."
+    )

@@ -14,6 +14,11 @@ comparison. (The token is HF_TOKEN, or the one that `hf auth login` stored.)
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import shlex
 import shutil
 import sys
@@ -31,9 +36,11 @@ from common import ClassArguments, ObjectArguments, RecipeParser, run, source
 from conditions import CompareArguments, TaskArguments, check, label, plan, points, read_grid, student_words
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
+from outputs import COMPARING, COMPARISON, working_in
 from pictures import detector_trainer, draw_figures
 
 from madkd_hf import AspectTeacher, MadkdForImageClassification, report
+from madkd_hf.files import new_folder
 from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
@@ -52,8 +59,9 @@ def keep_student(args: CompareArguments) -> Path | None:
     cell, kept = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
     if treated not in args.controls():
         return None
-    shutil.rmtree(kept, ignore_errors=True)
-    shutil.copytree(cell, kept, ignore=shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*"))
+    others = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
+    with new_folder(kept, "student") as new:
+        shutil.copytree(cell, new, ignore=others, dirs_exist_ok=True)
     return kept
 
 
@@ -181,6 +189,11 @@ def _changed(args: Any, name: str) -> bool:
 def main() -> None:
     args = parse()
     check(args)
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _compare(args)
+
+
+def _compare(args: CompareArguments) -> None:
     repo = check_publishing(args)
     datasets.disable_progress_bars()  # ours remain: images labelled, students trained
     transformers.utils.logging.disable_progress_bar()

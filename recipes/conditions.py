@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import attach_aspects
-from cells import Cell
+from cells import Cell, cell_name
 from common import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments, load_splits
 from datasets import DatasetDict
+from outputs import COMPARING, COMPARISON, check_place
 from teachers import LabellingArguments
 
 from madkd_hf import AspectBank, AspectTeacher
+from madkd_hf.files import check_output, check_removable
 from madkd_hf.questions.subset import subset
 
 
@@ -186,7 +188,10 @@ def check(args: CompareArguments) -> None:
         words = student_words(args, condition, 0, args.output_dir)
         settings = of_condition(point, condition)
         settings.pop("aspects", None)
-        importlib.import_module(args.script).parse([*words, *(f"--{k}={v}" for k, v in settings.items())])
+        student, _ = importlib.import_module(args.script).parse([*words, *(f"--{k}={v}" for k, v in settings.items())])
+        check_output(args.output_dir, getattr(student, "backbone", None), getattr(student, "detector", None))
+    check_place(args.output_dir, args, COMPARING, COMPARISON)
+    check_removable(Path(args.output_dir) / "student", "student")
 
 
 def of_condition(point: dict[str, Any], condition: str) -> dict[str, Any]:
@@ -203,7 +208,7 @@ def plan(
     for seed in range(args.seeds):
         for condition in args.controls():
             settings = of_condition(point, condition)
-            name = "-".join([condition, *(f"{option}_{value}" for option, value in settings.items()), str(seed)])
+            name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
             folder = str(Path(args.output_dir) / "cells" / name)
             words = student_words(args, condition, seed, folder)
             if (count := settings.pop("aspects", len(bank))) != len(bank):

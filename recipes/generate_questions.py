@@ -27,6 +27,11 @@ Next: python recipes/attach_aspects.py --bank DIR ... labels images with the ans
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import json
 import math
 import os
@@ -34,11 +39,13 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common import DatasetArguments, RecipeParser, load_splits, run, stopped_like_ctrl_c
+from common import DatasetArguments, RecipeParser, load_splits, run
 from datasets import ClassLabel
+from outputs import BANK
 
 from madkd_hf import AspectBank
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.files import check_folder, check_output, own_folder, refuse_link
 from madkd_hf.questions import (
     LLM,
     HubLLM,
@@ -54,10 +61,11 @@ from madkd_hf.questions import (
 from madkd_hf.questions.local import split_gguf
 from madkd_hf.questions.prompts import counted
 from madkd_hf.questions.remote import RemoteLLM
-from madkd_hf.questions.store import Store, try_folder
+from madkd_hf.questions.store import MANIFEST, Store, try_folder
 
 
 ALL_FILE = "aspects_all.json"
+KIND = "bank of questions"
 OF_A_DATASET = ("dataset_dict.json", "dataset_info.json", "state.json")
 LONGEST_TIMEOUT = 1e6  # seconds; clocks end a little later
 
@@ -279,9 +287,14 @@ def check(args: LLMArguments, questions: QuestionArguments) -> None:
         raise ValueError("One price is given: pass both --price_in and --price_out, in USD per million tokens.")
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or one whose bank a dataset needs."""
+def check_place(folder: Path, dataset: str) -> None:
+    """Refuse a folder that cannot be written, one whose bank a dataset needs, or one with a user's files."""
     try_folder(folder)
+    check_output(folder, dataset)
+    for name in (*BANK, BANK_FILE, ALL_FILE):  # of the last two, `check_banks` looks at the questions
+        refuse_link(folder / name)
+    if not (folder / MANIFEST).exists():  # it says what the others are
+        check_folder(folder, KIND, BANK)
     if any((folder / name).exists() for name in OF_A_DATASET):
         raise ValueError(f"{folder} holds a dataset: pass another --output_dir, so that its bank stays.")
 
@@ -334,7 +347,7 @@ def main() -> None:
         (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
     )
     folder = Path(questions.output_dir)
-    check_folder(folder)
+    check_place(folder, classes.dataset)
     names = class_names(classes)
     llm = load_llm(args)
     store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
@@ -346,7 +359,9 @@ def main() -> None:
     if args.dry_run:
         return
     try:
-        with stopped_like_ctrl_c(), store.hold():
+        with store.hold():
+            if not (folder / MANIFEST).exists():
+                own_folder(folder, KIND, BANK)
             made = go_on(store, llm, plan, progress=True)
             made.candidates.save(folder / ALL_FILE)
             made.selected.save(folder / BANK_FILE)

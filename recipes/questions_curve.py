@@ -9,6 +9,11 @@ are not touched. Finished students are kept, so that the same command goes on wh
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -23,6 +28,7 @@ from cells import Cell, run_cells
 from common import RecipeParser, run
 from conditions import CompareArguments, check_given, keep, label, student_words
 from datasets import Dataset, DatasetDict
+from outputs import COMPARING, COMPARISON, working_in
 
 from madkd_hf import AspectBank
 from madkd_hf.questions.selection import select_questions
@@ -91,6 +97,11 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
 def main() -> None:
     (args,) = RecipeParser(CurveArguments, description=__doc__).parse()
     check_given(args)
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _draw_curve(args)
+
+
+def _draw_curve(args: CurveArguments) -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     labelled, bank, _ = label(args)

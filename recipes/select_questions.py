@@ -14,6 +14,11 @@ Or from images that no one has labelled: a teacher answers all candidates about 
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -23,9 +28,10 @@ from typing import Literal
 import attach_aspects
 from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
 from datasets import Dataset, DatasetDict, concatenate_datasets
+from outputs import DATASET, SELECTION, check_place, working_in
 
 from madkd_hf import AspectBank
-from madkd_hf.aspects import ASPECT_COLUMNS
+from madkd_hf.aspects import ASPECT_COLUMNS, BANK_FILE
 from madkd_hf.data.limits import even
 from madkd_hf.questions.selection import select_questions
 from madkd_hf.questions.subset import subset
@@ -134,10 +140,13 @@ def next_step(args: SelectArguments, labelled: bool) -> str:
 
 def main() -> None:
     (args,) = RecipeParser(SelectArguments, description=__doc__).parse()
-    if not args.output_dir:
-        raise ValueError("No output folder given: pass --output_dir.")
-    if Path(args.output_dir).resolve() == Path(args.dataset).resolve():
-        raise ValueError(f"{args.output_dir} holds the dataset itself: pass another --output_dir.")
+    place = (
+        args.output_dir,
+        args,
+        attach_aspects.KIND,
+        (*(DATASET if args.write_dataset else [BANK_FILE]), *SELECTION),
+    )
+    check_place(*place)
     if args.keep < 1:
         raise ValueError(f"Expected to keep at least 1 question; got keep={args.keep}.")
     if not args.write_dataset and (Path(args.output_dir) / "dataset_dict.json").exists():
@@ -145,8 +154,15 @@ def main() -> None:
             f"{args.output_dir} holds a dataset, whose bank would be overwritten: pass --write_dataset to replace "
             "both, or another --output_dir."
         )
+    with working_in(*place):
+        _select(args)
+
+
+def _select(args: SelectArguments) -> None:
     splits = load_splits(args)
     labelled = check(args, splits)
+    if args.write_dataset:
+        attach_aspects.check_splits(splits, Path(args.output_dir))
     rows, bank = answers(args, splits, labelled)
     logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
     selection = select_questions(logits, mass, labels, bank, args.keep, args.criterion)

@@ -10,6 +10,11 @@ test images.
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,6 +26,7 @@ from typing import Any, Literal
 import numpy as np
 from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, run
 from datasets import ClassLabel, Dataset, DatasetDict, Image, List
+from outputs import STUDENT, working_in
 from preflight import Classes, Ready, Test
 from results import load_arrays
 from splits import readable_splits, warn_of_absent, with_validation
@@ -36,6 +42,7 @@ from madkd_hf.data.labels import class_label
 from madkd_hf.data.problems import Problems
 from madkd_hf.detection.checks import check_detector, check_has_column, check_objects
 from madkd_hf.detection.metrics import STATISTICS
+from madkd_hf.files import whole_file, writing
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.labelling.objects import Boxes
 from madkd_hf.objects import BOX, LISTS, object_fields
@@ -350,7 +357,8 @@ def save_predictions(path: Path, predictions: Sequence[dict[str, Any]], kept: np
         else:
             columns[name] = np.concatenate(values)
     columns |= {} if kept is None else {"rows": kept}
-    np.savez_compressed(path, **columns)
+    with writing(path), whole_file(path) as file:
+        np.savez_compressed(file, **columns)
 
 
 def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
@@ -372,6 +380,11 @@ def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
 
 def main() -> None:
     args, training_args = parse()
+    with working_in(training_args.output_dir, args, "student", STUDENT, training_args.process_index == 0):
+        _train_and_publish(args, training_args)
+
+
+def _train_and_publish(args: DetectorArguments, training_args: MadkdTrainingArguments) -> None:
     trainer = train(args, training_args)
     if trainer.is_world_process_zero():
         task = "aspect-detection" if trainer.model.config.num_aspects else "object-detection"

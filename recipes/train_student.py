@@ -9,6 +9,11 @@ all_results.json.
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import hashlib
 import json
 from collections.abc import Callable
@@ -22,6 +27,7 @@ import preflight
 from accelerate.utils import broadcast_object_list
 from common import ClassArguments, DatasetArguments, RecipeParser, run, source
 from datasets import Dataset, DatasetDict
+from outputs import STUDENT, working_in
 from preflight import Classes, Ready
 from results import forget_damaged_results, tell_damage
 from splits import check_count, readable_splits, warn_of_absent, with_class_labels, with_validation
@@ -31,12 +37,11 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from madkd_hf.files import check_output
+from madkd_hf.files import check_output, whole_file, write_whole, writing
 from madkd_hf.hub import HubError
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
-from madkd_hf.report.comparison import write_whole
 from madkd_hf.student import checkpoints
 from madkd_hf.student.finite import TrainingDiverged
 from madkd_hf.student.metrics import OF_ASPECTS, OF_CLASSES, joined
@@ -249,7 +254,9 @@ def predict(trainer: MadkdTrainer, rows: Dataset, kept: np.ndarray | None) -> di
         found = {name: joined(values) for name, values in found.items() if values is not None}
         found = {name: values[0] if isinstance(values, tuple) else values for name, values in found.items()}
         found |= {} if kept is None else {"rows": kept}
-        np.savez_compressed(Path(trainer.args.output_dir) / PREDICTIONS, **found)
+        path = Path(trainer.args.output_dir) / PREDICTIONS
+        with writing(path), whole_file(path) as file:
+            np.savez_compressed(file, **found)
     return output.metrics
 
 
@@ -349,6 +356,11 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
 
 def main() -> None:
     args, training_args = parse()
+    with working_in(training_args.output_dir, args, "student", STUDENT, training_args.process_index == 0):
+        _train_and_publish(args, training_args)
+
+
+def _train_and_publish(args: StudentArguments, training_args: MadkdTrainingArguments) -> None:
     trainer = train(args, training_args)
     if trainer.is_world_process_zero():
         task = "aspect-classification" if trainer.model.config.num_aspects else "image-classification"

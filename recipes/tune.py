@@ -8,14 +8,22 @@ YAML files by hand. The test images are not touched.
 
 from __future__ import annotations
 
+import interrupts  # noqa: F401  first, for a stop while the others load
+
+
+# isort: split
+
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from cells import Cell, run_cells
+from cells import Cell, cell_name, run_cells
 from common import RecipeParser, run
 from conditions import CompareArguments, check, label, of_condition, read_grid, student_words
+from outputs import COMPARING, COMPARISON, working_in
+
+from madkd_hf.files import write_whole
 
 
 @dataclass
@@ -44,7 +52,7 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 
 
 def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
-    name = "-".join([condition, *("_".join(pair) for pair in point), str(seed)])
+    name = cell_name(condition, *("_".join(pair) for pair in point), seed)
     folder = str(Path(args.output_dir) / "cells" / name)
     words = student_words(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
     words += [f"--{option}={value}" for option, value in point]
@@ -55,6 +63,11 @@ def main() -> None:
     (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
     check(args)
     planned = plan(args)
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _tune(args, planned)
+
+
+def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]]) -> None:
     label(args)
     results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)
     lines = ["| student | settings | validation accuracy, % | over seeds |", "| --- | --- | ---: | --- |"]
@@ -68,7 +81,7 @@ def main() -> None:
         best[condition] = max(best.get(condition, (-1.0, "")), (mean, settings))
     lines += ["", *(f"Best {condition}: {settings} ({mean:.2f}%)." for condition, (mean, settings) in best.items())]
     table = "\n".join(lines) + "\n"
-    Path(args.output_dir, "tune.md").write_text(table, encoding="utf-8")
+    write_whole(Path(args.output_dir, "tune.md"), table)
     print(table)
 
 

@@ -246,8 +246,13 @@ def test_in_a_shared_folder_only_names_that_are_ours_are_written(tmp_path, mine)
     assert {name: text for name, text in tree(mine).items() if name in before} == before
     with pytest.raises(ValueError, match="photo.jpg was not written"):
         files.own_folder(mine, "comparison", [*names, "photo.jpg"])
+    files.own_folder(mine, "student", ["config.json"])  # beside it: they are in nobody's way
+    files.own_folder(mine, "comparison", names)
+    for other in (["report.json"], ["figures/*.png", "checkpoint-5"]):
+        with pytest.raises(ValueError, match="was not written by this command, and a student"):
+            files.own_folder(mine, "student", other)
     with pytest.raises(ValueError, match="holds a comparison"):
-        files.own_folder(mine, "student", names)
+        files.remove_folder(mine, "student")
 
 
 @pytest.mark.parametrize("name", ["report.json", "figures/a.png", "figures", "checkpoint-5", "checkpoint-5/a"])
@@ -379,7 +384,7 @@ def test_an_output_folder_that_cannot_be_one_is_refused(tmp_path, monkeypatch):
 
 
 def _hold(folder, ready, done):
-    with files.locked(folder, "a training"):
+    with files.locked(folder, "it trains"):
         ready.set()
         done.wait(60)
 
@@ -393,13 +398,13 @@ def test_a_second_job_on_a_folder_is_told_so_until_the_first_is_dead(tmp_path):
     for same in (tmp_path / "out", tmp_path / "link"):
         if same.name == "link":
             same.symlink_to(tmp_path / "out")
-        with pytest.raises(ValueError, match=rf"Another job is at work in {same} \(a training\)"):
-            with files.locked(same, "a training"):
+        with pytest.raises(ValueError, match=rf"Another run is at work in {same}: it trains; wait"):
+            with files.locked(same, "it trains"):
                 pass
     job.kill()
     job.join()
     with files.locked(tmp_path / "out"):
-        with files.locked(tmp_path / "link"):  # the same thread may enter again, another one may not
+        with files.locked(tmp_path / "link", again=True):  # the same thread may enter again, another one may not
             told = []
             other = threading.Thread(target=lambda: told.append(_refused(tmp_path / "out")))
             other.start()

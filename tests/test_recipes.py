@@ -619,7 +619,7 @@ def test_interrupting_stops_all_workers_and_says_so(tmp_path):
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGINT)
         said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "\ninterrupted" in said and "Traceback" not in said, said[-2000:]
+    assert process.returncode == 130 and "\ninterrupted" in said and "Traceback" not in said, said[-2000:]
     assert not list(tmp_path.glob("cells/*/cell.json"))
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .whole import Folder, checksum, file_checksum, read_json, write_whole
+from .whole import Folder, checksum, file_checksum, read_json
 
 
 CHECKSUM_FILE = "checksums.json"
 
 
 def write_checksums(folder: Folder) -> Path:
-    """Note what is in the files of a folder now; returns the path of the note."""
+    """Note what is in the files of a folder that has no name of its own yet; returns the path of the note."""
     folder = Path(folder)
     files = {path.name: file_checksum(path) for path in sorted(folder.iterdir()) if path.is_file()}
     files.pop(CHECKSUM_FILE, None)
     content = {"files": files, "checksum": checksum(files)}
-    return write_whole(folder / CHECKSUM_FILE, json.dumps(content, indent=1) + "\n")
+    path = folder / CHECKSUM_FILE
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
 
 
 def check_files(folder: Folder, remedy: str) -> None:

@@ -20,16 +20,17 @@ from .whole import TEMPORARY, Folder, read_json, refuse_link, remove_stale, temp
 MARK_FILE, LOCK_FILE = ".madkd.json", ".madkd.lock"
 MADE_BY = "madkd_hf"
 EVERYTHING = ("*",)
+REMEDY = "pass another folder, or delete this one yourself"
 
 
 def own_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> Path:
     """Make a folder ours, or see that it is; nothing in it is changed but our mark.
 
     Args:
-        kind: what it holds, such as "student"; a folder of another kind is refused.
+        kind: what it holds, such as "student".
         names: patterns of what will be written in it ("report.json", "checkpoint-*", which holds for what is in such a
-            folder, too). Other things may be there and stay; what is there under such a name must be ours. Without
-            names, the folder must be new, empty or marked.
+            folder, too). Other things may be there and stay, also those of another kind; what is there under such a
+            name must be ours. Without names, the folder must be new, empty, or marked and of that kind.
 
     Raises:
         ValueError: it is a file, or a link, or holds what is not ours.
@@ -37,11 +38,10 @@ def own_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> P
     """
     path = Path(path)
     mark = _mark_to_go_on(path, kind, names)
-    if mark is None:
-        return path
     with writing(path, "nothing was changed"):
         path.mkdir(parents=True, exist_ok=True)
-        _write_mark(path, kind, mark)
+        if mark != _marks(path):
+            _write_mark(path, mark)
     return path
 
 
@@ -50,21 +50,22 @@ def check_folder(path: Folder, kind: str, names: Sequence[str] | None = None) ->
     _mark_to_go_on(Path(path), kind, names)
 
 
-def _mark_to_go_on(path: Path, kind: str, names: Sequence[str] | None) -> list[str] | None:
-    """The names that the folder's mark has to hold; None where it does already."""
+def _mark_to_go_on(path: Path, kind: str, names: Sequence[str] | None) -> dict[str, list[str]]:
+    """The mark that the folder has to have: kind -> names."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, no folder for the output: pass another folder.")
-    ours = _ours(path, kind)
+    marks = _marks(path)
     if names is None:
+        ours = _ours(path, kind)
         if ours is None and (there := _entries(path)):
             raise _not_ours(path, there[0], kind)
-        return list(EVERYTHING) if ours is None else None
+        return {kind: ours or list(EVERYTHING)}
+    ours = marks.get(kind, [])
     for name in (found for pattern in names for found in _present(path, pattern.split("/"))):
         refuse_link(path / name)
-        if not _matches(name, ours or ()):
+        if not _matches(name, ours):
             raise _not_ours(path, name, kind)
-    missing = [name for name in names if name not in (ours or ())]
-    return [*(ours or ()), *missing] if missing or ours is None else None
+    return {**marks, kind: list(dict.fromkeys([*ours, *names]))}
 
 
 def replace_folder(new: Folder, path: Folder, kind: str) -> Path:
@@ -79,7 +80,7 @@ def replace_folder(new: Folder, path: Folder, kind: str) -> Path:
     list_files(new, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_folder(path, kind)
-    os.rename(new, path)
+    os.replace(new, path)
     return path
 
 
@@ -132,29 +133,48 @@ def check_removable(path: Folder, kind: str) -> None:
 def list_files(path: Folder, kind: str) -> None:
     """Note in the mark of a folder that we have made which files are in it now: these, and no others, are ours."""
     path = Path(path)
-    names = [glob.escape(name) for name in _entries(path, nested=True) if not (path / name).is_dir()]
-    _write_mark(path, kind, names)
+    before = _ours(path, kind)
+    names = [name for name in _entries(path, nested=True) if _matches(name, before or EVERYTHING)]
+    names = [glob.escape(name) for name in names if not (path / name).is_dir()]
+    _write_mark(path, {kind: names}, new=before is None)
 
 
-def _write_mark(path: Path, kind: str, names: list[str]) -> None:
-    content = {"made_by": MADE_BY, "kind": kind, "files": names}
-    write_whole(path / MARK_FILE, json.dumps(content, indent=1) + "\n")
+def _write_mark(path: Path, marks: dict[str, list[str]], new: bool = False) -> None:
+    """Into a folder that is `new` and has no name of its own yet, as it comes: nobody looks at half of it."""
+    (kind, names), *others = marks.items()
+    content = {"made_by": MADE_BY, "kind": kind, "files": names} | ({"also": dict(others)} if others else {})
+    text = json.dumps(content, indent=1) + "\n"
+    if new:
+        (path / MARK_FILE).write_text(text, encoding="utf-8")
+    else:
+        write_whole(path / MARK_FILE, text)
 
 
-def _ours(path: Path, kind: str) -> list[str] | None:
-    """The names in a marked folder that are ours; None where there is no mark."""
+def _marks(path: Path) -> dict[str, list[str]]:
+    """Kind -> the names in a marked folder that are ours; nothing where there is no mark."""
     mark = path / MARK_FILE
     refuse_link(mark)
     if not mark.exists():
-        return None
-    remedy = "pass another folder, or delete this one yourself"
-    content = read_json(mark, "mark of a folder that madkd_hf made", remedy)
-    names = content.get("files")
-    if content.get("made_by") != MADE_BY or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ValueError(f"{mark} is no mark of a folder that madkd_hf made: {remedy}.")
-    if content.get("kind") != kind:
-        raise ValueError(f"{path} holds a {content.get('kind')}, and a {kind} is to be written there: {remedy}.")
-    return names
+        return {}
+    content = read_json(mark, "mark of a folder that madkd_hf made", REMEDY)
+    marks = {content.get("kind"): content.get("files")}
+    marks |= content["also"] if isinstance(content.get("also"), dict) else {}
+    sound = all(isinstance(kind, str) and isinstance(names, list) for kind, names in marks.items())
+    if (
+        content.get("made_by") != MADE_BY
+        or not sound
+        or not all(isinstance(n, str) for v in marks.values() for n in v)
+    ):
+        raise ValueError(f"{mark} is no mark of a folder that madkd_hf made: {REMEDY}.")
+    return marks
+
+
+def _ours(path: Path, kind: str) -> list[str] | None:
+    """The names that are ours in a folder of one kind as a whole; None where there is no mark."""
+    marks = _marks(path)
+    if others := set(marks) - {kind}:
+        raise ValueError(f"{path} holds a {sorted(others)[0]}, and a {kind} is to be written there: {REMEDY}.")
+    return marks.get(kind)
 
 
 def _present(path: Path, parts: Sequence[str], above: str = "") -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 import unicodedata
@@ -13,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .folders import LOCK_FILE
+from .folders import LOCK_FILE, MARK_FILE
 from .whole import Folder, refuse_link, remove_stale, writing
 
 
@@ -65,6 +66,7 @@ def check_output(output_dir: Folder, *sources: Folder | None) -> Path:
         raise ValueError(f"{output_dir} has the name of a JSON file: pass the name of a folder.")
     place = Path(os.path.realpath(folder))
     for source in sources:
+        source = os.path.expanduser(source) if source else None
         how = _overlap(place, Path(source)) if source and os.path.exists(source) else None
         if how:
             raise ValueError(
@@ -128,13 +130,17 @@ def _check_writable(place: Path, told: Folder) -> None:
 
 
 @contextmanager
-def locked(folder: Folder, what: str = "") -> Iterator[None]:
-    """Keep other jobs out of a folder, made where missing; the thread that holds it may enter again.
+def locked(
+    folder: Folder, what: str = "it writes there", other: str = "--output_dir", again: bool = False
+) -> Iterator[None]:
+    """Keep other jobs out of a folder, made where missing.
 
     However the process ends, the lock ends with it.
 
     Args:
-        what: what works there, such as "a training".
+        what: what this run does there, such as "it trains a student".
+        other: the option that names the folder.
+        again: whether the thread that holds the folder may enter it once more.
 
     Raises:
         ValueError: another job is at work there.
@@ -142,9 +148,10 @@ def locked(folder: Folder, what: str = "") -> Iterator[None]:
     """
     folder = Path(folder)
     key, me = os.path.realpath(folder), threading.get_ident()
-    if _held.get(key) == me:
+    if again and _held.get(key) == me:
         yield
         return
+    new = not folder.exists()
     with writing(folder, "nothing was changed"):
         folder.mkdir(parents=True, exist_ok=True)
         refuse_link(folder / LOCK_FILE)
@@ -153,13 +160,14 @@ def locked(folder: Folder, what: str = "") -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"Another job is at work in {folder}{f' ({what})' if what else ''}: wait until it is over, or pass "
-                "another folder."
+                f"Another run is at work in {folder}: {what}; wait until it is over, or pass another {other}."
             ) from None
     _held[key] = me
     try:
         remove_stale(folder)
         yield
     finally:
+        if new and set(os.listdir(folder)) <= {LOCK_FILE, MARK_FILE}:  # nothing came of it: leave no trace
+            shutil.rmtree(folder, ignore_errors=True)
         _held.pop(key, None)
         lock.release()

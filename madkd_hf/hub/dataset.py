@@ -6,8 +6,10 @@ import itertools
 import operator
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
@@ -22,6 +24,7 @@ from tqdm.auto import tqdm
 
 from ..aspects import ASPECT_COLUMNS, AspectBank
 from ..boxes import check_format
+from ..files import check_name, remove_stale, temporary
 from ..objects import BOX, about_objects, count_objects, object_fields, one_row_an_object
 from ..report.evidence import write_evidence
 from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms
@@ -93,7 +96,7 @@ def push_aspect_dataset(
     bank = _with_source(bank, splits)
     kept = source_terms(bank.provenance.get("dataset"), license, repo) | repo.kept()
     features = Features({**next(iter(splits.values())).features, image_column: Image()})  # not `decode=False`
-    with tempfile.TemporaryDirectory(dir=work_dir, prefix=".publish-") as folder:
+    with _staged(work_dir) as folder:
         files = Path(folder) / "files"
         infos = [write_parquet(rows, split, files / "data", features) for split, rows in splits.items()]
         infos = [info for info in infos if info.num_examples]  # `load_dataset` fails where one split is empty
@@ -122,6 +125,19 @@ def push_aspect_dataset(
         return repo.push(files, commit_message, OURS)
 
 
+@contextmanager
+def _staged(work_dir: str | os.PathLike | None) -> Iterator[Path]:
+    """A folder for the files to publish, of this call alone; what a killed one has left is removed."""
+    place = Path(tempfile.gettempdir() if work_dir is None else work_dir)
+    remove_stale(place)
+    folder = temporary(place / "publish")
+    folder.mkdir(0o700, parents=True)  # in a temporary folder, other users can look around
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _splits(dataset: Rows | Mapping[str, Rows]) -> dict[str, Rows]:
     if isinstance(dataset, Rows):
         name = SPLIT.match(str(dataset.split or "train"))  # of "train[:50%]" and "train+test", the first word
@@ -137,6 +153,7 @@ def _check(
     """Everything that can be seen without reading images."""
     first, features = next((split, rows.features or {}) for split, rows in splits.items())
     for split, rows in splits.items():
+        check_name(split, "split")
         if not SPLIT.fullmatch(split) or split == "all":
             raise ValueError(
                 f"{split!r} cannot be the name of a split on the Hub: use letters, digits and _, and not 'all'."

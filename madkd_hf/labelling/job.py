@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
+from ..files import locked
 from ..teacher import AspectTeacher, UnreadableImage
 from .columns import aspect_features, join, leave, no_bars, nulls
 from .manifest import FORMAT_VERSION, difference_of
@@ -167,7 +169,13 @@ class _Job:
 
     def run(self, folder: Path, sources: list[Rows | Stream]) -> dict[str, Dataset | IterableDataset]:
         """The splits of one work directory, labelled."""
-        manifest, done = self.workers.from_main(lambda: self._begin(folder, sources))
+        with ExitStack() as held:
+            return self._run(folder, sources, held)
+
+    def _run(
+        self, folder: Path, sources: list[Rows | Stream], held: ExitStack
+    ) -> dict[str, Dataset | IterableDataset]:
+        manifest, done = self.workers.from_main(lambda: self._begin(folder, sources, held))
         self.workers.agree(lambda: self._compare(manifest, sources))
         work = WorkDir(folder, manifest, self.streams)
         if manifest["plan"] is not None:
@@ -194,7 +202,9 @@ class _Job:
                     "them the same files of the model, the same packages and the same locale."
                 )
 
-    def _begin(self, folder: Path, sources: list[Rows | Stream]) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
+    def _begin(
+        self, folder: Path, sources: list[Rows | Stream], held: ExitStack
+    ) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
         """The manifest and what is done; how the teacher reads is chosen once, before the first shard."""
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -211,6 +221,7 @@ class _Job:
         }
         work = WorkDir(folder, manifest, self.streams)
         work.start()
+        held.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True))
         done = {source.split: self._done(work, source) for source in sources}
         open_splits = [source for source in sources if not _is_complete(work, source, done[source.split])]
         if work.manifest["plan"] is None and any(source.labelled for source in open_splits):

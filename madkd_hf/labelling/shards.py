@@ -11,8 +11,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
 from tqdm.auto import tqdm
 
+from ..files import refuse_link, remove_stale, temporary
 from ..files.seals import OPEN_SEAL, is_whole, seal
 from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another, sealed_manifest
 
@@ -34,7 +33,6 @@ logger = logging.getLogger(__name__)
 MARK = b"madkd_hf"  # whose a shard is and which, in the metadata of its file
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # some network file systems
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
-STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 
 
 class Damaged(ValueError):
@@ -72,8 +70,10 @@ class WorkDir:
         """
         before = self._read()
         with self._writing():
+            refuse_link(self._shards)
             self._shards.mkdir(parents=True, exist_ok=True)
-            self._remove_stale()
+            for folder in (self.folder, self._shards):
+                remove_stale(folder)
         if before is None and self._create():
             return
         before = before or self._read() or self.manifest  # another job may have begun here meanwhile
@@ -289,17 +289,11 @@ class WorkDir:
     def _write_manifest(self, file: BinaryIO) -> None:
         file.write((json.dumps(sealed_manifest(self.manifest), indent=2, ensure_ascii=False) + "\n").encode())
 
-    def _remove_stale(self) -> None:
-        for path in [*self.folder.glob(".*.partial"), *self._shards.glob(".*.partial")]:
-            host, _, process = path.name.removesuffix(".partial").rpartition("@")[2].rpartition("-")
-            dead = host == socket.gethostname() and not _is_alive(process)
-            if dead or path.stat().st_mtime < time.time() - STALE_SECONDS:
-                path.unlink(missing_ok=True)
-
     def _replace(
         self, path: Path, write: Callable[[BinaryIO], Any], name: Callable[[Path, Path], None] | None = None
     ) -> None:
-        partial = path.with_name(f".{path.name}@{socket.gethostname()}-{os.getpid()}.partial")
+        refuse_link(path)
+        partial = temporary(path)
         try:
             with open(partial, "w+b") as file:
                 write(file)
@@ -343,13 +337,3 @@ def _open_arrow(path: Path) -> MemoryMappedTable:
     """A shard's columns, mapped and not read; the file is closed, so that thousands of shards can be open."""
     with pa.memory_map(str(path)) as file:
         return MemoryMappedTable(pa.ipc.open_stream(file).read_all(), str(path))
-
-
-def _is_alive(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True

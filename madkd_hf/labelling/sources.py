@@ -20,6 +20,7 @@ from PIL.Image import Image
 
 from ..aspects import ASPECT_COLUMNS
 from ..data.rows import file_name, named
+from ..files import check_name
 from ..images import to_rgb
 from ..objects import count_objects
 from .identity import digest_of_steps, steps
@@ -283,13 +284,12 @@ def sources_of(
 
 
 def _check_name(split: str, of_stream: bool) -> None:
+    check_name(split, "split")
     if of_stream and not re.fullmatch(r"\w+(\.\w+)*", split):
         raise ValueError(
             f"The split name {split!r} is none that load_dataset would read back: rename the stream's split, with "
             "letters, digits, underscores and dots."
         )
-    if "/" in split or "\0" in split:
-        raise ValueError(f"The split name {split!r} cannot be a file name: rename the split.")
 
 
 def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:

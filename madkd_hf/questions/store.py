@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..aspects import Aspect
+from ..files import locked, read_json, refuse_link, write_whole, writing
 from .prompts import EXAMPLES
 from .validation import Rules, content_words, fault, fold
 
 
 ALL_EXAMPLES = [question for group in EXAMPLES.values() for question in group]
 MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
-LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         self.task, self.rules = task, rules
         self._change_llm = change_llm
-        self._lock = None if self.folder is None else FileLock(self.folder / LOCK)
+        self._held = False
         self._read()
 
     def _read(self) -> None:
@@ -79,26 +77,19 @@ class Store:
         """Keep other runs out of the folder: with two at once, neither knows what the other writes.
 
         Raises:
-            ValueError: another run is at work there, or nothing can be written there.
+            ValueError: another run is at work there.
+            OSError: nothing can be written there.
         """
-        if self._lock is None or self._lock.is_locked:
+        if self.folder is None or self._held:
             yield
             return
-        try_folder(self.folder)  # before anything is paid for
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"Another run is at work in {self.folder}: wait until it is over, or pass another --output_dir."
-            ) from None
-        except OSError as error:
-            raise _unwritable(self.folder, error) from error
-        try:
-            self._read()  # another run may have written since
-            yield
-        finally:
-            self._lock.release()
+        with locked(self.folder, "it asks for questions"):
+            self._held = True
+            try:
+                self._read()  # another run may have written since
+                yield
+            finally:
+                self._held = False
 
     @property
     def questions(self) -> list[str]:
@@ -132,10 +123,10 @@ class Store:
 
     def _read_manifest(self, change_llm: bool) -> None:
         path = self.folder / MANIFEST
+        content = read_json(path, "description of a bank of questions", "pass another folder")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             before = Task(tuple(content["class_names"]), content["domain"], content["llm"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error!r}): pass another folder.") from error
         for name in ("class_names", "domain", "llm"):
             old, new = getattr(before, name), getattr(self.task, name)
@@ -149,9 +140,7 @@ class Store:
 
     def _write_manifest(self) -> None:
         content = asdict(self.task) | ({"selection": self.selection} if self.selection else {})
-        partial = self.folder / f".{MANIFEST}.partial"
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.folder / MANIFEST)
+        write_whole(self.folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _load(self) -> None:
         kept, fallen = self._rows(CANDIDATES), self._rows(REJECTED)
@@ -191,7 +180,16 @@ class Store:
         return rows
 
     def _write(self) -> None:
-        if self.folder is not None and not self._begun:
+        if self.folder is None:
+            self._waiting.clear()
+            return
+        with writing(self.folder, "all questions until now are kept"):
+            self._append()
+
+    def _append(self) -> None:
+        for name in (CANDIDATES, REJECTED):
+            refuse_link(self.folder / name)
+        if not self._begun:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_manifest()
             for name, (sound, lacking) in self._ends.items():
@@ -200,7 +198,7 @@ class Store:
                     file.seek(sound)
                     file.write(lacking)
             self._begun = True
-        for name, row in self._waiting if self.folder is not None else ():
+        for name, row in self._waiting:
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._waiting.clear()
@@ -217,11 +215,9 @@ def try_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> ValueError:
-    return ValueError(f"Cannot write in {folder} ({error.strerror or error}): pass another --output_dir.")
+        raise ValueError(
+            f"Cannot write in {folder} ({error.strerror or error}): pass another --output_dir."
+        ) from error
 
 
 def unique_id(name: str, question: str, taken: Collection[str]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 from datasets import Dataset
 
 from ..aspects import AspectBank
-from .comparison import markdown_table, write_whole
+from ..files import write_whole
+from .comparison import markdown_table
 from .evidence import cell, number, read_columns, read_labels
 from .figures import FAINT, GREY, STUDENT, TEACHER, WRONG, new_axes, new_figure, save
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
+from ..files import write_whole
 from ..student.metrics import CalibrationError
-from .comparison import markdown_table, paired_gain, terms, write_whole
+from .comparison import markdown_table, paired_gain, terms
 from .evidence import cell
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from ..files import write_whole
+
 
 CONDITIONS = {
     "base": "classes only",
@@ -260,15 +262,6 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     for path, text in (("report.json", content), ("report.md", "\n\n".join(parts) + "\n")):
         write_whole(output_dir / path, text)
     return output_dir / "report.md"
-
-
-def write_whole(path: str | os.PathLike, text: str) -> Path:
-    """Write a text file in one step, never half of it, in a folder made where missing; returns its path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    return partial.replace(path)
 
 
 def _what_was_run(report: Mapping[str, Any]) -> str:

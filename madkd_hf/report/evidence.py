@@ -13,8 +13,9 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Value
 
 from ..aspects import AspectBank
+from ..files import write_whole
 from . import figures
-from .comparison import code_span, markdown_table, write_whole
+from .comparison import code_span, markdown_table
 from .information import LOW_MASS, SHUFFLES, QuestionEvidence, class_entropy, question_evidence
 
 

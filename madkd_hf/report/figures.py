@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
+from ..files import whole_file, writing
 from .comparison import TERMS, gain_text, mean_and_half_width, terms, verdict
 from .information import LOW_MASS
 
@@ -280,6 +281,6 @@ def short(name: str, length: int = 30) -> str:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with writing(path), whole_file(path) as file:
+        figure.savefig(file, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
     return Path(path)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import CONDITIONS, code_span, gain_text, markdown_table, mean_and_half_width, plain, write_whole
+from ..files import write_whole
+from .comparison import CONDITIONS, code_span, gain_text, markdown_table, mean_and_half_width, plain
 from .figures import COLOURS, STYLES, new_axes, new_figure, save
 
 

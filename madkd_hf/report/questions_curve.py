@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import markdown_table, paired_gain, write_whole
+from ..files import write_whole
+from .comparison import markdown_table, paired_gain
 from .figures import COLOURS, GREY, PALE, STUDENT, TEACHER, new_axes, new_figure, save
 
 
