@@ -46,6 +46,7 @@ from teachers import TeacherArguments, load_bank_and_teacher
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.data.images import check_image_column
 from madkd_hf.files import (
     check_name,
     check_removable,
@@ -126,7 +127,10 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
     workers = Workers() if splits is not None else Workers.of_launch()
 
     def load() -> tuple[AspectBank, AspectTeacher, Splits]:
-        return *load_bank_and_teacher(args, workers), load_splits(args, args.streaming) if splits is None else splits
+        loaded = load_splits(args, args.streaming) if splits is None else splits  # before a teacher is loaded
+        for rows in loaded.values():
+            check_image_column(rows.features, args.image_column)
+        return *load_bank_and_teacher(args, workers), loaded
 
     bank, teacher, splits = workers.agree(load)
     if args.output_dir:

@@ -8,6 +8,7 @@ from collections import Counter
 from common import SplitArguments
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from madkd_hf.data.images import check_image_column
 from madkd_hf.data.labels import class_label, with_whole_numbers, without_class
 from madkd_hf.hub.sources import note_drawn
 from madkd_hf.student.data import readable
@@ -33,11 +34,7 @@ def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
         raise ValueError(
             f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
         )
-    if args.image_column not in splits[args.train_split].features:
-        raise ValueError(
-            f"There is no column {args.image_column!r}: the dataset has {splits[args.train_split].column_names}; "
-            "pass --image_column."
-        )
+    check_image_column(splits[args.train_split].features, args.image_column)
 
 
 def with_validation(

@@ -21,6 +21,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, load_from_disk
 from PIL import Image as Pillow
 
 from madkd_hf.data import places, summary
+from madkd_hf.data.images import check_image_column
 from madkd_hf.data.rows import named, row_name
 from madkd_hf.data.sources import Loaded, load
 
@@ -494,3 +495,19 @@ def test_rows_are_named_by_their_file_and_the_number_that_the_user_knows(tmp_pat
     assert row_name(content, 0, "test") == "row 0 of split 'test'"
     assert named("https://me:secret@host/a.png?token=1", 3) == "https:/***@host/a.png (row 3)"
     assert "\x1b" not in named("a/\x1b[2J.jpg", 3)
+
+
+def test_a_column_without_images_is_told_in_the_words_of_a_command_line():
+    features = Dataset.from_dict({"a": ["x"], "b": [None]}).cast_column("b", Image()).features
+    for column, said in (
+        ("image", r"no column 'image': the dataset has \['a', 'b'\]"),
+        ("a", "column 'a' holds Value"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{said}.*; pass --image_column b|{said}.*, not images: pass --image_column b"
+        ):
+            check_image_column(features, column)
+    check_image_column(features, "b")
+    del features["b"]
+    with pytest.raises(ValueError, match="none of them holds images; put image files into a folder for each class"):
+        check_image_column(features, "image")

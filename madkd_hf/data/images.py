@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datasets import Dataset, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
 from .walk import image_suffixes
 
@@ -34,6 +34,26 @@ def as_images(rows: Dataset | IterableDataset, column: str, folder: Path | None)
     stored = [path and {"bytes": None, "path": path} for path in paths]
     order = rows.column_names
     return rows.remove_columns(column).add_column(column, stored, feature=Image()).select_columns(order)
+
+
+def check_image_column(features: Features | None, column: str) -> None:
+    """
+    Args:
+        features: of a split; None, where a stream does not say them, is not looked at.
+
+    Raises:
+        ValueError: in the words of a command line, there is no such column, or it holds words or numbers.
+    """
+    feature = (features or {}).get(column)
+    if features is None or (feature is not None and not isinstance(feature, (Value, ClassLabel))):
+        return  # pixels may be images, too
+    named = [name for name, feature in features.items() if isinstance(feature, Image)]
+    remedy = f"pass --image_column {named[0]}" if len(named) == 1 else "pass --image_column"
+    if not named:
+        remedy = "none of them holds images; put image files into a folder for each class, and pass that"
+    if column not in features:
+        raise ValueError(f"There is no column {column!r}: the dataset has {list(features)}; {remedy}.")
+    raise ValueError(f"The column {column!r} holds {feature}, not images: {remedy}.")
 
 
 def _inside(name: str, root: Path, column: str, row: int) -> str:
