@@ -297,7 +297,7 @@ def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
 
 def test_distill_labels_its_own_images_and_leaves_a_student_that_pipeline_loads(tmp_path, capsys):
     recipe("train_student", "--config", EASY_VQA / "distill.yaml", "--output_dir", tmp_path, *QUICK)
-    assert str(tmp_path) in capsys.readouterr().out
+    assert f'pipeline("aspect-classification", "{tmp_path}", trust_remote_code=True)' in capsys.readouterr().out
     results = json.loads((tmp_path / "all_results.json").read_text())
     assert {"eval_accuracy", "test_accuracy", "train_loss"} <= set(results)
     model = AutoModelForImageClassification.from_pretrained(tmp_path)

@@ -87,7 +87,7 @@ def results(folder: Path) -> dict:
 def test_a_detector_labels_its_own_objects_and_leaves_a_student_that_pipeline_loads(scenes, tmp_path, capsys):
     words = ["--config", EASY_VQA / "detect.yaml", "--dataset", scenes, "--output_dir", tmp_path, *QUICK]
     recipe("train_detector", *words)
-    assert str(tmp_path) in capsys.readouterr().out
+    assert f'pipeline("aspect-detection", "{tmp_path}", trust_remote_code=True)' in capsys.readouterr().out
     assert {"eval_map", "test_map", "train_loss"} <= set(results(tmp_path))
     model = AutoModelForObjectDetection.from_pretrained(tmp_path)
     assert list(model.config.id2label.values()) == list(COLOURS) and model.config.num_aspects == 11

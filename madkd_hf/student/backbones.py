@@ -47,7 +47,7 @@ def check_model(
     check: Callable[[PretrainedConfig], None],
 ) -> None:
     """What is the same for every kind of model: files, configuration, image processor; `check` is for the rest."""
-    _check_files(name, pretrained, revision)
+    files = _files(name, revision)
     options = {} if revision is None else {"revision": revision}
     try:
         config = config_of(name, trust_remote_code=False, **options)
@@ -60,27 +60,29 @@ def check_model(
             "model."
         ) from error
     check(config)
+    if pretrained:
+        _check_weights(name, files)
     load_image_processor(name, **options)
 
 
-def _check_files(name: str, pretrained: bool, revision: str | None) -> None:
+def _files(name: str, revision: str | None) -> list[str]:
     folder = Path(name)
     files = [path.name for path in folder.iterdir()] if folder.is_dir() else _files_on_hub(name, revision)
     if "config.json" not in files:
         raise ValueError(f"{name} is no model of transformers, it has no config.json: name another one.")
-    if not pretrained:
-        return
+    return files
+
+
+def _check_weights(name: str, files: list[str]) -> None:
+    """Whether there are weights, and in a folder, whether they are whole, as far as their headers tell."""
     if not any(weights in files or f"{weights}.index.json" in files for weights in WEIGHTS):
         raise ValueError(
             f"{name} has a configuration and no weights (model.safetensors): pass --pretrained false "
             "(pretrained=False) to train it from scratch, or name a model with weights."
         )
-    if folder.is_dir():
-        _check_weights(folder)
-
-
-def _check_weights(folder: Path) -> None:
-    """Whether the files of weights in a folder are there and whole, as far as their headers tell."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
     index = folder / "model.safetensors.index.json"
     files = [folder / "model.safetensors"]
     try:
