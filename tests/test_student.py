@@ -466,7 +466,9 @@ def test_a_plain_trainer_with_the_usual_metric_sees_an_ordinary_classifier(tmp_p
         return {"accuracy": float((np.argmax(prediction.predictions, axis=-1) == prediction.label_ids).mean())}
 
     args = TrainingArguments(tmp_path, per_device_eval_batch_size=4, use_cpu=True, report_to=[])
-    result = Trainer(model, args, eval_dataset=rows, compute_metrics=accuracy).evaluate()
+    trainer = Trainer(model, args, eval_dataset=rows, compute_metrics=accuracy)
+    assert not trainer.model_accepts_loss_kwargs  # or it would not divide the loss by the accumulation steps
+    result = trainer.evaluate()
     with torch.no_grad():
         logits = model(torch.stack([row["pixel_values"] for row in rows])).logits
     labels = torch.tensor([row["labels"] for row in rows])
