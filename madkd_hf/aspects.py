@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from .files import write_whole
-from .text import hidden_character, jsonable, masked, seen, terminal
+from .text import hidden_character, jsonable, keep_secret, masked, seen, terminal
 
 
 BANK_FILE = "aspects.json"
@@ -158,6 +158,7 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
     if path.suffix == ".json" or len(path.parts) > 2 or path.is_absolute():
         raise FileNotFoundError(f"There is no bank at {path}: expected a JSON file, a folder, or a Hub dataset id.")
     try:
+        keep_secret(token if isinstance(token, str) else None)
         wanted = {"repo_type": "dataset", "revision": revision, "token": token}
         size = hf_hub_download(str(source), BANK_FILE, dry_run=True, **wanted).file_size or 0
         if size > LARGEST_FILE:
@@ -167,9 +168,7 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
             )
         return Path(hf_hub_download(str(source), BANK_FILE, **wanted))
     except OSError as error:
-        reason = (
-            masked(error, [token if isinstance(token, str) else None]).strip() or type(error).__name__
-        ).splitlines()
+        reason = (masked(error).strip() or type(error).__name__).splitlines()
         raise FileNotFoundError(
             f"There is no bank at {seen(source)}: no such file or folder here, and no {BANK_FILE} to be had from a "
             f"dataset of that name on the Hub ({terminal(reason[0])})."
@@ -235,10 +234,12 @@ def _check_text(aspect: Aspect, name: str, text: str, limit: int) -> None:
         raise _BankError(
             f"The {name} of aspect {_shown(aspect.id)} has {len(text):,} characters: expected at most {limit:,}."
         )
+    if name == "question":
+        text = " ".join(text.split("\n"))  # read as it is, and shown in one line
     if (hidden := hidden_character(text)) is not None:
         raise _BankError(
             f"The {name} of aspect {_shown(aspect.id)} holds the character {hidden}, which cannot be seen or is no "
-            "part of one line: remove it."
+            "part of a line: remove it."
         )
 
 

@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -32,7 +34,7 @@ _SECRET_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{8,}|(?:sk|gsk|xai)-?_?[A-Za-z0-9_-]{16,})|(?<=[Bb]earer )[^\s\"',;)]{8,}"
 )
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]{1,400}@")
-_MASK = "***"
+_KEPT: set[str] = set()  # secrets that this process was given
 
 
 def hidden_character(text: str) -> str | None:
@@ -85,6 +87,13 @@ def code(value: Any, limit: int | None = LONGEST["code"]) -> str:
     return f"{fence}{space}{text}{space}{fence}" if text.strip() else ""
 
 
+def block(value: Any, language: str = "") -> str:
+    """A code block for Markdown, with its line breaks."""
+    text = terminal_lines(value)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
 def figure(value: Any, limit: int | None = LONGEST["figure"]) -> str:
     """For a picture; `figures.save` draws no formula, whatever the text holds."""
     return seen(value, limit)
@@ -108,30 +117,50 @@ def front(value: Any) -> Any:
 def jsonable(value: Any) -> Any:
     """What JSON can hold: arrays become lists, NaN and infinities null, everything else text."""
     if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {jsonable(str(key)): jsonable(item) for key, item in value.items()}
     if hasattr(value, "tolist"):  # of numpy and torch
         return jsonable(value.tolist())
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not -float("inf") < value < float("inf"):
         return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    if isinstance(value, (int, float, bool, type(None))):
+        return value
+    return str(value).encode(errors="backslashreplace").decode()  # half a character is in no file
 
 
-def masked(value: Any, secrets: Sequence[str | None] = ()) -> str:
-    """A text without secrets: those given, those in the environment, and what looks like one.
+def keep_secret(secret: str | None) -> None:
+    """Never show this token, key or password, in whatever message of this process."""
+    _KEPT.update([secret.strip()] if secret and secret.strip() else [])
 
-    To be called before a text is shortened: of a token that was cut, the rest would not be known any more.
 
-    Args:
-        value: the text.
-        secrets: tokens, keys or passwords, each also as URLs and base64 hold them.
+def masked(value: Any) -> str:
+    """A text without secrets: those of `keep_secret`, those in the environment, and what looks like one.
+
+    Secrets are known as they are, and as addresses, JSON and base64 hold them. To be called before a text is
+    shortened: of a token that was cut, the rest would not be known any more.
     """
     text = _text(value)
-    for secret in [*secrets, *_of_environment()]:
-        for each in _forms((secret or "").strip()):
+    for secret in sorted({*_KEPT, *_of_environment()}, key=len, reverse=True):
+        for each in _forms(secret):
             text = _without(text, each)
-    return _PASSWORD.sub(f"{_MASK}@", _SECRET_SHAPES.sub(_MASK, text))
+    return _PASSWORD.sub("***@", _SECRET_SHAPES.sub("***", text))
+
+
+def excerpt(value: Any, limit: int = 300) -> str:
+    """What somebody else's program said, for a message: one line, not endless, without secrets."""
+    return terminal(masked(_text(value)[: 1000 * limit]), limit)
+
+
+def message(error: BaseException | str) -> str:
+    """What an error says, for a terminal: in its lines, without control characters and secrets."""
+    return terminal_lines(masked(error))
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """For `sys.excepthook`: a traceback without control characters and secrets."""
+    told = "".join(traceback.format_exception(kind, error, trace))
+    print(terminal_lines(masked(told)).rstrip(), file=sys.stderr)
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -165,7 +194,8 @@ def _cut(text: str, limit: int | None) -> str:
 
 
 def _of_environment() -> Iterator[str]:
-    return (value for name, value in os.environ.items() if _SECRET_NAMES.search(name) and len(value.strip()) >= 8)
+    named = (value.strip() for name, value in os.environ.items() if _SECRET_NAMES.search(name))
+    return (value for value in named if len(value) >= 8)
 
 
 @cache
@@ -184,10 +214,10 @@ def _forms(secret: str) -> tuple[str, ...]:
 def _without(text: str, secret: str) -> str:
     """The text without a secret; of a long one, no beginning of 8 characters or more is left either."""
     if len(secret) < 12:
-        return text.replace(secret, _MASK)
+        return text.replace(secret, "***")
     parts, place = [], 0
     while (start := text.find(secret[:8], place)) >= 0:
         end = start + len(os.path.commonprefix([secret, text[start:]]))
-        parts += [text[place:start], _MASK]
+        parts += [text[place:start], "***"]
         place = end
     return "".join([*parts, text[place:]])

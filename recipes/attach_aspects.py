@@ -39,7 +39,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import BoxArguments, DatasetArguments, RecipeParser, load_splits, run, source
+from common import BoxArguments, DatasetArguments, RecipeParser, files_from, load_splits, run, source
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 from outputs import DATASET, check_place, working_in
 from teachers import TeacherArguments, load_bank_and_teacher
@@ -61,6 +61,7 @@ from madkd_hf.hub import HubError, HubRepo
 from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
 from madkd_hf.objects import one_row_an_object
 from madkd_hf.report.evidence import write_evidence
+from madkd_hf.text import terminal
 
 
 Splits = DatasetDict | IterableDatasetDict
@@ -149,6 +150,7 @@ def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, 
         box_format=args.box_format,
         box_margin=args.box_margin,
         box_padding=args.box_padding,
+        files_from=files_from(args),
     )
     told = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
     return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher
@@ -271,7 +273,7 @@ def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
             f"Cannot prepare what is to be published in {args.output_dir} ({error}): nothing was sent, the labelled "
             "dataset there is complete; mend this, and run the same command again."
         ) from error
-    print(f"Published: {pushed.pr_url or pushed.repo_url}")
+    print(f"Published: {terminal(pushed.pr_url or pushed.repo_url)}")
 
 
 def check_hub(args: AttachArguments) -> None:

@@ -15,14 +15,16 @@ from typing import Any, Literal
 
 import yaml
 from datasets import DatasetDict, IterableDatasetDict
+from huggingface_hub import get_token
 from interrupts import leave, stopped_like_ctrl_c
 from transformers import HfArgumentParser
 
+from madkd_hf.data.embedding import named_inside
 from madkd_hf.data.places import commit_of, looks_like_path, similar
 from madkd_hf.data.sources import load
 from madkd_hf.files import disk_is_full
 from madkd_hf.labelling import ToldElsewhere
-from madkd_hf.text import terminal_lines
+from madkd_hf.text import keep_secret, message, show_traceback, terminal_lines
 
 
 CATEGORY = "category"  # the field of objects where detectors look for their classes
@@ -258,7 +260,14 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     )
     if os.environ.get("RANK", "0") == "0":
         print(terminal_lines(loaded.summary), flush=True)
-    return loaded.splits
+    own = named_inside(loaded.splits, files_from(args), getattr(args, "on_error", "raise"))
+    return type(loaded.splits)(own)
+
+
+def files_from(args: DatasetArguments) -> Path | None:
+    """The folder of the dataset, where it is one: what its rows name may lie there."""
+    path = Path(args.dataset).expanduser()
+    return path if args.dataset and path.exists() else None
 
 
 def source(args: DatasetArguments) -> dict[str, str | None]:
@@ -277,6 +286,8 @@ def run(main: Callable[[], None]) -> None:
     Stopped by a user it exits with 130, by a launcher or a batch system with 143, and says what is kept.
     MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
     """
+    sys.excepthook = show_traceback
+    keep_secret(get_token())
     try:
         with stopped_like_ctrl_c():
             main()
@@ -288,7 +299,7 @@ def run(main: Callable[[], None]) -> None:
         sentence = isinstance(error, (ValueError, OSError, ImportError))
         if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
             raise
-        sys.exit(f"error: {_full_disk(error) if disk_is_full(error) else error}")
+        sys.exit(f"error: {message(_full_disk(error) if disk_is_full(error) else error)}")
 
 
 def _full_disk(error: Exception) -> str:

@@ -51,6 +51,7 @@ from madkd_hf.report.comparison import over_controls, terms
 from madkd_hf.report.grid import grid_table, grid_verdict, write_grid
 from madkd_hf.student.processors import load_image_processor
 from madkd_hf.student.saved import ADAPTER
+from madkd_hf.text import terminal
 
 
 def keep_student(args: CompareArguments) -> Path | None:
@@ -241,7 +242,7 @@ def _compare(args: CompareArguments) -> None:
     if repo:
         metrics = results[f"{terms(summary).treated}-0"]["metrics"]
         url = publish(args, repo, student, metrics, summary, labelled)
-        print(f"Published: {url}")
+        print(f"Published: {terminal(url)}")
     if args.detects:
         return
     print("Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:")

@@ -62,6 +62,7 @@ from madkd_hf.questions.local import split_gguf
 from madkd_hf.questions.prompts import counted
 from madkd_hf.questions.remote import RemoteLLM
 from madkd_hf.questions.store import MANIFEST, Store, try_folder
+from madkd_hf.text import terminal
 
 
 ALL_FILE = "aspects_all.json"
@@ -373,7 +374,7 @@ def main() -> None:
             "others are the first of the rest."
         )
     for aspect in made.selected:
-        print(f"  {aspect.group:14} {aspect.id:24} {aspect.question}")
+        print(f"  {terminal(aspect.group):14} {terminal(aspect.id):24} {terminal(aspect.question)}")
     print(
         f"Now {folder / BANK_FILE} has {counted(plan.keep, 'question')}, selected from {len(made.candidates)} in "
         f"{folder / ALL_FILE}. Next:\n  python recipes/attach_aspects.py --bank {shlex.quote(str(folder))} "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 from common import SplitArguments
@@ -12,9 +11,10 @@ from madkd_hf.data.images import check_image_column
 from madkd_hf.data.labels import class_label, with_whole_numbers, without_class
 from madkd_hf.hub.sources import note_drawn
 from madkd_hf.student.data import readable
+from madkd_hf.text import get_logger
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # as one says it
 

@@ -16,7 +16,6 @@ import interrupts  # noqa: F401  first, for a stop while the others load
 # isort: split
 
 import importlib.util
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,9 +48,10 @@ from madkd_hf.objects import BOX, LISTS, object_fields
 from madkd_hf.student.metrics import OF_ASPECTS
 from madkd_hf.student.processors import load_image_processor
 from madkd_hf.student.settings import check_metric
+from madkd_hf.text import get_logger, terminal
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PREDICTIONS = "test_predictions.npz"  # see `save_predictions`
 
@@ -394,7 +394,7 @@ def _train_and_publish(args: DetectorArguments, training_args: MadkdTrainingArgu
             f'  pipeline("{task}", "{training_args.output_dir}", trust_remote_code=True)'
         )
     if training_args.push_to_hub and (url := publish(trainer, args)):
-        print(f"Published: {url}")
+        print(f"Published: {terminal(url)}")
 
 
 if __name__ == "__main__":

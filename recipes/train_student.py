@@ -50,6 +50,7 @@ from madkd_hf.student.publishing import PublishedTrainer, check_repo
 from madkd_hf.student.saved import load_saved
 from madkd_hf.student.saving import SavingError
 from madkd_hf.student.settings import check_metric
+from madkd_hf.text import terminal
 
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
@@ -370,7 +371,7 @@ def _train_and_publish(args: StudentArguments, training_args: MadkdTrainingArgum
             f'  pipeline("{task}", "{training_args.output_dir}", trust_remote_code=True)'
         )
     if training_args.push_to_hub and (url := publish(trainer, args)):
-        print(f"Published: {url}")
+        print(f"Published: {terminal(url)}")
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def test_the_token_is_told_to_nobody(hub, birds, folder, caplog):
     with pytest.raises(HubError) as told:
         birds.push(folder, "Birds", OURS)
     assert hub.token.encode() not in hub.received
-    assert "hf_***" in str(told.value)
+    assert "***" in str(told.value)
     assert hub.token not in f"{told.value!r} {caplog.text}"
     assert hub.token not in repr(HubRepo("you/birds", "dataset", token=hub.token))
 

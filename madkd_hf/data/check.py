@@ -27,8 +27,9 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..images import to_rgb
+from .origin import STARTS_PROGRAMS
 from .rows import file_name, named, row_number
-from .seen import Seen, key_of, key_of_bytes
+from .seen import Seen, key_of, key_of_bytes, key_of_file
 
 
 CHUNK = 32  # images handed to the threads at once
@@ -230,7 +231,7 @@ class _Check:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
             return "it is no file", True
-        key = key_of("file", os.path.abspath(path), facts.st_size, facts.st_mtime_ns, self.feature.mode)
+        key = key_of_file(path, facts, self.feature.mode)
         if key in self.seen:
             return None
         with open(path, "rb") as file:
@@ -254,6 +255,8 @@ class _Check:
             begins = file.read(200).lstrip().lower()
             text = begins.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
             return "it is a web page or other text, no image" if text else "it is no image that Pillow can read"
+        if image.format in STARTS_PROGRAMS:
+            return f"it is {image.format}, which other programs would have to read"
         if max(image.size) > LONGEST * min(image.size):
             return f"it has {image.width} x {image.height} pixels, one side over {LONGEST} times the other"
         image.draft(None, (1, 1))  # a JPEG in its smallest scale: all its data are read, and damage is found the same

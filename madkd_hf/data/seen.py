@@ -37,6 +37,13 @@ class Seen:
         place = int(np.searchsorted(self.keys, np.uint64(key)))
         return place < len(self.keys) and int(self.keys[place]) == key
 
+    def has_file(self, path: str, mode: str | None = None) -> bool:
+        """Whether the image in a file was found whole, and the file has not changed since."""
+        try:
+            return key_of_file(path, os.stat(path), mode) in self
+        except (OSError, ValueError):
+            return False
+
     def add(self, keys: Iterable[int]) -> None:
         self.new.update(keys)
 
@@ -74,6 +81,11 @@ class Seen:
 def key_of(kind: str, *facts: object) -> int:
     """A key for facts that name one content."""
     return _key(json.dumps([kind, *map(str, facts)]).encode("utf-8", "surrogatepass"))
+
+
+def key_of_file(path: str, facts: os.stat_result, mode: str | None) -> int:
+    """A key for an image file as it is now, decoded to `mode`."""
+    return key_of("file", os.path.abspath(path), facts.st_size, facts.st_mtime_ns, mode)
 
 
 def key_of_bytes(content: object, mode: str | None) -> int:

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
@@ -17,22 +18,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, IterableDataset, SplitInfo, concatenate_datasets
 from datasets.arrow_writer import ParquetWriter
-from datasets.table import embed_table_storage, table_cast
+from datasets.table import table_cast
 from huggingface_hub import CommitInfo
-from huggingface_hub.utils import logging
 from tqdm.auto import tqdm
 
 from ..aspects import ASPECT_COLUMNS, AspectBank
 from ..boxes import check_format
+from ..data.embedding import embedded, media_columns, read_image, refusal
+from ..data.origin import Origin, RefusedFile
 from ..files import check_name, remove_stale, temporary
 from ..objects import BOX, about_objects, count_objects, object_fields, one_row_an_object
 from ..report.evidence import write_evidence
-from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms
+from ..text import get_logger
+from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms, told_source
 from .sources import DataSource
 from .upload import HubRepo
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 OURS = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
 SPLIT = re.compile(r"\w+(\.\w+)*")
@@ -94,7 +97,7 @@ def push_aspect_dataset(
     label = _label(next(iter(splits.values())).features, label_column, boxes_column)
     repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check(license)
     bank = _with_source(bank, splits)
-    kept = source_terms(bank.provenance.get("dataset"), license, repo) | repo.kept()
+    kept = source_terms(told_source(bank.provenance.get("dataset")), license, repo) | repo.kept()
     features = Features({**next(iter(splits.values())).features, image_column: Image()})  # not `decode=False`
     with _staged(work_dir) as folder:
         files = Path(folder) / "files"
@@ -241,7 +244,7 @@ def write_parquet(rows: Rows, split: str, folder: Path, features: Features) -> S
     folder.mkdir(parents=True, exist_ok=True)
     info, paths = SplitInfo(split), []
     with tqdm(total=len(rows) if isinstance(rows, Dataset) else None, unit=" rows", desc=f"writing {split}") as bar:
-        for _, tables in itertools.groupby(_by_shard(rows, features.arrow_schema), key=operator.itemgetter(0)):
+        for _, tables in itertools.groupby(_by_shard(rows, split, features), key=operator.itemgetter(0)):
             paths.append(folder / f"{split}-{len(paths):05d}")
             writer = ParquetWriter(features=features, path=str(paths[-1]))
             for _, table in tables:
@@ -255,13 +258,24 @@ def write_parquet(rows: Rows, split: str, folder: Path, features: Features) -> S
     return info
 
 
-def _by_shard(rows: Rows, schema: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
+def _by_shard(rows: Rows, split: str, features: Features) -> Iterator[tuple[int, pa.Table]]:
     """Tables of whole rows, images inside, and the number of the file that each belongs to."""
-    size = 0
+    size, origin, media = 0, Origin.of(rows), media_columns(features)
     for table in rows.with_format("arrow").iter(ROW_GROUP):
-        table = embed_table_storage(table_cast(table, schema))
+        table = table_cast(table, features.arrow_schema)
+        for name, feature in media.items():
+            place = table.column_names.index(name)
+            column = embedded(table[name], feature, partial(_read, origin, split, name))
+            table = table.set_column(place, table.schema.field(place), column)
         yield size // SHARD_BYTES, table
         size += table.nbytes
+
+
+def _read(origin: Origin, split: str, column: str, path: str, is_image: bool) -> bytes:
+    try:
+        return read_image(origin, path, is_image)
+    except RefusedFile as error:
+        raise ValueError(refusal(f"a row of split {split!r}", column, path, str(error))) from error
 
 
 def _answers(folder: Path, split: str, columns: Sequence[str | None]) -> Dataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -12,10 +11,12 @@ from typing import Any
 import tenacity
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import logging, parse_ratelimit_headers
+from huggingface_hub.utils import parse_ratelimit_headers
+
+from ..text import excerpt, get_logger
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 ATTEMPTS = 6
 ATTEMPTS_BEFORE = 3  # while nothing is at stake yet
@@ -28,7 +29,7 @@ class HubError(OSError):
     """What keeps something from being published, in one sentence with its remedy; the Hub is as it was."""
 
 
-def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, secret: str | None = None, **kwargs: Any) -> Any:
+def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any) -> Any:
     """What the call returns, tried again while the Hub is busy, broken or away.
 
     The client does so for transfers of files, and for none of the calls about repos and commits.
@@ -36,11 +37,10 @@ def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, secret: str | 
     Args:
         call, args, kwargs: of the client.
         attempts: at most.
-        secret: the token, which is not to be told.
     """
 
     def tell(state: tenacity.RetryCallState) -> None:
-        reason = _without(secret, _reason(_of_the_hub(state.outcome.exception())))
+        reason = _reason(_of_the_hub(state.outcome.exception()))
         attempt, pause = state.attempt_number + 1, state.next_action.sleep
         logger.warning("The Hub did not answer as hoped (%s): attempt %d in %.0f s.", reason, attempt, pause)
 
@@ -54,16 +54,15 @@ def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, secret: str | 
     return retrying(call, *args, **kwargs)
 
 
-def sentence(raised: BaseException, what: str, secret: str | None = None) -> str:
+def sentence(raised: BaseException, what: str) -> str:
     """What went wrong, and the remedy.
 
     Args:
         raised: by the client.
         what: was to be published, such as "the dataset you/birds".
-        secret: the token, which is not to be told.
     """
     error = _of_the_hub(raised)
-    return _without(secret, _told(error, what, _reason(error), _status(error)))
+    return _told(error, what, _reason(error), _status(error))
 
 
 def _told(error: BaseException, what: str, reason: str, status: int | None) -> str:
@@ -126,13 +125,7 @@ def _asked(headers: Mapping[str, str]) -> float | None:
 
 
 def _reason(error: BaseException) -> str:
-    """One line, not endless."""
+    """One line, not endless, without the token."""
     status, said = _status(error), getattr(error, "server_message", None) or str(error)
-    line = textwrap.shorten(said, 300) or type(error).__name__
+    line = excerpt(said) or type(error).__name__
     return f"{status}: {line}" if status else line
-
-
-def _without(secret: str | None, text: str) -> str:
-    for part in (secret or "").split():
-        text = text.replace(part, "hf_***")
-    return text

@@ -11,6 +11,8 @@ from typing import Any
 from datasets import Dataset
 from huggingface_hub import constants
 
+from ..text import code
+
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -32,6 +34,11 @@ def how_drawn(rows: Any) -> str | None:
     told = getattr(getattr(rows, "info", None), "description", None) or ""
     notes = [line.removeprefix(DRAWN) for line in told.splitlines() if line.startswith(DRAWN)]
     return " ".join(notes[-1].split())[:200] if notes else None
+
+
+def link(name: str, kind: str = "") -> str:
+    """Markdown: a link to a repo of the Hub, of which `kind` is "" or "datasets/"; what cannot be one is no link."""
+    return f"[{name}]({constants.ENDPOINT}/{kind}{name})" if HUB_ID.fullmatch(name) else code(name)
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, run_as_future
-from huggingface_hub.utils import logging
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..text import get_logger
 from .cards.comparison import FIGURES
 from .cards.student import StudentFacts, write_card
 from .upload import HubRepo
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 OURS = (

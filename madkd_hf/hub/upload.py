@@ -31,6 +31,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from ..text import keep_secret
 from .retries import ATTEMPTS, ATTEMPTS_BEFORE, HubError, retried, sentence
 
 
@@ -182,7 +183,9 @@ class HubRepo:
 
     @property
     def _token(self) -> str | None:
-        return self.token or get_token()
+        token = self.token or get_token()
+        keep_secret(token)
+        return token
 
     @property
     def _api(self) -> HfApi:
@@ -258,7 +261,7 @@ class HubRepo:
         )
 
     def _retried(self, call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any) -> Any:
-        return retried(call, *args, attempts=attempts, secret=self._token, **kwargs)
+        return retried(call, *args, attempts=attempts, **kwargs)
 
     @contextlib.contextmanager
     def _one_sentence(self) -> Iterator[None]:
@@ -267,7 +270,7 @@ class HubRepo:
         except HubError:
             raise
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
-            raise HubError(sentence(error, f"the {self.repo_type} {self.repo_id}", self._token)) from None
+            raise HubError(sentence(error, f"the {self.repo_type} {self.repo_id}")) from None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

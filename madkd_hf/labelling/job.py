@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from ..aspects import AspectBank
 from ..files import locked
 from ..teacher import AspectTeacher, UnreadableImage
-from .columns import aspect_features, join, leave, no_bars, nulls
+from .columns import aspect_features, join, leave, no_bars, nulls, skipped_rows
 from .manifest import FORMAT_VERSION, difference_of
 from .objects import Boxes
 from .reading import Reader
@@ -57,6 +57,7 @@ def attach_aspects(
     box_format: str = "coco",
     box_margin: float = 0.1,
     box_padding: float | None = None,
+    files_from: str | os.PathLike | None = None,
 ) -> AnyDataset:
     """Let a multimodal LLM answer the bank's questions about every image, and store the answers as columns.
 
@@ -99,6 +100,9 @@ def attach_aspects(
         box_padding: puts each crop in the middle of a white square, with at least this much white on each side, as a
             part of the crop's longer side: for teachers that crops with other objects in their corners, or without
             any ground, confuse. By default the crop is shown as it is.
+        files_from: where rows name files in place of images, the folder in which these lie. By default, rows from the
+            Hub may name files of their own repo, and rows of your own program image files of this machine. All others,
+            addresses, and files that are no images, are refused or with `on_error="skip"` left empty.
 
     Returns:
         The same rows with the three columns added; for a stream, the stream that reads the Parquet shards.
@@ -110,15 +114,16 @@ def attach_aspects(
         OSError: the work_dir cannot be written to, or the disk is full; what was done is kept.
     """
     boxes = _boxes(boxes_column, box_format, box_margin, box_padding)
-    sources = sources_of(dataset, splits, image_column, boxes)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
+    sources = sources_of(dataset, splits, image_column, boxes, files_from, on_error)
     if int(shard_size) < 1:
         raise ValueError(f"A shard holds at least one image: received shard_size={shard_size}.")
     streams = isinstance(dataset, (IterableDataset, IterableDatasetDict))
     if streams and work_dir is None:
         raise ValueError("A stream needs a place for its labelled Parquet shards: pass work_dir.")
     workers = Workers.of_launch() if distributed else Workers()
+    workers.agree(lambda: [source.check_files() for source in sources if isinstance(source, Rows)])
     job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers, boxes)
     to_do = [source for source in sources if streams or (source.labelled and source.total)]
     results = {source.split: leave(source.data, job.features) for source in sources if source not in to_do}
@@ -266,7 +271,9 @@ class _Job:
             files = [str(work.path(source.split, index)) for index in sorted(done)]
             return IterableDataset.from_parquet(files, split=datasets.NamedSplit(source.split))
         answers = Dataset(work.load(source.split, sorted(done)), fingerprint=self.fingerprint(source))
-        return join(source.data, answers)
+        labelled = join(source.data, answers)
+        skipped = skipped_rows(answers) if self.on_error == "skip" else []
+        return source.without_skipped(labelled, skipped) if skipped else labelled
 
     def _fill(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> None:
         """Make this worker's share of the missing shards, and wait for the others'."""
@@ -274,7 +281,14 @@ class _Job:
         pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
         reader = Reader(
-            source.split, self.bank, self.teacher, self.image_column, self.on_error, source.name_of, self.boxes
+            source.split,
+            self.bank,
+            self.teacher,
+            self.image_column,
+            self.on_error,
+            source.name_of,
+            self.boxes,
+            source.origin,
         )
         progress, counted = self._progress(work, source, done)
         with tqdm(**progress, disable=not self.workers.is_main) as bar, no_bars():

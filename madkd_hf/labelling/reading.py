@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from datasets import Dataset
 from PIL.Image import Image
 
 from ..aspects import AspectBank
+from ..data.origin import Origin
 from ..teacher import AspectTeacher, UnreadableImage
 from .columns import aspect_features
 from .objects import Boxes
@@ -46,6 +47,7 @@ class Reader:
     on_error: str
     name_of: Callable[[int, str | None], str]
     boxes: Boxes | None = None
+    origin: Origin = field(default_factory=Origin)
 
     def answers(self, rows: Dataset, start: int, images_per_call: int, tell: Callable[[int], Any]) -> pa.Table:
         """The new columns for a shard whose first row is `start`: the same rows always make the same calls."""
@@ -73,7 +75,7 @@ class Reader:
         place = self.name_of(number, stored and stored["path"])
         name = f"The image {place}" if stored and stored["path"] else f"The image in {place}"
         try:
-            image = decode(stored)
+            image = decode(stored, self.origin)
         except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
             return self._refuse(name, "cannot be decoded", error)
         if self.boxes is None:

@@ -6,23 +6,36 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
-from datasets.table import embed_table_storage, table_cast
+from datasets.table import table_cast
 from PIL.Image import Image
 
 from ..aspects import ASPECT_COLUMNS
+from ..data.embedding import (
+    embedded,
+    folder_of,
+    media_columns,
+    named_files,
+    own_files,
+    read_image,
+    refusal,
+    without_files,
+)
+from ..data.origin import Origin, RefusedFile, check_format
 from ..data.rows import file_name, named
 from ..files import check_name
 from ..images import to_rgb
 from ..objects import count_objects
+from ..text import terminal
 from .identity import digest_of_steps, steps
 from .objects import Boxes
 
@@ -40,6 +53,8 @@ class Rows:
         image_column: where their images are.
         labelled: whether the teacher is asked; otherwise the new columns are null.
         boxes: where the objects are, if the teacher is asked about each object and not about the images.
+        origin: which files the rows may name.
+        on_error: what to do about a file that must not be read, or that is no image: "raise", or "skip".
     """
 
     split: str
@@ -47,6 +62,13 @@ class Rows:
     image_column: str
     labelled: bool = True
     boxes: Boxes | None = None
+    origin: Origin = field(default_factory=Origin)
+    on_error: str = "raise"
+
+    def check_files(self) -> None:
+        """See that the rows name no other files than images of theirs; the teacher's reading decodes its own."""
+        undecoded = [self.image_column] if self.labelled else []
+        self.data = own_files(self.data, self.origin, self.split, self.on_error, undecoded)
 
     @property
     def total(self) -> int:
@@ -92,6 +114,13 @@ class Rows:
         """What a shard, whose first row is `start`, keeps of these rows and their answers."""
         return answers
 
+    def without_skipped(self, labelled: Dataset, rows: list[int]) -> Dataset:
+        """The labelled rows, with null in place of files that the reading skipped because they are no images."""
+        column = self.encoded.select(rows).with_format("arrow").iter(1000)
+        files = {cell["path"] for table in column for cell in table[self.image_column].to_pylist() if _is_file(cell)}
+        refused = {path for path in files if _refusal(path, self.origin)}
+        return without_files(labelled, refused) if refused else labelled
+
 
 @dataclass
 class Stream:
@@ -108,6 +137,8 @@ class Stream:
     image_column: str
     labelled: bool = True
     boxes: Boxes | None = None
+    origin: Origin = field(default_factory=Origin)
+    on_error: str = "raise"
 
     def __post_init__(self) -> None:
         try:
@@ -173,28 +204,37 @@ class Stream:
         A file that is not there is left for the reading to name its row.
         """
         table = rows.data.table
-        images = [_fetched_or_not(image) for image in table[self.image_column].to_pylist()]
+        images = [_fetched_or_not(image, self.origin) for image in table[self.image_column].to_pylist()]
         place = table.column_names.index(self.image_column)
         column = pa.array(images, table.schema.field(place).type)
         return Dataset(table.set_column(place, table.schema.field(place), column))
 
+    def _reader(self, name: str, column: pa.ChunkedArray, feature: Any, start: int) -> Callable[[str, bool], Any]:
+        """What gives the content of the files that a column names; the labelling has refused or skipped its own."""
+        places = {path: start + row for row, path, _ in named_files(column.combine_chunks(), feature)}
+
+        def read(path: str, is_image: bool) -> bytes | None:
+            try:
+                return read_image(self.origin, path, is_image)
+            except (RefusedFile, FileNotFoundError) as error:
+                if self.on_error == "skip":
+                    return None
+                where = f"row {places[path]} of split {self.split!r}"
+                if isinstance(error, FileNotFoundError):
+                    raise ValueError(
+                        f"The image {named(path, places[path], self.split)} cannot be stored, there is no such file: "
+                        "bring it back or drop the row."
+                    ) from error
+                raise ValueError(refusal(where, name, path, str(error))) from error
+
+        return read
+
     def stored(self, rows: Dataset, answers: pa.Table, start: int) -> pa.Table:
         """All columns and the answers, with everything that was a file elsewhere inside."""
         table = rows.data.table
-        answered = answers["aspect_logits"].is_valid().to_pylist()
-        images = table[self.image_column].to_pylist()
-        for row, image in enumerate(images):
-            if image is None or image["bytes"] is not None:
-                continue
-            if answered[row] or not self.labelled:
-                raise ValueError(
-                    f"The image {named(image['path'], start + row, self.split)} cannot be stored, there is no such "
-                    "file: bring it back or drop the row."
-                )
-            images[row] = None
-        columns = {self.image_column: pa.array(images, datasets.Image().pa_type)}
-        if others := [name for name in table.column_names if name != self.image_column]:
-            columns |= dict(zip(others, embed_table_storage(table.select(others)).columns))
+        columns = {name: table[name] for name in table.column_names}
+        for name, feature in media_columns(self.data.features).items():
+            columns[name] = embedded(columns[name], feature, self._reader(name, columns[name], feature, start))
         columns |= dict(zip(answers.column_names, answers.columns))
         features = Features({**self.data.features, **Features.from_arrow_schema(answers.schema)})
         return table_cast(pa.table({name: columns[name] for name in features}), features.arrow_schema)
@@ -205,32 +245,42 @@ def _columns(source: Rows | Stream) -> list[str]:
     return [source.image_column, *([source.boxes.column] if source.boxes else [])]
 
 
-def _fetched_or_not(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+def _fetched_or_not(stored: dict[str, Any] | None, origin: Origin) -> dict[str, Any] | None:
     try:
-        return stored and fetch(stored)
+        return stored and fetch(stored, origin)
     except (FileNotFoundError, ValueError):
         return stored
 
 
-def fetch(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored image with its bytes, from the file or the address that it names.
+def _is_file(stored: dict[str, Any] | None) -> bool:
+    return stored is not None and stored["bytes"] is None and stored["path"] is not None
+
+
+def _refusal(path: str, origin: Origin) -> bool:
+    try:
+        origin.read(path)
+    except RefusedFile:
+        return True
+    except OSError:  # gone, or not to be read now
+        return False
+    return False
+
+
+def fetch(stored: dict[str, Any], origin: Origin) -> dict[str, Any]:
+    """A stored image with its bytes, from the file that it names.
 
     Raises:
+        RefusedFile: a file that is none of the dataset's, or that is no image.
         FileNotFoundError: there is no such file.
         OSError: it could not be read this time; has an errno, which the complaints of a decoder have not.
     """
     if stored["bytes"] is not None or stored["path"] is None:
         return stored
-    feature = datasets.Image()
     try:
-        (found,) = feature.embed_storage(pa.array([stored], feature.pa_type)).to_pylist()
-    except (FileNotFoundError, ValueError):
-        raise
-    except Exception as error:  # what a client of the web raises when a server is busy need not be an OSError
-        raise OSError(getattr(error, "errno", None) or errno.EIO, str(error)) from error
-    if found["bytes"] is None:
-        raise FileNotFoundError(errno.ENOENT, "No such file", stored["path"])
-    return found
+        content = origin.read(stored["path"])
+    except RefusedFile as error:
+        raise RefusedFile(f"{terminal(stored['path'])}: {error}") from error
+    return {"bytes": content, "path": os.path.basename(stored["path"])}
 
 
 def is_broken(error: Exception) -> bool:
@@ -242,22 +292,29 @@ def readable(source: Rows | Stream) -> Iterator[Image]:
     """What the teacher is asked about, images or objects, of those rows that can be read."""
     for row in source.head():
         try:
-            image = decode(row[source.image_column])
+            image = decode(row[source.image_column], source.origin)
             images = source.boxes.crops(image, row[source.boxes.column]) if source.boxes else [image]
         except Exception:  # the labelling itself will name its row
             continue
         yield from images
 
 
-def decode(stored: dict[str, Any] | None) -> Image:
+def decode(stored: dict[str, Any] | None, origin: Origin) -> Image:
     """A stored image as RGB; raises whatever a broken file makes the decoder raise."""
     if stored is None:
         raise ValueError("there is no image")
-    return to_rgb(datasets.Image().decode_example(fetch(stored)))
+    stored = fetch(stored, origin)
+    check_format(stored["bytes"])
+    return to_rgb(datasets.Image().decode_example(stored))
 
 
 def sources_of(
-    dataset: Any, splits: str | Iterable[str] | None, image_column: str, boxes: Boxes | None = None
+    dataset: Any,
+    splits: str | Iterable[str] | None,
+    image_column: str,
+    boxes: Boxes | None = None,
+    files_from: str | os.PathLike | None = None,
+    on_error: str = "raise",
 ) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
@@ -274,10 +331,11 @@ def sources_of(
         raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(parts)}.")
     for split, rows in parts.items():
         _check_name(split, isinstance(rows, IterableDataset))
-    sources = [
-        (Rows if isinstance(rows, Dataset) else Stream)(split, rows, image_column, split in wanted, boxes)
-        for split, rows in parts.items()
-    ]
+    sources = []
+    for split, rows in parts.items():
+        kind = Rows if isinstance(rows, Dataset) else Stream
+        origin = folder_of(rows, files_from) or Origin.of(rows)
+        sources.append(kind(split, rows, image_column, split in wanted, boxes, origin, on_error))
     for source in sources:
         _check(source.data.features, image_column, boxes)
     return sources

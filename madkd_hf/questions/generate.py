@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub.utils import logging
 from tqdm.auto import tqdm
 
 from ..aspects import Aspect, AspectBank
+from ..text import get_logger
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
 from .prompts import (
@@ -27,7 +27,7 @@ from .store import CANDIDATES, Store, Task
 from .validation import Rules, fault, spoken_names
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 
 class TooFewQuestionsError(ValueError):
@@ -191,8 +191,8 @@ def _ask_round(store: Store, llm: LLM, plan: Plan, round: int, style: Style) -> 
 def select(store: Store, llm: LLM, plan: Plan) -> Generated:
     """Let the LLM choose Q of the questions that are there; what it leaves open is filled in their order."""
     bank, done = AspectBank(store.aspects), store.selection
-    if done and done["of"] == bank.fingerprint and len(done["ids"]) == plan.keep:
-        by_id = dict(zip(bank.ids, bank.aspects))
+    by_id = dict(zip(bank.ids, bank.aspects))
+    if done and done["of"] == bank.fingerprint and len(done["ids"]) == plan.keep and by_id.keys() >= set(done["ids"]):
         return Generated(bank, AspectBank(by_id[name] for name in done["ids"]), done["chosen"])
     chosen: list[int] = list(range(len(bank))) if len(bank) == plan.keep else []
     for attempt in range(SELECTION_ROUNDS):

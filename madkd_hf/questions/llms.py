@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from huggingface_hub import InferenceClient, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, InferenceTimeoutError, OfflineModeIsEnabled
 
+from ..text import excerpt
 from .prompts import Message
 from .remote import LLMError, NoCompletion, Refused, RemoteLLM
 
@@ -124,9 +124,9 @@ class ServerLLM(RemoteLLM):
         request = urllib.request.Request(self._url, body, headers)
         try:
             with _opener().open(request, timeout=self.timeout) as response:
-                content = response.read(LARGEST)
-                if len(content) < LARGEST:
-                    response.read()  # nothing, or the error that the answer was cut
+                content = response.read(LARGEST)  # never all that it says it has: that may be 10 ** 15 bytes
+                if len(content) < LARGEST and response.length:
+                    raise http.client.IncompleteRead(content, response.length)
         except urllib.error.HTTPError as error:
             if 300 <= error.code < 400:
                 raise LLMError(self._without_key(self._elsewhere(error))) from None
@@ -149,7 +149,7 @@ class ServerLLM(RemoteLLM):
         to = urlsplit(urljoin(self._url, error.headers.get("Location", "")))
         address = f"{to.scheme}://{to.netloc.rpartition('@')[2]}{to.path.removesuffix('/chat/completions')}"
         return (
-            f"{self.place} sends the request on to {textwrap.shorten(address, 200)} ({error.code}), which did not get "
+            f"{self.place} sends the request on to {excerpt(address, 200)} ({error.code}), which did not get "
             "it: pass that address by --base_url, if it is where you want to ask."
         )
 
@@ -196,7 +196,7 @@ def _read(error: urllib.error.HTTPError) -> str:
 
 
 def _no_json(body: str) -> NoCompletion:
-    return NoCompletion(f"answers with no JSON but {textwrap.shorten(body, 100)!r}", "look at the address")
+    return NoCompletion(f"answers with no JSON but {excerpt(body, 100)!r}", "look at the address")
 
 
 def _code(body: str) -> str:

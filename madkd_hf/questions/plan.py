@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ..aspects import Aspect
+from ..aspects import LONGEST, Aspect
+from ..text import hidden_character, terminal
 from .prompts import GROUPS, ask_choice, ask_questions, counted
 from .remote import LLM
 from .store import Store
@@ -60,6 +61,11 @@ class Plan:
             or not all(name.strip() for name in self.groups)
         ):
             raise ValueError(f"The groups are {list(self.groups)}: expected one name or more, each once.")
+        for name in self.groups:  # before anything is paid: no bank takes them
+            if len(name) > LONGEST["group"] or hidden_character(name):
+                raise ValueError(
+                    f"The group {terminal(repr(name), 80)} is no short text of what can be seen: pass another name."
+                )
 
     @property
     def rounds(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import textwrap
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,12 +13,12 @@ from time import time
 from typing import Any, Protocol
 
 import tenacity
-from huggingface_hub.utils import logging
 
+from ..text import excerpt, get_logger, keep_secret, masked
 from .prompts import Message
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 ATTEMPTS = 6
 FEW_ATTEMPTS = 2  # after a time-out, and at a server that never answered: rather a wrong address than a busy one
@@ -87,7 +86,7 @@ class Refused(Exception):
         code: str = "",
     ):
         super().__init__(reason)
-        self.reason = textwrap.shorten(reason, 300, placeholder=" ...")
+        self.reason = excerpt(reason)
         self.status = status
         self.retry_after = _seconds(retry_after)
         self.timed_out = timed_out
@@ -147,6 +146,7 @@ class RemoteLLM(ABC):
         self.temperature = temperature
         self.attempts = attempts
         self._key = key
+        keep_secret(key)
         self.refusal = ""  # what the last answer said in place of a text
         self._answered = False
         self._starved = 0  # answers in a row that ended before they began
@@ -299,7 +299,7 @@ class RemoteLLM(ABC):
         return "pass --api_key_env with the name of the environment variable that holds one."
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return masked(text)
 
 
 def _choice(answer: dict[str, Any]) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def _choice(answer: dict[str, Any]) -> dict[str, Any]:
         choice["message"].get("content")
         return choice
     except (KeyError, IndexError, TypeError, AttributeError):
-        said = textwrap.shorten(json.dumps(answer, default=str), 200)
+        said = excerpt(json.dumps(answer, default=str), 200)
         raise NoCompletion(f"gave no chat completion but {said}", "expected an OpenAI-compatible server") from None
 
 

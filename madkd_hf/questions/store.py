@@ -14,12 +14,14 @@ from typing import Any
 
 from ..aspects import Aspect
 from ..files import locked, read_json, refuse_link, write_whole, writing
+from ..text import terminal
 from .prompts import EXAMPLES
 from .validation import Rules, content_words, fault, fold
 
 
 ALL_EXAMPLES = [question for group in EXAMPLES.values() for question in group]
 MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
+LARGEST = 100_000_000  # bytes of a file; a thousand questions have 200,000
 
 
 @dataclass(frozen=True)
@@ -126,8 +128,9 @@ class Store:
         content = read_json(path, "description of a bank of questions", "pass another folder")
         try:
             before = Task(tuple(content["class_names"]), content["domain"], content["llm"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error!r}): pass another folder.") from error
+            _check_manifest(content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read ({terminal(repr(error))}): pass another folder.") from error
         for name in ("class_names", "domain", "llm"):
             old, new = getattr(before, name), getattr(self.task, name)
             if old != new and not (name == "llm" and change_llm):
@@ -165,13 +168,14 @@ class Store:
         path, rows, whole = self.folder / name, [], 0
         if not path.exists():
             return rows
+        _check_size(path)
         content = path.read_bytes()
         for line in content.splitlines(keepends=True):
             try:
                 row = json.loads(line)
-                row["round"], row["id"], row["question"], row["group"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, RecursionError):
                 break
+            _check_row(row, path, len(rows) + 1)
             rows.append(row)
             whole += len(line)
         if content.count(b"\n", whole) > 1:
@@ -202,6 +206,39 @@ class Store:
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._waiting.clear()
+
+
+def _check_size(path: Path) -> None:
+    if (size := path.stat().st_size) > LARGEST:
+        raise ValueError(
+            f"{path} has {size:,} bytes, and at most {LARGEST:,} are read: no LLM wrote that; pass another folder."
+        )
+
+
+def _check_row(row: Any, path: Path, number: int) -> None:
+    """What is in a line of the files: a text in the place of a number would be found out after a paid request."""
+    kinds = {"round": int, "id": str, "question": str, "group": str, "llm": str, "reason": str}
+    for name, kind in kinds.items() if isinstance(row, dict) else ():
+        optional = name in ("llm", "reason") and name not in row
+        if not optional and (type(row.get(name)) is not kind or (kind is int and not 0 <= row[name] < 10**9)):
+            found, expected = terminal(repr(row.get(name)), 80), "a text" if kind is str else "a number from 0 on"
+            raise ValueError(
+                f"Line {number} of {path} has {found} as its {name}: expected {expected}; mend or remove it."
+            )
+    if not isinstance(row, dict):
+        found = terminal(repr(row), 80)
+        raise ValueError(f"Line {number} of {path} is {found}: expected a JSON object with a question; remove it.")
+
+
+def _check_manifest(content: dict[str, Any]) -> None:
+    """Raise TypeError where something is of another kind than we write."""
+    selection = content.get("selection") or {"of": "", "ids": [], "chosen": 0}
+    texts = [content["domain"], content["llm"], *content["class_names"], selection["of"], *selection["ids"]]
+    lists = [content["class_names"], selection["ids"]]
+    if not all(isinstance(each, list) for each in lists) or not all(isinstance(each, str) for each in texts):
+        raise TypeError("expected texts and lists of texts")
+    if type(selection["chosen"]) is not int:
+        raise TypeError("expected the number of chosen questions")
 
 
 def try_folder(folder: Path) -> None:

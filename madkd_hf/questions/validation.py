@@ -12,6 +12,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from ..aspects import LONGEST
+from ..text import hidden_character
+
 
 QUESTION_MARKS = ("?", "？", "؟")
 _OPENERS = set(
@@ -81,7 +84,8 @@ def fault(question: str, rules: Rules, others: Iterable[str] = ()) -> str | None
         others: the questions that the bank holds already.
     """
     return (
-        _not_yes_no(question, rules.any_language)
+        _hidden(question)
+        or _not_yes_no(question, rules.any_language)
         or _too_long(question, rules)
         or (None if rules.allow_class_names else _names_class(question, rules.class_names))
         or _repeats(question, others)
@@ -128,6 +132,12 @@ def spoken_names(class_name: str) -> tuple[str, ...]:
     name = re.sub(r"^\d+[._\- ]+(?=\D)|^n\d{8}[-_ ]+", "", class_name.strip())
     spoken = ("".join(_words(part)) for part in re.split(r"[,;/()]", name.replace("_", " ")))
     return tuple(part for part in spoken if part and part not in _FILLERS | {"i"})
+
+
+def _hidden(question: str) -> str | None:
+    """What no bank takes."""
+    hidden = hidden_character(question)
+    return None if hidden is None else f"has a character that cannot be seen: {hidden}"
 
 
 def _not_yes_no(question: str, any_language: bool) -> str | None:
@@ -182,8 +192,9 @@ def _either_or(folded: str, text: str) -> bool:
 
 
 def _too_long(question: str, rules: Rules) -> str | None:
-    if len(question) > rules.max_characters:
-        return f"too long: more than {rules.max_characters} characters"
+    longest = min(rules.max_characters, LONGEST["question"])
+    if len(question) > longest:
+        return f"too long: more than {longest} characters"
     if len(question.split()) > rules.max_words:
         return f"too long: more than {rules.max_words} words"
     return None

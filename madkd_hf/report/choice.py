@@ -14,8 +14,10 @@ from datasets import Dataset
 
 from ..aspects import AspectBank
 from ..files import write_whole
+from ..text import figure as shown
+from ..text import markdown
 from .comparison import markdown_table
-from .evidence import cell, number, read_columns, read_labels
+from .evidence import number, read_columns, read_labels
 from .figures import FAINT, GREY, STUDENT, TEACHER, WRONG, new_axes, new_figure, save
 
 
@@ -53,10 +55,10 @@ def selection_table(selection: Selection, questions: bool = False, most: int | N
     ]
     for choice in selection.ordered[:most]:
         row = choice.evidence
-        name = cell(f"{row.id}: {row.question}") if questions else cell(row.id)
+        name = f"{markdown(row.id)}: {markdown(row.question)}" if questions else markdown(row.id)
         lines.append(
             [str(choice.rank or ""), name, number(row.information), number(choice.redundancy), number(choice.score)]
-            + [cell(f"**{choice.reason}**" if choice.kept else choice.reason)]
+            + [f"**{markdown(choice.reason)}**" if choice.kept else markdown(choice.reason)]
         )
     return markdown_table(lines, right=(0, 2, 3, 4))
 
@@ -94,7 +96,7 @@ def write_selection(selection: Selection, output_dir: str | os.PathLike) -> Path
 def plot_selection(selection: Selection, path: str | os.PathLike) -> Path:
     """Every candidate in order of choice: what it tells, what of that is new, and why it was kept or dropped."""
     rows = selection.ordered
-    texts = [textwrap.wrap(f"{r.id}: {r.evidence.question}", 52, max_lines=3, placeholder=" …") for r in rows]
+    texts = [textwrap.wrap(shown(f"{r.id}: {r.evidence.question}"), 52, max_lines=3, placeholder=" …") for r in rows]
     heights = [0.12 + 0.15 * len(text) for text in texts]  # inches
     kept, total = len(selection.bank), sum(heights)
     gap = 0.3 if kept < len(rows) else 0.0
@@ -138,4 +140,4 @@ def plot_selection(selection: Selection, path: str | os.PathLike) -> Path:
 def _reason(row: Choice) -> tuple[str, str]:
     if row.kept:
         return f"{row.rank}.  kept", STUDENT
-    return f"✗  {row.reason}", GREY if row.reason == "weaker than the kept" else WRONG
+    return f"✗  {shown(row.reason)}", GREY if row.reason == "weaker than the kept" else WRONG

@@ -12,8 +12,8 @@ from scipy.special import softmax
 
 from ..files import write_whole
 from ..student.metrics import CalibrationError
+from ..text import markdown
 from .comparison import markdown_table, paired_gain, terms
-from .evidence import cell
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
 
 
@@ -136,7 +136,7 @@ def classes_page(summary: dict[str, Any]) -> str:
     for row in summary["classes"]:
         low, high = row["gain"]["ci95"]
         gain = f"{row['gain']['mean']:+.1f}" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
-        rows.append([cell(row["name"]), str(row[counted]), f"{row[plain]:.1f}", f"{row[treated]:.1f}", gain])
+        rows.append([markdown(row["name"]), str(row[counted]), f"{row[plain]:.1f}", f"{row[treated]:.1f}", gain])
     lines = [
         "# Class by class",
         f"{INTRO[summary['task']]} mean over the seeds, gains paired by seed. "
@@ -158,8 +158,8 @@ def _confusions(summary: dict[str, Any]) -> list[str]:
     head = ["Shown", "Taken for", "Base, %", "Distilled, %", "Change"]
     rows = [
         [
-            cell(row["shown"]),
-            cell(row["taken_for"]),
+            markdown(row["shown"]),
+            markdown(row["taken_for"]),
             *(f"{row[name]:.1f}" for name in BOTH),
             f"{row['madkd'] - row['base']:+.1f}",
         ]

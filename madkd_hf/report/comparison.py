@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from scipy import special
 
 from ..files import write_whole
+from ..text import block, code, jsonable, markdown
 
 
 CONDITIONS = {
@@ -243,8 +243,10 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
-    content = json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    name = f"Multi-aspect knowledge distillation on {report['dataset']}" if report.get("dataset") else "Report"
+    content = json.dumps(jsonable(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    name = (
+        f"Multi-aspect knowledge distillation on {markdown(report['dataset'])}" if report.get("dataset") else "Report"
+    )
     parts = [f"# {name}", _what_was_run(report)]
     parts += [f"**{verdict(report['gain'], terms(report).score)}.**"] if report.get("gain") else []
     parts += [table(report), *filter(None, [over_controls(report)])]
@@ -252,13 +254,13 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
         if (output_dir / "figures" / file).is_file():
             parts.append(f"![{Path(file).stem.replace('_', ' ')}](figures/{file})\n\n{caption}")
     if report.get("seconds"):
-        rows = [[stage, f"{seconds:.1f}"] for stage, seconds in report["seconds"].items()]
+        rows = [[markdown(stage), f"{seconds:.1f}"] for stage, seconds in report["seconds"].items()]
         parts.append("## Time\n\n" + markdown_table([["Stage", "Seconds"], *rows], right=(1,)))
     if report.get("teacher"):
-        rows = [[key, code_span(value)] for key, value in report["teacher"].items()]
+        rows = [[markdown(key), code(value)] for key, value in report["teacher"].items()]
         parts.append("## Teacher\n\n" + markdown_table([["What", "Value"], *rows]))
     if report.get("command"):
-        parts.append(f"## Reproduce\n\n```bash\n{report['command']}\n```")
+        parts.append(f"## Reproduce\n\n{block(report['command'], 'bash')}")
     for path, text in (("report.json", content), ("report.md", "\n\n".join(parts) + "\n")):
         write_whole(output_dir / path, text)
     return output_dir / "report.md"
@@ -267,38 +269,16 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
 def _what_was_run(report: Mapping[str, Any]) -> str:
     words = terms(report)
     conditions, seeds = len(report[words.key]), len(report["seeds"])
-    student = f"{report['student']}, " if report.get("student") else ""
+    student = f"{markdown(report['student'])}, " if report.get("student") else ""
     who = "1 student" if conditions * seeds == 1 else f"{conditions * seeds} students"
     text = (
         f"{who} ({student}conditions: {conditions}, seeds: {seeds}) {'was' if who == '1 student' else 'were'} trained"
     )
-    text += f" on {report['dataset']}" if report.get("dataset") else ""
+    text += f" on {markdown(report['dataset'])}" if report.get("dataset") else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
     model = (report.get("teacher") or {}).get("model")
-    text += f"; the teacher is {code_span(model)}" if model else ""
+    text += f"; the teacher is {code(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
     spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
     return f"{text}. {words.are} on the test images{spread}{paired}."
-
-
-def code_span(value: Any) -> str:
-    """A code span that survives a table cell: templates such as `<|user|>` hold pipes, tags and line breaks."""
-    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
-    text = text.replace("\r", "").replace("\n", "\\n").replace("|", "\\|")
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence, space = "`" * (longest + 1), " " if longest else ""
-    return f"{fence}{space}{text}{space}{fence}" if text.strip() else ""
-
-
-def plain(value: Any) -> Any:
-    """What JSON can hold: numpy becomes lists and numbers, NaN and infinities become null, paths become text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

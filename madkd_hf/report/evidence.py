@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from datasets import ClassLabel, Dataset, Value
 
 from ..aspects import AspectBank
 from ..files import write_whole
+from ..text import code, markdown, terminal
 from . import figures
-from .comparison import code_span, markdown_table
+from .comparison import markdown_table
 from .information import LOW_MASS, SHUFFLES, QuestionEvidence, class_entropy, question_evidence
 
 
@@ -54,12 +55,21 @@ class Evidence:
     unit: str = "image"
 
 
-def evidence_warnings(rows: Sequence[QuestionEvidence], unit: str = "image") -> list[str]:
-    """One sentence for each kind of trouble, with its remedy; `unit` is what the questions are about."""
-    low = [f"{row.id} ({row.mass:.2f})" for row in rows if "low mass" in row.notes]
-    constant = [f"{row.id} ({'yes' if row.yes > 0.5 else 'no'})" for row in rows if "constant" in row.notes]
-    useless = [row.id for row in rows if "no more than chance" in row.notes]
-    twins = [f"{row.id} ({note})" for row in rows for note in row.notes if note.startswith(("same", "opposite"))]
+def evidence_warnings(
+    rows: Sequence[QuestionEvidence], unit: str = "image", shown: Callable[[str], str] = terminal
+) -> list[str]:
+    """One sentence for each kind of trouble, with its remedy.
+
+    Args:
+        rows: of the questions.
+        unit: what these are about, "image" or "object".
+        shown: how a name is written where the sentences are to stand, a function of `madkd_hf.text`.
+    """
+    low = [f"{shown(row.id)} ({row.mass:.2f})" for row in rows if "low mass" in row.notes]
+    constant = [f"{shown(row.id)} ({'yes' if row.yes > 0.5 else 'no'})" for row in rows if "constant" in row.notes]
+    useless = [shown(row.id) for row in rows if "no more than chance" in row.notes]
+    repeated = [(row.id, note) for row in rows for note in row.notes if note.startswith(("same", "opposite"))]
+    twins = [f"{shown(name)} ({shown(note)})" for name, note in repeated]
     found = []
     if low:
         found.append(
@@ -95,9 +105,9 @@ def evidence_table(rows: Sequence[QuestionEvidence], questions: bool = False) ->
     head += ["Mass", "Note"] + (["Question"] if questions else [])
     lines = [head]
     for row in by_information(rows):
-        line = [cell(row.id), *([number(row.information), number(row.chance)] if classes else [])]
+        line = [markdown(row.id), *([number(row.information), number(row.chance)] if classes else [])]
         line += [f"{row.yes:.1%}", number(row.entropy), number(row.doubt), number(row.mass)]
-        lines.append(line + [cell(", ".join(row.notes))] + ([cell(row.question)] if questions else []))
+        lines.append(line + [markdown(", ".join(row.notes))] + ([markdown(row.question)] if questions else []))
     return markdown_table(lines, right=range(1, head.index("Note")))
 
 
@@ -109,10 +119,6 @@ def evidence_terms(rows: Sequence[QuestionEvidence], unit: str = "image") -> dic
 
 def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|")
 
 
 def write_evidence(
@@ -150,7 +156,7 @@ def write_evidence(
         counts["class_bits"] = class_entropy([label for label, known in zip(labels, answered) if known])
     content = {**counts, "warnings": warnings, "questions": [asdict(row) for row in rows]}
     write_whole(output_dir / "questions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    path = write_whole(output_dir / "questions.md", _page(rows, warnings, counts, bank, drawn, unit))
+    path = write_whole(output_dir / "questions.md", _page(rows, counts, bank, drawn, unit))
     return Evidence(rows, evidence_table(rows), warnings, path, unit)
 
 
@@ -229,14 +235,13 @@ def _draw_classes(
 
 def _page(
     rows: Sequence[QuestionEvidence],
-    warnings: Sequence[str],
     counts: dict[str, Any],
     bank: AspectBank,
     drawn: bool,
     unit: str,
 ) -> str:
     model = (bank.provenance or {}).get("model")
-    who = f"The teacher {code_span(model)}" if model else "The teacher"
+    who = f"The teacher {code(model)}" if model else "The teacher"
     text = f"{who} answered {len(bank)} questions about {counts[f'{unit}s']} {unit}s."
     if counts["unlabelled"]:
         text += f" Rows that were not labelled: {counts['unlabelled']} of {counts['rows']}."
@@ -247,6 +252,7 @@ def _page(
     else:
         text += " Nothing can be said about classes: the rows have none, or a single one, in the column asked for."
     parts = ["# What the teacher is worth", text]
+    warnings = evidence_warnings(rows, unit, markdown)
     parts += ["\n".join(f"- **Warning.** {warning}" for warning in warnings)] if warnings else []
     parts += ["![What each question tells](figures/questions.png)", evidence_table(rows, questions=True)]
     parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in evidence_terms(rows, unit).items()))

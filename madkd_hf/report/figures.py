@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ import numpy as np
 from scipy import special
 
 from ..files import whole_file, writing
+from ..text import figure as drawn_text
 from .comparison import TERMS, gain_text, mean_and_half_width, terms, verdict
 from .information import LOW_MASS
 
@@ -146,7 +149,9 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
         ax.axvline(start, color=TEACHER, linewidth=1.2 if start else 0)
         if group and size * cell_width > 0.08 * len(group):
             where = {"xy": (start + size / 2, 1), "xytext": (0, 4), "textcoords": "offset points"}
-            ax.annotate(group, xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, **where)
+            ax.annotate(
+                drawn_text(group), xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, **where
+            )
     if any(groups):
         ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=9, color=GREY, pad=22)
 
@@ -154,7 +159,7 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
 def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, unit: str = "image") -> Path:
     """What each answer tells (bits) about the class, or where that is unknown about the `unit` ("image" or "object"),
     how often it is yes, its mass, and what is wrong; rows in the order given."""
-    texts = [textwrap.wrap(f"{row.id}: {row.question}", 46, max_lines=3, placeholder=" …") for row in rows]
+    texts = [textwrap.wrap(drawn_text(f"{row.id}: {row.question}"), 46, max_lines=3, placeholder=" …") for row in rows]
     heights = [0.16 + 0.15 * max(len(text), len(row.notes)) for text, row in zip(texts, rows)]  # inches
     y, total = np.cumsum(heights) - np.divide(heights, 2), sum(heights)
     classes = any(row.information is not None for row in rows)
@@ -250,7 +255,9 @@ def plot_aspect_learning(
     ax.tick_params(axis="y", length=0)
     label = "AUROC of the student's P(yes) against the teacher's yes or no"
     if missing:
-        label += "\n" + textwrap.fill(f"left out, no AUROC (one answer only): {', '.join(missing)}", 72)
+        label += "\n" + textwrap.fill(
+            f"left out, no AUROC (one answer only): {', '.join(map(drawn_text, missing))}", 72
+        )
     ax.set_xlabel(label, fontsize=9)
     return save(figure, path)
 
@@ -275,12 +282,25 @@ def new_axes(figure: Figure, subtitle: str = "", ax: Axes | None = None) -> Axes
 
 
 def short(name: str, length: int = 30) -> str:
-    """Cut in the middle: names that begin alike end apart."""
+    """Cut in the middle: names that begin alike end apart; in one line without hidden characters."""
+    name = drawn_text(name)
     half = (length - 1) // 2
     return name if len(name) <= length else f"{name[: length - 1 - half]}…{name[len(name) - half :]}"
 
 
 def save(figure: Figure, path: str | os.PathLike) -> Path:
-    with writing(path), whole_file(path) as file:
+    """Draw into a file. Texts are drawn as they are: no formula in them, nothing for TeX, and no word about letters
+    that the font lacks."""
+    import matplotlib
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+        text.set_parse_math(text.get_wrap())  # to wrap a text, its width is measured as that of a formula all the same
+        if text.get_wrap():
+            text.set_text(re.sub(r"(?<!\\)\$", r"\\$", text.get_text()))
+    plain = {"text.parse_math": False, "text.usetex": False}  # for texts that the drawing makes
+    with matplotlib.rc_context(plain), warnings.catch_warnings(), writing(path), whole_file(path) as file:
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
     return Path(path)

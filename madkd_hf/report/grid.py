@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..files import write_whole
-from .comparison import CONDITIONS, code_span, gain_text, markdown_table, mean_and_half_width, plain
+from ..text import block, code, figure, jsonable, markdown
+from .comparison import CONDITIONS, gain_text, markdown_table, mean_and_half_width
 from .figures import COLOURS, STYLES, new_axes, new_figure, save
 
 
@@ -31,10 +32,12 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
             seeds), and `point`: option -> value.
     """
     options = list(points[0]["point"])
-    rows = [[*options, "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]]
+    rows = [
+        [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
+    ]
     for each in points:
         for name, values in each["accuracy"].items():
-            shown = [_number(each["point"][option]) for option in options]
+            shown = [markdown(_number(each["point"][option])) for option in options]
             rows.append([*shown, name, _mean(each["validation"][name]), _mean(values), gain_text(each, name)])
     return markdown_table(rows, right=[*range(len(options)), *range(len(options) + 1, len(options) + 4)])
 
@@ -74,16 +77,16 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
             plot_against(points, option, output_dir / "figures" / name)
             pictures.append(f"![Accuracy against {option}](figures/{name})")
     lines = [
-        f"# Multi-aspect knowledge distillation on {summary['dataset']}",
+        f"# Multi-aspect knowledge distillation on {markdown(summary['dataset'])}",
         f"{len(points)} points, {seeds} seed{'s' * (seeds != 1)}; the teacher is "
-        f"{code_span(summary['teacher']['model'])}. Mean ± standard deviation over the seeds; gains are on the test "
+        f"{code(summary['teacher']['model'])}. Mean ± standard deviation over the seeds; gains are on the test "
         "images, paired by seed, with a 95% t interval. Each student saw the test images once, after its training.",
         f"**{grid_verdict(points)}**",
         *pictures,
         grid_table(points),
-        f"## Reproduce\n\n```bash\n{summary['command']}\n```",
+        f"## Reproduce\n\n{block(summary['command'], 'bash')}",
     ]
-    write_whole(output_dir / "report.json", json.dumps(plain(summary), indent=2, allow_nan=False) + "\n")
+    write_whole(output_dir / "report.json", json.dumps(jsonable(summary), indent=2, allow_nan=False) + "\n")
     return write_whole(output_dir / "report.md", "\n\n".join(lines) + "\n")
 
 
@@ -92,14 +95,15 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
     panels: dict[tuple, list[Mapping[str, Any]]] = {}
     for each in points:
         panels.setdefault(tuple((k, v) for k, v in each["point"].items() if k != option), []).append(each)
-    figure = new_figure(max(6.4, 4.6 * len(panels)), 4.8, f"Accuracy against {TITLES.get(option, option)}")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    drawn = new_figure(max(6.4, 4.6 * len(panels)), 4.8, f"Accuracy against {TITLES.get(option, figure(option))}")
+    axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (others, row) in zip(axes, panels.items()):
         values = [each["point"][option] for each in row]
         if not any(isinstance(value, str) for value in values):
             row = sorted(row, key=lambda each: each["point"][option])
             values = sorted(values)
-        new_axes(figure, ", ".join(f"{name} {_number(value)}" for name, value in others) or LEGEND, ax)
+        subtitle = ", ".join(f"{name} {_number(value)}" for name, value in others)
+        new_axes(drawn, figure(subtitle) or LEGEND, ax)
         names = [name for name in CONDITIONS if name in row[0]["accuracy"]]
         for k, name in enumerate(names):
             x = np.arange(len(row)) + (k - (len(names) - 1) / 2) * 0.06
@@ -110,12 +114,12 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
             style = {"color": COLOURS[name], "linestyle": STYLES[name], "linewidth": 2, "capsize": 3}
             bars = [half or 0 for half in halves]
             ax.errorbar(x, means, bars, marker="o", label=f"{name}: {CONDITIONS[name]}", **style)
-        ax.set_xticks(range(len(values)), [_number(value) for value in values])
-        ax.set_xlabel(TITLES.get(option, option))
+        ax.set_xticks(range(len(values)), [figure(_number(value)) for value in values])
+        ax.set_xlabel(TITLES.get(option, figure(option)))
         ax.grid(axis="y", color="#EEEEEE")
     axes[0].set_ylabel("accuracy on the test images, %")
     axes[-1].legend(frameon=False, fontsize=9, loc="lower right")
-    return save(figure, path)
+    return save(drawn, path)
 
 
 def _mean(values: Sequence[float]) -> str:

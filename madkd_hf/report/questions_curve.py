@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_whole
+from ..text import block, markdown
 from .comparison import markdown_table, paired_gain
 from .figures import COLOURS, GREY, PALE, STUDENT, TEACHER, new_axes, new_figure, save
 
@@ -103,16 +104,16 @@ def write_curve(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> tu
     table, seeds = curve_table(summary), len(summary["seeds"])
     few = f"{summary['images_per_class']} images a class" if summary["images_per_class"] else "all training images"
     text = (
-        f"{len(summary['students'])} students of {summary['dataset']}, {few}, {summary['candidates']} candidate "
-        f"questions. Accuracies are in per cent of {summary['validation_images']} validation images; the test images "
-        f"were not touched. Mean ± standard deviation over {seeds} seeds; differences in points, paired by seed, with "
-        "a 95% t interval. The choice by evidence saw the answers and classes of its student's own training images, "
-        "and nothing else; at random, each seed draws anew."
+        f"{len(summary['students'])} students of {markdown(summary['dataset'])}, {few}, {summary['candidates']} "
+        f"candidate questions. Accuracies are in per cent of {summary['validation_images']} validation images; the "
+        f"test images were not touched. Mean ± standard deviation over {seeds} seeds; differences in points, paired "
+        "by seed, with a 95% t interval. The choice by evidence saw the answers and classes of its student's own "
+        "training images, and nothing else; at random, each seed draws anew."
     )
     parts = ["# Accuracy against the number of questions", text]
     parts += [f"**{verdict}**"] if (verdict := curve_verdict(summary)) else []
     parts += ["![Accuracy against the number of questions](figures/questions_curve.png)", table]
-    parts.append(f"## Reproduce\n\n```bash\n{summary['command']}\n```")
+    parts.append(f"## Reproduce\n\n{block(summary['command'], 'bash')}")
     return write_whole(folder / "questions_curve.md", "\n\n".join(parts) + "\n"), table
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import datasets
@@ -12,11 +11,12 @@ from datasets import Dataset
 from PIL import Image
 from torch.utils.data import get_worker_info
 
+from ..text import get_logger
 from .data import AspectCollator
 from .image_store import ImageStore, NoRoom, store_bytes
 
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class StoredRows(torch.utils.data.Dataset):

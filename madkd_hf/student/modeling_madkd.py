@@ -210,8 +210,16 @@ class AspectAnswers(dict):
     """What a student sees in one image; printed, one line per class and per aspect: `striped wings: 0.93`."""
 
     def __str__(self) -> str:
-        parts = [f"{part}\n" + "\n".join(f"  {e['label']}: {e['score']:.2f}" for e in self[part]) for part in self]
-        return "\n".join(parts)
+        lines = {part: [f"  {_printable(e['label'])}: {e['score']:.2f}" for e in self[part]] for part in self}
+        return "\n".join("\n".join([part, *found]) for part, found in lines.items())
+
+
+def _printable(name: str) -> str:
+    """A name that strangers may have chosen, without what moves a terminal's cursor."""
+    return "".join(
+        c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in name
+    )
 
 
 class AspectClassificationPipeline(ImageClassificationPipeline):

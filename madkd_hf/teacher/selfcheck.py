@@ -21,14 +21,14 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
+from ..text import get_logger
 from .cascade import layer_types
 from .layout import Layout, Tree, device_of, encode
 from .strategies import layer_kinds, read
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 
 QUESTIONS = 8
 TOLERANCE = 1e-3  # standard deviations, in float32

@@ -15,10 +15,10 @@ from accelerate import PartialState
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL.Image import Image
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.utils import logging
 
 from ..aspects import AspectBank
 from ..images import to_rgb
+from ..text import get_logger
 from .answers import answer_token_ids, log_odds_and_mass
 from .identity import digest, first_difference, tokenizer_digest, weights_digest
 from .layout import Layout, image_token_id
@@ -29,7 +29,7 @@ from .selfcheck import allowed, check, least_work
 from .strategies import STRATEGIES, read
 
 
-logger = logging.get_logger(__name__)
+logger = get_logger(__name__)
 Result = TypeVar("Result")
 
 

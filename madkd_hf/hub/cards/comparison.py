@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...data.origin import Origin, RefusedFile
 from ...files import read_json
 from ...report.comparison import over_controls, real_gain, table, terms, verdict
+from ...text import terminal
 from ..sources import DataSource
 
 
@@ -43,7 +44,7 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
         if not scores or {len(values) for values in scores.values()} != {len(report["seeds"])}:
             raise ValueError(f"one {words.score} for each seed is missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        reason = repr(error) if isinstance(error, LookupError) else error
+        reason = terminal(repr(error) if isinstance(error, LookupError) else error)
         raise ValueError(
             f"{folder} holds no comparison ({reason}): pass the output folder of a finished recipes/compare.py."
         ) from error
@@ -98,10 +99,10 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     who = f"{students} students were" if students > 1 else "1 student was"
     each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
-    dataset += f" ({report['classes']} classes)" if dataset and report.get("classes") else ""
+    dataset += f" ({report['classes']:d} classes)" if dataset and report.get("classes") else ""
     count = report.get("images_per_class")
-    images = f", {count} image{'s' * (count > 1)} per class" if count else ""
-    images += f", {report['scenes']} labelled images each" if report.get("scenes") else ""
+    images = f", {count:d} image{'s' * (count > 1)} per class" if count else ""
+    images += f", {report['scenes']:d} labelled images each" if report.get("scenes") else ""
     is_it = "is it" if students == 1 else "is one of them"
     parts.append(
         f"{who} trained for the comparison{dataset}{images}: {conditions} with {each}"
@@ -126,8 +127,13 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
 
 def copy_figures(comparison: str | os.PathLike, folder: Path) -> dict[str, str]:
     """Copies the pictures into `folder`/figures; returns file name -> caption."""
-    there = [name for name in FIGURES if (Path(comparison) / "figures" / name).is_file()]
-    for name in there:
+    own, captions = Origin.of_folder(comparison), {}
+    for name, caption in FIGURES.items():
+        try:
+            content = own.read(str(Path(comparison) / "figures" / name))
+        except (RefusedFile, FileNotFoundError):  # what is no picture, or a link out of the folder, is not published
+            continue
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(comparison) / "figures" / name, folder / "figures" / name)
-    return {name: FIGURES[name] for name in there}
+        (folder / "figures" / name).write_bytes(content)
+        captions[name] = caption
+    return captions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,17 @@ from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 from ...aspects import AspectBank
 from ...boxes import BOX_FORMATS
 from ...objects import BOX, object_fields
-from ...report.comparison import code_span, markdown_table
-from ...report.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms
+from ...report.comparison import markdown_table
+from ...report.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms, evidence_warnings
+from ...text import code, front, markdown, python
 from ..retries import HubError, retried, sentence
+from ..sources import HUB_ID, link
 from ..upload import TAG, HubRepo
 
 
 TEMPLATE = Path(__file__).with_name("dataset.md")
+TERMS = ("license", "language", "license_name", "license_link")  # of a source's front matter
+ADDRESS = re.compile(r"https://[^\s<>\"'`]+")
 SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
 
 
@@ -93,7 +98,7 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
         return {}
     named = {"filename": constants.REPOCARD_NAME, "repo_type": "dataset", "revision": source["commit"]}
     try:
-        path = retried(hf_hub_download, source["id"], **named, token=repo.token, secret=repo.token)
+        path = retried(hf_hub_download, source["id"], **named, token=repo.token)
         stated = DatasetCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except RemoteEntryNotFoundError:
         return {}
@@ -102,14 +107,17 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
             return {}
         raise HubError(
             f"Cannot read in the card of {source['id']} under which licence the images are "
-            f"({sentence(error, source['id'], repo.token)}): try again, or pass a license (--hub_license)."
+            f"({sentence(error, source['id'])}): try again, or pass a license (--hub_license)."
         ) from None
-    terms = {name: stated[name] for name in ("license", "language") if stated.get(name)}
+    stated = front({name: stated[name] for name in TERMS if stated.get(name)})
+    terms = {name: stated[name] for name in ("license", "language") if _is_text(stated.get(name))}
+    if "license" in stated and "license" not in terms:
+        stated["license"] = terms["license"] = "other"
     if "license" in terms and not repo.knows_license(terms["license"]):
-        terms |= {"license": "other", "license_name": terms["license"]}
+        terms |= {"license": "other", "license_name": ", ".join(_listed(terms["license"]))}
     elif terms.get("license") == "other":
-        terms |= {name: stated[name] for name in ("license_name", "license_link") if stated.get(name)}
-    if not str(terms.get("license_link", "https:")).startswith("https:"):
+        terms |= {name: stated[name] for name in ("license_name", "license_link") if isinstance(stated.get(name), str)}
+    if not ADDRESS.fullmatch(terms.get("license_link", "https://x")):
         terms["license_link"] = f"{constants.ENDPOINT}/datasets/{source['id']}/blob/{source['commit']}/LICENSE"
     return terms
 
@@ -117,25 +125,28 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
 def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
     """The card; the pictures of `write_evidence` are expected in `figures/`."""
     provenance = dict(facts.bank.provenance or {})
-    source = provenance.pop("dataset", None) or {}
-    who = [[name, code_span(value)] for name, value in provenance.items() if value is not None]
+    source = told_source(provenance.pop("dataset", None))
+    who = [[markdown(name), code(value)] for name, value in provenance.items() if value is not None]
+    model = provenance.get("model")
     train = max(facts.answered, key=lambda split: len(facts.answered[split]))
     license = facts.terms.get("license")
     return DatasetCard.from_template(
         _front_matter(facts, source),
         template_path=str(TEMPLATE),
-        name=facts.repo_id.split("/")[-1],
-        hub=constants.ENDPOINT,
+        name=markdown(facts.repo_id.split("/")[-1]),
+        code=code,
+        markdown=markdown,
+        python=python,
         facts=facts,
-        model=provenance.get("model"),
-        model_url=f"{constants.ENDPOINT}/{provenance['model']}" if provenance.get("commit") else None,
+        model=model and (link(str(model)) if provenance.get("commit") else code(model)),
         source=source,
-        chosen_license=", ".join(license) if isinstance(license, list) else license,
+        source_link=link(source["id"], "datasets/") if source.get("commit") else code(source.get("id") or ""),
+        chosen_license=", ".join(map(str, _listed(license))),
         splits=_split_table(facts),
         unit=evidence.unit,
         questions=evidence_table(evidence.rows, questions=True),
         terms=evidence_terms(evidence.rows, evidence.unit),
-        warnings=[" ".join(warning.split()) for warning in evidence.warnings],
+        warnings=evidence_warnings(evidence.rows, evidence.unit, markdown),
         classes=_classes(facts),
         objects=f"{sum(facts.objects.counts.values()):,} objects" if facts.objects else None,
         fields=_fields(facts),
@@ -146,6 +157,23 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
         first=facts.answered[train][0],
         eval_split=next((split for split in ("validation", "test") if split in facts.answered), None),
     )
+
+
+def told_source(told: Any) -> dict[str, str]:
+    """What a bank's provenance says of the dataset, as texts; of an id that can be none of the Hub, no commit."""
+    told = told if isinstance(told, Mapping) else {}
+    source = {name: told[name] for name in ("id", "config", "revision", "commit") if isinstance(told.get(name), str)}
+    if not HUB_ID.fullmatch(source.get("id", "")):
+        source.pop("commit", None)
+    return source
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _classes(facts: DatasetFacts) -> int | str | None:
@@ -164,9 +192,7 @@ def _fields(facts: DatasetFacts) -> str | None:
     fields = object_fields(facts.features, facts.objects.column)
     box = f"`{BOX}` {BOX_FORMATS[facts.objects.format]}" if facts.objects.format else f"`{BOX}`"
     others = [
-        f"{code_span(name)} (one of {feature.num_classes} classes)"
-        if isinstance(feature, ClassLabel)
-        else code_span(name)
+        f"{code(name)} (one of {feature.num_classes} classes)" if isinstance(feature, ClassLabel) else code(name)
         for name, feature in fields.items()
         if name != BOX
     ]
@@ -181,7 +207,8 @@ def _category_names(facts: DatasetFacts) -> str | None:
     if not isinstance(object_fields(facts.features, column).get("category"), ClassLabel):
         return None
     is_struct = isinstance(facts.features[column], dict)
-    return f'["{column}"]["category"].feature.names' if is_struct else f'["{column}"].feature["category"].names'
+    named = f"[{python(column)}]"
+    return f'{named}["category"].feature.names' if is_struct else f'{named}.feature["category"].names'
 
 
 def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCardData:

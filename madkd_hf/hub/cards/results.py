@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ...report.comparison import markdown_table
+from ...text import markdown, seen
 from ..sources import COMMIT, DataSource
 
 
@@ -78,12 +79,12 @@ def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResul
             task_type=task,
             task_name=task.replace("-", " ").capitalize(),
             dataset_type=(data and data.id) or "local",
-            dataset_name=data.shown if data else "local images",
-            dataset_config=data and data.config,
-            dataset_split=each.split or each.drawn or each.name,
+            dataset_name=seen(data.shown) if data else "local images",
+            dataset_config=seen(data.config) if data and data.config else None,
+            dataset_split=seen(each.split or each.drawn or each.name),
             dataset_revision=data.revision if data and data.id and COMMIT.fullmatch(data.revision or "") else None,
-            metric_type=METRICS.get(metric, (metric,))[0],
-            metric_name=METRICS.get(metric, (None, metric))[1],
+            metric_type=seen(METRICS.get(metric, (metric,))[0]),
+            metric_name=seen(METRICS.get(metric, (None, metric))[1]),
             metric_value=round(value, 4),
         )
         for each in evaluations
@@ -116,7 +117,7 @@ def _measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
     names: dict[str, list[str]] = {}
     for each in evaluations:
         if each.dataset:
-            names.setdefault(link(each.dataset), []).append(each.name)
+            names.setdefault(link(each.dataset), []).append(markdown(each.name))
     if len(names) == 1 and all(each.dataset for each in evaluations):
         return f"Measured on {next(iter(names))}"
     parts = [f"{' and '.join(dict.fromkeys(of))} on {dataset}" for dataset, of in names.items()]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import ModelCard, ModelCardData, constants
+from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from ...report.comparison import code_span, markdown_table, table
-from ..sources import HUB_ID, DataSource
+from ...report.comparison import markdown_table, table
+from ...text import code, front, markdown, python
+from ..sources import HUB_ID, DataSource, link
 from ..upload import TAG, HubRepo
 from .comparison import comparison_text, copy_figures, read_comparison
 from .results import Evaluation, eval_results, measured_on, results_table, told
@@ -130,7 +130,9 @@ def student_card(
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        name=_text(data.model_name),
+        name=markdown(data.model_name),
+        shown=code,
+        python=python,
         repo_id=repo.repo_id,
         revision=repo.revision,
         plain=plain,
@@ -140,14 +142,14 @@ def student_card(
         what="An object detector" if detects else "An image classifier",
         task=_task(config),
         auto_class="AutoModelForObjectDetection" if detects else "AutoModelForImageClassification",
-        code=[f"{kind}_{config.model_type}.py" for kind in ("configuration", "modeling")],
+        files=[f"{kind}_{config.model_type}.py" for kind in ("configuration", "modeling")],
         classes=config.num_labels,
         aspects=config.num_aspects,
         example=config.aspect_ids[0] if config.aspect_ids else "",
         bare=type(_bare(model)).__name__,
         teacher=_teacher(config),
-        results=results_table(evaluations, _text),
-        measured_on=measured_on(evaluations, _dataset, _text),
+        results=results_table(evaluations, markdown),
+        measured_on=measured_on(evaluations, _dataset, markdown),
         comparison=comparison and comparison_text(comparison, _dataset, facts.compared),
         comparison_table=comparison and table(comparison),
         pictures=pictures,
@@ -175,6 +177,7 @@ def _front_matter(
         "model_name": facts.model_name or repo.repo_id.split("/")[-1],
         "eval_results": eval_results(evaluations, _task(config)) or None,
     }
+    ours = {name: value if name == "eval_results" else front(value) for name, value in ours.items()}
     return ModelCardData(**{**kept, **{name: value for name, value in ours.items() if value is not None}})
 
 
@@ -194,22 +197,18 @@ def _bare(model: PreTrainedModel) -> PreTrainedModel:
 
 def _questions(config: Any, evaluations: Sequence[Evaluation]) -> str:
     measured = next((each.aspect_auroc for each in evaluations if each.aspect_auroc), None)
-    columns = {"Aspect": [code_span(name) for name in config.aspect_ids]}
-    columns["Question"] = [_text(question) for question in config.aspect_questions]
+    columns = {"Aspect": [code(name) for name in config.aspect_ids]}
+    columns["Question"] = [markdown(question) for question in config.aspect_questions]
     if config.aspect_groups:
-        columns["Group"] = [_text(group) for group in config.aspect_groups]
+        columns["Group"] = [markdown(group) for group in config.aspect_groups]
     if measured:
         columns["AUROC"] = [f"{value:.2f}" if value is not None and math.isfinite(value) else "" for value in measured]
     rows = [list(columns), *(list(row) for row in zip(*columns.values()))]
     return markdown_table(rows, right=[3 if config.aspect_groups else 2]) if config.aspect_ids else ""
 
 
-def _link(repo_id: str, kind: str = "") -> str:
-    return f"[{repo_id}]({constants.ENDPOINT}/{kind}{repo_id})"
-
-
 def _dataset(data: DataSource) -> str:
-    return _link(data.id, "datasets/") if data.id else code_span(data.shown)
+    return link(data.id, "datasets/") if data.id else code(data.shown)
 
 
 def _hub_id(name: str | None) -> str | None:
@@ -220,42 +219,37 @@ def _hub_id(name: str | None) -> str | None:
 def _teacher(config: Any) -> str:
     teacher = config.aspect_teacher or {}
     name = teacher.get("model")
-    return _link(name) if teacher.get("commit") else code_span(name) if name else ""
+    return link(name) if teacher.get("commit") else code(name) if name else ""
 
 
 def _weights(config: Any, facts: StudentFacts) -> str:
     if base := config.base_model or _hub_id(facts.finetuned_from):
-        return _link(base) + _at(config.base_model_revision)
-    return code_span(Path(facts.finetuned_from).name) if facts.finetuned_from else "none of the Hub"
+        return link(base) + _at(config.base_model_revision)
+    return code(Path(facts.finetuned_from).name) if facts.finetuned_from else "none of the Hub"
 
 
 def _provenance(model: PreTrainedModel, facts: StudentFacts) -> str:
     config, data = model.config, facts.dataset
     versions = {"madkd_hf": importlib.import_module("madkd_hf"), "transformers": transformers, "torch": torch}
     rows = {
-        "Architecture": code_span(type(_bare(model)).__name__),
+        "Architecture": code(type(_bare(model)).__name__),
         "Weights it began with": _weights(config, facts),
         "Dataset": data and _dataset(data) + _at(data.revision),
         "Teacher": _teacher(config) + _at((config.aspect_teacher or {}).get("commit")),
-        "Questions": f"{config.num_aspects}, fingerprint {code_span(config.aspect_bank)}" * bool(config.num_aspects),
+        "Questions": f"{config.num_aspects}, fingerprint {code(config.aspect_bank)}" * bool(config.num_aspects),
         "Versions": ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
     }
     return markdown_table([["What", "Which"], *([key, value] for key, value in rows.items() if value)])
 
 
 def _at(commit: str | None) -> str:
-    return f" at {code_span(commit)}" if commit else ""
+    return f" at {code(commit)}" if commit else ""
 
 
 def _two_columns(head: str, values: Mapping[str, Any]) -> str:
-    rows = [[code_span(key), code_span(value)] for key, value in values.items()]
+    rows = [[code(key), code(value)] for key, value in values.items()]
     return markdown_table([[head, "Value"], *rows]) if rows else ""
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
-
-
-def _text(value: Any) -> str:
-    """Plain text that stays text in a table cell."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(value).split()))

@@ -1,0 +1,187 @@
+"""Which files the rows of a dataset may name, and how these are read: whoever publishes a dataset writes the names.
+
+A row of images holds bytes, or the name of a file that is to be read in their place. A stranger may name any file of
+the reader's machine, of the reader's private repos, or an address in the reader's network; what is read from there
+would stand in what the reader publishes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, IterableDataset
+from datasets.utils.file_utils import hash_url_to_filename, xopen
+from huggingface_hub import constants
+from PIL import Image
+
+from ..text import terminal
+
+
+LARGEST = 1 << 28  # bytes of an image file
+STARTS_PROGRAMS = ("EPS", "WMF")  # formats that Pillow leaves to other programs, or to the system
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
+IN_ARCHIVE = re.compile(r"(zip|tar|gzip|bz2|xz|lz4|zstd)://")
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:|.*://")
+HUB = "hf://datasets/"
+COMMIT = re.compile(r"/([0-9a-f]{40})/[^/]+$")
+
+
+class RefusedFile(ValueError):
+    """A file that rows name and that is not read: it is none of the dataset's, or no image."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a dataset comes from, and so which files its rows may name.
+
+    Attributes:
+        folders: files in these, links followed; None: any image file of this machine, for rows that the user's own
+            program has made.
+        repo: the Hub dataset whose files may be named, too.
+    """
+
+    folders: tuple[Path, ...] | None = None
+    repo: str | None = None
+
+    @classmethod
+    def of_folder(cls, folder: str | os.PathLike) -> Origin:
+        """A dataset in a folder of this machine: its own files, and where it is a download those that links name."""
+        root = Path(folder).expanduser().resolve()
+        root = root.parent if root.is_file() else root
+        repo = next((each.parent for each in (root, *root.parents) if each.name == "snapshots"), None)
+        return cls((root, repo / "blobs") if repo else (root,))
+
+    @classmethod
+    def of(cls, rows: Dataset | IterableDataset) -> Origin:
+        """What the rows themselves tell: of the Hub, or made by the user's own program."""
+        if isinstance(rows, IterableDataset):
+            repo = next(_repos(rows._ex_iterable, 0), None)
+            return cls() if repo is None else cls((), repo)
+        commits = [
+            found[1] for file in rows.cache_files if (found := COMMIT.search(Path(file["filename"]).as_posix()))
+        ]
+        folders = [each for commit in dict.fromkeys(commits) for each in _downloads(commit)]
+        return cls(tuple(folders)) if commits else cls()
+
+    def refusal(self, path: str) -> str | None:
+        """Why a file is not read, by its name alone; None where it may be."""
+        *archives, last = path.split("::")
+        if "\0" in path or not all(IN_ARCHIVE.match(each) and each.count("://") == 1 for each in archives):
+            return "that is no file's name"
+        if ADDRESS.match(last) and not os.path.isabs(last):
+            parts = last.removeprefix(HUB).split("/")
+            own = self.repo and re.match(rf"{re.escape(self.repo)}(@|/)", last.removeprefix(HUB), re.IGNORECASE)
+            if last.startswith(HUB) and own and not {"..", "."} & set(parts):
+                return None
+            return "an address outside the dataset is not read"
+        if last.startswith("\\\\") or (os.name == "nt" and last.startswith("//")):
+            return "a file of another machine is not read"
+        if self.folders is None or any(Path(os.path.realpath(last)).is_relative_to(each) for each in self.folders):
+            return None
+        return "it lies outside the dataset"
+
+    def read(self, path: str) -> bytes:
+        """The bytes of an image file that a row names: decoded once, so that nothing else is ever handed on.
+
+        Raises:
+            RefusedFile: a file that may not be read, or that is no image.
+            FileNotFoundError: there is none.
+            OSError: it could not be read this time; has an errno.
+        """
+        if reason := self.refusal(path):
+            raise RefusedFile(reason)
+        content = _local(path) if "://" not in path else _remote(path)
+        check_image(content)
+        return content
+
+
+def check_format(content: bytes | None) -> None:
+    """Raise RefusedFile for an image of a format for which Pillow starts other programs."""
+    try:
+        image = Image.open(BytesIO(content or b""))
+    except Exception:  # the decoding will say it
+        return
+    if image.format in STARTS_PROGRAMS:
+        raise RefusedFile(f"it is {image.format}, which other programs would have to read")
+
+
+def check_image(content: bytes) -> None:
+    """Decode an image.
+
+    Raises:
+        RefusedFile: it is none, or one of such a format.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            check_format(content)
+            Image.open(BytesIO(content)).load()
+    except MemoryError:
+        raise
+    except RefusedFile:
+        raise
+    except Exception as error:  # decoders raise whatever they like
+        raise RefusedFile(f"it is no image that can be decoded: {terminal(error) or type(error).__name__}") from None
+
+
+def _local(path: str) -> bytes:
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
+    handle = os.open(os.path.realpath(path), flags)  # what was checked, and no link put there since
+    if not stat.S_ISREG((facts := os.fstat(handle)).st_mode):
+        os.close(handle)
+        raise RefusedFile("it is no file")
+    with os.fdopen(handle, "rb") as file:
+        if facts.st_size > LARGEST:
+            raise RefusedFile(f"it has {facts.st_size:,} bytes, more than {LARGEST:,}")
+        return file.read(LARGEST)
+
+
+def _remote(path: str) -> bytes:
+    """From the Hub, or out of an archive."""
+    try:
+        with xopen(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # what a client of the web raises when a server is busy need not be an OSError
+        raise OSError(getattr(error, "errno", None) or errno.EIO, terminal(error)) from error
+    if len(content) > LARGEST:
+        raise RefusedFile(f"it has more than {LARGEST:,} bytes")
+    return content
+
+
+def _downloads(commit: str) -> Iterator[Path]:
+    """Where files of a Hub dataset lie once it is downloaded: its repo in the cache, and what came out of archives."""
+    for snapshot in Path(constants.HF_HUB_CACHE).glob(f"datasets--*/snapshots/{commit}"):
+        yield Path(os.path.realpath(snapshot.parents[1]))
+        for file in snapshot.rglob("*"):
+            if file.suffix.lower() in ARCHIVES:
+                name = hash_url_to_filename(os.path.abspath(file))
+                yield Path(os.path.realpath(os.path.join(datasets.config.EXTRACTED_DATASETS_PATH, name)))
+
+
+def _repos(value: Any, depth: int) -> Iterator[str]:
+    """The Hub datasets whose files a stream reads."""
+    if isinstance(value, str):
+        if found := re.search(rf"(?:^|::){re.escape(HUB)}([\w.-]+(?:/[\w.-]+)?)@", value):
+            yield found[1]
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _repos(each, depth + 1)
+    elif isinstance(value, (list, tuple)):
+        for each in value[:100]:
+            yield from _repos(each, depth + 1)
+    elif depth < 20:
+        for name in ("ex_iterable", "ex_iterables", "kwargs", "args"):
+            if isinstance(found := getattr(value, name, None), (dict, list, tuple)) or name == "ex_iterable" and found:
+                yield from _repos(found, depth + 1)
