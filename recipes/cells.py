@@ -132,8 +132,7 @@ def _model(folder: Path) -> dict[str, str]:
 @functools.cache
 def _digest(path: Path, size: int, changed: int) -> str:
     """Of a file of this size, changed at this time: read once in a process, however many students begin with it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_checksum(path)
 
 
 def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:

@@ -76,7 +76,8 @@ def cell(folder: Path, *more: object) -> cells.Cell:
     return cells.Cell("one", options(folder, *more), str(folder / "out"))
 
 
-def test_where_things_are_and_how_they_are_said_makes_no_other_student(tmp_path):
+def test_where_things_are_and_how_they_are_said_makes_no_other_student(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
     folder = make(tmp_path / "a")
     before = cell(folder).key
     (folder / "student.yaml").write_text(
