@@ -91,6 +91,8 @@ def processor(name: str) -> BaseImageProcessor:
     """The architecture's own, of images as small as its model's."""
     side = SIDES.get(name, SIDE)
     kind = getattr(transformers, (IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}).get("pil", "ViTImageProcessorPil"))
+    if kind.__name__.startswith("TimmWrapper"):
+        return kind(pretrained_cfg={"input_size": [3, side, side]})
     square = {"height": side, "width": side}
     by_edge = kind.__name__.startswith(("ConvNext", "TextNet"))
     made = kind(size={"shortest_edge": side} if by_edge else square, crop_size=square)

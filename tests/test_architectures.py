@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.student.data import AspectCollator
 from madkd_hf.student.image_batches import pixel_scale
+from madkd_hf.student.processors import ordinary
 
 
 CLASSES = {0: "cat", 1: "dog", 2: "cow", 3: "hen"}
@@ -50,7 +51,7 @@ def test_from_the_configuration_to_the_pipeline(name, tmp_path, caplog):
         out = model(seen["pixel_values"])
     assert out.logits.shape == (4, 4) and out.aspect_logits.shape == (4, 3)
     model.save_pretrained(tmp_path / "student")
-    image_processor.save_pretrained(tmp_path / "student")
+    ordinary(image_processor).save_pretrained(tmp_path / "student")
     loaded = MadkdForImageClassification.from_pretrained(tmp_path / "student").eval()
     plain = loaded.to_plain()
     with torch.no_grad():
@@ -59,7 +60,7 @@ def test_from_the_configuration_to_the_pipeline(name, tmp_path, caplog):
     torch.testing.assert_close(bare, out.logits, atol=1e-5, rtol=1e-5)
 
     plain.save_pretrained(tmp_path / "plain")
-    image_processor.save_pretrained(tmp_path / "plain")
+    ordinary(image_processor).save_pretrained(tmp_path / "plain")
     for folder in ("student", "plain"):
         with caplog.at_level(logging.WARNING):
             answers = pipeline("image-classification", str(tmp_path / folder))(rows[1]["image"], top_k=9)
