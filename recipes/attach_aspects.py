@@ -48,9 +48,11 @@ from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_data
 from madkd_hf.aspects import BANK_FILE
 from madkd_hf.data.images import check_image_column
 from madkd_hf.files import (
+    MARK_FILE,
     check_name,
     check_removable,
     own_folder,
+    remove_folder,
     remove_stale,
     replace_folder,
     temporary,
@@ -195,6 +197,10 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
         os.replace(partial / index, folder / index)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    for mark in folder.glob(f"*/{MARK_FILE}"):  # splits that the dataset has no more
+        if mark.parent.name not in labelled:
+            with contextlib.suppress(ValueError):  # of another kind, or with files of a user
+                remove_folder(mark.parent, SPLIT)
 
 
 def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:

@@ -67,6 +67,19 @@ def test_a_full_disk_is_a_sentence_and_leaves_what_was_there(tmp_path, monkeypat
     assert tree(tmp_path) == {"a.txt": b"before"}
 
 
+def test_a_full_disk_is_known_whichever_library_met_it():
+    told = [OSError(errno.ENOSPC, "x"), OSError(errno.EDQUOT, "x"), OSError(errno.EFBIG, "x")]
+    told += [RuntimeError("I/O error: No space left on device (os error 28)")]
+    told += [RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")]
+    for error in told:
+        try:
+            raise KeyError("of a library") from error
+        except KeyError as raised:
+            assert files.disk_is_full(error) and files.disk_is_full(raised)
+    for error in (None, OSError(errno.EACCES, "x"), ValueError("the disk"), FileNotFoundError(2, "x")):
+        assert not files.disk_is_full(error)
+
+
 @pytest.mark.parametrize("target", ["mine/photo.jpg", "nowhere"])
 def test_a_link_at_a_name_that_is_written_is_neither_followed_nor_replaced(tmp_path, mine, target):
     before = tree(mine)

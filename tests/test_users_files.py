@@ -137,6 +137,11 @@ def small(*splits: str) -> DatasetDict:
     return DatasetDict(dict.fromkeys(splits, rows))
 
 
+def small_of(folder: Path, *splits: str) -> Path:
+    small(*splits).save_to_disk(folder)
+    return folder
+
+
 def label(source: Path, out: Path, *more: str | Path) -> list[str | Path]:
     words = ["--dataset", source, "--output_dir", out, "--dtype", "float32", *more]
     return [*COMMANDS["attach_aspects"], *words]
@@ -144,7 +149,7 @@ def label(source: Path, out: Path, *more: str | Path) -> list[str | Path]:
 
 def test_labelling_again_keeps_a_users_files_and_removes_what_it_wrote_itself(tmp_path):
     out, source = tmp_path / "out", tmp_path / "source"
-    small("train", "val").save_to_disk(source)
+    small_of(source, "train", "val")
     (out / "holiday").mkdir(parents=True)
     for name in (".partial", "holiday/0.jpg", "README.md", "train.txt"):
         (out / name).write_text("mine")
@@ -154,6 +159,9 @@ def test_labelling_again_keeps_a_users_files_and_removes_what_it_wrote_itself(tm
     assert {split: len(rows) for split, rows in load_from_disk(out).items()} == {"train": 2, "val": 2}
     assert {name: text for name, text in tree(out).items() if name in mine} == mine
     assert not [name for name in os.listdir(out) if name.startswith(".") and name not in (".partial", *OURS)]
+    recipe("attach_aspects", *label(small_of(tmp_path / "less", "train"), out))
+    assert list(load_from_disk(out)) == ["train"] and not (out / "val").exists()
+    assert {name: text for name, text in tree(out).items() if name in mine} == mine
     (out / "train" / "notes.txt").write_text("mine")
     before = tree(tmp_path)
     said = refuse("attach_aspects", *label(source, out))

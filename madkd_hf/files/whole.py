@@ -20,6 +20,7 @@ import xxhash
 
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 TEMPORARY = re.compile(r"\..+@(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}\.(partial|old)")
+FULL_WORDS = r"No space left on device|os error 28\b|Disk quota exceeded|File too large|PytorchStreamWriter failed"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Folder = str | os.PathLike
@@ -100,7 +101,7 @@ def disk_is_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
-        if re.search(r"No space left on device|os error 28\b|Disk quota exceeded|File too large", str(error)):
+        if re.search(FULL_WORDS, str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False
