@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from common import SplitArguments
@@ -57,10 +58,15 @@ def with_validation(
                 rows, args.validation_fraction, seed, stratify_by_column
             )
         except ValueError as error:
-            each = ", some of each class" if stratify_by_column else ""
+            each, enough = "", ""
+            if stratify_by_column:
+                counts = [count for count in Counter(rows[stratify_by_column]).values() if count > 1]
+                share = math.ceil(100 * len(counts) / max(sum(counts), 1)) / 100
+                each = f", some of each of {len(counts)} classes"
+                enough = f", such as {share:g}" if args.validation_fraction < share <= 0.5 else ""
             raise ValueError(
                 f"Cannot keep {args.validation_fraction:.0%} of {len(rows)} training images for validation{each} "
-                f"({error}): pass --eval_split, or another --validation_fraction."
+                f"({error}): pass --eval_split, or another --validation_fraction{enough}."
             ) from error
         part = PARTS.get(args.validation_fraction, f"{args.validation_fraction:.0%}")
         note_drawn(splits[args.eval_split], f"a random {part} of {args.train_split}, drawn with seed {seed}")

@@ -270,6 +270,22 @@ def test_metadata_names_only_images_of_its_folder(tmp_path, name):
         load(str(root))
 
 
+def test_a_table_of_labels_beside_images_is_pointed_at(tmp_path):
+    for images, told in ((". 2", "no classes"), ("images 2", "one class"), ("a 2, b 2", None)):
+        root = draw(draw(tmp_path / images, images), {"labels.csv": "id,label\n00,x\n"})
+        said = load(str(root)).summary
+        assert "1 .csv files (labels.csv)" in said
+        assert (f"The folders tell {told} and labels.csv is not read: if it has the labels" in said) == bool(told)
+
+
+def test_names_that_datasets_takes_for_archives(tmp_path):
+    loaded = load(str(draw(tmp_path / "birds", "a/x::y.jpg 0, a/z.jpg 0, b/s3:t.jpg 0")))
+    assert counts(loaded) == {"train": {"a": 1, "b": 1}} and "1 names with ::, which datasets takes" in loaded.summary
+    loaded.splits.save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="holds ::, which datasets takes for an archive: rename that folder"):
+        load(str(draw(tmp_path / "a::b", "a 1")))
+
+
 def test_metadata_beside_class_folders(tmp_path):
     captions = "file_name,caption\na/00.jpg,one\nb/00.jpg,two\n"
     loaded = load(str(draw(draw(tmp_path / "with", "a 1, b 1"), {"metadata.csv": captions})))
@@ -474,6 +490,14 @@ def test_the_only_image_of_a_class_stays_in_training_and_is_named(tmp_path, capl
     assert row_name(parts["train"], 19, "train") == "birds/rare/00.jpg (row 24 of split 'train')"
     with pytest.raises(ValueError, match="Cannot keep 20% of 2 training images .*--validation_fraction"):
         splits.with_validation(load(str(draw(tmp_path / "few", "a 1, b 1"))).splits, args, 0, "label")
+
+
+def test_a_fraction_that_is_too_small_is_told_with_one_that_is_not(tmp_path):
+    rows, args = load(str(draw(tmp_path / "birds", "a 5, b 5"))).splits, common.SplitArguments()
+    with pytest.raises(ValueError, match="some of each of 2 classes .*another --validation_fraction, such as 0.2"):
+        splits.with_validation(rows, args, 0, "label")
+    args.validation_fraction = 0.2
+    assert sorted(splits.with_validation(rows, args, 0, "label")["validation"]["label"]) == [0, 1]
 
 
 def test_classes_with_too_few_images_are_all_named(tmp_path):

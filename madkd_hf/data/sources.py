@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import yaml
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from ..files import check_name
+from ..text import seen
 from . import limits, summary
 from .folders import read_folder
 from .images import as_images
@@ -82,7 +83,7 @@ def load(
         loaded = _downloaded(name, config, revision or commit_of(name, revision), streaming)
     splits = _checked(name, loaded, streaming)
     splits = {split: as_images(rows, image_column, path if path.is_dir() else None) for split, rows in splits.items()}
-    notes = limits.notes(splits, limit, label_column)
+    notes = _notes(splits, left_out) + limits.notes(splits, limit, label_column)
     splits = {split: limits.limited(rows, limit, label_column) for split, rows in splits.items()}
     told = summary.lines(name, splits, label_column, left_out, notes)
     if streaming:
@@ -96,6 +97,10 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
     check_saved(path)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         return _told(path, datasets.load_from_disk, path)
+    if "::" in str(path.absolute()):
+        raise ValueError(
+            f"The path {path.absolute()} holds ::, which datasets takes for an archive: rename that folder."
+        )
     files = walk(path)
     of_hub = _is_hub_repo(path)
     parquet = [file for file in files.tables if file.parts[-1].endswith((".parquet", ".PARQUET"))]
@@ -116,6 +121,19 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
     found = read_with_metadata(path, files, tables) if tables else read_folder(path, files)
     left_out |= files.left_out
     return found
+
+
+def _notes(splits: Mapping[str, Dataset | IterableDataset], left_out: Mapping[str, list[str]]) -> list[str]:
+    """Where folders tell no classes, and a table beside the images may."""
+    tables = [name for kind in (".csv", ".tsv", ".json", ".jsonl") for name in left_out.get(f"{kind} files", [])]
+    features = (rows.features.get("label") for rows in splits.values())
+    known = max((feature.num_classes for feature in features if isinstance(feature, ClassLabel)), default=0)
+    if known > 1 or not tables:
+        return []
+    return [
+        f"The folders tell {'one class' if known else 'no classes'} and {seen(tables[0], 60)} is not read: if it has "
+        "the labels, name it metadata.csv (or .jsonl), with the columns file_name and label."
+    ]
 
 
 def _only(left_out: dict[str, list[str]]) -> str:

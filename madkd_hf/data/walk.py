@@ -120,7 +120,9 @@ def _sort_in(entry: os.DirEntry, parts: tuple[str, ...], above: tuple, files: Fi
     except UnicodeEncodeError:
         files.left_out["names that are no UTF-8: rename them"].append(name.encode(errors="replace").decode())
         return
-    if entry.name.lower() in OF_THE_SYSTEM:
+    if "::" in name:
+        files.left_out["names with ::, which datasets takes for archives: rename them"].append(name)
+    elif entry.name.lower() in OF_THE_SYSTEM:
         files.left_out["files of the operating system"].append(name)
     elif entry.name.startswith(".") or entry.name == "__pycache__":
         files.left_out["hidden files or folders"].append(name)
