@@ -35,13 +35,15 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import BoxArguments, DatasetArguments, RecipeParser, files_from, load_splits, run, source
+from common import BoxArguments, DatasetArguments, RecipeParser, files_from, run, source
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 from outputs import DATASET, check_place, working_in
+from preflight import labelling
 from teachers import TeacherArguments, load_bank_and_teacher
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
@@ -125,19 +127,14 @@ class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
     hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
 
 
-def label(args: AttachArguments, splits: Splits | None = None) -> tuple[Splits, AspectBank, AspectTeacher]:
-    """The labelled splits (of `args.dataset`, or those given), the bank with its provenance, and the teacher."""
-    workers = Workers() if splits is not None else Workers.of_launch()
-
-    def load() -> tuple[AspectBank, AspectTeacher, Splits]:
-        loaded = load_splits(args, args.streaming) if splits is None else splits  # before a teacher is loaded
-        for rows in loaded.values():
-            check_image_column(rows.features, args.image_column)
-        return *load_bank_and_teacher(args, workers), loaded
-
-    bank, teacher, splits = workers.agree(load)
+def label(
+    args: AttachArguments, splits: Splits, workers: Workers | None = None
+) -> tuple[Splits, AspectBank, AspectTeacher]:
+    """The labelled splits, the bank with its provenance, and the teacher."""
+    workers = workers or Workers()
     if args.output_dir:
         workers.agree(lambda: check_splits(splits, Path(args.output_dir)))
+    bank, teacher = workers.agree(lambda: load_bank_and_teacher(args, workers))
     labelled = attach_aspects(
         splits,
         bank,
@@ -284,6 +281,8 @@ def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
 
 def check_hub(args: AttachArguments) -> None:
     """See that publishing can succeed before hours of labelling."""
+    if not args.push_to_hub:
+        return
     if args.hub_dataset_id is None:
         raise ValueError("No name for the dataset on the Hub given: pass --hub_dataset_id owner/name.")
     HubRepo(args.hub_dataset_id, "dataset", revision=args.hub_revision, create_pr=args.hub_create_pr).check(
@@ -306,13 +305,11 @@ def check(args: AttachArguments) -> None:
 def main() -> None:
     (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
     workers = Workers.of_launch()
-    workers.agree(lambda: check(args))
-    if args.push_to_hub:
-        workers.from_main(lambda: check_hub(args))
     with contextlib.ExitStack() as stack:
-        workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
         try:
-            labelled, bank, _ = label(args)
+            splits = labelling(args, workers, partial(check, args), partial(check_hub, args))
+            workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
+            labelled, bank, _ = label(args, splits, workers)
         except KeyboardInterrupt as stopped:
             raise (stopped if workers.is_main else ToldElsewhere("The main process says so.")) from None
         if not workers.is_main:

@@ -33,13 +33,15 @@ import train_student
 import transformers
 from cells import Cell, run_cells
 from common import ClassArguments, ObjectArguments, RecipeParser, run, source
-from conditions import CompareArguments, TaskArguments, check, label, plan, points, read_grid, student_words
+from conditions import CompareArguments, TaskArguments, check, label, look, plan, points, read_grid, student_words
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from outputs import COMPARING, COMPARISON, working_in
 from pictures import detector_trainer, draw_figures
+from preflight import Ready
 
 from madkd_hf import AspectTeacher, MadkdForImageClassification, report
+from madkd_hf.data.problems import Problems
 from madkd_hf.files import new_folder
 from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.results import Evaluation
@@ -189,17 +191,18 @@ def _changed(args: Any, name: str) -> bool:
 
 def main() -> None:
     args = parse()
-    check(args)
+    problems = Problems()
+    repo = problems.step(check_publishing, args)
+    ready = look(args, problems, problems.step(check, args), "scored")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
-        _compare(args)
+        _compare(args, ready, repo)
 
 
-def _compare(args: CompareArguments) -> None:
-    repo = check_publishing(args)
+def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None:
     datasets.disable_progress_bars()  # ours remain: images labelled, students trained
     transformers.utils.logging.disable_progress_bar()
     started = [time.perf_counter()]
-    labelled, bank, teacher = label(args)
+    labelled, bank, teacher = label(args, ready.splits)
     started.append(time.perf_counter())
     planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
     results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
@@ -211,6 +214,7 @@ def _compare(args: CompareArguments) -> None:
         "classes": classes.num_classes,
         "bank": bank.fingerprint,
         "teacher": about_teacher(teacher, labelled, args),
+        "left_out": ready.summary,
         "command": shlex.join(["python", *sys.argv]),
     }
     if planned[0][0]:

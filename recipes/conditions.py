@@ -13,12 +13,14 @@ from typing import Any, Literal
 
 import attach_aspects
 from cells import Cell, cell_name
-from common import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments, load_splits
+from common import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments
 from datasets import DatasetDict
 from outputs import COMPARING, COMPARISON, check_place
+from preflight import Ready, Test, comparison
 from teachers import LabellingArguments
 
 from madkd_hf import AspectBank, AspectTeacher
+from madkd_hf.data.problems import Problems
 from madkd_hf.files import check_output, check_removable
 from madkd_hf.questions.subset import subset
 
@@ -108,21 +110,21 @@ class CompareArguments(LabellingArguments, ClassArguments):
         return {name: known[name] for name in self.conditions or known}
 
 
-def label(args: CompareArguments) -> tuple[DatasetDict, Any, AspectTeacher]:
+def look(args: CompareArguments, problems: Problems, students: list[Any] | None, test: Test) -> Ready:
+    """Whatever can be known to be wrong is told before the teacher is asked; see `preflight.comparison`."""
+    for point in (problems.step(points, args) or []) if args.bank else []:
+        if "aspects" in point:
+            problems.step(lambda count: check_count(count, AspectBank.load(args.bank)), point["aspects"])
+    return comparison(problems, importlib.import_module(args.script).TASK, args, students or [], test)
+
+
+def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, AspectTeacher]:
     """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
 
     Of detectors, the objects in them; a second dataset there, for the conditions `OF_IMAGES`, has the images labelled.
     """
     names = DatasetArguments.__dataclass_fields__ | LabellingArguments.__dataclass_fields__
     shared = {name: getattr(args, name) for name in names}
-    splits = importlib.import_module(args.script).prepare_splits(load_splits(args), args, seed=0)
-    if args.test_split not in splits:
-        raise ValueError(f"There is no split {args.test_split!r} for the last number: the dataset has {list(splits)}.")
-    if "aspect_logits" in splits[args.train_split].features:
-        raise ValueError(
-            f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before come "
-            "from the cache)."
-        )
     places = {LABELLED: {}}
     if args.detects:
         places = {LABELLED: args.objects.boxes}
@@ -179,19 +181,37 @@ def check_given(args: CompareArguments) -> None:
             )
 
 
-def check(args: CompareArguments) -> None:
-    """Raise ValueError for what would fail when the teacher has worked for hours: each student is told what it is."""
+def check(args: CompareArguments) -> list[Any]:
+    """The arguments of each student, at every point, of every condition.
+
+    Raises:
+        ValueError: what would fail when the teacher has worked for hours: each student is told what it is.
+    """
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
+    students = []
     for point, condition in itertools.product(points(args), args.controls()):
         words = student_words(args, condition, 0, args.output_dir)
         settings = of_condition(point, condition)
         settings.pop("aspects", None)
-        student, _ = importlib.import_module(args.script).parse([*words, *(f"--{k}={v}" for k, v in settings.items())])
+        student = parsed(args, [*words, *(f"--{k}={v}" for k, v in settings.items())])
         check_output(args.output_dir, getattr(student, "backbone", None), getattr(student, "detector", None))
+        students.append(student)
     check_place(args.output_dir, args, COMPARING, COMPARISON)
     check_removable(Path(args.output_dir) / "student", "student")
+    return students
+
+
+def parsed(args: CompareArguments, words: Sequence[str]) -> Any:
+    """The arguments of one student."""
+    return importlib.import_module(args.script).parse(list(words))[0]
+
+
+def check_count(count: Any, bank: AspectBank) -> None:
+    """Raise ValueError where a grid asks for more questions than there are, or for a part of one."""
+    if count not in range(1, len(bank) + 1):
+        raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
 
 
 def of_condition(point: dict[str, Any], condition: str) -> dict[str, Any]:
@@ -212,8 +232,7 @@ def plan(
             folder = str(Path(args.output_dir) / "cells" / name)
             words = student_words(args, condition, seed, folder)
             if (count := settings.pop("aspects", len(bank))) != len(bank):
-                if count not in range(1, len(bank)):
-                    raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
+                check_count(count, bank)
                 place = keep(labelled, bank, bank.ids[:count], args)
                 words += ["--dataset", place, "--bank", place]
             words += [f"--{option}={value}" for option, value in settings.items()]

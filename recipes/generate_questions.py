@@ -45,6 +45,7 @@ from outputs import BANK
 
 from madkd_hf import AspectBank
 from madkd_hf.aspects import BANK_FILE
+from madkd_hf.data.problems import Problems
 from madkd_hf.files import check_folder, check_output, own_folder, refuse_link
 from madkd_hf.questions import (
     LLM,
@@ -334,7 +335,11 @@ def main() -> None:
     classes, questions, args = RecipeParser(
         ClassArguments, QuestionArguments, LLMArguments, description=__doc__
     ).parse()
-    check(args, questions)
+    problems = Problems()
+    if problems.passes(check, args, questions):
+        problems.step(check_place, Path(questions.output_dir), classes.dataset)
+    names = problems.step(class_names, classes)
+    problems.tell()
     plan = Plan(
         questions.candidates,
         questions.keep,
@@ -348,8 +353,6 @@ def main() -> None:
         (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
     )
     folder = Path(questions.output_dir)
-    check_place(folder, classes.dataset)
-    names = class_names(classes)
     llm = load_llm(args)
     store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
     check_banks(folder, store)

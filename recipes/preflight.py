@@ -1,7 +1,7 @@
 """What commands find out before anything long or paid begins; all that is wrong is told at once.
 
-`student`, `comparison`, `labelling` and `selection` come first in the recipes of these names. They return the rows
-that are left to work with, and what --on_error skip left out of them.
+`student`, `comparison`, `labelling` and `sample` come first in the recipes. They return the rows that are left to work
+with, and what --on_error skip left out of them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,30 @@ from typing import Any, Literal
 
 import numpy as np
 from common import SplitArguments, load_splits
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
 from splits import check_columns, check_count, check_test_split, with_class_labels, with_validation
 from targets import bank_of, check_control
 
 from madkd_hf import AspectBank, text
-from madkd_hf.data.check import Unreadable, check_images, counted, listed, names_of, without
+from madkd_hf.boxes import corners
+from madkd_hf.data.check import (
+    Unreadable,
+    check_first,
+    check_images,
+    check_room,
+    counted,
+    encoded_bytes,
+    listed,
+    names_of,
+    upright_size,
+    without,
+)
+from madkd_hf.data.pictures import check_image_feature, picture
 from madkd_hf.data.problems import Problems
+from madkd_hf.files import check_output
 from madkd_hf.labelling import Workers, skipped_rows
+from madkd_hf.labelling.objects import Boxes
+from madkd_hf.labelling.sources import sources_of
 from madkd_hf.student.backbones import check_backbone
 
 
@@ -106,17 +122,24 @@ class Classes:
             missing = _without_class(rows, column, split == args.train_split)
             if len(missing) == len(rows) and len(rows) and split == args.test_split and test == "predicted":
                 splits[split] = rows.remove_columns(column)
+                logger.warning("The split %r has no classes: it is predicted, and there is no score.", split)
             elif missing:
                 names = names_of(rows, missing, args.image_column, split)
                 remedy = "drop them, or give them their class"
                 if split == args.test_split and test == "scored":
                     remedy = "the comparison needs a score: pass another --test_split, or give them their class"
                 problems.add(
-                    f"{counted(len(missing))} of the {len(rows)} of split {split!r} {_have(missing)} no class (null, "
+                    f"{len(missing)} of the {counted(len(rows))} of split {split!r} {_have(missing)} no class (null, "
                     f"-1, or none of those that column {column!r} names): {listed(names)}: {remedy}."
                 )
                 splits[split] = without(rows, missing)
         return problems.step(with_class_labels, splits, column, args.train_split)
+
+    def most_drawn(self, students: Sequence[Any]) -> list[Any]:
+        """The student that draws most, if any does."""
+        return sorted((each for each in students if each.images_per_class), key=lambda each: each.images_per_class)[
+            -1:
+        ]
 
     def check_drawn(self, rows: Dataset, args: Any) -> None:
         """
@@ -182,6 +205,109 @@ def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]
     return here[0]
 
 
+def comparison(problems: Problems, task: Any, args: Any, students: Sequence[Any], test: Test) -> Ready:
+    """Before students are compared: one dataset, labelled once, and many trainings.
+
+    Args:
+        problems: what was found already.
+        args: of the comparison.
+        students: the arguments of those that will be trained.
+        test: what the test split is for.
+
+    Raises:
+        ValueError: all that is wrong.
+    """
+    problems.step(check_output, args.output_dir, args.dataset)
+    for name in [name for name in ("bank", "teacher") if getattr(args, name) is None]:
+        problems.add(f"No {name} given: pass --{name} (see --help).")
+    bank = args.bank and problems.step(AspectBank.load, args.bank)
+    for each in students:
+        problems.step(task.check_model, each)
+    ready = rows_of(problems, task, args, 0, test)
+    if ready is not None:
+        used = _used(ready.splits, args, test)
+        ready.splits = DatasetDict({split: ready.splits[split] for split in used})  # no others are saved
+        train_set = ready.splits[args.train_split]
+        if "aspect_logits" in train_set.features:
+            problems.add(
+                f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before "
+                "come from the cache)."
+            )
+        for each in task.most_drawn(students):
+            problems.step(task.check_drawn, train_set, each)
+        problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
+    problems.tell()
+    return ready
+
+
+def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> DatasetDict | IterableDatasetDict:
+    """Before a dataset is labelled: all its splits are looked at, since all are saved; of a stream, its beginning.
+
+    Raises:
+        ValueError: in the first process, all that is wrong; in the others `ToldElsewhere`.
+    """
+    here = []
+
+    def look() -> None:
+        problems = Problems()
+        for check in checks:
+            problems.step(check)
+        for name in [name for name in ("bank", "teacher") if getattr(args, name) is None]:
+            problems.add(f"No {name} given: pass --{name} (see --help).")
+        bank = args.bank and problems.step(AspectBank.load, args.bank)
+        boxes = Boxes(args.boxes_column, args.box_format) if args.boxes_column else None
+        splits = problems.step(load_splits, args, args.streaming)
+        if splits is not None and problems.passes(sources_of, splits, args.splits, args.image_column, boxes):
+            if args.streaming:
+                _look_at_beginnings(problems, splits, args)
+            else:
+
+                def more(rows: Dataset, _: Any, split: str) -> list[Unreadable]:
+                    return bad_boxes(rows, args.image_column, boxes, split) if boxes and split in args.splits else []
+
+                look_at(problems, splits, args, list(splits), more, "No answers for")
+                times = 2 if args.push_to_hub else 1  # what is published is prepared beside it
+                problems.step(check_labelled_room, splits, args.image_column, bank, args.output_dir, times)
+        problems.tell()
+        here.append(splits)
+
+    workers.from_main(look)
+    return here[0] if here else load_splits(args, args.streaming)
+
+
+def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:
+    found = [each for split, rows in splits.items() for each in check_first(rows, args.image_column, split)]
+    if found and args.on_error == "raise":
+        problems.add(
+            f"Images at the beginning of the stream cannot be used: {_reasons(found)}: repair or remove them, or pass "
+            "--on_error skip to leave their answers empty."
+        )
+    if not problems.found:
+        print("The first images of each split can be read; the rest of the stream is looked at as it comes.")
+
+
+def sample(rows: Dataset, args: Any) -> Dataset:
+    """Before a sample of images is labelled, to choose questions; returns those that are left.
+
+    Raises:
+        ValueError: all that is wrong.
+    """
+    problems, name = Problems(), "+".join(args.splits)
+    problems.step(AspectBank.load, args.bank)
+    left_out, _ = look_at(problems, {name: rows}, args, [name])
+    problems.tell()
+    return _left(DatasetDict({name: rows}), left_out)[name]
+
+
+def check_labelled_room(
+    splits: DatasetDict, image_column: str, bank: AspectBank | None, folder: str, times: int = 1
+) -> None:
+    """Raise ValueError where the disk has no room for these rows with their images and answers, so many times."""
+    answers = 8 * len(bank or ()) * sum(map(len, splits.values()))
+    images = sum(encoded_bytes(rows, image_column) for rows in splits.values())
+    check_room(folder, times * (images + answers), "The labelled dataset")
+
+
 def rows_of(problems: Problems, task: Any, args: Any, seed: int, test: Test) -> Ready | None:
     """What students are made from, looked at; None where something keeps it from being made.
 
@@ -239,6 +365,7 @@ def look_at(
     args: Any,
     used: Sequence[str],
     more: Callable[[Dataset, Any, str], list[Unreadable]] | None = None,
+    done: str = "Left out",
 ) -> tuple[dict[str, LeftOut], list[str]]:
     """Which rows of the splits nothing can be done with: with --on_error skip left out, else a problem.
 
@@ -269,8 +396,8 @@ def look_at(
             doubtful.append(split)
             continue
         left_out[split] = LeftOut([each.row for each in bad], [each.name for each in bad], len(rows))
-        logger.warning("Left out %d of the %s of split %r: %s.", len(bad), counted(len(rows)), split, _reasons(bad))
-        if len(bad) == len(rows):
+        logger.warning("%s %d of the %s of split %r: %s.", done, len(bad), counted(len(rows)), split, _reasons(bad))
+        if len(bad) == len(rows) and done == "Left out":
             problems.add(f"None of the {counted(len(rows))} of split {split!r} can be used: {_reasons(bad)}.")
     if told and args.on_error == "raise":
         problems.add(
@@ -289,12 +416,40 @@ def _unusable(rows: Dataset, skipped: list[int], args: Any, split: str, more: Ca
     """What cannot be used of the rows, without those that were skipped before."""
     places = np.setdiff1d(np.arange(len(rows)), skipped)
     rows = without(rows, skipped)
-    found = check_images(rows, args.image_column, split)
+    if isinstance(rows.features[args.image_column], Image):
+        found = check_images(rows, args.image_column, split)
+    else:  # pixels, of which nothing has to be decoded
+        check_image_feature(rows.features[args.image_column], args.image_column, f"split {split!r}")
+        found = []
     if more is not None:
         broken = {each.row for each in found}
         found += [each for each in more(rows, args, split) if each.row not in broken]
     moved = (Unreadable(int(places[each.row]), each.name, each.reason, each.broken) for each in found)
     return sorted(moved, key=lambda each: each.row)
+
+
+def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> list[Unreadable]:
+    """The images with a box that cannot be, whose answers the labelling leaves empty.
+
+    Columns `width` and `height` save a look at all images for their sizes.
+    """
+    told = {"width", "height"} <= set(rows.features)
+    facts = rows.select_columns([*(("width", "height") if told else (image_column,)), boxes.column])
+    is_file = isinstance(rows.features[image_column], Image)
+    facts = facts.cast_column(image_column, Image(decode=False)) if is_file and not told else facts
+    found = []
+    for index in range(len(facts)):
+        try:
+            row = facts[index]
+            if told:
+                size = row["width"], row["height"]
+            else:
+                size = upright_size(row[image_column]) if is_file else picture(row[image_column]).size
+            corners(boxes.of(row[boxes.column]), boxes.format, size)
+        except Exception as error:  # decoders raise whatever they like
+            found.append((index, str(error).removesuffix(".")))
+    names = names_of(rows, [index for index, _ in found], image_column, split)
+    return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, found)]
 
 
 def _reasons(bad: Sequence[Unreadable]) -> str:

@@ -26,11 +26,13 @@ import train_student
 import transformers
 from cells import Cell, run_cells
 from common import RecipeParser, run
-from conditions import CompareArguments, check_given, keep, label, student_words
+from conditions import CompareArguments, check, keep, label, look, student_words
 from datasets import Dataset, DatasetDict
 from outputs import COMPARING, COMPARISON, working_in
+from preflight import Ready
 
 from madkd_hf import AspectBank
+from madkd_hf.data.problems import Problems
 from madkd_hf.questions.selection import select_questions
 from madkd_hf.report.choice import read_answers
 from madkd_hf.report.questions_curve import METHODS, curve_verdict, summarise_curve, write_curve
@@ -71,12 +73,17 @@ def choose(method: str, count: int, seed: int, rows: Dataset, bank: AspectBank, 
     return select_questions(logits, mass, labels, bank, count, CRITERIA[method]).bank.ids
 
 
-def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[str, tuple[Cell, dict[str, Any]]]:
-    """Cell name -> the student to train, and its place in the curve."""
+def check_methods(args: CurveArguments) -> None:
+    """Raise ValueError for ways to choose that there are not, and for more questions than there are."""
     if unknown := set(args.methods) - set(METHODS):
         raise ValueError(f"Unknown method {unknown.pop()!r}: expected some of {list(METHODS)}.")
-    if wrong := [count for count in args.counts if not 0 < count < len(bank)]:
-        raise ValueError(f"Cannot choose {wrong[0]} of {len(bank)} questions: expected 1 to {len(bank) - 1}.")
+    count = len(AspectBank.load(args.bank)) if args.bank else max(args.counts) + 1
+    if wrong := [each for each in args.counts if not 0 < each < count]:
+        raise ValueError(f"Cannot choose {wrong[0]} of {count} questions: expected 1 to {count - 1}.")
+
+
+def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[str, tuple[Cell, dict[str, Any]]]:
+    """Cell name -> the student to train, and its place in the curve."""
     cells = {}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         points = [(method, count) for count in args.counts for method in args.methods]
@@ -96,15 +103,18 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
 
 def main() -> None:
     (args,) = RecipeParser(CurveArguments, description=__doc__).parse()
-    check_given(args)
+    problems = Problems()
+    students = problems.step(check, args)
+    problems.step(check_methods, args)
+    ready = look(args, problems, students, "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
-        _draw_curve(args)
+        _draw_curve(args, ready)
 
 
-def _draw_curve(args: CurveArguments) -> None:
+def _draw_curve(args: CurveArguments, ready: Ready) -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
-    labelled, bank, _ = label(args)
+    labelled, bank, _ = label(args, ready.splits)
     planned = plan(args, labelled, bank)
     results = run_cells([cell for cell, _ in planned.values()], args.jobs)
     points = [{**point, "accuracy": results[name]["accuracy"]} for name, (_, point) in planned.items()]
@@ -113,6 +123,7 @@ def _draw_curve(args: CurveArguments) -> None:
         "dataset": args.dataset,
         "images_per_class": args.images_per_class,
         "validation_images": len(labelled[args.eval_split]),
+        "left_out": ready.summary,
         "command": shlex.join(["python", *sys.argv]),
     }
     summary = summarise_curve(points) | about

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Literal
 
 import attach_aspects
-from common import BankArguments, DatasetArguments, RecipeParser, load_splits, run
+from common import DatasetArguments, RecipeParser, load_splits, run
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from outputs import DATASET, SELECTION, check_place, working_in
+from preflight import sample
+from teachers import LabellingArguments
 
 from madkd_hf import AspectBank
 from madkd_hf.aspects import ASPECT_COLUMNS, BANK_FILE
@@ -42,7 +44,7 @@ HEAD = 15  # lines of the table that are printed
 
 
 @dataclass
-class SelectArguments(BankArguments, DatasetArguments):
+class SelectArguments(LabellingArguments, DatasetArguments):
     """What to choose from, and how many."""
 
     _argument_group_name = "selection"
@@ -113,6 +115,7 @@ def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple
     if labelled:
         bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
     else:
+        rows = sample(rows, args)
         shared = {name: getattr(args, name) for name in _shared()}
         attach = attach_aspects.AttachArguments(**shared, splits=[name], label_column=args.label_column)
         labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict({name: rows}))
@@ -121,7 +124,7 @@ def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple
 
 
 def _shared() -> list[str]:
-    return [*DatasetArguments.__dataclass_fields__, *BankArguments.__dataclass_fields__]
+    return [*DatasetArguments.__dataclass_fields__, *LabellingArguments.__dataclass_fields__]
 
 
 def next_step(args: SelectArguments, labelled: bool) -> str:

@@ -18,15 +18,16 @@ import interrupts  # noqa: F401  first, for a stop while the others load
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
 from common import CATEGORY, ObjectArguments, RecipeParser, SplitArguments, run
-from datasets import ClassLabel, Dataset, DatasetDict, Image, List
-from outputs import STUDENT, working_in
-from preflight import Classes, Ready, Test
+from datasets import ClassLabel, Dataset, DatasetDict, List
+from outputs import STUDENT, check_place, working_in
+from preflight import Classes, Ready, Test, bad_boxes
 from results import load_arrays
 from splits import readable_splits, warn_of_absent, with_validation
 from targets import attach, control_aspects
@@ -35,8 +36,7 @@ from train_student import find_checkpoint, fit_and_measure, look, publish, waits
 from transformers import set_seed
 
 from madkd_hf import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
-from madkd_hf.boxes import corners
-from madkd_hf.data.check import Unreadable, names_of, upright_size, without
+from madkd_hf.data.check import Unreadable, without
 from madkd_hf.data.labels import class_label
 from madkd_hf.data.problems import Problems
 from madkd_hf.detection.checks import check_detector, check_has_column, check_objects
@@ -93,10 +93,12 @@ def parse(args: list[str] | None = None) -> tuple[DetectorArguments, MadkdTraini
     return detector, training_args
 
 
-def train(args: DetectorArguments, training_args: MadkdTrainingArguments) -> MadkdDetectionTrainer:
+def train(
+    args: DetectorArguments, training_args: MadkdTrainingArguments, ready: Ready | None = None
+) -> MadkdDetectionTrainer:
     """Train, evaluate and save one student, and publish nothing; see `train_student.train`."""
     check_metric(training_args, (*STATISTICS, *OF_ASPECTS))
-    ready = look(TASK, args, training_args)
+    ready = ready or look(TASK, args, training_args)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
     splits, train_set, bank = prepare(args, training_args, ready)
@@ -186,25 +188,10 @@ class Objects(Classes):
         return None
 
     def unusable(self, rows: Dataset, args: Any, split: str) -> list[Unreadable]:
-        """The images with a box that cannot be, whose answers the labelling leaves empty.
-
-        Columns `width` and `height` save decoding all images for their sizes.
-        """
-        sizes = ("width", "height") if {"width", "height"} <= set(rows.features) else (args.image_column,)
-        column, found = args.objects.boxes_column, []
+        column = args.objects.boxes_column
         if not object_fields(rows.features, column):
             return []  # which `labelled` tells
-        facts = rows.select_columns([*sizes, column])
-        facts = facts if len(sizes) == 2 else facts.cast_column(args.image_column, Image(decode=False))
-        for index in range(len(facts)):
-            try:
-                row = facts[index]
-                size = (row["width"], row["height"]) if len(sizes) == 2 else upright_size(row[args.image_column])
-                corners(values(row[column], BOX), args.objects.box_format, size)
-            except Exception as error:  # decoders raise whatever they like
-                found.append((index, str(error).removesuffix(".")))
-        names = names_of(rows, [index for index, _ in found], args.image_column, split)
-        return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, found)]
+        return bad_boxes(rows, args.image_column, Boxes(column, args.objects.box_format), split)
 
     def labelled(
         self,
@@ -240,6 +227,10 @@ class Objects(Classes):
             elif split != args.test_split or test == "scored":
                 problems.step(check_has_column, splits[split].features, f"split {split!r}", column)
         return DatasetDict({**splits, **having})
+
+    def most_drawn(self, students: Sequence[Any]) -> list[Any]:
+        drawing = (each for each in students if each.objects.scenes is not None)
+        return sorted(drawing, key=lambda each: each.objects.scenes)[-1:]
 
     def check_drawn(self, rows: Dataset, args: Any) -> None:
         """
@@ -380,12 +371,14 @@ def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
 
 def main() -> None:
     args, training_args = parse()
-    with working_in(training_args.output_dir, args, "student", STUDENT, training_args.process_index == 0):
-        _train_and_publish(args, training_args)
+    place = (training_args.output_dir, args, "student", STUDENT)
+    ready = look(TASK, args, training_args, partial(check_place, *place))
+    with working_in(*place, training_args.process_index == 0):
+        _train_and_publish(args, training_args, ready)
 
 
-def _train_and_publish(args: DetectorArguments, training_args: MadkdTrainingArguments) -> None:
-    trainer = train(args, training_args)
+def _train_and_publish(args: DetectorArguments, training_args: MadkdTrainingArguments, ready: Ready) -> None:
+    trainer = train(args, training_args, ready)
     if trainer.is_world_process_zero():
         task = "aspect-detection" if trainer.model.config.num_aspects else "object-detection"
         print(

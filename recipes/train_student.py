@@ -27,7 +27,7 @@ import preflight
 from accelerate.utils import broadcast_object_list
 from common import ClassArguments, DatasetArguments, RecipeParser, run, source
 from datasets import Dataset, DatasetDict
-from outputs import STUDENT, working_in
+from outputs import STUDENT, check_place, working_in
 from preflight import Classes, Ready
 from results import forget_damaged_results, tell_damage
 from splits import check_count, readable_splits, warn_of_absent, with_class_labels, with_validation
@@ -37,7 +37,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from madkd_hf.files import check_output, whole_file, write_whole, writing
+from madkd_hf.files import whole_file, write_whole, writing
 from madkd_hf.hub import HubError
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
@@ -128,14 +128,14 @@ def parse(args: list[str] | None = None) -> tuple[StudentArguments, MadkdTrainin
     return student, training_args
 
 
-def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> MadkdTrainer:
+def train(args: StudentArguments, training_args: MadkdTrainingArguments, ready: Ready | None = None) -> MadkdTrainer:
     """Train, evaluate and save one student, and publish nothing; the trainer's `state.log_history` holds its curves.
 
     With --push_to_hub, it first looks whether publishing can succeed; a student that is only waiting for that is not
     trained again.
     """
     check_metric(training_args, (*OF_CLASSES, *OF_ASPECTS))
-    ready = look(TASK, args, training_args)
+    ready = ready or look(TASK, args, training_args)
     peft_config = args.lora.peft_config()
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
@@ -169,13 +169,13 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments) -> Madk
     return fit_and_measure(trainer, None if waiting else decides, checkpoint, ready, test_split, predict)
 
 
-def look(task: Any, args: Any, training_args: MadkdTrainingArguments) -> Ready:
+def look(task: Any, args: Any, training_args: MadkdTrainingArguments, *checks: Callable[[], Any]) -> Ready:
     """Whatever can be known to be wrong is told before anything begins; the rows to work with, looked at."""
     return preflight.student(
         task,
         args,
         training_args,
-        partial(check_output, training_args.output_dir, args.dataset),
+        *checks,
         partial(check_publishing, args, training_args),
         partial(checkpoints.find_checkpoint, training_args.resume_from_checkpoint, training_args.output_dir),
     )
@@ -357,12 +357,14 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
 
 def main() -> None:
     args, training_args = parse()
-    with working_in(training_args.output_dir, args, "student", STUDENT, training_args.process_index == 0):
-        _train_and_publish(args, training_args)
+    place = (training_args.output_dir, args, "student", STUDENT)
+    ready = look(TASK, args, training_args, partial(check_place, *place))
+    with working_in(*place, training_args.process_index == 0):
+        _train_and_publish(args, training_args, ready)
 
 
-def _train_and_publish(args: StudentArguments, training_args: MadkdTrainingArguments) -> None:
-    trainer = train(args, training_args)
+def _train_and_publish(args: StudentArguments, training_args: MadkdTrainingArguments, ready: Ready) -> None:
+    trainer = train(args, training_args, ready)
     if trainer.is_world_process_zero():
         task = "aspect-classification" if trainer.model.config.num_aspects else "image-classification"
         print(

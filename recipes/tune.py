@@ -20,9 +20,12 @@ from pathlib import Path
 import numpy as np
 from cells import Cell, cell_name, run_cells
 from common import RecipeParser, run
-from conditions import CompareArguments, check, label, of_condition, read_grid, student_words
+from conditions import CompareArguments, check, label, look, of_condition, parsed, read_grid, student_words
 from outputs import COMPARING, COMPARISON, working_in
+from preflight import Ready
 
+from madkd_hf.data.check import left_out_sentence
+from madkd_hf.data.problems import Problems
 from madkd_hf.files import write_whole
 
 
@@ -61,14 +64,17 @@ def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed
 
 def main() -> None:
     (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
-    check(args)
-    planned = plan(args)
+    problems = Problems()
+    problems.step(check, args)
+    planned = problems.step(plan, args) or {}
+    students = [problems.step(parsed, args, cell.words) for cells in planned.values() for cell in cells]
+    ready = look(args, problems, [each for each in students if each], "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
-        _tune(args, planned)
+        _tune(args, planned, ready)
 
 
-def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]]) -> None:
-    label(args)
+def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready: Ready) -> None:
+    label(args, ready.splits)
     results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)
     lines = ["| student | settings | validation accuracy, % | over seeds |", "| --- | --- | ---: | --- |"]
     best: dict[str, tuple[float, str]] = {}
@@ -80,6 +86,8 @@ def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]]) -> No
         )
         best[condition] = max(best.get(condition, (-1.0, "")), (mean, settings))
     lines += ["", *(f"Best {condition}: {settings} ({mean:.2f}%)." for condition, (mean, settings) in best.items())]
+    if ready.summary:
+        lines += ["", left_out_sentence(ready.summary)]
     table = "\n".join(lines) + "\n"
     write_whole(Path(args.output_dir, "tune.md"), table)
     print(table)

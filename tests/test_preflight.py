@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, load_from_disk
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 from PIL import Image as Pillow
+from test_recipes import EASY_VQA, command, recipe, refuse
 
 from madkd_hf.data import check
 from madkd_hf.data.check import check_first, check_images, listed, without
@@ -134,8 +138,9 @@ def test_rows_without_files_are_named_as_the_user_knows_them():
         {"bytes": b"y", "path": "q.jpg"},
     ]
     dataset = Dataset.from_dict({"image": stored}, features=Features(image=Image()))
-    assert listed(check_images(dataset, split="val")).startswith(
-        "3 images: row 1 of split 'val' (there is no image), "
+    found = check_images(dataset, split="val")
+    assert listed([each.name for each in found], [each.reason for each in found], 2) == (
+        "row 1 of split 'val' (there is no image), row 2 of split 'val' (it is no image that Pillow can read), ..."
     )
     drawn = check_images(dataset.select([3, 2, 0]), split="val")
     assert [(each.row, each.name) for each in drawn] == [(0, "q.jpg"), (1, "row 2 of split 'val'")]
@@ -256,3 +261,194 @@ def test_everything_that_is_wrong_is_told_at_once():
         " - The class 'a' has 1 image.",
         " - Install this.",
     ]
+
+
+# What a user types, and reads
+
+
+def pictures(
+    folder: Path, classes: str = "ab", count: int = 6, splits: tuple = ("train", "validation", "test")
+) -> Path:
+    """A folder of images, a folder a class."""
+    for number, split in enumerate(splits):
+        for label in classes:
+            for i in range(count):
+                photo(folder / split / label / f"{i:02d}.jpg", seed=1000 * number + 10 * i + ord(label))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    return pictures(tmp_path_factory.mktemp("drawn") / "photos")
+
+
+@pytest.fixture
+def spoilt(drawn, tmp_path) -> Path:
+    """The same, and images of validation and test that cannot be read."""
+    shutil.copytree(drawn, tmp_path / "spoilt")
+    for name, content in (("validation/a/03.jpg", b"\xff\xd8\xff\xe0 cut off"), ("test/b/01.jpg", b"<html>")):
+        (tmp_path / "spoilt" / name).write_bytes(content)
+    return tmp_path / "spoilt"
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> dict[str, str]:
+    """The demo's students, trained for two steps, by the names that compare.py has for them."""
+    folder, made = tmp_path_factory.mktemp("quick"), {}
+    for name in ("baseline", "distill"):
+        config = yaml.safe_load((EASY_VQA / f"{name}.yaml").read_text())
+        config |= {"max_steps": 2, "eval_steps": 1, "logging_steps": 1, "images_per_class": 3, "image_store": "none"}
+        made[name] = str(folder / f"{name}.yaml")
+        Path(made[name]).write_text(yaml.safe_dump(config))
+    return made
+
+
+def words_of(command: str, quick: dict[str, str], dataset: Path, output: Path) -> list[str | Path]:
+    words = {
+        "attach_aspects": ["--config", EASY_VQA / "attach.yaml"],
+        "train_student": ["--config", quick["baseline"]],
+        "select_questions": ["--config", EASY_VQA / "select.yaml", "--splits", "validation", "--sample", "12"],
+        "compare": ["--config", EASY_VQA / "compare.yaml", "--images_per_class", "3"],
+        "tune": ["--config", EASY_VQA / "tune.yaml", "--images_per_class", "3"],
+        "questions_curve": ["--config", EASY_VQA / "questions_curve.yaml", "--images_per_class", "3"],
+    }[command]
+    if command in ("compare", "tune", "questions_curve"):
+        words += [word for name, path in quick.items() for word in (f"--{name}", path)]
+    return [*words, "--dataset", dataset, "--output_dir", output]
+
+
+COMMANDS = ["attach_aspects", "train_student", "select_questions", "compare", "tune", "questions_curve"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_image_that_cannot_be_read_is_named_before_a_teacher_is_loaded(command, quick, spoilt, tmp_path):
+    teacher = [] if command == "train_student" else ["--teacher", tmp_path / "is_not_looked_for"]
+    said = refuse(command, *words_of(command, quick, spoilt, tmp_path / "out"), *teacher)
+    assert said.startswith("error: ") and "validation/a/03.jpg (" in said and "pass --on_error skip" in said
+    assert "1 of the 12 images of split 'validation'" in said
+    assert ("test/b/01.jpg (it is a web page" in said) == (command in ("attach_aspects", "train_student", "compare"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_skip_leaves_images_out_of_evaluation_and_prediction_and_counts_them(quick, spoilt, tmp_path, caplog):
+    recipe("train_student", *words_of("train_student", quick, spoilt, tmp_path / "out"), "--on_error", "skip")
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["left_out"] == {
+        "validation": {"images": 1, "of": 12, "first": ["validation/a/03.jpg"]},
+        "test": {"images": 1, "of": 12, "first": ["test/b/01.jpg"]},
+    }
+    assert "Left out 1 of the 12 images of split 'test': test/b/01.jpg (" in caplog.text
+    predicted = np.load(tmp_path / "out" / "test_predictions.npz")
+    assert predicted["rows"].tolist() == [*range(7), *range(8, 12)]  # of a: 6, then of b
+    assert len(predicted["logits"]) == 11 and predicted["labels"].tolist() == [0] * 6 + [1] * 5
+
+
+def test_a_labelled_dataset_with_a_broken_image_elsewhere_is_told_before_the_training(quick, spoilt, tmp_path, caplog):
+    recipe("attach_aspects", *words_of("attach_aspects", quick, spoilt, tmp_path / "labelled"), "--on_error", "skip")
+    assert "No answers for 1 of the 12 images of split 'validation': validation/a/03.jpg (" in caplog.text
+    words = [*words_of("train_student", quick, tmp_path / "labelled", tmp_path / "out"), "--aspect_alpha", "4"]
+    assert "03.jpg (" in refuse("train_student", *words)
+    recipe("train_student", *words, "--on_error", "skip")
+    assert set(json.loads((tmp_path / "out" / "all_results.json").read_text())["left_out"]) == {"validation", "test"}
+
+
+def test_compare_leaves_images_out_of_everything_and_its_report_counts_them(quick, spoilt, tmp_path):
+    words = [*words_of("compare", quick, spoilt, tmp_path / "out"), "--on_error", "skip", "--seeds", "1"]
+    done = command("recipes/compare.py", *words, "--conditions", "base", "madkd")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["left_out"]["test"] == {"images": 1, "of": 12, "first": ["test/b/01.jpg"]}
+    said = (tmp_path / "out" / "report.md").read_text()
+    assert "Left out, since nothing can be done with them: 1 of the 12 images of validation (" in said
+    assert len(np.load(tmp_path / "out" / "cells" / "madkd-0" / "test_predictions.npz")["logits"]) == 11
+
+
+def test_all_that_is_wrong_is_told_at_once(quick, spoilt, tmp_path):
+    (tmp_path / "bank.json").write_text("[")
+    words = words_of("train_student", quick, spoilt, tmp_path / "out.json") + ["--aspect_alpha", "4"]
+    words += ["--bank", tmp_path / "bank.json", "--backbone", tmp_path, "--images_per_class", "7"]
+    said = refuse("train_student", *words, "--resume_from_checkpoint", tmp_path / "nothing").splitlines()
+    assert said[0] == f"error: {len(said) - 1} things are wrong before we can begin:"
+    expected = ["out.json has the name", "no aspect bank", "no config.json", "more than 2 classes have (a, b)"]
+    for found in [*expected, "validation/a/03.jpg", "nothing"]:
+        assert any(found in line for line in said), found
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("command", ["compare", "tune", "questions_curve"])
+def test_too_few_images_of_a_class_are_told_before_a_teacher_is_loaded(command, quick, drawn, tmp_path):
+    words = [*words_of(command, quick, drawn, tmp_path / "out"), "--teacher", tmp_path / "is_not_looked_for"]
+    said = refuse(command, *words, "--images_per_class", "7")
+    assert "The class 'a' has 6 images and --images_per_class asks for 7" in said
+    if command == "compare":
+        said = refuse(command, *words, "--grid", '{"images_per_class": [2, 9], "aspects": [3, 12]}')
+        assert "has 6 images and --images_per_class asks for 9" in said and "asks for 12 aspects; the bank has" in said
+
+
+def with_labels(values: list, feature, folder: Path, split: str = "test") -> Path:
+    """A dataset whose labels in one split are these, with good images everywhere."""
+    names = ClassLabel(names=["a", "b"])
+    images = [str(photo(folder / "photos" / f"{i}.jpg", seed=i)) for i in range(12)]
+    made = {}
+    for name in ("train", "validation", "test"):
+        labels, of_split = (values, feature) if name == split else ([0, 1] * 6, names)
+        features = Features({"image": Image(), "label": of_split})
+        made[name] = Dataset.from_dict({"image": images, "label": labels}, features=features)
+    DatasetDict(made).save_to_disk(folder / "dataset")
+    return folder / "dataset"
+
+
+@pytest.mark.parametrize("hidden", [-1, None])
+def test_hidden_labels_of_the_test_split_are_predicted_but_not_compared(quick, tmp_path, hidden, caplog):
+    dataset = with_labels([hidden] * 12, ClassLabel(names=["a", "b"]), tmp_path)
+    recipe("train_student", *words_of("train_student", quick, dataset, tmp_path / "out"))
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert "eval_accuracy" in results and "test_accuracy" not in results
+    assert "The split 'test' has no classes: it is predicted, and there is no score" in caplog.text
+    assert set(np.load(tmp_path / "out" / "test_predictions.npz").files) == {"logits"}
+    said = refuse("compare", *words_of("compare", quick, dataset, tmp_path / "compared"))
+    assert "12 of the 12 images of split 'test' have no class" in said
+    assert "needs a score: pass another --test_split" in said
+
+
+@pytest.mark.parametrize(
+    ("split", "values", "feature", "expected"),
+    [
+        ("train", [None, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "split 'train' has no class (null"),
+        ("validation", [-1, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "0.jpg"),
+        ("test", [-1, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "split 'test' has no class"),
+        ("test", [0, 1] * 6, ClassLabel(names=["b", "a"]), "give both the same classes in the same order"),
+        ("train", [[0], [1]] * 6, List(Value("int64")), "not classes"),
+        ("train", [0.5, 1.5] * 6, Value("float32"), "not classes"),
+    ],
+)
+def test_labels_that_are_none_are_named_by_their_image(quick, tmp_path, split, values, feature, expected):
+    dataset = with_labels(values, feature, tmp_path, split)
+    for name in ("train_student", "compare"):
+        said = refuse(name, *words_of(name, quick, dataset, tmp_path / "out"))
+        assert expected in said and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("place", ["out.json", "a_file/out", "/proc/out", "n" * 300])
+def test_outputs_that_cannot_be_are_told_before_anything(command, place, quick, drawn, tmp_path):
+    (tmp_path / "a_file").write_text("a user's own")
+    said = refuse(command, *words_of(command, quick, drawn, tmp_path / place))
+    assert said.startswith("error: ") and (tmp_path / "a_file").read_text() == "a user's own"
+    assert place.split("/")[0][:40] in said
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_labelling(quick, drawn, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type(usage)(usage.total, usage.total, 1000))
+    for name in ("attach_aspects", "compare"):
+        said = refuse(name, *words_of(name, quick, drawn, tmp_path / "out"))
+        assert "The labelled dataset takes about 0.0 GB" in said and "make room there, or pass another folder" in said
+
+
+def test_a_stream_is_looked_at_where_it_begins(quick, spoilt, tmp_path, capsys):
+    words = words_of("attach_aspects", quick, spoilt, tmp_path / "out") + ["--streaming"]
+    said = refuse("attach_aspects", *words)
+    assert "at the beginning of the stream" in said and "validation/a/03.jpg (" in said
+    recipe("attach_aspects", *words, "--on_error", "skip")
+    assert "the rest of the stream is looked at as it comes" in capsys.readouterr().out

@@ -106,7 +106,7 @@ def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
     words = ["--dataset", folder, "--output_dir", tmp_path / "out", "--streaming", streaming]
     words += ["--work_dir", tmp_path / "work"] if streaming == "false" else []
     said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
-    assert "2.png (row 2 of split 'train') cannot be decoded" in said and "on_error='skip'" in said
+    assert "one/2.png (the file is empty): repair or remove them, or pass --on_error skip" in said
     recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words, "--on_error", "skip")
     assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
 
@@ -135,7 +135,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     attach = ["--config", ROOT / "recipes" / "coco" / "attach.yaml", "--dtype", "float32", *words]
     attach += ["--dataset", tmp_path / "coco", "--output_dir", tmp_path / "labelled"]
     said = refuse("attach_aspects", *attach, "--on_error", "raise")
-    assert "In row 2 of split 'train', object 1 has the box" in said and "pass on_error='skip'" in said
+    assert "row 2 of split 'train' (object 1 has the box" in said and "pass --on_error skip" in said
     recipe("attach_aspects", *attach)
     printed = capsys.readouterr().out
     assert "Skipped 1 images of train that cannot be read, or a box in them: rows 2.\n" in printed

@@ -9,7 +9,7 @@ import shutil
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from ..images import to_rgb
+from ..text import markdown
 from .origin import STARTS_PROGRAMS
 from .rows import file_name, named, row_number
 from .seen import Seen, key_of, key_of_bytes, key_of_file
@@ -151,6 +152,8 @@ def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
 def names_of(dataset: Dataset, rows: Sequence[int], image_column: str, split: str) -> list[str]:
     """How messages name rows: by the files of their images, or by row and split."""
     names = _names(dataset, split)
+    if not isinstance(dataset.features[image_column], datasets.Image):
+        return [names(row, None) for row in rows]
     images = dataset.with_format(None).select_columns(image_column)
     images = images.cast_column(image_column, datasets.Image(decode=False)) if len(rows) else images
     stored = (images[int(row)][image_column] for row in rows)
@@ -167,9 +170,27 @@ def counted(count: int, what: str = "image") -> str:
     return f"1 {what}" if count == 1 else f"{count} {what}s"
 
 
+def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
+    """What reports say of images that were left out.
+
+    Args:
+        left_out: split -> `images`, how many were left out, `of` how many, and the `first` of them by name.
+    """
+    told = []
+    for split, found in left_out.items():
+        first, more = (
+            ", ".join(map(markdown, found["first"])),
+            ", ..." if found["images"] > len(found["first"]) else "",
+        )
+        told.append(f"{found['images']} of the {counted(found['of'])} of {markdown(split)} ({first}{more})")
+    return f"Left out, since nothing can be done with them: {'; '.join(told)}."
+
+
 def encoded_bytes(dataset: Dataset, image_column: str) -> int:
     """How many bytes the files of all images take, wherever they lie; those on the web are not known."""
     images = dataset.with_format(None).select_columns(image_column)
+    if not isinstance(dataset.features[image_column], datasets.Image):
+        return images.data.nbytes
     images = images.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
     total = 0
     for table in images.iter(1000):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
+from ..data.check import left_out_sentence
 from ..files import write_whole
 from ..text import block, code, jsonable, markdown
 
@@ -250,6 +251,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     parts = [f"# {name}", _what_was_run(report)]
     parts += [f"**{verdict(report['gain'], terms(report).score)}.**"] if report.get("gain") else []
     parts += [table(report), *filter(None, [over_controls(report)])]
+    parts += [left_out_sentence(report["left_out"])] if report.get("left_out") else []
     for file, caption in (report.get("figures") or {}).items():
         if (output_dir / "figures" / file).is_file():
             parts.append(f"![{Path(file).stem.replace('_', ' ')}](figures/{file})\n\n{caption}")

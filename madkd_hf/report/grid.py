@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.check import left_out_sentence
 from ..files import write_whole
 from ..text import block, code, figure, jsonable, markdown
 from .comparison import CONDITIONS, gain_text, markdown_table, mean_and_half_width
@@ -84,6 +85,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
         f"**{grid_verdict(points)}**",
         *pictures,
         grid_table(points),
+        *([left_out_sentence(summary["left_out"])] if summary.get("left_out") else []),
         f"## Reproduce\n\n{block(summary['command'], 'bash')}",
     ]
     write_whole(output_dir / "report.json", json.dumps(jsonable(summary), indent=2, allow_nan=False) + "\n")

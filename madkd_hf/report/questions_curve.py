@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.check import left_out_sentence
 from ..files import write_whole
 from ..text import block, markdown
 from .comparison import markdown_table, paired_gain
@@ -113,6 +114,7 @@ def write_curve(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> tu
     parts = ["# Accuracy against the number of questions", text]
     parts += [f"**{verdict}**"] if (verdict := curve_verdict(summary)) else []
     parts += ["![Accuracy against the number of questions](figures/questions_curve.png)", table]
+    parts += [left_out_sentence(summary["left_out"])] if summary.get("left_out") else []
     parts.append(f"## Reproduce\n\n{block(summary['command'], 'bash')}")
     return write_whole(folder / "questions_curve.md", "\n\n".join(parts) + "\n"), table
 
