@@ -74,8 +74,11 @@ class Ready:
         return found and np.setdiff1d(np.arange(found.total), found.rows)
 
 
+@dataclass(frozen=True)
 class Classes:
-    """What is looked at where an image has one class."""
+    """What is looked at where an image has one class; `metrics` are the names that its evaluation has."""
+
+    metrics: tuple[str, ...]
 
     def check_model(self, args: Any) -> None:
         """Raise what building a student would fail at."""

@@ -47,7 +47,6 @@ from madkd_hf.labelling.objects import Boxes
 from madkd_hf.objects import BOX, LISTS, object_fields
 from madkd_hf.student.metrics import OF_ASPECTS
 from madkd_hf.student.processors import load_image_processor
-from madkd_hf.student.settings import check_metric
 from madkd_hf.text import get_logger, terminal
 
 
@@ -97,7 +96,6 @@ def train(
     args: DetectorArguments, training_args: MadkdTrainingArguments, ready: Ready | None = None
 ) -> MadkdDetectionTrainer:
     """Train, evaluate and save one student, and publish nothing; see `train_student.train`."""
-    check_metric(training_args, (*STATISTICS, *OF_ASPECTS))
     ready = ready or look(TASK, args, training_args)
     set_seed(training_args.seed)
     checkpoint = find_checkpoint(training_args)
@@ -241,7 +239,7 @@ class Objects(Classes):
             check_scenes(rows, args.objects.scenes)
 
 
-TASK = Objects()
+TASK = Objects((*STATISTICS, *OF_ASPECTS))
 
 
 def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: str) -> DatasetDict:

@@ -55,7 +55,7 @@ from madkd_hf.text import terminal
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
 PREDICTIONS = "test_predictions.npz"  # class logits [n, C], labels [n] if known, row numbers [n] if some were left out
-TASK = Classes()
+TASK = Classes((*OF_CLASSES, *OF_ASPECTS))
 OF_PUBLISHING = ("hub_", "push_", "comparison")
 
 
@@ -134,7 +134,6 @@ def train(args: StudentArguments, training_args: MadkdTrainingArguments, ready: 
     With --push_to_hub, it first looks whether publishing can succeed; a student that is only waiting for that is not
     trained again.
     """
-    check_metric(training_args, (*OF_CLASSES, *OF_ASPECTS))
     ready = ready or look(TASK, args, training_args)
     peft_config = args.lora.peft_config()
     set_seed(training_args.seed)
@@ -175,6 +174,7 @@ def look(task: Any, args: Any, training_args: MadkdTrainingArguments, *checks: C
         task,
         args,
         training_args,
+        partial(check_metric, training_args, task.metrics),
         *checks,
         partial(check_publishing, args, training_args),
         partial(checkpoints.find_checkpoint, training_args.resume_from_checkpoint, training_args.output_dir),
