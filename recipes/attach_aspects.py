@@ -48,7 +48,6 @@ from teachers import TeacherArguments, load_bank_and_teacher
 
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.aspects import BANK_FILE
-from madkd_hf.data.images import check_image_column
 from madkd_hf.files import (
     MARK_FILE,
     check_name,

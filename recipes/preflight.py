@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from common import SplitArguments, load_splits
+from common import SplitArguments, files_from, load_splits
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
 from splits import check_columns, check_count, check_test_split, with_class_labels, with_validation
 from targets import bank_of, check_control
@@ -30,6 +30,7 @@ from madkd_hf.data.check import (
     upright_size,
     without,
 )
+from madkd_hf.data.images import check_image_column
 from madkd_hf.data.pictures import check_image_feature, picture
 from madkd_hf.data.problems import Problems
 from madkd_hf.files import check_output
@@ -260,7 +261,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
         bank = args.bank and problems.step(AspectBank.load, args.bank)
         boxes = Boxes(args.boxes_column, args.box_format) if args.boxes_column else None
         splits = problems.step(load_splits, args, args.streaming)
-        if splits is not None and problems.passes(sources_of, splits, args.splits, args.image_column, boxes):
+        if splits is not None and problems.passes(_check_columns, splits, args, boxes):
             if args.streaming:
                 _look_at_beginnings(problems, splits, args)
             else:
@@ -276,6 +277,13 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
 
     workers.from_main(look)
     return here[0] if here else load_splits(args, args.streaming)
+
+
+def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: Boxes | None) -> None:
+    """Raise ValueError where the splits cannot be labelled, whatever their images are."""
+    for rows in splits.values():
+        check_image_column(rows.features, args.image_column)
+    sources_of(splits, args.splits, args.image_column, boxes, files_from(args), args.on_error)
 
 
 def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:

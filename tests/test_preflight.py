@@ -369,7 +369,12 @@ def test_all_that_is_wrong_is_told_at_once(quick, spoilt, tmp_path):
     words += ["--bank", tmp_path / "bank.json", "--backbone", tmp_path, "--images_per_class", "7"]
     said = refuse("train_student", *words, "--resume_from_checkpoint", tmp_path / "nothing").splitlines()
     assert said[0] == f"error: {len(said) - 1} things are wrong before we can begin:"
-    expected = ["out.json has the name", "no aspect bank", "no config.json", "asks for 7; too few have 'b' (6) as well"]
+    expected = [
+        "out.json has the name",
+        "no aspect bank",
+        "no config.json",
+        "asks for 7; too few have 'b' (6) as well",
+    ]
     for found in [*expected, "validation/a/03.jpg", "nothing"]:
         assert any(found in line for line in said), found
     assert not (tmp_path / "out.json").exists()
