@@ -50,9 +50,9 @@ def victim(tmp_path) -> Path:
 @pytest.fixture
 def folder(victim) -> Path:
     """The stranger's dataset: what it names is put into it by `poison`."""
-    (victim / "stranger" / "data").mkdir(parents=True)
-    (victim / "stranger" / "own.png").write_bytes(png(1))
-    return victim / "stranger"
+    (victim / "theirs" / "data").mkdir(parents=True)
+    (victim / "theirs" / "own.png").write_bytes(png(1))
+    return victim / "theirs"
 
 
 def stored(cells: list, features: Features = FEATURES) -> Dataset:
@@ -80,7 +80,7 @@ def everything_in(*folders: Path) -> bytes:
 
 def strange(victim: Path) -> dict[str, str]:
     """Names that a stranger may write into rows."""
-    folder = victim / "stranger"
+    folder = victim / "theirs"
     (folder / "link.png").symlink_to(victim / "private.png")
     (folder / "linked").symlink_to(victim)
     os.mkfifo(folder / "fifo.png")
