@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,10 +47,11 @@ class Watch:
             step: the present one.
             names: those to look at; all by default.
         """
-        found = {}
-        for group, since in self._since.items():
-            if not names or set(names) & set(group):
-                found |= {name: first for name, first in zip(group, since.tolist()) if first >= 0}
+        groups = [group for group in self._since if not names or set(names) & set(group)]
+        if not groups:
+            return {}
+        since = torch.cat([self._since[group] for group in groups]).tolist()  # one wait
+        found = {name: first for name, first in zip(itertools.chain(*groups), since) if first >= 0}
         return {name: first for name, first in found.items() if step - first + 1 >= self.patience}
 
 
@@ -186,7 +188,7 @@ class FiniteTrainer(Trainer):
         inputs, model, reason = self._last_inputs, self.model_wrapped, None
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # there each process has a part
             reason = not_finite(self.model)
-        if reason is None and inputs is not None:
+        if reason is None and inputs is not None and self._watch.patience == 1:
             training = model.training
             model.eval()
             try:

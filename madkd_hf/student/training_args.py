@@ -222,6 +222,7 @@ class MadkdTrainingArguments(TrainingArguments):
         optimizer = ["optim", *(["optim_args"] if self.optim_args else []), "weight_decay"]
         names = ["aspect_alpha", "learning_rate", length, *schedule, *optimizer]
         names += ["label_smoothing_factor", "mixup_alpha", "crop_scale", "horizontal_flip", "seed"]
+        names += ["early_stopping_patience"] if self.early_stopping_patience else []
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
         chosen = {name: getattr(self, name) for name in names}
