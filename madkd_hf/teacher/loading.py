@@ -87,7 +87,7 @@ def takes_no_images(name: str) -> str:
 def _place(name: str) -> str:
     """A folder that is there, or a Hub id: what can only be a folder is not looked for on the Hub."""
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return str(path)
     if path.is_file():
         what = IN_PLACE_OF_CONFIG[".gguf"].replace("holds GGUF files", "is a GGUF file")
@@ -99,7 +99,10 @@ def _place(name: str) -> str:
 
 def _config_file(place: str, revision: str | None) -> str:
     try:
-        return cached_file(place, CONFIG_NAME, revision=revision)
+        file = cached_file(place, CONFIG_NAME, revision=revision)
+        if file is None:  # for folders, nothing is raised
+            raise FileNotFoundError(place)
+        return file
     except OSError as error:
         causes = list(_causes(error))
         there = f"on the Hub{f' at revision {revision!r}' if revision else ''}"
