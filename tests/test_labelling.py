@@ -31,6 +31,7 @@ from datasets import (
 from tokenizers import normalizers
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects
+from madkd_hf.files import LOCK_FILE, remove_stale
 from madkd_hf.labelling import Workers, reading, skipped_rows
 from madkd_hf.labelling.job import _Job
 from madkd_hf.labelling.shards import WorkDir
@@ -83,8 +84,9 @@ def assert_answers(dataset: Dataset, values: torch.Tensor) -> None:
 
 
 def shards(folder: Path) -> list[str]:
-    """Everything in the folder but the manifest."""
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    """Everything in the folder but the manifest and the lock."""
+    ours = ("manifest.json", LOCK_FILE)
+    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name not in ours)
 
 
 @pytest.fixture
@@ -780,14 +782,14 @@ def test_swapped_and_foreign_shards_are_made_again(tmp_path, stream):
 
 @pytest.mark.parametrize("moment", ["before the manifest", "after it"])
 def test_of_two_jobs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch, moment):
-    begin, others = WorkDir._remove_stale, iter([teacher()])
+    begin, others = remove_stale, iter([teacher()])
 
-    def meanwhile(self):
-        begin(self)
+    def meanwhile(folder):
+        begin(folder)
         for other in others:
             attach_aspects(rows(), BANK, other, work_dir=tmp_path)
 
-    monkeypatch.setattr(WorkDir, "_remove_stale", meanwhile)
+    monkeypatch.setattr("madkd_hf.labelling.shards.remove_stale", meanwhile)
     late = Asleep(tiny.internvl(1 if moment == "before the manifest" else 0), tiny.processor())
     if moment == "after it":  # the same job: it takes what is there
         attach_aspects(rows(), BANK, late, work_dir=tmp_path)
