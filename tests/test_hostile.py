@@ -1,8 +1,12 @@
 """Whole pages, cards and pictures whose names, questions, classes and licences strangers wrote."""
 
 import ast
+import contextlib
 import json
 import random
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,9 @@ from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
+from madkd_hf.questions import LLMError, Rules, ServerLLM, fault
 from madkd_hf.questions.selection import select_questions
+from madkd_hf.questions.store import Store, Task
 from madkd_hf.report.choice import write_selection
 from madkd_hf.report.classes import summarise_classes, write_classes
 from madkd_hf.report.evidence import evidence_table, read_columns, write_evidence
@@ -259,3 +265,69 @@ def test_pictures_of_a_comparison_are_pictures_and_no_links(tmp_path):
     tiny.images(1)[0].save(figures / "learning_curves.png")
     assert list(copy_figures(tmp_path / "compared", tmp_path / "out")) == ["learning_curves.png"]
     assert [path.name for path in (tmp_path / "out" / "figures").iterdir()] == ["learning_curves.png"]
+
+
+# What LLMs and their servers send
+
+
+def server_that_says(answer: bytes, length: str) -> Iterator[str]:
+    """One answer with headers of its own choice, for each connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(100_000)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\n" + length.encode() + b"\r\n\r\n" + answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    "length",
+    [*(f"Content-Length: {size}" for size in (10**15, 10**30, -5, "x")), "X: y", "Transfer-Encoding: chunked"],
+)
+def test_a_server_that_says_any_size_gets_a_sentence_and_no_memory(length):
+    for url in server_that_says(b'{"choices"', length):
+        llm = ServerLLM("m", url, "sk-" + "k" * 30, attempts=1, timeout=20)
+        with pytest.raises(LLMError) as told:
+            llm.complete([{"role": "user", "content": "x"}])
+        assert str(told.value).startswith("The server at 127.0.0.1") and alive_in_terminal(str(told.value)) == []
+
+
+ROW = {"round": 0, "llm": "m", "id": "red", "question": "Is it red?", "group": "visual"}
+LINES = {
+    "a number": {**ROW, "question": 7},
+    "null": {**ROW, "question": None},
+    "a list": {**ROW, "question": ["Is it red?"]},
+    "a mapping": {**ROW, "id": {"a": 1}},
+    "a group that is a number": {**ROW, "group": 7},
+    "a round that is text": {**ROW, "round": "0"},
+    "a round that is no number": {**ROW, "round": float("nan")},
+    "a round below 0": {**ROW, "round": -1},
+    "no object": ["Is it red?"],
+    "a text": "Is it red?",
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+@pytest.mark.parametrize("name", ["candidates.jsonl", "rejected.jsonl"])
+def test_lines_that_are_no_questions_are_named(tmp_path, line, name):
+    task = Task(("cat", "dog"), "", "m")
+    store = Store(tmp_path, task, Rules())
+    store.add(Aspect("red", "Is it red?", "visual"), 0)
+    good = json.dumps(ROW) + "\n"
+    (tmp_path / name).write_text(good + json.dumps(line) + "\n" + good)
+    with pytest.raises(ValueError, match=f"Line 2 of .*{name}"):
+        Store(tmp_path, task, Rules())
+
+
+def test_questions_with_hidden_characters_are_not_taken_from_an_llm_either(tmp_path):
+    for hostile in ALL:
+        found = fault(f"Is it {hostile}?", Rules(max_characters=10**6, max_words=10**6, any_language=True))
+        legal = hidden_character(" ".join(f"Is it {hostile}?".split("\n"))) is None and len(hostile) < 1_900
+        assert found is not None or legal, ascii(hostile)

@@ -294,7 +294,14 @@ class AspectDetections(dict):
         for each in self["objects"]:
             place = ", ".join(str(side) for side in each["box"].values())
             lines += [f"{each['label']}: {each['score']:.2f} ({place})", *_lines(each.get("aspects", []))]
-        return "\n".join(lines + (["image", *_lines(self["aspects"])] if "aspects" in self else []))
+        lines += ["image", *_lines(self["aspects"])] if "aspects" in self else []
+        return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line with names that strangers may have chosen, without what moves a terminal's cursor."""
+    shown = (c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode() for c in line)
+    return "".join(shown)
 
 
 class AspectDetectionPipeline(ObjectDetectionPipeline):

@@ -216,10 +216,7 @@ class AspectAnswers(dict):
 
 def _printable(name: str) -> str:
     """A name that strangers may have chosen, without what moves a terminal's cursor."""
-    return "".join(
-        c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in name
-    )
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode() for c in name)
 
 
 class AspectClassificationPipeline(ImageClassificationPipeline):
