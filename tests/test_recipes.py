@@ -457,7 +457,11 @@ def test_help_teaches(name, capsys):
 @pytest.mark.parametrize(
     ("name", "words", "expected"),
     [
-        ("train_student", ["--aspect_alpha", "-1"], "aspect_alpha weighs the aspect loss and cannot be negative"),
+        (
+            "train_student",
+            ["--aspect_alpha", "-1"],
+            "aspect_alpha weighs the aspect loss, is finite and cannot be negative",
+        ),
         ("train_student", ["--aspect_alhpa", "2"], "did you mean 'aspect_alpha'?"),
         ("train_student", ["--config", "nowhere.yaml"], "There is no config file nowhere.yaml"),
         ("train_student", ["--dataset", ""], "No dataset given"),
@@ -486,7 +490,7 @@ def test_help_teaches(name, capsys):
         ("attach_aspects", ["--image_column", "label"], "not images"),
         ("attach_aspects", ["--answer_tokens", "Perhaps", "No"], "'Perhaps' is no single token"),
         ("attach_aspects", ["--prompt", "Yes or no?"], "no place for the question"),
-        ("attach_aspects", ["--teacher", "recipes/easy_vqa/student"], "takes no images"),
+        ("attach_aspects", ["--teacher", "recipes/easy_vqa/student"], "expected an image-text-to-text model"),
     ],
 )
 def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(name, words, expected, tmp_path):
