@@ -142,7 +142,7 @@ def test_each_student_has_the_answers_of_its_level(tmp_path):
 )
 def test_a_setting_that_says_nothing_about_the_task_is_refused(tmp_path, words, expected):
     make_scenes().save_to_disk(tmp_path / "scenes")
-    base = ["--config", EASY_VQA / "detect_compare.yaml", "--dataset", tmp_path / "scenes"]
+    base = ["--config", EASY_VQA / "detect_compare.yaml", "--dataset", tmp_path / "scenes", "--scenes", "6"]
     said = refuse("compare", *base, "--output_dir", tmp_path / "run", *words)
     assert said.startswith("error: ") and expected in said and "\n" not in said
     assert not (tmp_path / "run").exists()

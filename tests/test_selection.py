@@ -366,7 +366,7 @@ def test_the_command_labels_a_sample_of_each_class(tmp_path, capsys):
     ("words", "message"),
     [
         ([], "No output folder given"),
-        (["--output_dir", "same"], "same holds the dataset itself: pass another"),
+        (["--output_dir", "same"], "same is same, which is read: pass an output folder elsewhere"),
         (["--output_dir", "out", "--splits", "dev"], "There is no split 'dev': the dataset has"),
         (
             ["--output_dir", "out", "--label_column", "kind"],
