@@ -24,7 +24,7 @@ BEST |= {"save_steps": 1, "metric_for_best_model": "loss"}
         ({"learning_rate": float("nan")}, "learning_rate must be .*; received nan"),
         ({"learning_rate": float("inf")}, "learning_rate must be .*; received inf"),
         ({"learning_rate": -1.0}, "learning_rate must be .*; received -1"),
-        ({"aspect_alpha": float("inf")}, "aspect_alpha .* is finite .*; received inf"),
+        ({"aspect_alpha": float("inf")}, "aspect_alpha must be a finite number.*; received inf"),
         ({"label_smoothing_factor": 1.5}, "label_smoothing_factor must be 0 to 1.*; received 1.5"),
         ({"num_train_epochs": 0}, "num_train_epochs must be a number above 0; received 0"),
         ({"num_train_epochs": float("inf")}, "num_train_epochs must be a number above 0; received inf"),

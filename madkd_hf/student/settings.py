@@ -22,6 +22,7 @@ EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {  # option -> what i
     "weight_decay": (_at_least(0), "a number from 0 on"),
     "max_grad_norm": (lambda value: value >= 0, "a number from 0 on, 0 for no clipping"),
     "label_smoothing_factor": (lambda value: 0 <= value <= 1, "0 to 1, mostly 0 or 0.1"),
+    "aspect_alpha": (_at_least(0), "a finite number, 1 to 50 in the paper, 0 for plain training"),
     "num_train_epochs": (lambda value: 0 < value < math.inf, "a number above 0"),
     "max_steps": (lambda value: value == -1 or value > 0, "above 0, or -1 for num_train_epochs"),
     "per_device_train_batch_size": (_at_least(1), "at least 1"),

@@ -133,10 +133,10 @@ class MadkdTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.aspect_alpha < math.inf:
+        if not self.aspect_alpha >= 0:
             raise ValueError(
-                f"aspect_alpha weighs the aspect loss, is finite and cannot be negative; received "
-                f"{self.aspect_alpha}: use 0 for plain training."
+                f"aspect_alpha weighs the aspect loss and cannot be negative; received {self.aspect_alpha}: "
+                "use 0 for plain training."
             )
         check_numbers(self)
         if not 0 < self.crop_scale <= 1:
