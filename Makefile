@@ -4,14 +4,15 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+BOUNDS := .venv-bounds
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow quality teacher tune clean
+.PHONY: help install demo test test-slow test-bounds quality teacher tune clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed  ## everything that recipes, benchmarks and tests need, into .venv, in the tested versions
 
@@ -19,7 +20,14 @@ $(VENV)/installed: setup.py constraints.txt
 	@echo "Installing into $(VENV): a few minutes, once."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e ".[dev]"
+	$(call drop_broken_torchvision,$(RUN))
 	@touch $@
+
+# One that was built for another torch breaks transformers at import. Nothing needs it.
+define drop_broken_torchvision
+@$(1) -c "import torchvision.transforms.v2" 2>/dev/null || { $(1) -m pip uninstall --quiet --yes torchvision; \
+	echo "torchvision is left out: it cannot be imported beside this torch. Images are processed by Pillow."; }
+endef
 
 demo: install  ## the whole path on real images: label, train, compare, report; a few minutes on two cores
 	$(RUN) recipes/compare.py --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
@@ -29,6 +37,16 @@ test: install  ## all tests but the slow ones
 
 test-slow: install  ## the slow tests
 	$(RUN) -m pytest -m "slow"
+
+test-bounds: export PATH := $(CURDIR)/$(BOUNDS)/bin:$(PATH)
+test-bounds:  ## all tests but the slow ones, with the oldest versions that setup.py allows
+	$(PYTHON) -m venv $(BOUNDS)
+	$(BOUNDS)/bin/python -m pip install --quiet setuptools
+	$(BOUNDS)/bin/python tests/bounds.py > $(BOUNDS)/bounds.txt
+	$(BOUNDS)/bin/python -m pip install --quiet -r $(BOUNDS)/bounds.txt
+	$(BOUNDS)/bin/python -m pip install --quiet --no-deps -e .
+	$(call drop_broken_torchvision,$(BOUNDS)/bin/python)
+	$(BOUNDS)/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 quality: install  ## style, and who may import whom
 	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(VENV)/bin/lint-imports
@@ -40,4 +58,4 @@ tune: install  ## choose learning rates and alpha on validation images
 	$(RUN) recipes/tune.py --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) runs .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(BOUNDS) runs .pytest_cache .ruff_cache .import_linter_cache *.egg-info
