@@ -318,7 +318,10 @@ def sources_of(
 ) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
-        parts = {str(dataset.split or "train"): dataset}
+        name = re.match(
+            r"\w+(\.\w+)*", str(dataset.split or "train")
+        )  # of "train[:50%]" and "train+test", the first word
+        parts = {name[0] if name else "train": dataset}
     elif isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         parts = dict(dataset)
     else:

@@ -6,7 +6,6 @@ is renamed. So what has a record was finished, and what happens to its files aft
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,7 @@ import torch
 from safetensors import safe_open
 from transformers import TrainerState
 
-from ..files.whole import temporary
+from ..files.whole import checksum, file_checksum, temporary
 
 
 RECORD = "madkd_checkpoint.json"
@@ -45,22 +44,17 @@ def write_record(folder: Path, **facts: Any) -> None:
     files = {}
     for path in _files(folder):
         with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
     content = {"format": 1, **facts, "files": files}
     with open(folder / RECORD, "w", encoding="utf-8") as file:
-        json.dump({**content, "sha256": _digest(content)}, file, indent=1)
+        json.dump({**content, "checksum": checksum(content)}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD)
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def fault(folder: str | Path, quick: bool = False, student_only: bool = False) -> str | None:
@@ -92,10 +86,10 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     """The record; None where it is damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        digest = record.pop("sha256")
+        noted = record.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if digest == _digest(record) else None
+    return record if noted == checksum(record) else None
 
 
 def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
@@ -105,10 +99,8 @@ def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != noted["size"]:
             return f"{name} has {path.stat().st_size} bytes of {noted['size']}"
-        if not quick:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != noted["sha256"]:
-                    return f"{name} is damaged: its checksum differs"
+        if not quick and file_checksum(path) != noted["checksum"]:
+            return f"{name} is damaged: its checksum differs"
     return None
 
 
