@@ -830,10 +830,10 @@ def test_a_stream_stores_the_bytes_that_were_read_and_no_null_in_place_of_a_file
 def test_what_passes_stops_the_job_and_is_not_skipped(tmp_path, monkeypatch, error):
     calls, decode_one = iter(range(100)), reading.decode
 
-    def decode(stored):
+    def decode(stored, origin):
         if next(calls) == 3:
             raise error
-        return decode_one(stored)
+        return decode_one(stored, origin)
 
     monkeypatch.setattr(reading, "decode", decode)
     with pytest.raises(OSError, match="row 3 of split 'train' cannot be read now .*run the same command again"):
