@@ -200,6 +200,18 @@ def test_a_users_file_in_a_folder_of_ours_is_named_and_nothing_is_removed(tmp_pa
     assert tree(out) == before and os.listdir(tmp_path) == ["train"]
 
 
+def test_what_datasets_keeps_beside_rows_of_ours_goes_with_them_and_beside_a_users_stays(tmp_path):
+    name = "cache-287befde189facdb.arrow"
+    out = make(tmp_path / "train", a="1")
+    (out / name).write_text("x")
+    (out / name.replace(".", "_00000_of_00002.")).write_text("x")
+    assert tree(make(out, b="2")) == {"b": b"2"}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("x")
+    with pytest.raises(ValueError, match="was not written by this command"):
+        files.remove_folder(tmp_path / "mine", "split")
+
+
 def test_links_in_a_folder_of_ours_are_a_users(tmp_path, mine):
     out, before = make(tmp_path / "train", a="1"), tree(mine)
     (out / "a").unlink()

@@ -9,6 +9,7 @@ import fnmatch
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from .whole import TEMPORARY, Folder, read_json, refuse_link, remove_stale, temp
 
 
 MARK_FILE, LOCK_FILE = ".madkd.json", ".madkd.lock"
+CACHED = re.compile(r"cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")  # `datasets` puts these beside rows that it reads
 MADE_BY = "madkd_hf"
 EVERYTHING = ("*",)
 REMEDY = "pass another folder, or delete this one yourself"
@@ -213,7 +215,7 @@ def _is_listed(path: Path, name: str, ours: Sequence[str]) -> bool:
         return False  # we make none
     if entry.is_dir():  # its files are looked at, and an empty one holds nothing of anybody's
         return True
-    return _matches(name, ours)
+    return _matches(name, ours) or CACHED.fullmatch(entry.name) is not None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
