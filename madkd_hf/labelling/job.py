@@ -208,7 +208,7 @@ class _Job:
                 )
 
     def _begin(
-        self, folder: Path, sources: list[Rows | Stream], held: ExitStack
+        self, folder: Path, sources: list[Rows | Stream], held: ExitStack | None = None
     ) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
         """The manifest and what is done; how the teacher reads is chosen once, before the first shard."""
         manifest = {
@@ -226,7 +226,8 @@ class _Job:
         }
         work = WorkDir(folder, manifest, self.streams)
         work.start()
-        held.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True))
+        if held is not None:
+            held.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True))
         done = {source.split: self._done(work, source) for source in sources}
         open_splits = [source for source in sources if not _is_complete(work, source, done[source.split])]
         if work.manifest["plan"] is None and any(source.labelled for source in open_splits):
