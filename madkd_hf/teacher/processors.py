@@ -10,19 +10,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import transformers
-from transformers import AutoProcessor, ProcessorMixin, processing_utils
+from transformers import AutoProcessor, BaseImageProcessor, ProcessorMixin, processing_utils
 from transformers.models.auto import processing_auto
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import is_torchvision_available
-from transformers.video_processing_utils import VideoProcessorMixin
 
 
-class NoVideoProcessor(VideoProcessorMixin):
+class NoVideoProcessor(BaseImageProcessor):
     """Stands where a video processor would: it has the settings of one, and needs no torchvision.
 
     Processors look settings up while they are built; what its file does not say is None.
     """
+
+    model_input_names = ["pixel_values_videos"]
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, **options: Any) -> NoVideoProcessor:
