@@ -26,7 +26,7 @@ setup(
         "datasets>=4.6",
         "evaluate>=0.4.6",
         "filelock>=3.12",
-        "huggingface_hub>=1.5",
+        "huggingface_hub>=1.31",
         "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "numpy>=2.0",
@@ -38,7 +38,7 @@ setup(
         "torch>=2.13",
         "torchvision>=0.28",  # brought along, never needed: image processors that use it are quicker, videos need it
         "tqdm>=4.66.3",
-        "transformers>=5.17",
+        "transformers>=5.23",
         "xxhash>=3.1",
     ],
     extras_require=extras,
