@@ -6,6 +6,7 @@ with, and what --on_error skip left out of them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -260,6 +261,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
             problems.add(f"No {name} given: pass --{name} (see --help).")
         bank = args.bank and problems.step(AspectBank.load, args.bank)
         boxes = Boxes(args.boxes_column, args.box_format) if args.boxes_column else None
+        _tell_before_download(problems, args)
         splits = problems.step(load_splits, args, args.streaming)
         if splits is not None and problems.passes(_check_columns, splits, args, boxes):
             if args.streaming:
@@ -277,6 +279,12 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
 
     workers.from_main(look)
     return here[0] if here else load_splits(args, args.streaming)
+
+
+def _tell_before_download(problems: Problems, args: Any) -> None:
+    """A dataset of the Hub may be hours away: what is wrong already is told before it is fetched."""
+    if ":" not in args.dataset and not os.path.exists(os.path.expanduser(args.dataset)):
+        problems.tell()
 
 
 def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: Boxes | None) -> None:
@@ -326,6 +334,7 @@ def rows_of(problems: Problems, task: Any, args: Any, seed: int, test: Test) -> 
         args: of a student or of a comparison.
         seed: of the split into training and validation images.
     """
+    _tell_before_download(problems, args)
     splits = problems.step(load_splits, args)
     if splits is None or not problems.passes(check_columns, splits, args):
         return None

@@ -38,7 +38,6 @@ from transformers.trainer_callback import PrinterCallback
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.files import whole_file, write_whole, writing
-from madkd_hf.hub import HubError
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.labelling import ToldElsewhere
@@ -46,7 +45,7 @@ from madkd_hf.student import checkpoints
 from madkd_hf.student.finite import TrainingDiverged
 from madkd_hf.student.metrics import OF_ASPECTS, OF_CLASSES, joined
 from madkd_hf.student.processors import load_image_processor
-from madkd_hf.student.publishing import PublishedTrainer, check_repo
+from madkd_hf.student.publishing import PublishedTrainer
 from madkd_hf.student.saved import load_saved
 from madkd_hf.student.saving import SavingError
 from madkd_hf.student.settings import check_metric
@@ -266,12 +265,7 @@ def check_publishing(args: StudentArguments, training_args: MadkdTrainingArgumen
     if args.comparison:
         read_comparison(args.comparison)
     if training_args.push_to_hub:
-        try:
-            check_repo(training_args)
-        except HubError:
-            if training_args.process_index:
-                raise ToldElsewhere from None
-            raise
+        training_args.hub_repo().check(training_args.hub_license)  # in one process: the others wait for its word
 
 
 def what_decides(
