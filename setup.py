@@ -6,7 +6,7 @@ extras = {
     "detection": ["albumentations>=2.0.5", "pycocotools>=2.0.8"],
     "gguf": ["gguf>=0.10"],
     "peft": ["peft>=0.18"],
-    "test": ["pytest>=8.0", "pytest-xdist>=3.5", "import-linter>=2.1"],
+    "test": ["pytest>=8.2", "pytest-xdist>=3.5", "import-linter>=2.1"],
     "quality": ["ruff>=0.9"],
 }
 extras["dev"] = [requirement for group in extras.values() for requirement in group]
@@ -23,10 +23,10 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.10",
-        "datasets>=4.6",
+        "datasets>=5.1",
         "evaluate>=0.4.6",
         "filelock>=3.12",
-        "huggingface_hub>=1.31",
+        "huggingface_hub>=2.4",
         "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "numpy>=2.0",
