@@ -29,7 +29,8 @@ _HIDDEN = re.compile(
 )
 _LINK = re.compile(r"://|www\.|@|\w\.[^\W\d_]{2,}|\b(?:mailto|xmpp|javascript|data|hf):", re.IGNORECASE)
 _MARKUP = re.compile(r"[\\`*\[\]<>|~$]|&(?=[#\w])|(?<![^\W_])_+|_+(?![^\W_])|^(?:[#+=-]|\d+[.)])")
-_SECRET_NAMES = re.compile(r"(^|_)(TOKEN|API_?KEY|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+_SECRET_NAMES = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
+SHORTEST = 8  # characters of a secret
 _SECRET_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{8,}|(?:sk|gsk|xai)-?_?[A-Za-z0-9_-]{16,})|(?<=[Bb]earer )[^\s\"',;)]{8,}"
 )
@@ -131,7 +132,8 @@ def jsonable(value: Any) -> Any:
 
 def keep_secret(secret: str | None) -> None:
     """Never show this token, key or password, in whatever message of this process."""
-    _KEPT.update([secret.strip()] if secret and secret.strip() else [])
+    if len((secret or "").strip()) >= SHORTEST:  # a key such as "none", for a server that wants none, is a common word
+        _KEPT.add(secret.strip())
 
 
 def masked(value: Any) -> str:

@@ -62,6 +62,7 @@ from madkd_hf.files import (
 )
 from madkd_hf.hub import HubError, HubRepo
 from madkd_hf.labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
+from madkd_hf.labelling.shards import check_work_dir
 from madkd_hf.objects import one_row_an_object
 from madkd_hf.report.evidence import write_evidence
 from madkd_hf.text import terminal
@@ -297,6 +298,8 @@ def check(args: AttachArguments) -> None:
         raise ValueError(f"{folder} holds a dataset that was labelled without --streaming: {remedy}")
     if not args.streaming and next(Path(args.output_dir).glob("data/*.parquet"), None):
         raise ValueError(f"{args.output_dir} holds a dataset that was labelled with --streaming: {remedy}")
+    if args.streaming or args.work_dir:
+        check_work_dir(folder, args.streaming)
     for split in [] if args.streaming else args.splits:
         check_removable(Path(args.output_dir) / check_name(split, "split"), SPLIT)
 

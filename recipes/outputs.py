@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madkd_hf.aspects import BANK_FILE
-from madkd_hf.files import check_folder, check_output, locked, own_folder, read_json
+from madkd_hf.files import check_folder, check_output, locked, own_folder
 
 
 SOURCES = ("dataset", "teacher", "backbone", "detector", "comparison")  # options that may name a folder that is read
@@ -50,8 +50,7 @@ def check_place(output_dir: str, args: Any, kind: str, names: Sequence[str]) -> 
     check_output(output_dir, *sources)
     if getattr(args, "work_dir", None):
         check_output(os.path.expanduser(args.work_dir), *sources)
-    if not _holds_student(output_dir, kind):
-        check_folder(output_dir, kind, names)
+    check_folder(output_dir, kind, names)
 
 
 @contextmanager
@@ -67,21 +66,9 @@ def working_in(output_dir: str, args: Any, kind: str, names: Sequence[str], is_m
         return
     check_place(output_dir, args, kind, names)
     with locked(output_dir, f"it writes a {kind}"):
-        if not _holds_student(output_dir, kind):
-            own_folder(output_dir, kind, names)
+        own_folder(output_dir, kind, names)
         yield
 
 
 def _same(one: str | os.PathLike, other: str | os.PathLike) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
-
-
-def _holds_student(folder: str, kind: str) -> bool:
-    """Whether a student is there that our package has saved from Python, which leaves no mark: it may be replaced."""
-    config = Path(folder) / "config.json"
-    if kind != "student" or not config.is_file() or config.is_symlink() or (Path(folder) / ".madkd.json").exists():
-        return False
-    try:
-        return "aspect_bank" in read_json(config, "config of a student", "pass another folder")
-    except ValueError:
-        return False

@@ -31,7 +31,9 @@ from madkd_hf.data.check import (
     upright_size,
     without,
 )
+from madkd_hf.data.embedding import folder_of
 from madkd_hf.data.images import check_image_column
+from madkd_hf.data.origin import Origin
 from madkd_hf.data.pictures import check_image_feature, picture
 from madkd_hf.data.problems import Problems
 from madkd_hf.files import check_output
@@ -295,7 +297,10 @@ def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: 
 
 
 def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:
-    found = [each for split, rows in splits.items() for each in check_first(rows, args.image_column, split)]
+    found = []
+    for split, rows in splits.items():
+        origin = folder_of(rows, files_from(args)) or Origin.of(rows)
+        found += check_first(rows, args.image_column, split, origin)
     if found and args.on_error == "raise":
         problems.add(
             f"Images at the beginning of the stream cannot be used: {_reasons(found)}: repair or remove them, or pass "

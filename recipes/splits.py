@@ -53,6 +53,11 @@ def with_validation(
     """
     if args.eval_split not in splits:
         rows = splits[args.train_split]
+        if stratify_by_column and set(Counter(rows[stratify_by_column][:]).values()) == {1}:
+            raise ValueError(
+                f"None of the classes of {len(rows)} training images has two of them, so that none can be kept for "
+                "validation: add images, raise --limit, or pass --eval_split."
+            )
         try:
             splits[args.train_split], splits[args.eval_split] = _parts(
                 rows, args.validation_fraction, seed, stratify_by_column
@@ -82,8 +87,6 @@ def _parts(rows: Dataset, fraction: float, seed: int, column: str | None) -> tup
         parts = rows.train_test_split(fraction, stratify_by_column=column, seed=seed)
         return parts["train"], parts["test"]
     others = [row for row, label in enumerate(labels) if counts[label] > 1]
-    if not others:
-        raise ValueError("every class has a single image")
     features = Features({"row": Value("int64"), column: rows.features[column]})
     places = Dataset.from_dict({"row": others, column: [labels[row] for row in others]}, features)
     parts = places.train_test_split(fraction, stratify_by_column=column, seed=seed)

@@ -24,7 +24,9 @@ from quick_python import quick_python
 
 from madkd_hf import AspectTeacher, attach_aspects
 from madkd_hf.data import origin
+from madkd_hf.data.embedding import folder_of
 from madkd_hf.data.origin import Origin, RefusedFile
+from madkd_hf.data.sources import load
 from madkd_hf.hub.dataset import write_parquet
 
 
@@ -330,3 +332,31 @@ def test_other_commands_read_no_strange_file_either(hub, strangers_repo, victim,
         env=hub.environment(victim / "home"), cwd=victim, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and "row 1 of split 'test'" in done.stderr.strip().splitlines()[-1]
+
+
+def test_rows_kept_in_memory_and_streams_made_of_them_are_still_a_stranger_s(tmp_path):
+    private = tmp_path / "private.png"
+    private.write_bytes(png(5))
+    (tmp_path / "theirs" / "data").mkdir(parents=True)
+    poison(tmp_path / "theirs", str(private))
+    file = str(tmp_path / "theirs" / "data" / "test-00000-of-00001.parquet")
+    rows = Dataset.from_parquet(file)
+    for theirs in (
+        rows,
+        Dataset.from_parquet(file, keep_in_memory=True),
+        rows.to_iterable_dataset(),
+        rows.shuffle(seed=0).to_iterable_dataset(num_shards=2),
+    ):
+        assert Origin.of(theirs).refusal(str(private)) == "it lies outside the dataset"
+    own = Dataset.from_dict({"image": [str(private)]}, features=Features({"image": Image()}))
+    assert Origin.of(own).refusal(str(private)) is None
+    assert Origin.of(own.to_iterable_dataset()).refusal(str(private)) is None
+
+
+def test_a_stream_of_links_that_the_user_has_put_into_a_folder_is_read(tmp_path):
+    (tmp_path / "links" / "a").mkdir(parents=True)
+    (tmp_path / "photo.png").write_bytes(png(5))
+    (tmp_path / "links" / "a" / "0.png").symlink_to(tmp_path / "photo.png")
+    for streaming in (False, True):
+        rows = load(str(tmp_path / "links"), streaming=streaming).splits["train"]
+        assert (folder_of(rows, tmp_path / "links") or Origin.of(rows)).refusal(str(tmp_path / "photo.png")) is None

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 
 from ..images import to_rgb
 from ..text import markdown
-from .origin import STARTS_PROGRAMS
+from .origin import STARTS_PROGRAMS, Origin
 from .rows import file_name, named, row_number
 from .seen import Seen, key_of, key_of_bytes, key_of_file
 
@@ -127,15 +127,31 @@ def without(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     return dataset.select(np.setdiff1d(np.arange(len(dataset)), np.asarray(rows)))
 
 
-def check_first(stream: IterableDataset, image_column: str, split: str, count: int = 16) -> list[Unreadable]:
-    """What cannot be read of the first images of a stream; the rest of it is seen as it comes."""
+def check_first(
+    stream: IterableDataset, image_column: str, split: str, origin: Origin | None = None, count: int = 16
+) -> list[Unreadable]:
+    """What cannot be read of the first images of a stream; the rest of it is seen as it comes.
+
+    Args:
+        origin: says which files rows may name; what it refuses is not looked at.
+    """
     stored = stream.cast_column(image_column, datasets.Image(decode=False)).take(count)
-    rows = [row[image_column] for row in stored]
+    images = [row[image_column] for row in stored]
+    found, rows = [], []
+    for row, image in enumerate(images):
+        path = image["path"] if image and image["bytes"] is None else None
+        if origin and path and (reason := origin.refusal(path)):
+            found.append(Unreadable(row, named(path, row, split), reason))
+        else:
+            rows.append(row)
     if not rows:
-        return []
+        return found
     feature = datasets.Image(decode=False)
-    table = Dataset(pa.table({image_column: pa.array(rows, feature.pa_type)}))
-    return check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True)
+    table = Dataset(pa.table({image_column: pa.array([images[row] for row in rows], feature.pa_type)}))
+    for each in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
+        image, row = images[rows[each.row]], rows[each.row]
+        found.append(replace(each, row=row, name=named(image and image["path"], row, split)))
+    return sorted(found, key=lambda each: each.row)
 
 
 def upright_size(stored: dict[str, Any]) -> tuple[int, int]:

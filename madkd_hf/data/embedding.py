@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 from ..text import terminal
-from .origin import Origin, RefusedFile
+from .origin import Origin, RefusedFile, datasets_of
 from .rows import row_number
 from .seen import Seen
 
@@ -106,8 +107,12 @@ def named_inside(
 def folder_of(rows: Any, folder: str | os.PathLike | None) -> Origin | None:
     """The origin of rows that were read from files in a folder; of those that list the images in it, links included,
     and stand in no file, the names are the user's own."""
-    in_memory = isinstance(rows, Dataset) and not rows.cache_files
-    return None if folder is None or in_memory else Origin.of_folder(folder)
+    if folder is None:
+        return None
+    saved = any((Path(folder) / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+    listed = [each for each in datasets_of(rows) if isinstance(each, Dataset)]
+    by_us = listed and all(not each.cache_files and each.info.builder_name is None for each in listed)
+    return None if by_us and not saved else Origin.of_folder(folder)
 
 
 def refusal(row: str, column: str, path: str, reason: str) -> str:

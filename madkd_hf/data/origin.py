@@ -12,8 +12,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,13 @@ IN_ARCHIVE = re.compile(r"(zip|tar|gzip|bz2|xz|lz4|zstd)://")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:|.*://")
 HUB = "hf://datasets/"
 COMMIT = re.compile(r"/([0-9a-f]{40})/[^/]+$")
+BY_PROGRAMS = (
+    None,
+    "generator",
+    "spark",
+    "imagefolder",
+)  # builders of rows that no stranger wrote; the last lists a folder
+MOST = 10_000  # files of a stream that are looked at
 
 
 class RefusedFile(ValueError):
@@ -63,15 +70,13 @@ class Origin:
 
     @classmethod
     def of(cls, rows: Dataset | IterableDataset) -> Origin:
-        """What the rows themselves tell: of the Hub, or made by the user's own program."""
-        if isinstance(rows, IterableDataset):
-            repo = next(_repos(rows._ex_iterable, 0), None)
-            return cls() if repo is None else cls((), repo)
-        commits = [
-            found[1] for file in rows.cache_files if (found := COMMIT.search(Path(file["filename"]).as_posix()))
-        ]
-        folders = [each for commit in dict.fromkeys(commits) for each in _downloads(commit)]
-        return cls(tuple(folders)) if commits else cls()
+        """What the rows themselves tell: of the Hub, of files of this machine, or made by the user's own program."""
+        found = _Files()
+        for each in datasets_of(rows):
+            found.note(each)
+        if found.repos or found.folders or found.of_files:
+            return cls(tuple(dict.fromkeys(found.folders)), next(iter(found.repos), None))
+        return cls()
 
     def refusal(self, path: str) -> str | None:
         """Why a file is not read, by its name alone; None where it may be."""
@@ -170,18 +175,67 @@ def _downloads(commit: str) -> Iterator[Path]:
                 yield Path(os.path.realpath(os.path.join(datasets.config.EXTRACTED_DATASETS_PATH, name)))
 
 
-def _repos(value: Any, depth: int) -> Iterator[str]:
-    """The Hub datasets whose files a stream reads."""
-    if isinstance(value, str):
-        if found := re.search(rf"(?:^|::){re.escape(HUB)}([\w.-]+(?:/[\w.-]+)?)@", value):
-            yield found[1]
+@dataclass
+class _Files:
+    """What is known of the files that rows were read from; `of_files`: they were, even where nobody says which."""
+
+    repos: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    of_files: bool = False
+
+    def note(self, rows: Dataset | IterableDataset) -> None:
+        if rows.info.builder_name not in BY_PROGRAMS:
+            self.of_files = True
+            self._named(list(rows.info.download_checksums or ()))
+        if isinstance(rows, Dataset):
+            self._cached([Path(file["filename"]) for file in rows.cache_files])
+        else:
+            strings = list(_strings(rows._ex_iterable, 0))
+            self.repos += _repos(strings)
+            if self.of_files:
+                self._named(strings)
+
+    def _cached(self, files: list[Path]) -> None:
+        for file in files:
+            if found := COMMIT.search(file.as_posix()):
+                self.of_files = True
+                self.folders += _downloads(found[1])
+            elif (file.parent / "state.json").is_file():  # written by save_to_disk, with the splits side by side
+                self.folders.append(file.parent.parent.resolve())
+
+    def _named(self, files: list[str]) -> None:
+        self.repos += _repos(files)
+        self.folders += [Path(os.path.realpath(each)).parent for each in files if os.path.isfile(each)]
+
+
+def datasets_of(rows: Any) -> Iterator[Dataset | IterableDataset]:
+    """The rows, and what a stream was made of."""
+    yield rows
+    if isinstance(rows, IterableDataset):
+        yield from (each for each in _inside(rows._ex_iterable, 0) if isinstance(each, Dataset))
+
+
+def _strings(link: Any, depth: int) -> Iterator[str]:
+    return (each for each in _inside(link, depth) if isinstance(each, str))
+
+
+def _repos(names: Iterable[str]) -> list[str]:
+    """The Hub datasets whose files are named."""
+    found = (re.search(rf"(?:^|::){re.escape(HUB)}([\w.-]+(?:/[\w.-]+)?)[@/]", name) for name in names)
+    return [each[1] for each in found if each]
+
+
+def _inside(value: Any, depth: int) -> Iterator[Any]:
+    """Texts and datasets among the settings of a stream's steps."""
+    if isinstance(value, (str, Dataset)):
+        yield value
     elif isinstance(value, dict):
         for each in value.values():
-            yield from _repos(each, depth + 1)
+            yield from _inside(each, depth + 1)
     elif isinstance(value, (list, tuple)):
-        for each in value[:100]:
-            yield from _repos(each, depth + 1)
+        for each in value[:MOST]:
+            yield from _inside(each, depth + 1)
     elif depth < 20:
         for name in ("ex_iterable", "ex_iterables", "kwargs", "args"):
             if isinstance(found := getattr(value, name, None), (dict, list, tuple)) or name == "ex_iterable" and found:
-                yield from _repos(found, depth + 1)
+                yield from _inside(found, depth + 1)

@@ -165,6 +165,8 @@ def _told(name: str | Path, read, *args, **options) -> Splits | Dataset:
     """What `read` gives; what keeps it from that is told in one sentence, in the words of a command line."""
     try:
         return read(*args, **options)
+    except IndexError as error:  # datasets writes a split without rows, and cannot read it back
+        raise ValueError(f"The dataset {name} has a split without rows, which cannot be read: remove it.") from error
     except (datasets.exceptions.DatasetGenerationError, pa.ArrowException) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"Cannot read the dataset {name} ({reason}): look at its files.") from error

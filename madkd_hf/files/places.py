@@ -87,20 +87,26 @@ def _overlap(place: Path, source: Path) -> str | None:
         return None
     if _lies_in(place, found):
         return "lies in"
-    if place.is_dir() and any(_lies_in(target, place) for target in _targets(found)):
+    targets = _targets(found)
+    if place.is_dir() and any(_lies_in(target, place) for target in targets):
         return "holds files that belong, by a link, to"
+    if any(target.is_dir() and _lies_in(place, target) for target in targets):
+        return "lies, by a link, in"
     return None
 
 
 def _targets(folder: Path) -> set[Path]:
-    """The folders to which links in a folder lead."""
-    links = (
-        os.path.join(path, name)
-        for path, folders, files in os.walk(folder)
-        for name in (*folders, *files)
-        if os.path.islink(os.path.join(path, name))
-    )
-    return {target if target.is_dir() else target.parent for target in map(Path, map(os.path.realpath, links))}
+    """The files and folders to which links in a folder lead, and links in these."""
+    found, waiting = set(), [folder]
+    while waiting:
+        for path, folders, files in os.walk(waiting.pop()):
+            for name in (*folders, *files):
+                link = os.path.join(path, name)
+                target = Path(os.path.realpath(link)) if os.path.islink(link) else None
+                if target is not None and target not in found:
+                    found.add(target)
+                    waiting += [target] if target.is_dir() else []
+    return found
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,29 @@ class Damaged(ValueError):
     """A shard is not what was written under its name; the message says what is wrong with it."""
 
 
+def check_work_dir(folder: Path, streams: bool, keys: Collection[str] = ()) -> dict[str, Any] | None:
+    """The manifest of the job in a folder, None where there is none.
+
+    Raises:
+        ValueError: what is there is no labelling job, and stands where one would write.
+    """
+    manifest, shards = read_manifest(folder, {"splits", "shard_size", *keys}), _shards_of(folder, streams)
+    refuse_link(shards)
+    if manifest is None and shards.is_dir():
+        there = sorted(path.name for path in shards.iterdir() if path.name[0] != ".")
+        if there:
+            manifest = read_manifest(folder, {"splits", "shard_size", *keys})  # another job may have begun this moment
+            if manifest is None:
+                raise ValueError(
+                    f"{shards / there[0]} is no shard of a labelling job (there is no {MANIFEST_FILE}): {REMEDY}."
+                )
+    return manifest
+
+
+def _shards_of(folder: Path, streams: bool) -> Path:
+    return folder / ("data" if streams else "shards")
+
+
 @dataclass
 class WorkDir:
     """The folder of one labelling job.
@@ -59,7 +82,7 @@ class WorkDir:
     def __post_init__(self) -> None:
         self.manifest = json.loads(json.dumps(self.manifest))  # as it will be read back
         self.manifest.pop("checksum", None)
-        self._shards = self.folder / ("data" if self.streams else "shards")
+        self._shards = _shards_of(self.folder, self.streams)
 
     def start(self) -> None:
         """Take up the job that is in the folder, or begin it; for the main process alone.
@@ -258,15 +281,7 @@ class WorkDir:
         logger.warning("%s %s: %s.", self.path(split, index), fault, what)
 
     def _read(self) -> dict[str, Any] | None:
-        manifest = read_manifest(self.folder, set(self.manifest))
-        if manifest is None and self._shards.is_dir():
-            if any(path.name[0] != "." for path in self._shards.iterdir()):
-                manifest = read_manifest(self.folder, set(self.manifest))  # another job may have begun this moment
-                if manifest is None:
-                    raise ValueError(
-                        f"{self.folder} holds shards and no {MANIFEST_FILE} that says whose they are: {REMEDY}."
-                    )
-        return manifest
+        return check_work_dir(self.folder, self.streams, set(self.manifest))
 
     def _create(self) -> bool:
         """Write the manifest, if there is none yet: of two jobs that begin at once, one is the first."""

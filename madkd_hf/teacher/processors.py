@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from transformers.models.auto import processing_auto
 from transformers.models.auto.video_processing_auto import get_video_processor_config
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import is_torchvision_available
+
+
+_patching = threading.RLock()  # what is replaced for a moment is the whole process's
 
 
 class NoVideoProcessor(BaseImageProcessor):
@@ -47,7 +51,7 @@ def load_processor(name: str | os.PathLike, **options: Any) -> ProcessorMixin:
         processing_smolvlm.num2words = str
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(name, **options)
-    with _without_videos():
+    with _patching, _without_videos():
         return AutoProcessor.from_pretrained(name, **options)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,6 +38,7 @@ _PLACE_THE_IMAGE = {
 }
 _ANSWER = "@@answer@@"
 _now: ContextVar[datetime] = ContextVar("now")
+_rendering = threading.RLock()
 
 
 def day(date: str) -> datetime:
@@ -156,16 +158,17 @@ def _with_system(owner: Any, turns: list[dict], text: str, system: str) -> tuple
 def _attempt(owner: Any, turns: list[dict], answer_next: bool = True) -> tuple[str, Exception | None]:
     """What the template makes of the turns, or nothing and the reason."""
     flags = {"enable_thinking": False} if "enable_thinking" in str(owner.chat_template) else {}
-    clock, dice = chat_template_utils.datetime, random.getstate()
-    chat_template_utils.datetime = _Standing
-    random.seed(0)
-    try:
-        return owner.apply_chat_template(turns, add_generation_prompt=answer_next, tokenize=False, **flags), None
-    except Exception as error:  # templates are programs, and raise what they like
-        return "", error
-    finally:
-        chat_template_utils.datetime = clock
-        random.setstate(dice)
+    with _rendering:  # clock and dice are those of the whole process
+        clock, dice = chat_template_utils.datetime, random.getstate()
+        chat_template_utils.datetime = _Standing
+        random.seed(0)
+        try:
+            return owner.apply_chat_template(turns, add_generation_prompt=answer_next, tokenize=False, **flags), None
+        except Exception as error:  # templates are programs, and raise what they like
+            return "", error
+        finally:
+            chat_template_utils.datetime = clock
+            random.setstate(dice)
 
 
 class _Standing(datetime):
@@ -173,7 +176,7 @@ class _Standing(datetime):
 
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> datetime:
-        return _now.get()
+        return _now.get(None) or datetime.now(tz)  # other threads render templates of their own meanwhile
 
 
 @contextmanager

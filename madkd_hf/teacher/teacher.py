@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -294,13 +295,19 @@ class AspectTeacher:
     def _name(self) -> str:
         return self.model.config.name_or_path or type(self.model).__name__
 
+    @property
+    def _identity_name(self) -> str:
+        """Of a folder the last part: what is in it decides, not from where or how it was named."""
+        name = self.model.config.name_or_path
+        return os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers, beside the `prompts`: the same on the same images gives the same columns."""
         template = self.processor.chat_template or self.processor.tokenizer.chat_template
         quantization = getattr(self.model.config, "quantization_config", None)
         return {
-            "model": self.model.config.name_or_path,
+            "model": self._identity_name,
             "revision": self.revision,
             "commit": self.commit,
             "weights": weights_digest(self.model),
@@ -320,6 +327,7 @@ class AspectTeacher:
         versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         return {
             **self.identity,
+            "model": self.model.config.name_or_path,
             "date": self.date,
             "strategy": self.strategy,
             **(self.plan or {}),
