@@ -396,7 +396,7 @@ def test_a_manifest_that_is_none_is_told_in_one_sentence(tmp_path, content):
     manifest = tmp_path / "manifest.json"
     manifest.unlink() if content is None else manifest.write_text(content)
     with pytest.raises(
-        ValueError, match=r"(no manifest of a labelling job|holds shards and no) .*pass another work_dir"
+        ValueError, match=r"(no manifest of a labelling job|holds shards/\S+ and no) .*pass another work_dir"
     ):
         attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
 

@@ -13,7 +13,7 @@ from ..teacher.identity import first_difference
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 2  # 1 had shards that did not say whose they are
 SETTLED = ("shard_size", "plan", "complete", "finished")  # by the job itself, on its way
-REMEDY = "move what is there away, or pass another folder"
+REMEDY = "move what is there away, or pass another work_dir"
 
 
 def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:

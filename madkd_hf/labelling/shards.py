@@ -53,7 +53,7 @@ def check_work_dir(folder: Path, streams: bool, keys: Collection[str] = ()) -> d
             manifest = read_manifest(folder, {"splits", "shard_size", *keys})  # another job may have begun this moment
             if manifest is None:
                 raise ValueError(
-                    f"{shards / there[0]} is no shard of a labelling job (there is no {MANIFEST_FILE}): {REMEDY}."
+                    f"{folder} holds {shards.name}/{there[0]} and no {MANIFEST_FILE} that says whose it is: {REMEDY}."
                 )
     return manifest
 
