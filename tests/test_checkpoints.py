@@ -179,6 +179,30 @@ def test_the_best_checkpoint_that_is_lost_is_said_and_another_becomes_the_best(t
     assert fault(Path(resumed.state.best_model_checkpoint)) is None
 
 
+@pytest.mark.parametrize("how", ["moved", "seen from another folder"])
+def test_the_best_checkpoint_is_found_beside_the_one_that_is_gone_on_from(tmp_path, monkeypatch, caplog, how):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    settings = {"evaluate": rows(8), "eval_strategy": "steps", "eval_steps": 1, **best}
+    alone = made(tmp_path / "alone", **settings)
+    alone.train()
+    assert alone.state.best_global_step < 6
+    monkeypatch.chdir(tmp_path)
+    run = made(Path("run"), **settings)
+    run.add_callback(StopAfter(6))
+    run.train()
+    place = tmp_path / "run"
+    if how == "moved":
+        place = place.rename(tmp_path / "moved")
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    resumed = made(place, **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert "is lost" not in caplog.text
+    assert Path(resumed.state.best_model_checkpoint) == place / Path(alone.state.best_model_checkpoint).name
+    assert_same_weights(resumed.model, alone.model, atol=1e-6)
+
+
 # Killed while saving
 
 
@@ -307,14 +331,14 @@ def test_as_many_are_kept_as_the_limit_says_and_damaged_ones_do_not_count(copy, 
 # Full disks and interruptions
 
 
-def on_a_full_disk(folder: Path, size: int, steps: int, said) -> None:
+def on_a_full_disk(folder: Path, size: int, steps: int, resume: bool, said) -> None:
     """A child whose files cannot grow larger than so many bytes; what it says goes into a pipe."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
     run = made(folder, save_steps=2)
     run.add_callback(StopAfter(steps))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     try:
-        run.train()
+        run.train(resume_from_checkpoint=resume)
         run.save_model()
         said.send("saved")
     except OSError as error:
@@ -326,31 +350,57 @@ def test_a_full_disk_keeps_the_student_and_the_checkpoints_that_are_there(tmp_pa
     before.add_callback(StopAfter(1))
     before.train()
     before.save_model()
-    for steps, what in ((8, "Cannot save checkpoint-2 in"), (1, "Cannot save the student in")):
+    for steps, resume, what in ((8, True, "Cannot save checkpoint-2 in"), (1, False, "Cannot save the student in")):
         ours, theirs = START.Pipe()
-        process = START.Process(target=on_a_full_disk, args=(tmp_path, 3000, steps, theirs))
+        process = START.Process(target=on_a_full_disk, args=(tmp_path, 3000, steps, resume, theirs))
         process.start()
         said = ours.recv()
         process.join()
         assert what in said and len(said.splitlines()) == 1, said
-        assert "checkpoint-1 is whole" in said and "--resume_from_checkpoint true" in said
+        assert "run the same command again" in said
+        assert ("--resume_from_checkpoint true: checkpoint-1 is whole" in said) == resume, said  # else another run's
         assert {path.name for path in tmp_path.glob("*checkpoint*")} == {"checkpoint-1"}
         assert fault(tmp_path / "checkpoint-1") is None
         assert not list(tmp_path.glob(".*"))
         assert_same_weights(MadkdForImageClassification.from_pretrained(tmp_path), before.model, atol=0)
 
 
-def test_an_interrupted_training_says_what_is_kept(tmp_path):
-    class Interrupt(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                raise KeyboardInterrupt
+class Interrupt(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
 
-    run = made(tmp_path, save_steps=2)
-    run.add_callback(Interrupt())
-    with pytest.raises(KeyboardInterrupt, match=r"checkpoint-2 is kept; .*--resume_from_checkpoint true"):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def interrupted(folder: Path, step: int, **settings) -> str:
+    run = made(folder, **settings)
+    run.add_callback(Interrupt(step))
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run.train()
+    return str(stopped.value)
+
+
+def test_an_interrupted_training_says_what_is_kept(tmp_path):
+    said = interrupted(tmp_path, 3, save_steps=2)
+    assert "checkpoint-2 is kept; " in said and "--resume_from_checkpoint true" in said
     assert find_checkpoint("true", tmp_path)[0].name == "checkpoint-2"
+
+
+def test_a_second_run_in_one_folder_goes_on_from_its_own_checkpoint(tmp_path, caplog):
+    folder, second = tmp_path / "both", {"save_steps": 2, "max_steps": 6, "learning_rate": 1e-4}
+    alone = made(tmp_path / "alone", **second)
+    alone.train()
+    made(folder, save_steps=2, max_steps=6).train()
+    assert "resume_from_checkpoint" not in interrupted(folder, 1, **second)  # to the first one's checkpoint-6
+    assert f"{folder / 'checkpoint-2'} is kept; " in interrupted(folder, 3, **second)
+    resumed = made(folder, **second)
+    resumed.train(resume_from_checkpoint=True)
+    assert f"The training goes on from {folder / 'checkpoint-2'}." in caplog.text
+    assert "checkpoint-6 is passed over: it is not of the last run" in caplog.text
+    assert_same_weights(resumed.model, alone.model, atol=1e-6)
+    assert find_checkpoint(True, folder) == (folder / "checkpoint-6", [])
 
 
 # Students over students

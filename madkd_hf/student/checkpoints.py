@@ -32,6 +32,7 @@ OF_A_CHECKPOINT = re.compile(
     rf".*config\.json|{STATE}|{RECORD}|checkpoint-is-incomplete\.txt|\.metadata|__pycache__|{SHARDED.pattern}"
 )
 RESUME = "--resume_from_checkpoint"
+ANOTHER = "it is not of the last run"
 
 
 def write_record(folder: Path, **facts: Any) -> None:
@@ -104,10 +105,17 @@ def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
     return None
 
 
-def processes(folder: Path) -> int | None:
-    """How many processes wrote a whole checkpoint; None where that is not known."""
-    record = _read_record(folder) if (folder / RECORD).is_file() else None
-    return record and record.get("processes")
+def noted(folder: Path, name: str) -> Any:
+    """A fact from a checkpoint's record, such as its `run` or its `processes`; None where that is not known."""
+    return (_record(folder) or {}).get(name)
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The record, an empty one where there is none; None where it cannot be read."""
+    try:
+        return _read_record(folder) if (folder / RECORD).is_file() else {}
+    except OSError:
+        return None
 
 
 def _fault_without_record(folder: Path, quick: bool, student_only: bool) -> str | None:
@@ -158,14 +166,28 @@ def steps(folder: str | Path) -> dict[int, Path]:
 
 
 def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, dict[Path, str]]:
-    """The last checkpoint in an output folder that is whole, and of each later one why it is passed over."""
+    """The last whole checkpoint of the run that wrote last, and of each one of a later step why it is passed over."""
     passed: dict[Path, str] = {}
-    for path in steps(folder).values():
+    records = {path: _record(path) for path in steps(folder).values()}
+    dated = [path for path, record in records.items() if record]
+    newest = max(dated, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
+    run = newest and records[newest].get("run")  # those that note none count as one run
+    for path, record in records.items():
+        if record is not None and record.get("run") != run:
+            if ANOTHER not in passed.values():  # said once
+                passed[path] = ANOTHER
+            continue
         reason = fault(path, quick)
         if reason is None:
             return path, passed
         passed[path] = reason
     return None, passed
+
+
+def last_of_run(folder: str | Path, run: str | None) -> Path | None:
+    """What "true" goes on from, where this run wrote it; None where another one did, with settings of its own."""
+    whole, _ = last_whole(folder, quick=True)
+    return whole if whole and noted(whole, "run") == run else None
 
 
 def find_checkpoint(asked: str | os.PathLike | bool | None, output_dir: str | Path) -> tuple[Path | None, list[str]]:
@@ -220,7 +242,7 @@ def _named(folder: Path, output_dir: Path) -> Path:
 
 def strange_file(folder: Path) -> str | None:
     """A file in a checkpoint that no training wrote; such a folder is nobody's to replace or remove."""
-    record = _read_record(folder) if (folder / RECORD).is_file() else None
+    record = _record(folder)
     known = {Path(name).parts[0] for name in record["files"]} if record else set()
     names = sorted(path.name for path in folder.iterdir() if path.name not in known)
     return next((name for name in names if not OF_A_CHECKPOINT.fullmatch(name)), None)

@@ -1,7 +1,9 @@
-"""A student in a folder: read back into the one that is trained, once it is known to be the same."""
+"""A student in a folder: read back into the one that is trained, once it is known to be the same; or replaced."""
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from transformers import PreTrainedModel
 
 
 ADAPTER = "adapter"  # the folder beside a merged student that was trained with LoRA
+CONFIG = "config.json"
+WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
 def is_student(model: nn.Module) -> bool:
@@ -67,3 +71,30 @@ def _check_outputs(saved: Any, ours: Any, folder: Path) -> None:
             f"The student in {folder} knows {saved.num_labels} classes (first {saved.id2label[0]!r}) and the model "
             f"{ours.num_labels} (first {ours.id2label[0]!r}): build it with the same id2label, or start anew."
         )
+
+
+def put_student_in_place(written: Path, folder: Path) -> None:
+    """Put each file of a whole student in the place of an earlier one's, a configuration that differs last.
+
+    Raises:
+        OSError: what stands there is no student's.
+    """
+    new, old = written / CONFIG, folder / CONFIG
+    names = sorted(path.name for path in written.iterdir())
+    adapter = folder / ADAPTER  # one that an earlier student has left there does not belong to this one
+    stale = [path for path in folder.iterdir() if WEIGHT_FILES.fullmatch(path.name) and path.name not in names]
+    if ADAPTER in names and adapter.exists() and not _is_adapter(adapter):
+        raise OSError(f"{adapter} holds other files than an adapter; move that folder away")
+    if new.is_file() and old.is_file() and new.read_bytes() != old.read_bytes():
+        old.unlink()
+    if adapter.exists() and _is_adapter(adapter):
+        adapter.rename(written / "replaced")
+    if any(WEIGHT_FILES.fullmatch(name) for name in names):
+        for path in stale:  # of an earlier student in more files, or in one
+            path.unlink()
+    for name in sorted(names, key=lambda name: (name == CONFIG, name)):
+        os.replace(written / name, folder / name)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
@@ -19,8 +18,9 @@ from .checkpoints import (
     STATE,
     fault,
     find_checkpoint,
+    last_of_run,
     last_whole,
-    processes,
+    noted,
     put_in_place,
     remove,
     rotate,
@@ -29,13 +29,10 @@ from .checkpoints import (
     write_record,
 )
 from .finite import FiniteTrainer, TrainingDiverged, not_finite
-from .saved import ADAPTER
+from .saved import put_student_in_place
 
 
 logger = logging.getLogger(__name__)
-
-CONFIG = "config.json"
-WEIGHT_FILES = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
 
 
 class SavingError(OSError):
@@ -52,6 +49,7 @@ class SavingTrainer(FiniteTrainer):
 
     _writing: Path | None = None  # the folder in which a checkpoint is being written
     _resumed: str | None = None  # the checkpoint that the training went on from
+    _run: str | None = ""  # what its checkpoints note; None where it goes on from one that notes none
 
     # Going on
 
@@ -78,15 +76,16 @@ class SavingTrainer(FiniteTrainer):
 
     def _find_checkpoint(self, asked: str | bool | None) -> str | None:
         """The first process looks, and all go on from the same one."""
-        told: list[Any] = [None, None, []]
+        told: list[Any] = [None, None, [], uuid4().hex]
         if self.args.process_index == 0:
             try:
                 told[0], told[2] = find_checkpoint(asked, self.args.output_dir)
+                told[3] = noted(told[0], "run") if told[0] else told[3]
             except ValueError as error:
                 told[1] = str(error)
         if self.args.world_size > 1:
             broadcast_object_list(told)
-        found, failed, passed = told
+        found, failed, passed, self._run = told
         if failed:
             raise ValueError(failed)
         if self.args.process_index == 0:
@@ -97,15 +96,15 @@ class SavingTrainer(FiniteTrainer):
         for sentence in passed:
             logger.warning(sentence)
         if found is None:
-            if self.args.should_save and (there := steps(self.args.output_dir)):
+            if self.args.should_save and (there := last_whole(self.args.output_dir, quick=True)[0]):
                 logger.warning(
                     "The training starts anew beside %s of an earlier one; to go on from there, stop it and pass "
                     "resume_from_checkpoint.",
-                    next(iter(there.values())),
+                    there,
                 )
             return
         logger.warning("The training goes on from %s.", found)
-        before = processes(found)
+        before = noted(found, "processes")
         if before not in (None, self.args.world_size):
             logger.warning(
                 "%s was written by %d processes and %d go on from it: chance falls otherwise than without the "
@@ -116,9 +115,9 @@ class SavingTrainer(FiniteTrainer):
             )
 
     def _what_is_kept(self) -> str:
-        kept, _ = last_whole(self.args.output_dir, quick=True)
+        kept = last_of_run(self.args.output_dir, self._run)
         if kept is None:
-            return f"no checkpoint was saved in {self.args.output_dir} yet (see save_strategy and save_steps)"
+            return f"this run saved no checkpoint in {self.args.output_dir} yet (see save_strategy and save_steps)"
         return f"{kept} is kept; to go on from it, run the same command with --resume_from_checkpoint true"
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,15 +135,29 @@ class SavingTrainer(FiniteTrainer):
         best = TrainerState.load_from_json(str(Path(self._resumed) / STATE)).best_model_checkpoint
         if best is None:
             return
-        reason = fault(best, student_only=True) if Path(best).is_dir() else "it is not there any more"
-        if reason:
-            if self.args.process_index == 0:
-                logger.warning(
-                    "The best checkpoint until now, %s, is lost: %s; the best of the steps to come is kept.",
-                    best,
-                    reason,
-                )
-            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        found, reason = self._find_best(Path(best), Path(self._resumed))
+        if found is not None:
+            self.state.best_model_checkpoint = str(found)
+            return
+        if self.args.process_index == 0:
+            logger.warning(
+                "The best checkpoint until now, %s, is lost: %s; the best of the steps to come is kept.", best, reason
+            )
+        self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+
+    def _find_best(self, best: Path, resumed: Path) -> tuple[Path | None, str]:
+        """Where it was noted, or beside the resumed one where the output folder was moved; or why it is lost."""
+        reason = "it is not there any more"
+        for place in dict.fromkeys([best, resumed.parent / best.name]):
+            if not place.is_dir():
+                continue
+            if damage := fault(place, student_only=True):
+                reason = damage
+            elif noted(place, "run") != self._run:
+                reason = "another run wrote over it"
+            else:
+                return place, ""
+        return None, reason
 
     # Checkpoints
 
@@ -194,6 +207,7 @@ class SavingTrainer(FiniteTrainer):
         self.state.save_to_json(str(written / STATE))
         write_record(
             written,
+            run=self._run,
             step=self.state.global_step,
             processes=self.args.world_size,
             save_only_model=self.args.save_only_model,
@@ -203,10 +217,8 @@ class SavingTrainer(FiniteTrainer):
         rotate(place.parent, self.args.save_total_limit, {place, *([Path(best)] if best else [])})
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
-        limit, self.args.save_total_limit = (
-            self.args.save_total_limit,
-            None,
-        )  # it removes folders that it did not write
+        limit = self.args.save_total_limit
+        self.args.save_total_limit = None  # else the Trainer removes folders that it did not write
         try:
             output = super()._finalize_training(trial, *args, **kwargs)
         finally:
@@ -257,7 +269,7 @@ class SavingTrainer(FiniteTrainer):
         written = temporary(folder / "student")
         try:
             super()._save(str(written), state_dict)
-            _put_student_in_place(written, folder)
+            put_student_in_place(written, folder)
         finally:
             shutil.rmtree(written, ignore_errors=True)
 
@@ -271,30 +283,8 @@ class SavingTrainer(FiniteTrainer):
 
     def _cannot_save(self, what: str, folder: Path, error: Exception) -> SavingError:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
-        kept, _ = last_whole(folder, quick=True)
+        kept = last_of_run(folder, self._run)
         remedy = "make room there, and run the same command again"
         if kept is not None:
             remedy += f" with --resume_from_checkpoint true: {kept.name} is whole"
         return SavingError(f"Cannot save {what} in {folder} ({reason}): what was there before is kept; {remedy}.")
-
-
-def _put_student_in_place(written: Path, folder: Path) -> None:
-    new, old = written / CONFIG, folder / CONFIG
-    names = sorted(path.name for path in written.iterdir())
-    adapter = folder / ADAPTER  # one that an earlier student has left there does not belong to this one
-    stale = [path for path in folder.iterdir() if WEIGHT_FILES.fullmatch(path.name) and path.name not in names]
-    if ADAPTER in names and adapter.exists() and not _is_adapter(adapter):
-        raise OSError(f"{adapter} holds other files than an adapter; move that folder away")
-    if new.is_file() and old.is_file() and new.read_bytes() != old.read_bytes():
-        old.unlink()
-    if adapter.exists() and _is_adapter(adapter):
-        adapter.rename(written / "replaced")
-    if any(WEIGHT_FILES.fullmatch(name) for name in names):
-        for path in stale:  # of an earlier student in more files, or in one
-            path.unlink()
-    for name in sorted(names, key=lambda name: (name == CONFIG, name)):
-        os.replace(written / name, folder / name)
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / "adapter_config.json").is_file()
