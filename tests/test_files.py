@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -436,6 +437,21 @@ def test_a_second_job_on_a_folder_is_told_so_until_the_first_is_dead(tmp_path):
             other.join()
             assert told == [True]
     assert files.own_folder(tmp_path / "out", "student")  # a lock is no foreign file
+
+
+def test_a_lock_is_waited_for_where_that_is_asked(tmp_path, caplog):
+    def enter():
+        with files.locked(tmp_path / "out", "it trains", wait=True):
+            order.append("second")
+
+    order, other = [], threading.Thread(target=enter)
+    with files.locked(tmp_path / "out"):
+        other.start()
+        while "this one waits until it is over" not in caplog.text:
+            time.sleep(0.01)
+        order.append("first")
+    other.join(60)
+    assert order == ["first", "second"] and len(caplog.records) == 1
 
 
 def _refused(folder):

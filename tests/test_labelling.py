@@ -2,11 +2,16 @@
 
 import io
 import json
+import multiprocessing
 import os
 import pickle
+import re
 import subprocess
 import sys
+import threading
+import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -30,7 +35,7 @@ from datasets import (
 )
 from tokenizers import normalizers
 
-from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects
+from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, files
 from madkd_hf.files import LOCK_FILE, remove_stale
 from madkd_hf.labelling import Workers, reading, skipped_rows
 from madkd_hf.labelling.job import _Job
@@ -894,3 +899,102 @@ def test_a_manifest_that_is_a_folder_is_told_in_one_sentence(tmp_path):
     (tmp_path / "manifest.json").mkdir()
     with pytest.raises(ValueError, match="is no manifest of a labelling job .*pass another work_dir"):
         attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+
+
+# More than one at once
+
+
+def at_once(calls: list) -> list[Dataset | Exception]:
+    """What each call returns or raises, of threads that begin at the same moment."""
+    barrier, results = threading.Barrier(len(calls)), [None] * len(calls)
+
+    def run(place: int) -> None:
+        barrier.wait(60)
+        try:
+            results[place] = calls[place]()
+        except Exception as error:
+            results[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    return results
+
+
+@pytest.mark.parametrize("where", [None, "work"])
+def test_a_finished_job_is_read_by_many_at_once(cache, where):
+    work_dir, dataset = where and cache / where, rows()
+    values = expected(dataset)
+    attach_aspects(dataset, BANK, teacher(), work_dir=work_dir)
+    asleep = [Asleep(tiny.internvl(), tiny.processor()) for _ in range(4)]
+    for _ in range(4):
+        for labelled in at_once([partial(attach_aspects, dataset, BANK, each, work_dir=work_dir) for each in asleep]):
+            assert_answers(labelled, values)
+    (lock,) = cache.rglob(LOCK_FILE)
+    with files.locked(lock.parent):  # such as by a run that labels another split
+        (labelled,) = at_once([lambda: attach_aspects(dataset, BANK, asleep[0], work_dir=work_dir)])
+    assert_answers(labelled, values)
+
+
+class Slow(Counting):
+    """Takes long enough for others to come by."""
+
+    def read(self, images, bank):
+        if self.count == 0:
+            time.sleep(1)
+        return super().read(images, bank)
+
+
+def test_of_several_on_one_job_in_the_cache_one_works_and_the_others_wait(cache, caplog):
+    dataset = rows(6)
+    slow = [Slow(tiny.internvl(), tiny.processor()) for _ in range(3)]
+    calls = [partial(attach_aspects, dataset, BANK, each, shard_size=2) for each in slow]
+    for labelled in at_once(calls):
+        assert_answers(labelled, expected(dataset))
+    assert sorted(each.count for each in slow) == [0, 0, 6]
+    assert caplog.text.count("this one waits until it is over") == 2
+
+
+def _label(cache, begun):
+    datasets.config.HF_DATASETS_CACHE = cache
+    slow = Slow(tiny.internvl(), tiny.processor())
+    begun.put(None)
+    begun.put((attach_aspects(rows(), BANK, slow)["aspect_logits"][:], slow.count))
+
+
+def test_of_two_processes_on_one_job_in_the_cache_one_waits_for_the_other(cache):
+    spawn = multiprocessing.get_context("spawn")
+    told = spawn.Queue()
+    jobs = [spawn.Process(target=_label, args=(cache, told)) for _ in range(2)]
+    for job in jobs:
+        job.start()
+    results = [result for result in (told.get(timeout=120) for _ in range(4)) if result]
+    for job in jobs:
+        job.join(60)
+    assert sorted(count for _, count in results) == [0, 5] and results[0][0] == results[1][0]
+
+
+def test_a_second_run_in_a_work_dir_is_refused_while_there_is_work_to_do(tmp_path):
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Stopped(AspectTeacher):
+        def read(self, images, bank):
+            begun.set()
+            assert go_on.wait(60)
+            return super().read(images, bank)
+
+    def second() -> Dataset:
+        assert begun.wait(60)
+        try:
+            return attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
+        finally:
+            go_on.set()
+
+    stopped = Stopped(tiny.internvl(), tiny.processor())
+    first, refused = at_once([lambda: attach_aspects(rows(), BANK, stopped, work_dir=tmp_path), second])
+    assert_answers(first, expected(rows()))
+    assert isinstance(refused, ValueError)
+    assert re.search(f"Another run is at work in {tmp_path}: it labels.* pass another work_dir", str(refused))
+    assert_answers(second(), expected(rows()))

@@ -14,14 +14,26 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..text import get_logger
 from .folders import LOCK_FILE, MARK_FILE
 from .whole import Folder, refuse_link, remove_stale, writing
 
 
+logger = get_logger(__name__)
+
 LONGEST_NAME = 200  # bytes; file systems take 255, and some of it is for endings and temporary names
 RESERVED = set('<>:"/\\|?*')  # by Windows, or separators somewhere
 BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_held: dict[str, int] = {}  # locked folder -> the thread of this process that holds it
+
+
+class _Held(threading.local):
+    """The locked folders that this thread holds; another thread sees its own."""
+
+    def __init__(self) -> None:
+        self.folders: set[str] = set()
+
+
+_held = _Held()
 
 
 def check_name(name: Any, what: str) -> str:
@@ -137,7 +149,11 @@ def _check_writable(place: Path, told: Folder) -> None:
 
 @contextmanager
 def locked(
-    folder: Folder, what: str = "it writes there", other: str = "--output_dir", again: bool = False
+    folder: Folder,
+    what: str = "it writes there",
+    other: str = "--output_dir",
+    again: bool = False,
+    wait: bool = False,
 ) -> Iterator[None]:
     """Keep other jobs out of a folder, made where missing.
 
@@ -147,14 +163,15 @@ def locked(
         what: what this run does there, such as "it trains a student".
         other: the option that names the folder.
         again: whether the thread that holds the folder may enter it once more.
+        wait: whether to wait for another job, which is said once, and not to be refused.
 
     Raises:
         ValueError: another job is at work there.
         OSError: nothing can be written there.
     """
     folder = Path(folder)
-    key, me = os.path.realpath(folder), threading.get_ident()
-    if again and _held.get(key) == me:
+    key = os.path.realpath(folder)
+    if again and key in _held.folders:
         yield
         return
     new = not folder.exists()
@@ -165,15 +182,27 @@ def locked(
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(
-                f"Another run is at work in {folder}: {what}; wait until it is over, or pass another {other}."
-            ) from None
-    _held[key] = me
+            if not wait:
+                raise ValueError(
+                    f"Another run is at work in {folder}: {what}; wait until it is over, or pass another {other}."
+                ) from None
+            logger.warning("Another run is at work in %s: %s; this one waits until it is over.", folder, what)
+            _acquire(lock, folder)
+    _held.folders.add(key)
     try:
         remove_stale(folder)
         yield
     finally:
         if new and set(os.listdir(folder)) <= {LOCK_FILE, MARK_FILE}:  # nothing came of it: leave no trace
             shutil.rmtree(folder, ignore_errors=True)
-        _held.pop(key, None)
+        _held.folders.discard(key)
         lock.release()
+
+
+def _acquire(lock: FileLock, folder: Path) -> None:
+    while not lock.is_locked:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except FileNotFoundError:  # the other job left no trace of the folder
+            pass

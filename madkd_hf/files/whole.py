@@ -88,7 +88,10 @@ def remove_stale(folder: Folder) -> None:
         if not made or path.is_symlink():
             continue
         dead = made["host"] == socket.gethostname() and not _is_alive(int(made["process"]))
-        if not dead and path.stat().st_mtime > time.time() - STALE_SECONDS:
+        try:
+            if not dead and path.stat().st_mtime > time.time() - STALE_SECONDS:
+                continue
+        except FileNotFoundError:  # whoever writes it has finished this moment
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

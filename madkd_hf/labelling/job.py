@@ -73,7 +73,9 @@ def attach_aspects(
     the list of an image without objects is empty. What looks the same in one shard, pixel for pixel, is read once.
 
     The work is done in shards, which are complete or not there: a job that was killed goes on where it was, and ends
-    with the same numbers. A job that is done costs nothing.
+    with the same numbers. A job that is done costs nothing, to any number of processes and threads at once. Of several
+    that make the same call, one works and the others wait for it and take what it did; in one `work_dir`, they are
+    refused until it is done.
 
     Args:
         dataset: a `Dataset`, or a stream (an `IterableDataset`) for what is larger than the disk cache, or a dict of
@@ -110,7 +112,7 @@ def attach_aspects(
     Raises:
         ValueError: no such column or split, a column without images, an image that cannot be decoded (named by split
             and row), a box that cannot be (named by split, row and object), a dataset that has aspect columns already,
-            a work_dir that holds another job.
+            a work_dir that holds another job, or in which another run is at work.
         OSError: the work_dir cannot be written to, or the disk is full; what was done is kept.
     """
     boxes = _boxes(boxes_column, box_format, box_margin, box_padding)
@@ -124,7 +126,7 @@ def attach_aspects(
         raise ValueError("A stream needs a place for its labelled Parquet shards: pass work_dir.")
     workers = Workers.of_launch() if distributed else Workers()
     workers.agree(lambda: [source.check_files() for source in sources if isinstance(source, Rows)])
-    job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers, boxes)
+    job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers, boxes, wait=work_dir is None)
     to_do = [source for source in sources if streams or (source.labelled and source.total)]
     results = {source.split: leave(source.data, job.features) for source in sources if source not in to_do}
     for folder, group in [(work_dir, to_do)] if work_dir else [(job.cache_of(source), [source]) for source in to_do]:
@@ -147,7 +149,11 @@ def _boxes(column: str | None, box_format: str, margin: float, padding: float | 
 
 @dataclass
 class _Job:
-    """One call of `attach_aspects`; `done` is, for one split, shard -> rows."""
+    """One call of `attach_aspects`; `done` is, for one split, shard -> rows.
+
+    With `wait`, another run on the same folder is waited for, for what it does is taken afterwards; else it is in the
+    way of a run that has something to do.
+    """
 
     bank: AspectBank
     teacher: AspectTeacher
@@ -157,6 +163,7 @@ class _Job:
     streams: bool
     workers: Workers
     boxes: Boxes | None = None
+    wait: bool = False
 
     @property
     def features(self) -> Features:
@@ -226,8 +233,11 @@ class _Job:
         }
         work = WorkDir(folder, manifest, self.streams)
         work.start()
+        if (done := self._finished(work, sources)) is not None:
+            return work.manifest, done
         if held is not None:
-            held.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True))
+            held.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True, wait=self.wait))
+            work.start()  # what another one has settled until now holds
         done = {source.split: self._done(work, source) for source in sources}
         open_splits = [source for source in sources if not _is_complete(work, source, done[source.split])]
         if work.manifest["plan"] is None and any(source.labelled for source in open_splits):
@@ -237,13 +247,33 @@ class _Job:
             work.save_card(finished=False)
         return work.manifest, done
 
+    def _finished(self, work: WorkDir, sources: list[Rows | Stream]) -> dict[str, dict[int, int]] | None:
+        """What is done, where that is all: then it is read only, by any number of runs at once. Else None."""
+        done = {}
+        for source in sources:
+            there, total = work.indexes(source.split), _total(work, source)
+            if total is None or len(there) * work.manifest["shard_size"] < total:  # seen without reading a shard
+                return None
+            try:
+                done[source.split] = self._complete(work, source, say=False)
+            except FileNotFoundError:  # another run makes it again
+                return None
+            if sorted(done[source.split]) != there or not _is_complete(work, source, done[source.split]):
+                return None
+        return done
+
     def _done(self, work: WorkDir, source: Rows | Stream) -> dict[int, int]:
         """The complete shards of a split; the others are taken away, so that a shard that is there is complete."""
         there = work.indexes(source.split)
-        done = work.done(source.split)
-        if source.labelled and self.on_error == "raise":  # an earlier run may have skipped what this one must not
-            done = {index: rows for index, rows in done.items() if not work.skipped(source.split, index)}
+        done = self._complete(work, source)
         work.remove(source.split, [index for index in there if index not in done])
+        return done
+
+    def _complete(self, work: WorkDir, source: Rows | Stream, say: bool = True) -> dict[int, int]:
+        """The complete shards of a split that serve this run: an earlier one may have skipped what it must not."""
+        done = work.done(source.split, say)
+        if source.labelled and self.on_error == "raise":
+            done = {index: rows for index, rows in done.items() if not work.skipped(source.split, index)}
         return done
 
     def _plan(self, sources: list[Rows | Stream]) -> dict[str, Any] | None:
@@ -329,8 +359,12 @@ class _Job:
 
 
 def _is_complete(work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> bool:
-    total = source.total if isinstance(source, Rows) else work.manifest["complete"].get(source.split)
-    return total == sum(done.values())
+    return _total(work, source) == sum(done.values())
+
+
+def _total(work: WorkDir, source: Rows | Stream) -> int | None:
+    """How many rows a split has, where that is known."""
+    return source.total if isinstance(source, Rows) else work.manifest["complete"].get(source.split)
 
 
 def _arrived(work: WorkDir, split: str, others: dict[int, int], done: dict[int, int]) -> list[int]:

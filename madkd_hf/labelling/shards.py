@@ -159,10 +159,11 @@ class WorkDir:
         indexes = {int(end) for end in ends if end.isdecimal()}
         return sorted(index for index in indexes if self.path(split, index).name in there)
 
-    def done(self, split: str) -> dict[int, int]:
+    def done(self, split: str, say: bool = True) -> dict[int, int]:
         """The complete shards of a split, and how many rows each has.
 
-        A damaged or foreign one is not complete; each of these, and each that is missing of a finished split, is said.
+        A damaged or foreign one is not complete; each of these, and each that is missing of a finished split, is said
+        (unless `say` is off, for a look before the work).
         """
         there, done = self.indexes(split), {}
         with tqdm(there, f"checking {split}", unit=" shards", delay=2, leave=False) as bar:
@@ -170,9 +171,10 @@ class WorkDir:
                 try:
                     done[index] = self._checked(split, index)
                 except Damaged as reason:
-                    self._warn(split, index, str(reason))
+                    if say:
+                        self._warn(split, index, str(reason))
         for index in range(self.manifest["finished"].get(split, 0)):
-            if index not in there:
+            if say and index not in there:
                 self._warn(split, index, "is missing")
         return done
 
