@@ -570,8 +570,8 @@ def test_the_recipe_labels_objects_and_says_what_each_question_is_worth(tmp_path
     assert labelled["test"]["aspect_logits"][:] == [None] * 4
     manifest = json.loads((tmp_path / "work" / "manifest.json").read_text())
     assert manifest["boxes"] == {"column": "objects", "format": "coco", "margin": 0.2}
-    refused = recipe("--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work", "--box_format", "yolo")
-    assert refused.returncode == 1 and 'its boxes format is "coco", here "yolo"' in refused.stderr
+    refused = recipe("--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work", "--box_margin", "0.3")
+    assert refused.returncode == 1 and "its boxes margin is 0.2, here 0.3" in refused.stderr
     stream = recipe("--output_dir", tmp_path / "stream", "--streaming")
     assert stream.returncode == 0, stream.stderr
     assert "11 answers for each object" in stream.stdout

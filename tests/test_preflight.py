@@ -238,7 +238,9 @@ def test_columns_without_images_are_refused():
 
 def test_the_first_images_of_a_stream_are_looked_at(tmp_path):
     stream = rows(photo(tmp_path / "a.jpg"), photo(tmp_path / "b.jpg", cut=0.5)).to_iterable_dataset()
-    assert [each.name.rpartition("/")[2] for each in check_first(stream, "image", "train")] == ["b.jpg"]
+    assert [each.name.rpartition("/")[2] for each in check_first(stream, "image", "train")] == [
+        "b.jpg (row 1 of split 'train')"
+    ]
     assert check_first(stream.take(0), "image", "train") == []
 
 
@@ -347,7 +349,7 @@ def test_a_labelled_dataset_with_a_broken_image_elsewhere_is_told_before_the_tra
     recipe("attach_aspects", *words_of("attach_aspects", quick, spoilt, tmp_path / "labelled"), "--on_error", "skip")
     assert "No answers for 1 of the 12 images of split 'validation': validation/a/03.jpg (" in caplog.text
     words = [*words_of("train_student", quick, tmp_path / "labelled", tmp_path / "out"), "--aspect_alpha", "4"]
-    assert "03.jpg (" in refuse("train_student", *words)
+    assert "row 3 of split 'validation' (there is no image)" in refuse("train_student", *words)
     recipe("train_student", *words, "--on_error", "skip")
     assert set(json.loads((tmp_path / "out" / "all_results.json").read_text())["left_out"]) == {"validation", "test"}
 

@@ -135,8 +135,8 @@ def check_first(
     Args:
         origin: says which files rows may name; what it refuses is not looked at.
     """
-    stored = stream.cast_column(image_column, datasets.Image(decode=False)).take(count)
-    images = [row[image_column] for row in stored]
+    stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
+    images = [table[image_column].to_pylist()[0] for table in itertools.islice(stored.iter(1), count)]
     found, rows = [], []
     for row, image in enumerate(images):
         path = image["path"] if image and image["bytes"] is None else None
