@@ -222,10 +222,10 @@ def test_a_second_job_on_a_folder_is_refused_in_a_sentence(command, tmp_path):
     options = [word for word in COMMANDS[command] if word != "--dry_run"]
     if command == "generate_questions":
         options += ["--base_url", "http://127.0.0.1:9/v1"]
-    code = "import sys, time; sys.path.insert(0, sys.argv[2]); import files\n"
+    code = "import sys, time; sys.path.insert(0, sys.argv[2]); from madkd_hf import files\n"
     code += "with files.locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
     words = [*options, *words, "--output_dir", tmp_path / "out"]
-    with start("-c", code, tmp_path / "out", Path(files.__file__).parents[1]) as first:
+    with start("-c", code, tmp_path / "out", Path(files.__file__).parents[2]) as first:
         assert first.stdout.readline() == "held\n"
         said = refuse(command, *words)
         first.kill()
