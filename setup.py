@@ -6,7 +6,7 @@ extras = {
     "detection": ["albumentations>=2.0.5", "pycocotools>=2.0.8"],
     "gguf": ["gguf>=0.10"],
     "peft": ["peft>=0.18"],
-    "test": ["pytest>=8.2", "pytest-xdist>=3.5", "import-linter>=2.14"],
+    "test": ["pytest>=8.2", "pytest-xdist>=3.5", "import-linter>=2.1"],
     "quality": ["ruff>=0.9"],
 }
 extras["dev"] = [requirement for group in extras.values() for requirement in group]
@@ -30,7 +30,7 @@ setup(
         "jinja2>=3.1.6",
         "matplotlib>=3.9",
         "numpy>=2.0",
-        "pillow>=13.0",
+        "pillow>=11.0",
         "pyyaml>=6.0",
         "scikit-learn>=1.5",
         "scipy>=1.13",
@@ -38,7 +38,7 @@ setup(
         "torch>=2.13",
         "torchvision>=0.28",  # brought along, never needed: image processors that use it are quicker, videos need it
         "tqdm>=4.66.3",
-        "transformers>=5.23",
+        "transformers>=5.18",
         "xxhash>=3.1",
     ],
     extras_require=extras,

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_import_contracts_hold():
     done = subprocess.run(
-        [Path(sys.executable).parent / "lint-imports", "--no-cache", "--no-logo"],
+        [Path(sys.executable).parent / "lint-imports", "--no-cache"],
         cwd=ROOT,
         capture_output=True,
         text=True,
