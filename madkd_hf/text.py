@@ -203,7 +203,7 @@ def _of_environment() -> Iterator[str]:
 @cache
 def _forms(secret: str) -> tuple[str, ...]:
     """A secret as it is, its parts, and as addresses, JSON and base64 hold it; the longest first."""
-    parts = {secret, *secret.split()}
+    parts = {secret, *(part for part in secret.split() if len(part) > 3)}  # "and" is a word
     forms = {form for part in parts for form in (part, quote(part, ""), quote_plus(part), json.dumps(part)[1:-1])}
     for part in [part for part in parts if len(part) >= 8]:
         for before in range(3):  # bytes of something else: its letters depend on where it begins
