@@ -30,7 +30,7 @@ _HIDDEN = re.compile(
 _LINK = re.compile(r"://|www\.|@|\w\.[^\W\d_]{2,}|\b(?:mailto|xmpp|javascript|data|hf):", re.IGNORECASE)
 _MARKUP = re.compile(r"[\\`*\[\]<>|~$]|&(?=[#\w])|(?<![^\W_])_+|_+(?![^\W_])|^(?:[#+=-]|\d+[.)])")
 _SECRET_NAMES = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
-SHORTEST = 8  # characters of a secret
+SHORTEST = 8  # letters of a secret: a shorter one has something else in it
 _SECRET_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{8,}|(?:sk|gsk|xai)-?_?[A-Za-z0-9_-]{16,})|(?<=[Bb]earer )[^\s\"',;)]{8,}"
 )
@@ -132,7 +132,7 @@ def jsonable(value: Any) -> Any:
 
 def keep_secret(secret: str | None) -> None:
     """Never show this token, key or password, in whatever message of this process."""
-    if len((secret or "").strip()) >= SHORTEST:  # a key such as "none", for a server that wants none, is a common word
+    if _may_be_secret(secret or ""):
         _KEPT.add(secret.strip())
 
 
@@ -197,7 +197,13 @@ def _cut(text: str, limit: int | None) -> str:
 
 def _of_environment() -> Iterator[str]:
     named = (value.strip() for name, value in os.environ.items() if _SECRET_NAMES.search(name))
-    return (value for value in named if len(value) >= 8)
+    return (value for value in named if _may_be_secret(value))
+
+
+def _may_be_secret(value: str) -> bool:
+    """False for words such as "none" and "EMPTY", which people give to a server that wants no key."""
+    value = value.strip()
+    return len(value) >= SHORTEST or (len(value) > 4 and not value.isalpha())
 
 
 @cache

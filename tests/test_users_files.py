@@ -30,6 +30,13 @@ COMMANDS = {
     "select_questions": ["--keep", "2"],
     "generate_questions": ["--llm", "some/model", "--dry_run"],
 }
+# What else a job needs whose options are right.
+MAKES_A_JOB = {
+    "generate_questions": ["--base_url", "http://127.0.0.1:9/v1"],
+    "train_student": ["--aspect_alpha", "0"],
+    "train_detector": ["--config", EASY_VQA / "detect_baseline.yaml"],
+    "questions_curve": ["--counts", "2"],
+}
 OURS = (files.MARK_FILE, files.LOCK_FILE)
 DATA = "recipes.easy_vqa.data:load_easy_vqa"
 
@@ -219,9 +226,9 @@ def start(*words: str | Path, **environment: str) -> subprocess.Popen:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_second_job_on_a_folder_is_refused_in_a_sentence(command, tmp_path):
     words = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
-    options = [word for word in COMMANDS[command] if word != "--dry_run"]
-    if command == "generate_questions":
-        options += ["--base_url", "http://127.0.0.1:9/v1"]
+    options = [word for word in COMMANDS[command] if word != "--dry_run"] + MAKES_A_JOB.get(command, [])
+    if command == "train_detector":
+        words = []
     code = "import sys, time; sys.path.insert(0, sys.argv[2]); from madkd_hf import files\n"
     code += "with files.locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
     words = [*options, *words, "--output_dir", tmp_path / "out"]
