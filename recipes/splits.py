@@ -150,7 +150,10 @@ def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None
 
 def check_test_split(splits: DatasetDict, args: SplitArguments) -> None:
     if args.test_split not in splits:
-        raise ValueError(f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}.")
+        raise ValueError(
+            f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}. Pass another "
+            f"--test_split, or move some images into a folder {args.test_split!r} with folders of classes."
+        )
 
 
 def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
