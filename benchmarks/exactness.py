@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from madkd_hf import AspectTeacher
 from madkd_hf.report import markdown_table
-from madkd_hf.teacher.selfcheck import allowed, check
-from madkd_hf.teacher.strategies import STRATEGIES
+from madkd_hf.teachers.mllm.selfcheck import allowed, check
+from madkd_hf.teachers.mllm.strategies import STRATEGIES
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from test_strategies import bank, pictures  # noqa: E402
-from tiny_mllms import MLLMS, mllm  # noqa: E402
+from builders.tiny_mllms import MLLMS, mllm  # noqa: E402
+from teachers.test_strategies import bank, pictures  # noqa: E402
 
 
 def measure(names: list[str]) -> list[dict[str, object]]:

@@ -38,9 +38,9 @@ from transformers import (
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher
 from madkd_hf.report import markdown_table
-from madkd_hf.teacher.layout import encode
-from madkd_hf.teacher.selfcheck import flops, patches, work
-from madkd_hf.teacher.strategies import STRATEGIES
+from madkd_hf.teachers.mllm.layout import encode
+from madkd_hf.teachers.mllm.selfcheck import flops, patches, work
+from madkd_hf.teachers.mllm.strategies import STRATEGIES
 
 
 VOCABULARY = 151_674

@@ -6,12 +6,12 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .aspects import Aspect, AspectBank
-from .detection import MadkdDetectionConfig, MadkdDetectionTrainer, MadkdForObjectDetection
 from .hub import push_aspect_dataset
 from .labelling import attach_aspects
-from .student import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from .student.modeling_madkd import AspectClassificationPipeline
-from .teacher import AspectTeacher, Reading
+from .students.classification import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from .students.classification.modeling_madkd import AspectClassificationPipeline
+from .students.detection import MadkdDetectionConfig, MadkdDetectionTrainer, MadkdForObjectDetection
+from .teachers.mllm import AspectTeacher, Reading
 
 
 __version__ = "0.1.0"

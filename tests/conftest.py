@@ -1,7 +1,7 @@
 import os
 
 import pytest
-from local_hub import LocalHub
+from builders.local_hub import LocalHub
 
 
 # Before torch and anything of Hugging Face is imported: no test waits for a Hub that is not there, and those that want

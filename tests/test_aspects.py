@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tiny
+from builders import tiny
 
 from madkd_hf import Aspect, AspectBank
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import yaml
+from builders import tiny
+from builders.hostile import STRINGS, alive_in_markdown, alive_in_terminal, headings, python_blocks, table_sizes
 from datasets import ClassLabel, Dataset, Features, Image, List, SplitInfo, Value
 from datasets.info import DatasetInfosDict
-from hostile import STRINGS, alive_in_markdown, alive_in_terminal, headings, python_blocks, table_sizes
 from huggingface_hub import DatasetCard
 from transformers import ViTImageProcessorPil
 
@@ -30,14 +30,14 @@ from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
 from madkd_hf.questions import LLMError, Rules, ServerLLM, fault
-from madkd_hf.questions.selection import select_questions
 from madkd_hf.questions.store import Store, Task
-from madkd_hf.report.choice import write_selection
 from madkd_hf.report.classes import summarise_classes, write_classes
-from madkd_hf.report.evidence import evidence_table, read_columns, write_evidence
-from madkd_hf.report.information import QuestionEvidence
 from madkd_hf.report.scenes import plot_examples
-from madkd_hf.student.modeling_madkd import AspectAnswers
+from madkd_hf.selection.choice import select_questions
+from madkd_hf.selection.evidence import evidence_table, read_columns, write_evidence
+from madkd_hf.selection.information import QuestionEvidence
+from madkd_hf.selection.page import write_selection
+from madkd_hf.students.classification.modeling_madkd import AspectAnswers
 from madkd_hf.text import hidden_character
 
 

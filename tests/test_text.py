@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 import yaml
-from hostile import STRINGS, alive_in_markdown, alive_in_terminal, headings, table_sizes, tokens
+from builders.hostile import STRINGS, alive_in_markdown, alive_in_terminal, headings, table_sizes, tokens
 
 from madkd_hf import text
 from madkd_hf.report.comparison import markdown_table

@@ -26,8 +26,8 @@ from datasets.table import ConcatenationTable, MemoryMappedTable
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
-from ..images import to_rgb
 from ..text import markdown
+from .images import to_rgb
 from .origin import STARTS_PROGRAMS, Origin
 from .rows import file_name, named, row_number
 from .seen import Seen, key_of, key_of_bytes, key_of_file

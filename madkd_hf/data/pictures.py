@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..images import to_rgb
+from .images import to_rgb
 
 
 def picture(value: Any, column: str = "image") -> Image.Image:

@@ -18,7 +18,7 @@ from ..files import check_name
 from ..text import seen
 from . import limits, summary
 from .folders import read_folder
-from .images import as_images
+from .image_columns import as_images
 from .metadata import FILE_NAME, read_with_metadata, tables_of
 from .places import commit_of
 from .saved import check_saved

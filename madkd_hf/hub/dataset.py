@@ -23,12 +23,12 @@ from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
 from ..aspects import ASPECT_COLUMNS, AspectBank
-from ..boxes import check_format
+from ..data.boxes import check_format
 from ..data.embedding import embedded, media_columns, read_image, refusal
+from ..data.objects import BOX, about_objects, count_objects, object_fields, one_row_an_object
 from ..data.origin import Origin, RefusedFile
 from ..files import check_name, remove_stale, temporary
-from ..objects import BOX, about_objects, count_objects, object_fields, one_row_an_object
-from ..report.evidence import write_evidence
+from ..selection.evidence import write_evidence
 from ..text import get_logger
 from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms, told_source
 from .sources import DataSource

@@ -1,5 +1,5 @@
 from ..aspects import ASPECT_COLUMNS
-from .columns import aspect_features, skipped_rows
+from ..data.columns import aspect_features, skipped_rows
 from .job import attach_aspects
 from .workers import ToldElsewhere, Workers
 

@@ -25,11 +25,11 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
+from ..data.columns import aspect_features, join, leave, no_bars, nulls, skipped_rows
+from ..data.object_boxes import Boxes
 from ..files import locked
-from ..teacher import AspectTeacher, UnreadableImage
-from .columns import aspect_features, join, leave, no_bars, nulls, skipped_rows
+from ..teachers.mllm import AspectTeacher, UnreadableImage
 from .manifest import FORMAT_VERSION, difference_of
-from .objects import Boxes
 from .reading import Reader
 from .shards import WorkDir
 from .sources import Rows, Stream, readable, sources_of

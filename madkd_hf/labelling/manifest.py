@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import checksum
-from ..teacher.identity import first_difference
+from ..teachers.mllm.identity import first_difference
 
 
 MANIFEST_FILE = "manifest.json"

@@ -14,10 +14,10 @@ from datasets import Dataset
 from PIL.Image import Image
 
 from ..aspects import AspectBank
+from ..data.columns import aspect_features
+from ..data.object_boxes import Boxes
 from ..data.origin import Origin
-from ..teacher import AspectTeacher, UnreadableImage
-from .columns import aspect_features
-from .objects import Boxes
+from ..teachers.mllm import AspectTeacher, UnreadableImage
 from .sources import decode, is_broken
 
 

@@ -30,14 +30,14 @@ from ..data.embedding import (
     refusal,
     without_files,
 )
+from ..data.images import to_rgb
+from ..data.object_boxes import Boxes
+from ..data.objects import count_objects
 from ..data.origin import Origin, RefusedFile, check_format
 from ..data.rows import file_name, named
 from ..files import check_name
-from ..images import to_rgb
-from ..objects import count_objects
 from ..text import terminal
 from .identity import digest_of_steps, steps
-from .objects import Boxes
 
 
 REORDERING = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")  # the length is unknown

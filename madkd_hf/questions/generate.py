@@ -12,16 +12,7 @@ from ..aspects import Aspect, AspectBank
 from ..text import get_logger
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
-from .prompts import (
-    Style,
-    ask_choice,
-    ask_questions,
-    ask_simply,
-    choice_schema,
-    counted,
-    examples,
-    question_schema,
-)
+from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, counted, examples, question_schema
 from .remote import LLM, LLMError
 from .store import CANDIDATES, Store, Task
 from .validation import Rules, fault, spoken_names

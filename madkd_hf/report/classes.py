@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import softmax
 
 from ..files import write_whole
-from ..student.metrics import CalibrationError
+from ..metrics import CalibrationError
 from ..text import markdown
 from .comparison import markdown_table, paired_gain, terms
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
-from ..images import to_rgb
+from ..data.images import to_rgb
 from .figures import GREY, RIGHT, STUDENT, TEACHER, WRONG, new_figure, save, short
 
 

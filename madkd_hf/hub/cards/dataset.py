@@ -16,10 +16,10 @@ from huggingface_hub import DatasetCard, DatasetCardData, constants, hf_hub_down
 from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 
 from ...aspects import AspectBank
-from ...boxes import BOX_FORMATS
-from ...objects import BOX, object_fields
+from ...data.boxes import BOX_FORMATS
+from ...data.objects import BOX, object_fields
 from ...report.comparison import markdown_table
-from ...report.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms, evidence_warnings
+from ...selection.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms, evidence_warnings
 from ...text import code, front, markdown, python
 from ..retries import HubError, retried, sentence
 from ..sources import HUB_ID, link

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaProcessor
 
-from madkd_hf.teacher.prompt import chat_text
+from madkd_hf.teachers.mllm.prompt import chat_text
 from recipes.easy_vqa.data import SHAPES, WORD, Question, questions_of
 
 

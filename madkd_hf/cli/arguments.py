@@ -1,0 +1,314 @@
+"""What every recipe shares: YAML under the command line, datasets by name, and errors in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from datasets import DatasetDict, IterableDatasetDict
+from huggingface_hub import get_token
+from transformers import HfArgumentParser
+
+from ..data.embedding import named_inside
+from ..data.places import commit_of, looks_like_path, similar
+from ..data.sources import load
+from ..files import disk_is_full
+from ..labelling import ToldElsewhere
+from ..text import keep_secret, message, show_traceback, terminal_lines
+from .interrupts import leave, stopped_like_ctrl_c
+
+
+CATEGORY = "category"  # the field of objects where detectors look for their classes
+FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
+READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
+WRITTEN = ("output_dir", "work_dir")
+
+
+@dataclass
+class DatasetArguments:
+    """Where the images come from."""
+
+    dataset: str = field(
+        default="",
+        metadata={
+            "help": "A dataset id on the Hub, a folder (written by save_to_disk, or with one sub-folder of images per "
+            "class), or module:function for data that comes from a package."
+        },
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of the Hub dataset; pin it to make a run repeatable."}
+    )
+    image_column: str = field(default="image", metadata={"help": "The column of images."})
+    limit: int | None = field(
+        default=None,
+        metadata={
+            "help": "Keep N rows of each split, drawn evenly of all classes and always the same; of a stream the "
+            "first ones. A quick look before a long run."
+        },
+    )
+
+
+@dataclass
+class SplitArguments(DatasetArguments):
+    """Which rows serve what."""
+
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
+    eval_split: str = field(
+        default="validation",
+        metadata={"help": "The split for every choice; where it is missing, a part of the training images is kept."},
+    )
+    test_split: str = field(default="test", metadata={"help": "The split for the last number, and nothing else."})
+    validation_fraction: float = field(
+        default=0.1,
+        metadata={"help": "Share of the training images kept for validation where there is no such split."},
+    )
+
+
+@dataclass
+class ClassArguments(SplitArguments):
+    """What an image shows, as a whole."""
+
+    label_column: str = field(default="label", metadata={"help": "The column of classes."})
+    images_per_class: int | None = field(
+        default=None, metadata={"help": "Draw this many training images of each class, by the seed."}
+    )
+
+
+@dataclass
+class BoxArguments:
+    """How objects are cut out of their images."""
+
+    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
+        default="coco",
+        metadata={
+            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
+            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
+        },
+    )
+    box_margin: float = field(
+        default=0.1,
+        metadata={
+            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
+        },
+    )
+    box_padding: float | None = field(
+        default=None,
+        metadata={
+            "help": "Put what was cut out in the middle of a white square, with at least this much white on each "
+            "side, as a part of its longer side; by default the teacher sees it as it is."
+        },
+    )
+
+
+@dataclass
+class ObjectArguments(BoxArguments):
+    """Which objects an image shows, and where."""
+
+    _argument_group_name = "objects"
+
+    boxes_column: str = field(
+        default="objects",
+        metadata={"help": "The column of objects, each with its bbox, as detection datasets have it."},
+    )
+    category_field: str = field(
+        default="category", metadata={"help": "The field of the objects that holds their classes."}
+    )
+    scenes: int | None = field(default=None, metadata={"help": "Draw this many training images, by the seed."})
+
+    @property
+    def boxes(self) -> dict[str, Any]:
+        """What `attach_aspects` has to know of them."""
+        return {name: getattr(self, name) for name in ("boxes_column", *BoxArguments.__dataclass_fields__)}
+
+
+@dataclass
+class BankArguments:
+    """Who asks and who answers."""
+
+    bank: str | None = field(
+        default=None,
+        metadata={"help": "The questions: an aspects.json, a folder that holds one, or a dataset id on the Hub."},
+    )
+    teacher: str | None = field(
+        default=None, metadata={"help": "The MLLM that answers: any image-text-to-text model, by Hub id or folder."}
+    )
+    teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
+    work_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "The folder of this one labelling job, so that a killed one goes on where it was; another job is "
+            "refused there. By default in the datasets cache, where every job has its own."
+        },
+    )
+
+
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the options, and the description as it is written."""
+
+
+class RecipeParser(HfArgumentParser):
+    """An `HfArgumentParser` that reads a YAML file first and the command line over it, and refuses unknown names."""
+
+    def __init__(self, *dataclass_types: type, description: str):
+        super().__init__(dataclass_types, description=description, formatter_class=_Help, allow_abbrev=False)
+        self.add_argument("--config", metavar="FILE.yaml", help="YAML with any of the options here as keys.")
+
+    def error(self, message: str) -> None:
+        """In one sentence, not behind the usage of 150 options."""
+        raise ValueError(f"{message}; --help lists all options.")
+
+    def parse(self, args: list[str] | None = None) -> tuple[Any, ...]:
+        """One instance of each dataclass; `args` is the command line by default."""
+        args = sys.argv[1:] if args is None else args
+        peek = ArgumentParser(add_help=False, allow_abbrev=False)
+        peek.add_argument("--config")
+        config = peek.parse_known_args(args)[0].config
+        from_file = [] if config is None else self._read(Path(config).expanduser(), args)
+        *parsed, namespace, unknown = self.parse_args_into_dataclasses(
+            [*from_file, *args], return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            name = unknown[0].split("=")[0]
+            raise ValueError(f"Unknown option {name}{self._suggest(name)}; --help lists them all.")
+        for options in parsed:
+            for name in (*READ, *WRITTEN):
+                if str(getattr(options, name, None)).startswith("~"):
+                    setattr(options, name, os.path.expanduser(getattr(options, name)))
+        return tuple(parsed)
+
+    def _read(self, path: Path, args: list[str]) -> list[str]:
+        """The options in a file as a command line has them; `args` are those that win over them."""
+        if not path.is_file():
+            raise ValueError(
+                f"There is no config file {path}{similar(path)}: pass --config with a YAML file that exists."
+            )
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds {type(content).__name__}: expected lines of `option: value`.")
+        known = {action.dest for action in self._actions}
+        for key in content:
+            if key not in known:
+                raise ValueError(f"Unknown key {key!r} in {path}{self._suggest(str(key))}; --help lists them all.")
+        for key in READ:
+            overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
+            if isinstance(content.get(key), str) and not overridden:
+                content[key] = _found(path, key, content[key])
+        return [token for key, value in content.items() for token in _tokens(key, value)]
+
+    def _suggest(self, name: str) -> str:
+        known = [action.dest for action in self._actions]
+        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
+        return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _found(config: Path, key: str, value: str) -> str:
+    """What an option of a config file names: beside that file, or else from the working directory or the Hub.
+
+    Raises:
+        ValueError: a file or folder that is in neither place.
+    """
+    beside = config.parent / Path(value).expanduser()
+    if value and beside.exists():
+        return value if beside == Path(value) else str(beside)
+    if value and not Path(value).exists() and (key in FILES or looks_like_path(value)):
+        raise ValueError(
+            f"{config} says `{key}: {value}`, and that is neither beside it nor in {Path.cwd()}{similar(beside)}: "
+            "correct the path."
+        )
+    return value
+
+
+def _tokens(key: str, value: Any) -> list[str]:
+    """A YAML entry as command-line words."""
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)] if value else []
+    return [f"--{key}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"]
+
+
+def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+    """The dataset that the arguments name, cut to `limit` rows a split; with `streaming`, nothing is downloaded first.
+
+    The main process prints what is in it, and what was left out.
+
+    Raises:
+        ValueError: no dataset named, none of that name, or one that can be read in two ways.
+    """
+    loaded = load(
+        args.dataset,
+        args.dataset_config,
+        args.dataset_revision,
+        streaming,
+        args.limit,
+        args.image_column,
+        getattr(args, "label_column", "label"),
+        [Path(__file__).resolve().parents[2]],
+    )
+    if os.environ.get("RANK", "0") == "0":
+        print(terminal_lines(loaded.summary), flush=True)
+    own = named_inside(loaded.splits, files_from(args), getattr(args, "on_error", "raise"))
+    return type(loaded.splits)(own)
+
+
+def files_from(args: DatasetArguments) -> Path | None:
+    """The folder of the dataset, where it is one: what its rows name may lie there."""
+    path = Path(args.dataset).expanduser()
+    return path if args.dataset and path.exists() else None
+
+
+def source(args: DatasetArguments) -> dict[str, str | None]:
+    """What the rows are, for the provenance: id, configuration, revision, and of a Hub dataset the commit."""
+    path, commit = Path(args.dataset).expanduser(), None
+    if not path.exists() and ":" not in args.dataset:
+        with suppress(ValueError):  # rows that were given may be called after a dataset that is not to be found
+            commit = commit_of(args.dataset, args.dataset_revision)
+    name = path.resolve().name if path.exists() else args.dataset  # not where it is on somebody's machine
+    return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a recipe's main: what a user did wrong is told in one sentence, without a traceback, and exits with 1.
+
+    Stopped by a user it exits with 130, by a launcher or a batch system with 143, and says what is kept.
+    MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
+    """
+    sys.excepthook = show_traceback
+    keep_secret(get_token())
+    try:
+        with stopped_like_ctrl_c():
+            main()
+    except ToldElsewhere:  # another worker prints why
+        sys.exit(1)
+    except KeyboardInterrupt as stopped:
+        leave(stopped)
+    except Exception as error:
+        sentence = isinstance(error, (ValueError, OSError, ImportError))
+        if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
+            raise
+        sys.exit(f"error: {message(_full_disk(error) if disk_is_full(error) else error)}")
+
+
+def _full_disk(error: Exception) -> str:
+    """In a sentence, whichever library met it; ours have one of their own."""
+    told = str(error)
+    if "make room" in told:
+        return told
+    place = getattr(error, "filename", None)
+    return (
+        f"The disk is full{f' at {place}' if place else ''} ({' '.join(told.split())[:200]}): make room there, and "
+        "run the same command again; what was there before is whole."
+    )

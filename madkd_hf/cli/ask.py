@@ -1,0 +1,369 @@
+"""Let an LLM write a bank of yes/no questions about the classes of a dataset.
+
+It writes N candidates on clear, distinct aspects (visual, categorical, environmental), and then selects the Q of them
+that tell the classes apart best. In --output_dir: aspects.json, the Q selected ones, aspects_all.json, all candidates,
+candidates.jsonl, rejected.jsonl with the reason of each, and generation.json, what they are about. Everything is kept
+as it comes: killed, stopped or out of luck, the same command goes on where it was.
+
+The classes come from --class_names, --class_names_file or the labels of a --dataset. An LLM of Inference Providers
+(log in by `hf auth login`, or set HF_TOKEN; --dry_run tells what it would take, and asks nothing):
+
+    python recipes/generate_questions.py --dataset dpdl-benchmark/oxford_iiit_pet --domain "photographs of pets" \\
+        --llm Qwen/Qwen3-235B-A22B-Instruct-2507 --price_in 0.2 --price_out 0.6 --dry_run --output_dir runs/questions
+
+Any OpenAI-compatible server, such as vLLM, TGI, llama.cpp, Ollama, or OpenAI; its key is in an environment variable:
+
+    python recipes/generate_questions.py ... --base_url http://localhost:11434/v1 --llm llama3.3
+    python recipes/generate_questions.py ... --base_url https://api.openai.com/v1 --llm gpt-4o \\
+        --api_key_env OPENAI_API_KEY
+
+A model on this machine, by folder or Hub id, or from a GGUF file (takes the package gguf):
+
+    python recipes/generate_questions.py ... --local --llm Qwen/Qwen2.5-7B-Instruct
+    python recipes/generate_questions.py ... --llm bartowski/Qwen2.5-7B-Instruct-GGUF:Qwen2.5-7B-Instruct-Q4_K_M.gguf
+
+Next: python recipes/attach_aspects.py --bank DIR ... labels images with the answers to the questions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import ClassLabel
+
+from .. import AspectBank
+from ..aspects import BANK_FILE
+from ..data.problems import Problems
+from ..files import check_folder, check_output, own_folder, refuse_link
+from ..questions import LLM, HubLLM, LocalLLM, Plan, Rules, ServerLLM, estimate, go_on, kept, open_store
+from ..questions.local import split_gguf
+from ..questions.prompts import counted
+from ..questions.remote import RemoteLLM
+from ..questions.store import MANIFEST, Store, try_folder
+from ..text import terminal
+from .arguments import DatasetArguments, RecipeParser, load_splits
+from .outputs import BANK
+
+
+ALL_FILE = "aspects_all.json"
+KIND = "bank of questions"
+OF_A_DATASET = ("dataset_dict.json", "dataset_info.json", "state.json")
+LONGEST_TIMEOUT = 1e6  # seconds; clocks end a little later
+
+
+@dataclass
+class ClassArguments(DatasetArguments):
+    """What the questions are about."""
+
+    _argument_group_name = "classes"
+
+    label_column: str = field(
+        default="label", metadata={"help": "The column of classes in the dataset; a ClassLabel, which has the names."}
+    )
+    class_names: list[str] | None = field(
+        default=None, metadata={"help": 'The classes, in place of those of a dataset: "black cat" "white dog" ...'}
+    )
+    class_names_file: str | None = field(
+        default=None, metadata={"help": "The same from a file: a name on each line, a JSON list, or JSON id2label."}
+    )
+    domain: str = field(
+        default="", metadata={"help": 'What the images are, such as "photographs of birds": helps the LLM a lot.'}
+    )
+
+
+@dataclass
+class QuestionArguments:
+    """How many questions, and which are good."""
+
+    _argument_group_name = "questions"
+
+    output_dir: str = field(default="", metadata={"help": "The folder of this bank; another task is refused there."})
+    candidates: int = field(default=100, metadata={"help": "N: how many good questions to collect."})
+    keep: int = field(default=50, metadata={"help": "Q: how many of them the LLM selects."})
+    groups: list[str] = field(
+        default_factory=lambda: ["visual", "categorical", "environmental"],
+        metadata={"help": "The kinds of aspects; each request asks for one of them, by turns."},
+    )
+    per_request: int = field(default=20, metadata={"help": "The most questions to ask for at once."})
+    max_rounds: int | None = field(
+        default=None,
+        metadata={
+            "help": "The most requests for questions in one run; by default three times what is needed at best."
+        },
+    )
+    allow_class_names: bool = field(default=False, metadata={"help": "Take questions that name a class."})
+    any_language: bool = field(
+        default=False,
+        metadata={"help": "Take questions of every language; how they begin is looked at in English only."},
+    )
+    max_characters: int = field(default=160, metadata={"help": "The longest question, in characters."})
+    max_words: int = field(default=25, metadata={"help": "The longest question, in words."})
+
+
+@dataclass
+class LLMArguments:
+    """Who writes them."""
+
+    _argument_group_name = "LLM"
+
+    llm: str | None = field(
+        default=None,
+        metadata={
+            "help": "The model: a Hub id, what the server of --base_url calls it, or with --local a folder; a .gguf "
+            "file, or owner/repo:file.gguf, is always local."
+        },
+    )
+    llm_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a local one."})
+    base_url: str | None = field(
+        default=None, metadata={"help": "An OpenAI-compatible server, such as http://localhost:8000/v1."}
+    )
+    local: bool = field(default=False, metadata={"help": "Run the model on this machine, with transformers."})
+    provider: str = field(
+        default="auto", metadata={"help": "Who computes, of Inference Providers: together, groq, ..."}
+    )
+    api_key_env: str | None = field(
+        default=None,
+        metadata={
+            "help": "The NAME of the environment variable with the key for the server or provider; without, none is "
+            "sent to --base_url, and Inference Providers get your Hub token. It is never written anywhere."
+        },
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Of sampling; lower repeats itself more."})
+    seed: int = field(default=0, metadata={"help": "Of sampling."})
+    max_tokens: int | None = field(
+        default=None,
+        metadata={"help": "The longest answer; by default what the questions take, and 4096 to think on a server."},
+    )
+    timeout: float = field(default=120.0, metadata={"help": "Seconds that one answer may take."})
+    retries: int = field(default=5, metadata={"help": "How often a request is repeated that a busy server refused."})
+    change_llm: bool = field(
+        default=False, metadata={"help": "Go on with another LLM than the one that the output_dir was begun with."}
+    )
+    dtype: str = field(default="auto", metadata={"help": "What a local one computes in: auto, float32, bfloat16, ..."})
+    device: str | None = field(default=None, metadata={"help": "Where; by default an accelerator, if any."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a local one."})
+    price_in: float | None = field(default=None, metadata={"help": "USD per million tokens read, for the estimate."})
+    price_out: float | None = field(default=None, metadata={"help": "USD per million tokens written."})
+    dry_run: bool = field(
+        default=False, metadata={"help": "Tell what it would take, and stop before the first request."}
+    )
+
+
+def class_names(args: ClassArguments) -> list[str]:
+    """The names from the one place that the arguments give.
+
+    Raises:
+        ValueError: no place or several, a file that cannot be read, or a column without names.
+    """
+    places = {
+        "--class_names": args.class_names,
+        "--class_names_file": args.class_names_file,
+        "--dataset": args.dataset,
+    }
+    given = [name for name, value in places.items() if value]
+    if len(given) != 1:
+        raise ValueError(
+            f"The class names come from {' and '.join(given) or 'nowhere'}: pass one of {', '.join(places)}."
+        )
+    if args.class_names:
+        return args.class_names
+    return _names_in_file(Path(args.class_names_file)) if args.class_names_file else _names_of_dataset(args)
+
+
+def _names_in_file(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}: pass --class_names_file with a name on each line, or JSON.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from error
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}): mend it, or write a name on each line.") from error
+    names = list(content.values()) if isinstance(content, dict) else content
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} holds other things than names: expected a JSON list of texts, or id2label.")
+    return names
+
+
+def _names_of_dataset(args: ClassArguments) -> list[str]:
+    splits = load_splits(args, streaming=True)  # nothing but the features is needed
+    features = next(iter(splits.values())).features or {}
+    label = features.get(args.label_column)
+    if isinstance(label, ClassLabel):
+        return label.names
+    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if label is None:
+        remedy = f"pass --label_column {named[0]}" if named else "pass --class_names or --class_names_file"
+        raise ValueError(f"{args.dataset} has no column {args.label_column!r} but {', '.join(features)}: {remedy}.")
+    raise ValueError(
+        f"The column {args.label_column!r} of {args.dataset} is {label}, which has no class names: pass --class_names "
+        "or --class_names_file."
+    )
+
+
+def is_local(args: LLMArguments) -> bool:
+    """Whether the model runs on this machine."""
+    return args.local or (args.base_url is None and split_gguf(args.llm)[1] is not None)
+
+
+@dataclass
+class Unasked:
+    """An LLM of a dry run: what an estimate wants to know about it, without a key."""
+
+    name: str
+    spare_tokens: int = RemoteLLM.spare_tokens
+
+
+def load_llm(args: LLMArguments) -> LLM:
+    """What the arguments name, ready to answer; with --dry_run, to be counted only."""
+    if is_local(args):
+        return LocalLLM(args.llm, args.llm_revision, args.dtype, args.device, args.temperature, args.trust_remote_code)
+    key = None
+    if args.api_key_env and not args.dry_run:
+        key = os.environ.get(args.api_key_env, "").strip()
+        if not key:
+            raise ValueError(
+                f"There is no key in the environment variable {_harmless(args.api_key_env)}: set it, or pass the name "
+                "of another by --api_key_env."
+            )
+    options = {"timeout": args.timeout, "temperature": args.temperature, "attempts": args.retries + 1}
+    if args.base_url:
+        return ServerLLM(args.llm, args.base_url, key, **options)
+    if args.dry_run:
+        return Unasked(args.llm)
+    return HubLLM(args.llm, args.provider, key, **options)
+
+
+def _harmless(name: str) -> str:
+    """The name of a variable, but not a key that somebody passed in its place."""
+    return (
+        name if name.replace("_", "a").isalnum() and len(name) <= 30 and not name.startswith(("hf_", "sk")) else "***"
+    )
+
+
+def check(args: LLMArguments, questions: QuestionArguments) -> None:
+    """Refuse what needs no loading to be seen."""
+    if not questions.output_dir:
+        raise ValueError("No output folder given: pass --output_dir.")
+    if args.llm is None:
+        raise ValueError("No LLM given: pass --llm with a Hub id, a model of --base_url, or a .gguf file.")
+    if args.local and args.base_url:
+        raise ValueError("Both --local and --base_url are given: pass one of them.")
+    if not 0 < args.timeout <= LONGEST_TIMEOUT:
+        raise ValueError(
+            f"--timeout is {args.timeout}: expected more than 0, and at most {LONGEST_TIMEOUT:,.0f} seconds."
+        )
+    for name in ("retries", "temperature", "price_in", "price_out"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"--{name} is {value}: expected 0 or more.")
+    for name in ("max_words", "max_characters"):
+        if getattr(questions, name) < 1:
+            raise ValueError(f"--{name} is {getattr(questions, name)}: expected 1 or more.")
+    if (args.price_in is None) != (args.price_out is None):
+        raise ValueError("One price is given: pass both --price_in and --price_out, in USD per million tokens.")
+
+
+def check_place(folder: Path, dataset: str) -> None:
+    """Refuse a folder that cannot be written, one whose bank a dataset needs, or one with a user's files."""
+    try_folder(folder)
+    check_output(folder, dataset)
+    for name in (*BANK, BANK_FILE, ALL_FILE):  # of the last two, `check_banks` looks at the questions
+        refuse_link(folder / name)
+    if not (folder / MANIFEST).exists():  # it says what the others are
+        check_folder(folder, KIND, BANK)
+    if any((folder / name).exists() for name in OF_A_DATASET):
+        raise ValueError(f"{folder} holds a dataset: pass another --output_dir, so that its bank stays.")
+
+
+def check_banks(folder: Path, store: Store) -> None:
+    """Refuse to overwrite banks with other questions than those that this command wrote."""
+    for path in (folder / BANK_FILE, folder / ALL_FILE):
+        other = next((text for text in _questions_in(path) if text not in store.written), None)
+        if other is not None:
+            raise ValueError(
+                f"{path} holds questions that were not written by this command ({other!r}), and would be overwritten: "
+                "pass another --output_dir, or move it away."
+            )
+
+
+def _questions_in(path: Path) -> list[str]:
+    return AspectBank.load(path).questions if path.exists() else []
+
+
+def tell_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> None:
+    """Print what it takes, before it is paid for."""
+    of = estimate(store, llm, plan)
+    print(
+        f"{llm.name}: about {counted(of.requests, 'request')}, {of.tokens_in:,} tokens read and {of.tokens_out:,} "
+        f"written; at most {of.most_requests}, {of.most_tokens_in:,} and {of.most_tokens_out:,} (--max_rounds, "
+        "--max_tokens)."
+    )
+    if args.price_in is not None:
+        expected, most = of.cost(args.price_in, args.price_out)
+        print(f"About {expected:.4f} USD, at most {most:.4f} USD, without what is repeated after a time-out.")
+    elif not is_local(args):
+        print("With --price_in and --price_out, in USD per million tokens, this tells the cost.")
+
+
+def main() -> None:
+    classes, questions, args = RecipeParser(
+        ClassArguments, QuestionArguments, LLMArguments, description=__doc__
+    ).parse()
+    problems = Problems()
+    if problems.passes(check, args, questions):
+        problems.step(check_place, Path(questions.output_dir), classes.dataset)
+    names = problems.step(class_names, classes)
+    problems.tell()
+    plan = Plan(
+        questions.candidates,
+        questions.keep,
+        tuple(questions.groups),
+        questions.per_request,
+        questions.max_rounds,
+        args.max_tokens,
+        args.seed,
+    )
+    rules = Rules(
+        (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
+    )
+    folder = Path(questions.output_dir)
+    llm = load_llm(args)
+    store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
+    check_banks(folder, store)
+    print(f"{len(names)} classes; there already: {len(store.aspects)} of {counted(plan.candidates, 'good question')}.")
+    paid = not is_local(args) and not (isinstance(llm, ServerLLM) and llm.is_here)
+    if paid or args.dry_run:
+        tell_estimate(args, store, llm, plan)
+    if args.dry_run:
+        return
+    try:
+        with store.hold():
+            if not (folder / MANIFEST).exists():
+                own_folder(folder, KIND, BANK)
+            made = go_on(store, llm, plan, progress=True)
+            made.candidates.save(folder / ALL_FILE)
+            made.selected.save(folder / BANK_FILE)
+    except KeyboardInterrupt as stopped:
+        raise type(stopped)(*filter(None, [kept(store).strip()])) from None
+    if made.chosen < plan.keep:
+        print(
+            f"Warning: {llm.name} selected only {counted(made.chosen, 'question')} of {len(made.candidates)}; the "
+            "others are the first of the rest."
+        )
+    for aspect in made.selected:
+        print(f"  {terminal(aspect.group):14} {terminal(aspect.id):24} {terminal(aspect.question)}")
+    print(
+        f"Now {folder / BANK_FILE} has {counted(plan.keep, 'question')}, selected from {len(made.candidates)} in "
+        f"{folder / ALL_FILE}. Next:\n  python recipes/attach_aspects.py --bank {shlex.quote(str(folder))} "
+        "--dataset ... --teacher ... --output_dir runs/labelled"
+    )

@@ -1,0 +1,300 @@
+"""Many students, side by side: what compare.py and tune.py train."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+import urllib.parse
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+
+import madkd_hf
+
+from .. import AspectBank
+from ..aspects import BANK_FILE
+from ..files import (
+    check_folder,
+    check_name,
+    check_removable,
+    checksum,
+    file_checksum,
+    list_files,
+    own_folder,
+    read_json,
+    remove_folder,
+    write_whole,
+)
+from ..students.base.saved import ADAPTER
+from .outputs import CELL
+
+
+KEPT_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
+DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data when
+    *("output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm", "local_rank"),
+    *("log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
+    *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+}
+OF_PUBLISHING = ("hub_", "push_", "trackio_")
+MODELS = ("backbone", "detector", "teacher")  # options that may name a folder with one
+CELL_FILE = "cell.json"
+STUDENT_FILES = ("*.safetensors", "*config.json", "*.npz", "*.py", f"{ADAPTER}/*")
+MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer*", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to train: `words` are the command line of `script`, a recipe; `metric` is the number that counts."""
+
+    name: str
+    words: tuple[str, ...]
+    folder: str
+    metric: str = "test_accuracy"
+    script: str = "train_student"
+
+    @property
+    def score(self) -> str:
+        """What its results call the number that counts, on whatever images: "accuracy"."""
+        return self.metric.split("_", 1)[1]
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What decides the result, by name: the options as they are understood, whatever says them, what stands in the
+        dataset, bank and models that they name, wherever these are, and the versions of the code."""
+        parsed = importlib.import_module(f"{__package__}.{self.script}").parse(list(self.words))
+        options = {name: value for each in parsed for name, value in _options(each).items()}
+        options = {name: value for name, value in options.items() if name not in DECIDES_NOTHING}
+        options = {name: value for name, value in options.items() if not name.startswith(OF_PUBLISHING)}
+        dataset, bank = Path(options["dataset"] or "nowhere"), options["bank"]
+        if (dataset / BANK_FILE).is_file():  # its answers are there: no teacher is asked
+            options |= dict.fromkeys(("teacher", "teacher_revision"))
+        if states := [*dataset.glob("state.json"), *dataset.glob("*/state.json")]:
+            options["dataset"] = {str(state.parent.relative_to(dataset)): _fingerprint(state) for state in states}
+        if bank and Path(bank).exists():
+            options["bank"] = AspectBank.load(bank).fingerprint
+        for name in MODELS:
+            if options.get(name) and Path(options[name]).is_dir():
+                options[name] = _model(Path(options[name]))
+        versions = {"madkd_hf": madkd_hf.__version__, "transformers": transformers.__version__}
+        options |= {"script": self.script, "metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
+        return json.loads(json.dumps(options, default=str))  # as it will be read back
+
+    @property
+    def key(self) -> str:
+        """A digest of what decides the result."""
+        return _key(self.decides)
+
+
+def cell_name(*parts: Any) -> str:
+    """The name of a student, which is that of its folder: a value such as microsoft/resnet-18 is part of it."""
+    return check_name(urllib.parse.quote("-".join(map(str, parts)), safe=KEPT_IN_NAMES), "student")
+
+
+def _key(decides: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _options(parsed: Any) -> dict[str, Any]:
+    """Of training arguments as they write themselves down, without what they find out about the machine."""
+    return parsed.to_dict() if hasattr(parsed, "to_dict") else asdict(parsed)
+
+
+def _fingerprint(state: Path) -> str:
+    """Of a saved dataset."""
+    remedy = "save the dataset again, such as by the same attach_aspects.py into another folder"
+    found = read_json(state, "state of a saved dataset", remedy).get("_fingerprint")
+    if not isinstance(found, str):
+        raise ValueError(f"{state} is damaged, it holds no fingerprint of a dataset: {remedy}.")
+    return found
+
+
+def _model(folder: Path) -> dict[str, str]:
+    """What a model consists of: file -> digest of its content."""
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@functools.cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    """Of a file of this size, changed at this time: read once in a process, however many students begin with it."""
+    return file_checksum(path)
+
+
+def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
+    """Train what is not trained yet, `jobs` at a time; returns each cell's numbers by its name.
+
+    Among them are the `score` that counts (per cent; AP in points), its `curve` on the validation images, `seconds`,
+    and all `metrics` of the recipe.
+
+    A student that is there, but that something else has decided, is replaced, and that is said.
+
+    Raises:
+        ValueError: a student failed, and the message names its log; or a worker was killed.
+    """
+    done, todo = {}, []
+    for cell in cells:
+        found = _found(cell)
+        if found and found["key"] == cell.key:
+            done[cell.name] = found["result"]
+            continue
+        check_removable(cell.folder, "student")  # before the first of them is trained
+        todo.append(cell)
+        if found:
+            print(f"The student {cell.name} in {cell.folder} is trained again: {_what_changed(found, cell)}.")
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
+    workers, spawn = min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn")
+    turns = spawn.SimpleQueue()  # no thread of its own that an interruption would have to end
+    for turn in range(workers):
+        turns.put(turn)
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(turns, devices()))
+    by_the_user = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
+    futures = {pool.submit(train_cell, cell): cell for cell in todo}
+    signal.signal(signal.SIGINT, by_the_user)
+    try:
+        with tqdm(total=len(cells), initial=len(done), unit=" students", desc="training") as bar:
+            for future in as_completed(futures):
+                cell = futures[future]
+                done[cell.name] = future.result()
+                bar.update()
+                bar.set_postfix_str(f"{cell.name}: {cell.score} {done[cell.name][cell.score]:.1f}")
+    except BaseException as error:
+        for worker in pool._processes.values():
+            worker.terminate()
+        if isinstance(error, BrokenProcessPool):
+            fewer = (
+                "with a lower per_device_train_batch_size"
+                if workers == 1
+                else f"with --jobs 1 (here it was {workers})"
+            )
+            error = ValueError(
+                "A process that trained a student was killed from outside, most likely because memory ran out: run "
+                f"the same command again, {fewer}; of {len(cells)} students {len(done)} are finished and kept."
+            )
+        elif isinstance(error, KeyboardInterrupt):
+            kept = f"{len(done)} of {len(cells)} students are finished and kept in {Path(cells[0].folder).parent}"
+            error = type(error)(f"{kept}; run the same command again to go on.")
+        elif isinstance(error, Exception):
+            error = ValueError(f"The student {cell.name} failed ({error}); its log is {cell.folder}/log.txt.")
+        raise error from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return {cell.name: done[cell.name] for cell in cells}
+
+
+def _begin_worker(turns: multiprocessing.SimpleQueue, visible: list[str]) -> None:
+    """A GPU of its own, as far as there are some; and no student is trained on when the user killed the command."""
+    if visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[turns.get() % len(visible)]
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def devices() -> list[str]:
+    """The GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if named is None else [n for n in named.split(",") if n]
+
+
+def _jobs() -> int:
+    """One student a GPU, or a core; on another accelerator one at a time."""
+    if torch.accelerator.is_available():
+        return len(devices()) or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _found(cell: Cell) -> dict[str, Any] | None:
+    """What stands in the folder of a student that was finished once, whatever decided it: key, decides, result.
+
+    None where there is none, or a damaged one, which is said.
+    """
+    path = Path(cell.folder) / CELL_FILE
+    if not path.exists():
+        return None
+    again = "its student is trained again"
+    try:
+        found = read_json(path, "result of a student", again)
+        if "decides" not in found:
+            return {**found, "key": None}
+        if found.pop("checksum", None) != checksum(found):
+            raise ValueError(f"{path} is damaged (it does not match its checksum): {again}.")
+        now, then = _files(cell), found["files"]
+        if changed := sorted(name for name in now | then if now.get(name) != then.get(name)):
+            raise ValueError(f"{path.parent / changed[0]} is damaged or missing: {again}.")
+    except ValueError as error:
+        print(error)
+        return None
+    return found
+
+
+def _files(cell: Cell) -> dict[str, str]:
+    """What others read of a finished student: file -> checksum."""
+    folder = Path(cell.folder)
+    files = sorted({path for pattern in STUDENT_FILES for path in folder.glob(pattern) if path.is_file()})
+    return {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
+
+
+def _what_changed(found: dict[str, Any], cell: Cell) -> str:
+    """In which options it differs from the student that is asked for; the first three."""
+    if "decides" not in found:
+        return "an earlier version of this recipe did not note all that decides it"
+    before, now = found["decides"], cell.decides
+    told = []
+    for name in before | now:
+        pair = before.get(name), now.get(name)
+        if pair[0] != pair[1]:
+            long = any(isinstance(value, (dict, list)) for value in pair)
+            told.append(f"{name} is not the same" if long else f"{name} was {pair[0]} and is {pair[1]}")
+    return ", ".join(told[:3]) + (f", and {len(told) - 3} more" if told[3:] else "")
+
+
+def train_cell(cell: Cell) -> dict[str, Any]:
+    """In a worker: one run of the recipe, its output in a log."""
+    recipe = importlib.import_module(f"{__package__}.{cell.script}")
+    started = time.perf_counter()
+    folder, decides = Path(cell.folder), cell.decides  # as they are now; files may change while it is trained
+    remove_folder(folder, "student")
+    check_folder(folder, "student")
+    own_folder(folder, "student", CELL)
+    with (
+        open(folder / "log.txt", "w", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        try:
+            trainer = recipe.train(*recipe.parse(list(cell.words)))
+        except Exception:
+            traceback.print_exc()
+            raise
+    metrics = read_json(folder / "all_results.json", "the numbers of a student", "run the same command again")
+    name = f"eval_{cell.score}"
+    curve = {entry["step"]: 100 * entry[name] for entry in trainer.state.log_history if name in entry}
+    result = {
+        cell.score: 100 * metrics[cell.metric],
+        "curve": list(curve.items()),
+        "seconds": time.perf_counter() - started,
+        "metrics": metrics,
+    }
+    content = {"key": _key(decides), "decides": decides, "result": result, "files": _files(cell)}
+    write_whole(folder / CELL_FILE, json.dumps({**content, "checksum": checksum(json.loads(json.dumps(content)))}))
+    list_files(folder, "student")
+    return result

@@ -1,0 +1,176 @@
+"""Keep the questions that are worth asking, by the answers about a small sample of images.
+
+From a dataset that attach_aspects.py labelled with all candidates. Leaves in --output_dir the kept questions as
+aspects.json, in order of choice, and why each candidate was kept or dropped: selection.md, selection.json and
+figures/selection.png. With --write_dataset, the dataset with the answers to the kept questions alone, so that nobody
+labels twice:
+
+    python recipes/select_questions.py --dataset runs/labelled --keep 12 --write_dataset --output_dir runs/selected
+
+Or from images that no one has labelled: a teacher answers all candidates about a sample of each class first:
+
+    python recipes/select_questions.py --config recipes/easy_vqa/select.yaml --output_dir runs/selected
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset, DatasetDict, concatenate_datasets
+
+from .. import AspectBank
+from ..aspects import ASPECT_COLUMNS, BANK_FILE
+from ..data.limits import even
+from ..data.subset import subset
+from ..selection.choice import select_questions
+from ..selection.page import read_answers, selection_table, write_selection
+from . import label as attach_aspects
+from .arguments import DatasetArguments, RecipeParser, load_splits
+from .outputs import DATASET, SELECTION, check_place, working_in
+from .preflight import sample
+from .teachers import LabellingArguments
+
+
+HEAD = 15  # lines of the table that are printed
+
+
+@dataclass
+class SelectArguments(LabellingArguments, DatasetArguments):
+    """What to choose from, and how many."""
+
+    _argument_group_name = "selection"
+
+    output_dir: str = field(default="", metadata={"help": "The folder for the kept questions and the reasons."})
+    keep: int = field(default=50, metadata={"help": "Q, how many questions to keep; the paper's 50."})
+    splits: list[str] = field(
+        default_factory=lambda: ["train"],
+        metadata={"help": "Splits whose images the choice may see: never those that measure the student."},
+    )
+    label_column: str = field(default="label", metadata={"help": "The column of classes."})
+    sample: int | None = field(
+        default=None,
+        metadata={"help": "Look at this many images, evenly of all classes; where there are no answers, label them."},
+    )
+    criterion: Literal["cmim", "jmi", "mrmr"] = field(
+        default="cmim",
+        metadata={
+            "help": "What a question tells beyond those chosen before: the one that tells most of it (cmim), on "
+            "average over them (jmi), or less its mean information about them (mrmr)."
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "Draws the sample."})
+    write_dataset: bool = field(
+        default=False,
+        metadata={"help": "Leave in output_dir all splits of the labelled dataset, with the kept answers alone."},
+    )
+
+
+def check(args: SelectArguments, splits: DatasetDict) -> bool:
+    """Whether the dataset is labelled; refuses what cannot be done with it."""
+    if missing := [split for split in args.splits if split not in splits]:
+        raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(splits)}; pass --splits.")
+    rows = splits[args.splits[0]]
+    if args.label_column not in rows.features:
+        raise ValueError(
+            f"There is no column {args.label_column!r}, and choosing by evidence needs the class of each image: the "
+            f"dataset has {rows.column_names}; pass --label_column."
+        )
+    if "aspect_logits" in rows.features:
+        return True
+    if args.bank is None or args.teacher is None or args.sample is None:
+        raise ValueError(
+            f"The dataset has no aspect columns: label it with recipes/attach_aspects.py --splits "
+            f"{' '.join(args.splits)}, or pass --bank, --teacher and --sample to label some images now."
+        )
+    if args.write_dataset:
+        raise ValueError(
+            "Only a sample is to be labelled, and --write_dataset needs answers for the dataset: leave it out, and "
+            "label the dataset with the kept questions afterwards."
+        )
+    return False
+
+
+def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
+    """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
+    labels = rows.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
+    return rows.select(even([None if label == -1 else label for label in labels], count, seed, without_class=False))
+
+
+def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
+    """The rows to look at, without their images, and the bank of all candidates."""
+    names = [*ASPECT_COLUMNS, args.label_column]
+    rows = concatenate_datasets([splits[split] for split in args.splits])
+    name = args.splits[0] if len(args.splits) == 1 else "sample"  # messages name rows by the split
+    if args.sample is not None:
+        rows = draw(rows, args.label_column, args.sample, args.seed)
+    if labelled:
+        bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
+    else:
+        rows = sample(rows, args)
+        shared = {name: getattr(args, name) for name in _shared()}
+        attach = attach_aspects.AttachArguments(**shared, splits=[name], label_column=args.label_column)
+        labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict({name: rows}))
+        rows = labelled_splits[name]
+    return rows.select_columns([name for name in names if name in rows.features]), bank
+
+
+def _shared() -> list[str]:
+    return [*DatasetArguments.__dataclass_fields__, *LabellingArguments.__dataclass_fields__]
+
+
+def next_step(args: SelectArguments, labelled: bool) -> str:
+    """The command that uses what was left in the output folder."""
+    folder = shlex.quote(args.output_dir)
+    if args.write_dataset:
+        student = "--backbone microsoft/resnet-18 --output_dir runs/student"
+        return f"python recipes/train_student.py --dataset {folder} {student}"
+    if labelled:
+        return f"{shlex.join(['python', *sys.argv])} --write_dataset"
+    return (
+        f"python recipes/attach_aspects.py --dataset {shlex.quote(args.dataset)} --bank {folder}/aspects.json "
+        f"--teacher {shlex.quote(args.teacher)} --output_dir runs/labelled"
+    )
+
+
+def main() -> None:
+    (args,) = RecipeParser(SelectArguments, description=__doc__).parse()
+    place = (
+        args.output_dir,
+        args,
+        attach_aspects.KIND,
+        (*(DATASET if args.write_dataset else [BANK_FILE]), *SELECTION),
+    )
+    check_place(*place)
+    if args.keep < 1:
+        raise ValueError(f"Expected to keep at least 1 question; got keep={args.keep}.")
+    if not args.write_dataset and (Path(args.output_dir) / "dataset_dict.json").exists():
+        raise ValueError(
+            f"{args.output_dir} holds a dataset, whose bank would be overwritten: pass --write_dataset to replace "
+            "both, or another --output_dir."
+        )
+    with working_in(*place):
+        _select(args)
+
+
+def _select(args: SelectArguments) -> None:
+    splits = load_splits(args)
+    labelled = check(args, splits)
+    if args.write_dataset:
+        attach_aspects.check_splits(splits, Path(args.output_dir))
+    rows, bank = answers(args, splits, labelled)
+    logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
+    selection = select_questions(logits, mass, labels, bank, args.keep, args.criterion)
+    if args.write_dataset:
+        attach_aspects.save(*subset(splits, bank, selection.bank.ids), args.output_dir)
+    else:
+        selection.bank.save(args.output_dir)
+    written = write_selection(selection, args.output_dir)
+    print(selection_table(selection, most=HEAD))
+    if len(selection.choices) > HEAD:
+        print(f"... and {len(selection.choices) - HEAD} more in {written}.")
+    print(f"{selection.message}\nWhy each was kept or dropped, with a picture: {written}. Next:")
+    print(f"  {next_step(args, labelled)}")

@@ -1,0 +1,250 @@
+"""Compare students over seeds: base, distilled, and two controls that a real gain must beat.
+
+Of detectors (task: detection), two are distilled: with aspects of the image, and with aspects of each object; each
+has a shuffled control of its own.
+
+A seed redraws both the training images and the initialisation. The teacher labels the images once; finished students
+are kept, so that the same command goes on where it stopped. Leaves report.json, report.md, figures/, the labelled
+dataset and one distilled student in --output_dir, and with --push_to_hub publishes that student, its card holding the
+comparison. (The token is HF_TOKEN, or the one that `hf auth login` stored.)
+
+    python recipes/compare.py --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
+    python recipes/compare.py --config recipes/easy_vqa/detect_compare.yaml --output_dir runs/detect
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+from datasets import DatasetDict
+from huggingface_hub import ModelCard
+
+from .. import AspectTeacher, MadkdForImageClassification, report
+from ..data.objects import one_row_an_object
+from ..data.problems import Problems
+from ..files import new_folder
+from ..hub import HubRepo, push_student
+from ..hub.cards.results import Evaluation
+from ..hub.cards.student import StudentFacts
+from ..hub.sources import how_drawn
+from ..report.classes import calibration_sentence
+from ..report.comparison import over_controls, terms
+from ..report.grid import grid_table, grid_verdict, write_grid
+from ..students.base.processors import load_image_processor
+from ..students.base.saved import ADAPTER
+from ..text import terminal
+from . import train_detector, train_student
+from .arguments import ClassArguments, ObjectArguments, RecipeParser, source
+from .cells import Cell, run_cells
+from .conditions import CompareArguments, TaskArguments, check, label, look, plan, points, read_grid, student_words
+from .outputs import COMPARING, COMPARISON, working_in
+from .pictures import detector_trainer, draw_figures
+from .preflight import Ready
+
+
+def keep_student(args: CompareArguments) -> Path | None:
+    """Copy the first distilled student to where users look for it."""
+    treated = terms({"task": args.objects.task}).treated
+    cell, kept = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
+    if treated not in args.controls():
+        return None
+    others = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
+    with new_folder(kept, "student") as new:
+        shutil.copytree(cell, new, ignore=others, dirs_exist_ok=True)
+    return kept
+
+
+def compare_points(
+    args: CompareArguments,
+    planned: list[tuple[dict[str, Any], dict[tuple[str, int], Cell]]],
+    results: dict[str, dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    """The report of a grid."""
+    found = []
+    for point, cells in planned:
+        both = [
+            report.summarise(
+                [
+                    {"condition": condition, "seed": seed, "accuracy": 100 * results[cell.name]["metrics"][metric]}
+                    for (condition, seed), cell in cells.items()
+                ]
+            )
+            for metric in ("test_accuracy", "eval_accuracy")
+        ]
+        found.append({"point": point, **both[0], "validation": both[1]["accuracy"]})
+    written = write_grid({"points": found, **about}, args.output_dir)
+    print(f"\n{grid_table(found)}\n\n{grid_verdict(found)}\nReport and pictures: {written}")
+
+
+def about_teacher(teacher: AspectTeacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
+    """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
+    rows = labelled[args.train_split]
+    rows = one_row_an_object(rows) if args.detects else rows
+    mass = np.array([each for each in rows["aspect_mass"] if each is not None])
+    about = {**teacher.provenance, "mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
+    card = Path(args.teacher) / "README.md"
+    if card.is_file():
+        results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
+        about["card"] = {f"{result.dataset_name}: {result.metric_name}": result.metric_value for result in results}
+    return about
+
+
+def check_publishing(args: CompareArguments) -> HubRepo | None:
+    """Where the student goes; what would keep it from going there is told before anything starts."""
+    if not args.push_to_hub:
+        return None
+    if read_grid(args.grid):
+        raise ValueError("A grid has no one student to publish: choose a point, and publish without --grid.")
+    treated = terms({"task": args.objects.task}).treated
+    if treated not in args.controls():
+        raise ValueError(
+            f"There is no distilled student to publish in {args.conditions}: add {treated} to --conditions."
+        )
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    to = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
+    return HubRepo(name, "model", **to).check(args.hub_license)
+
+
+def publish(
+    args: CompareArguments,
+    repo: HubRepo,
+    student: Path,
+    metrics: dict[str, Any],
+    summary: dict[str, Any],
+    labelled: DatasetDict,
+) -> str:
+    """One commit with the student that is kept, and a card with its own numbers and the comparison's; where it is."""
+    evaluations = [
+        Evaluation(
+            name,
+            {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")},
+            len(labelled[split]),
+            None if how_drawn(labelled[split]) else split,
+            list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None,
+            drawn=how_drawn(labelled[split]),
+        )
+        for name, prefix, split in (("validation", "eval", args.eval_split), ("test", "test", args.test_split))
+    ]
+    facts = {
+        "dataset": train_student.about_dataset(args, labelled[args.train_split]),
+        "evaluations": evaluations,
+        "comparison": args.output_dir,
+        "compared": True,
+        "license": args.hub_license,
+    }
+    title = "Upload a distilled student"
+    if args.detects:
+        trainer = detector_trainer(args, labelled, student)
+        trainer.hub_model_id = repo.repo_id  # looked at before anything started
+        to = {"private": repo.private, "revision": repo.revision, "create_pr": repo.create_pr}
+        commit = trainer.push_to_hub(title, plain=args.push_plain, **to, **facts)
+    else:
+        asked, training_args = train_student.parse(student_words(args, "madkd", 0, str(student)))
+        facts["hyperparameters"] = training_args.hyperparameters() | asked.lora.hyperparameters()
+        commit = push_student(
+            MadkdForImageClassification.from_pretrained(student),
+            load_image_processor(student),
+            repo,
+            StudentFacts(**facts),
+            plain=args.push_plain,
+            adapter=student / ADAPTER if (student / ADAPTER).is_dir() else None,
+            commit_message=title,
+        )
+    return commit.pr_url or commit.repo_url
+
+
+def parse(args: list[str] | None = None) -> CompareArguments:
+    """
+    Raises:
+        ValueError: a setting that says nothing about the task.
+    """
+    compared, compared.objects = RecipeParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
+    if compared.detects:
+        of_others = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]
+        of_others += ["grid"] if _changed(compared, "grid") else []
+    else:
+        of_others = [name for name in ObjectArguments.__dataclass_fields__ if _changed(compared.objects, name)]
+    if of_others:
+        other = "classification" if compared.detects else "detection"
+        raise ValueError(f"{of_others[0]} is for task: {other}, and this is {compared.objects.task}: leave it out.")
+    return compared
+
+
+def _changed(args: Any, name: str) -> bool:
+    return getattr(args, name) != type(args).__dataclass_fields__[name].default
+
+
+def main() -> None:
+    args = parse()
+    problems = Problems()
+    repo = problems.step(check_publishing, args)
+    ready = look(args, problems, problems.step(check, args), "scored")
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _compare(args, ready, repo)
+
+
+def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None:
+    datasets.disable_progress_bars()  # ours remain: images labelled, students trained
+    transformers.utils.logging.disable_progress_bar()
+    started = [time.perf_counter()]
+    labelled, bank, teacher = label(args, ready.splits)
+    started.append(time.perf_counter())
+    planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
+    results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
+    train = labelled[args.train_split]
+    classes = train_detector.categories(train, args.objects) if args.detects else train.features[args.label_column]
+    about = {
+        "dataset": args.dataset,
+        "commit": source(args)["commit"],
+        "classes": classes.num_classes,
+        "bank": bank.fingerprint,
+        "teacher": about_teacher(teacher, labelled, args),
+        "left_out": ready.summary,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    if planned[0][0]:
+        return compare_points(args, planned, results, about)
+    student = keep_student(args)
+    started.append(time.perf_counter())
+    cells = [
+        {**results[cell.name], "condition": condition, "seed": seed}
+        for (condition, seed), cell in planned[0][1].items()
+    ]
+    summary = report.summarise(cells, args.objects.task)
+    pictures, by_class = draw_figures(args, labelled, bank, teacher, cells, summary, student)
+    started.append(time.perf_counter())
+    summary |= about | {
+        "images_per_class": args.images_per_class,
+        "scenes": args.objects.scenes,
+        "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
+        "figures": pictures,
+    }
+    written = report.write_report(summary, args.output_dir)
+    print(f"\n{report.table(summary)}\n")
+    if "gain" in summary:
+        print(f"{report.verdict(summary['gain'], terms(summary).score)}.")
+    if args.detects and over_controls(summary):
+        print(over_controls(summary))
+    if by_class and "calibration" in by_class:
+        print(calibration_sentence(by_class))
+    print(f"Report and pictures: {written}")
+    if repo:
+        metrics = results[f"{terms(summary).treated}-0"]["metrics"]
+        url = publish(args, repo, student, metrics, summary, labelled)
+        print(f"Published: {terminal(url)}")
+    if args.detects:
+        return
+    print("Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:")
+    print(
+        "  python recipes/attach_aspects.py --dataset PHOTOS --bank aspects.json "
+        "--teacher OpenGVLab/InternVL3-1B-hf --output_dir runs/labelled"
+    )

@@ -1,0 +1,271 @@
+"""Which students are compared: conditions, seeds, and the points of a grid."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import DatasetDict
+
+from .. import AspectBank, AspectTeacher
+from ..data.problems import Problems
+from ..data.subset import subset
+from ..files import check_output, check_removable
+from . import label as attach_aspects
+from .arguments import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments
+from .cells import Cell, cell_name
+from .outputs import COMPARING, COMPARISON, check_place
+from .preflight import Ready, Test, comparison
+from .teachers import LabellingArguments
+
+
+CONTROLS = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
+DETECTORS = {"base": "none", "image": "none", "image_shuffled": "shuffled", "object": "none"}
+DETECTORS |= {"shuffled": "shuffled", "constant": "constant"}
+OF_IMAGES = ("image", "image_shuffled")  # whose answers are about images; other detectors' are about objects
+LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; of detectors the first one is about objects
+OF_ASPECTS = ("aspect_alpha", "aspects")  # a plain student has neither
+COMPARED = {"config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict"}
+COMPARED |= {"push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"}
+
+
+@dataclass
+class TaskArguments(ObjectArguments):
+    """What the students do, and for detectors their objects."""
+
+    _argument_group_name = "task"
+
+    task: Literal["classification", "detection"] = field(
+        default="classification",
+        metadata={"help": "Students of train_student.py, or of train_detector.py; what follows is for the latter."},
+    )
+
+
+@dataclass
+class CompareArguments(LabellingArguments, ClassArguments):
+    """What is compared, on what, how often."""
+
+    _argument_group_name = "comparison"
+
+    output_dir: str = field(default="", metadata={"help": "The folder for report, figures and students."})
+    baseline: str = field(
+        default="",
+        metadata={
+            "help": "YAML of train_student.py (of train_detector.py, with task detection) for the plain student."
+        },
+    )
+    distill: str = field(default="", metadata={"help": "Likewise for the distilled ones and their controls."})
+    conditions: list[str] = field(
+        default_factory=list,
+        metadata={"help": f"Which of {', '.join(CONTROLS)}; of detectors {', '.join(DETECTORS)}; all by default."},
+    )
+    seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
+    grid: str = field(
+        default="{}",
+        metadata={
+            "help": "Option of train_student.py, or `aspects` (the first so many questions), -> values; all "
+            "conditions and seeds are trained at every point (JSON): '{\"images_per_class\": [5, 10, 20, 50]}'."
+        },
+    )
+    jobs: int | None = field(
+        default=None, metadata={"help": "Students trained side by side, one thread each; one per core by default."}
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Publish the distilled student that is kept, with what was found."}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "Where to: owner/name, or a name of your own."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
+    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request."})
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
+    )
+    push_plain: bool = field(
+        default=False,
+        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
+    )
+    objects: TaskArguments = field(default_factory=TaskArguments, init=False)
+
+    @property
+    def detects(self) -> bool:
+        """Whether the students are detectors."""
+        return self.objects.task == "detection"
+
+    @property
+    def script(self) -> str:
+        """The recipe that trains the students."""
+        return "train_detector" if self.detects else "train_student"
+
+    def controls(self) -> dict[str, str]:
+        """The conditions that were asked for, each with the control that its students' aspects are."""
+        known = DETECTORS if self.detects else CONTROLS
+        if unknown := set(self.conditions) - set(known):
+            raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(known)}.")
+        return {name: known[name] for name in self.conditions or known}
+
+
+def look(args: CompareArguments, problems: Problems, students: list[Any] | None, test: Test) -> Ready:
+    """Whatever can be known to be wrong is told before the teacher is asked; see `preflight.comparison`."""
+    for point in (problems.step(points, args) or []) if args.bank else []:
+        if "aspects" in point:
+            problems.step(lambda count: check_count(count, AspectBank.load(args.bank)), point["aspects"])
+    return comparison(
+        problems, importlib.import_module(f"{__package__}.{args.script}").TASK, args, students or [], test
+    )
+
+
+def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, AspectTeacher]:
+    """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
+
+    Of detectors, the objects in them; a second dataset there, for the conditions `OF_IMAGES`, has the images labelled.
+    """
+    names = DatasetArguments.__dataclass_fields__ | LabellingArguments.__dataclass_fields__
+    shared = {name: getattr(args, name) for name in names}
+    places = {LABELLED: {}}
+    if args.detects:
+        places = {LABELLED: args.objects.boxes}
+        places |= {LABELLED_IMAGES: {}} if set(OF_IMAGES) & set(args.controls()) else {}
+    found = {}
+    for place, boxes in places.items():
+        if args.work_dir and place != LABELLED:
+            shared["work_dir"] = f"{args.work_dir}_{place}"  # a job of its own
+        attach = attach_aspects.AttachArguments(**shared, **boxes, splits=[args.train_split, args.eval_split])
+        found[place] = attach_aspects.label(attach, splits)
+        attach_aspects.save(*found[place][:2], Path(args.output_dir) / place)
+    return found[LABELLED]
+
+
+def read_grid(text: str, name: str = "grid") -> dict[str, list[Any]]:
+    """Option -> values, of a JSON object; what reads as a number is one (YAML takes 1e-3 for a word)."""
+    try:
+        grid = json.loads(text)
+    except ValueError:
+        grid = None
+    if not isinstance(grid, dict):
+        raise ValueError(f"{name} is option -> values, as in '{{\"images_per_class\": [5, 10]}}'; received {text!r}.")
+    for option, values in grid.items():
+        if option in COMPARED:
+            raise ValueError(f"The option {option!r} of {name} is the comparison's own business: leave it out.")
+        if not isinstance(values, list) or not values or any(isinstance(v, (list, dict, type(None))) for v in values):
+            raise ValueError(f"The option {option!r} of {name} needs a list of numbers or words; got {values!r}.")
+        grid[option] = [_number(value) for value in values]
+    return grid
+
+
+def _number(value: Any) -> Any:
+    for kind in (int, float) if isinstance(value, str) else ():
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def points(args: CompareArguments) -> list[dict[str, Any]]:
+    """The grid's points, option -> value; a single one without options where there is no grid."""
+    grid = read_grid(args.grid)
+    return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+
+
+def check_given(args: CompareArguments) -> None:
+    """Raise ValueError for what is missing on the command line, or missing where that says it is."""
+    for name in ("output_dir", "baseline", "distill"):
+        if not getattr(args, name):
+            raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    for name in ("baseline", "distill"):
+        if not Path(getattr(args, name)).is_file():
+            raise ValueError(
+                f"There is no file {getattr(args, name)}: pass --{name} with a YAML of {args.script}.py that exists."
+            )
+
+
+def check(args: CompareArguments) -> list[Any]:
+    """The arguments of each student, at every point, of every condition.
+
+    Raises:
+        ValueError: what would fail when the teacher has worked for hours: each student is told what it is.
+    """
+    check_given(args)
+    if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
+        raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
+    students = []
+    for point, condition in itertools.product(points(args), args.controls()):
+        words = student_words(args, condition, 0, args.output_dir)
+        settings = of_condition(point, condition)
+        settings.pop("aspects", None)
+        student = parsed(args, [*words, *(f"--{k}={v}" for k, v in settings.items())])
+        check_output(args.output_dir, getattr(student, "backbone", None), getattr(student, "detector", None))
+        students.append(student)
+    check_place(args.output_dir, args, COMPARING, COMPARISON)
+    check_removable(Path(args.output_dir) / "student", "student")
+    return students
+
+
+def parsed(args: CompareArguments, words: Sequence[str]) -> Any:
+    """The arguments of one student."""
+    return importlib.import_module(f"{__package__}.{args.script}").parse(list(words))[0]
+
+
+def check_count(count: Any, bank: AspectBank) -> None:
+    """Raise ValueError where a grid asks for more questions than there are, or for a part of one."""
+    if count not in range(1, len(bank) + 1):
+        raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
+
+
+def of_condition(point: dict[str, Any], condition: str) -> dict[str, Any]:
+    """The point's options that are about these students."""
+    return {k: v for k, v in point.items() if condition != "base" or k not in OF_ASPECTS}
+
+
+def plan(
+    args: CompareArguments, point: dict[str, Any], labelled: DatasetDict, bank: AspectBank
+) -> dict[tuple[str, int], Cell]:
+    """(condition, seed) -> the student to train at a point of the grid."""
+    metric = "test_map" if args.detects else "test_accuracy"
+    cells = {}
+    for seed in range(args.seeds):
+        for condition in args.controls():
+            settings = of_condition(point, condition)
+            name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
+            folder = str(Path(args.output_dir) / "cells" / name)
+            words = student_words(args, condition, seed, folder)
+            if (count := settings.pop("aspects", len(bank))) != len(bank):
+                check_count(count, bank)
+                place = keep(labelled, bank, bank.ids[:count], args)
+                words += ["--dataset", place, "--bank", place]
+            words += [f"--{option}={value}" for option, value in settings.items()]
+            cells[condition, seed] = Cell(name, tuple(words), folder, metric, args.script)
+    return cells
+
+
+def keep(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: CompareArguments) -> str:
+    """A folder of the labelled dataset with the answers to these questions alone."""
+    rows, kept = subset(labelled, bank, ids)
+    folder = Path(args.output_dir) / "sets" / kept.fingerprint
+    attach_aspects.save(rows, kept, folder)
+    return str(folder)
+
+
+def student_words(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:
+    """The command line of one student: its YAML, and over it what all students have in common."""
+    about_image = condition in OF_IMAGES
+    labelled = str(Path(args.output_dir) / (LABELLED_IMAGES if about_image else LABELLED))
+    words = ["--config", args.baseline if condition == "base" else args.distill]
+    words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", (CONTROLS | DETECTORS)[condition]]
+    words += ["--aspect_alpha", "0"] if condition == "base" else []
+    words += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
+    words += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
+    names = ["image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"]
+    if args.detects:
+        words += ["--aspect_level", "image" if about_image else "object", "--category_field", CATEGORY]
+        names = [name for name in names if name not in ClassArguments.__annotations__]
+        names += ["boxes_column", "box_format", "scenes"]
+    for name in names:
+        value = getattr(args.objects if name in ObjectArguments.__dataclass_fields__ else args, name)
+        if value is not None:
+            words += [f"--{name}", str(value)]
+    return words

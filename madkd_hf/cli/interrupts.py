@@ -1,0 +1,76 @@
+"""How a command ends when somebody stops it: a word and the exit code that shells expect, also while it still loads.
+
+The libraries take seconds to load, and a stop meanwhile would end in a traceback.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+
+INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal, as shells have it
+WORDS = {INTERRUPTED: "interrupted", TERMINATED: "stopped: a worker ended or the job was cancelled"}
+KEPT = "what was finished is kept; run the same command again to go on"
+
+
+class Terminated(KeyboardInterrupt):
+    """A launcher or a batch system ended the job."""
+
+
+def leave(stopped: KeyboardInterrupt) -> NoReturn:
+    """Exit with a line that says what is kept; of an `accelerate launch`, the first process says it for all."""
+    code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
+    if os.environ.get("RANK", "0") == "0":
+        told = str(stopped).rstrip(".") or KEPT
+        print(f"{WORDS[code]}: {told}.", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """Take what a launcher or a batch system sends to end a job (SIGTERM) for what a user types to end it."""
+    process = os.getpid()
+
+    def stop(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        if os.getpid() != process:  # a fork, which its parent ends in this way
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_while_loading(code: int) -> None:
+    os.write(2, f"{WORDS[code]}: nothing had begun.\n".encode())
+    os._exit(code)
+
+
+def watch() -> None:
+    """Until `arguments.run` takes over: called before the large libraries are imported."""
+    if multiprocessing.parent_process() is not None:
+        return
+    process, shown = os.getpid(), sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            _end_while_loading(INTERRUPTED)
+        shown(kind, error, trace)
+
+    def stop(*_: Any) -> None:
+        if os.getpid() == process:
+            _end_while_loading(TERMINATED)
+        os._exit(TERMINATED)
+
+    sys.excepthook = show
+    signal.signal(signal.SIGTERM, stop)

@@ -1,0 +1,317 @@
+"""Label a dataset with the answers of a multimodal LLM to a bank of yes/no questions.
+
+Leaves in --output_dir what `datasets.load_from_disk` reads, with the columns aspect_logits, aspect_mass and
+aspect_bank, and the bank itself as aspects.json. Killed or stopped, the same command goes on where it was.
+
+    python recipes/attach_aspects.py --config recipes/easy_vqa/attach.yaml --output_dir runs/labelled
+
+On several GPUs, or on several machines that share the folders (--work_dir, --output_dir), each with its own part:
+
+    accelerate launch --num_processes 4 recipes/attach_aspects.py --config ... --output_dir ...
+
+A dataset larger than the disk, as a stream; leaves Parquet files that `load_dataset(output_dir)` reads anywhere:
+
+    python recipes/attach_aspects.py --streaming --dataset ILSVRC/imagenet-1k --bank ... --teacher ... --output_dir ...
+
+The objects of a detection dataset, each one cut out by its box:
+
+    python recipes/attach_aspects.py --dataset rishitdagli/cppe-5 --boxes_column objects --label_column category ...
+
+For others, with a card that says what each question is worth (private, unless --hub_private_repo false):
+
+    python recipes/attach_aspects.py --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
+
+from .. import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
+from ..aspects import BANK_FILE
+from ..data.objects import one_row_an_object
+from ..files import (
+    MARK_FILE,
+    check_name,
+    check_removable,
+    own_folder,
+    remove_folder,
+    remove_stale,
+    replace_folder,
+    temporary,
+    write_checksums,
+    writing,
+)
+from ..hub import HubError, HubRepo
+from ..labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
+from ..labelling.shards import check_work_dir
+from ..selection.evidence import write_evidence
+from ..text import terminal
+from .arguments import BoxArguments, DatasetArguments, RecipeParser, files_from, source
+from .outputs import DATASET, check_place, working_in
+from .preflight import labelling
+from .teachers import TeacherArguments, load_bank_and_teacher
+
+
+Splits = DatasetDict | IterableDatasetDict
+KIND, SPLIT = "labelled dataset", "split of a dataset"  # folders that we write, as their marks say
+KEPT = "the answers are kept, none is asked twice"
+
+
+@dataclass
+class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
+    """What to label, and how to read the answers."""
+
+    _argument_group_name = "labelling"
+
+    output_dir: str = field(default="", metadata={"help": "The folder for the labelled dataset."})
+    splits: list[str] = field(
+        default_factory=lambda: ["train"],
+        metadata={"help": "Splits to label; the others keep null answers, so that all have one schema."},
+    )
+    label_column: str = field(
+        default="label",
+        metadata={
+            "help": "The classes, if any: only the table of what each question tells about them reads these. With "
+            "--boxes_column, the field of the objects that holds their classes, such as category."
+        },
+    )
+    boxes_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ask about every object, not about the whole image: the column of objects with their bbox, as "
+            "detection datasets have it, mostly named objects."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the dataset as a stream, and leave Parquet files with images and answers in output_dir, one "
+            "after the other: memory stays flat, and nothing is kept in the datasets cache."
+        },
+    )
+    shard_size: int = field(
+        default=512,
+        metadata={"help": "Images between two saves: what a kill can cost, and the rows of a Parquet file."},
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={
+            "help": "Publish the labelled dataset, with its bank and a card; log in by `hf auth login` or HF_TOKEN."
+        },
+    )
+    hub_dataset_id: str | None = field(default=None, metadata={"help": "Where: owner/name, or a name of your own."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
+    hub_license: str | None = field(
+        default=None,
+        metadata={
+            "help": "The Hub's identifier of a licence; by default that of the source dataset, where it has one."
+        },
+    )
+    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
+    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
+
+
+def label(
+    args: AttachArguments, splits: Splits, workers: Workers | None = None
+) -> tuple[Splits, AspectBank, AspectTeacher]:
+    """The labelled splits, the bank with its provenance, and the teacher."""
+    workers = workers or Workers()
+    if args.output_dir:
+        workers.agree(lambda: check_splits(splits, Path(args.output_dir)))
+    bank, teacher = workers.agree(lambda: load_bank_and_teacher(args, workers))
+    labelled = attach_aspects(
+        splits,
+        bank,
+        teacher,
+        args.image_column,
+        args.splits,
+        args.work_dir or (args.output_dir if args.streaming else None),
+        args.on_error,
+        args.shard_size,
+        distributed=workers.count > 1,
+        boxes_column=args.boxes_column,
+        box_format=args.box_format,
+        box_margin=args.box_margin,
+        box_padding=args.box_padding,
+        files_from=files_from(args),
+    )
+    told = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
+    return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher
+
+
+def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
+    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete.
+
+    Raises:
+        ValueError: files of a user are in the way; nothing is changed.
+        OSError: it cannot be written.
+    """
+    folder = Path(output_dir)
+    check_splits(labelled, folder)
+    with writing(output_dir, KEPT):
+        own_folder(folder, KIND, DATASET)
+        (folder / BANK_FILE).unlink(missing_ok=True)
+        if isinstance(labelled, DatasetDict):  # a stream's Parquet files are there
+            _save_rows(labelled, folder)
+        bank.save(output_dir)
+
+
+def check_splits(labelled: Splits, folder: Path) -> None:
+    """Raise ValueError where the name of a split is no name of a folder, or a user's folder has that name."""
+    for split in labelled:
+        check_name(split, "split")
+        if isinstance(labelled, DatasetDict):
+            check_removable(folder / split, SPLIT)
+
+
+def _save_rows(labelled: DatasetDict, folder: Path) -> None:
+    """`save_to_disk`, so that a kill leaves the old dataset or the new one or none, never some splits of each."""
+    index, partial = "dataset_dict.json", temporary(folder / "dataset")
+    remove_stale(folder)
+    try:
+        labelled.save_to_disk(partial)
+        for split in labelled:
+            write_checksums(partial / split)
+        (folder / index).unlink(missing_ok=True)  # without it, nothing is loaded from the folder
+        for split in labelled:
+            replace_folder(partial / split, folder / split, SPLIT)
+        os.replace(partial / index, folder / index)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for mark in folder.glob(f"*/{MARK_FILE}"):  # splits that the dataset has no more
+        if mark.parent.name not in labelled:
+            with contextlib.suppress(ValueError):  # of another kind, or with files of a user
+                remove_folder(mark.parent, SPLIT)
+
+
+def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
+    """Answers and classes of a labelled split, without the images beside them."""
+    rows = labelled[split]
+    names = [name for name in (*ASPECT_COLUMNS, args.label_column, args.boxes_column) if name in rows.features]
+    if isinstance(rows, Dataset):
+        return rows.select_columns(names)
+    folder = Path(args.work_dir or args.output_dir).expanduser() / "data"
+    files = sorted(file for file in folder.iterdir() if re.fullmatch(re.escape(split) + r"-\d+\.parquet", file.name))
+    return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
+
+
+def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
+    """Print what came out: what each question is worth, what was skipped, and what to do next."""
+    parts = {split: answers(args, labelled, split) for split in args.splits}
+    for split, rows in parts.items():
+        if found := skipped_rows(rows):
+            some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+            what = "that cannot be read, or a box in them" if args.boxes_column else "that cannot be read"
+            doubt = f" So many: is --box_format {args.box_format} right?" if 10 * len(found) > len(rows) else ""
+            print(f"Skipped {len(found)} images of {split} {what}: rows {some}.{doubt if args.boxes_column else ''}")
+    everything, unit = concatenate_datasets(list(parts.values())), "image"
+    if args.boxes_column:
+        everything, unit = one_row_an_object(everything, args.boxes_column, args.label_column), "object"
+    if not any(answer is not None for answer in everything["aspect_mass"]):
+        print(
+            f"No {unit} of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
+            f"{sum(map(len, parts.values()))} rows in {args.output_dir} are without."
+        )
+        return
+    with writing(args.output_dir, KEPT):
+        evidence = write_evidence(everything, bank, args.output_dir, args.label_column, unit)
+    print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
+    done = bank.provenance
+    error = (done.get("errors") or {}).get(done["strategy"])
+    print(
+        f"Read by {done['strategy']}; on the first images that was off by {error:.1g} standard deviations from one "
+        "forward pass per question."
+        if error
+        else f"Read by {done['strategy']}."
+    )
+    following = (
+        ""
+        if args.boxes_column
+        else f" Next:\n  python recipes/train_student.py --dataset {shlex.quote(args.output_dir)} --backbone "
+        "microsoft/resnet-18 --output_dir runs/student"
+    )
+    print(
+        f"{len(bank)} answers for each {unit} of {', '.join(args.splits)} are in {args.output_dir}; what each "
+        f"question is worth, with pictures: {evidence.path}.{following}"
+    )
+
+
+def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
+    """Push the dataset, prepared beside it: there is room where it was written."""
+    objects = {"boxes_column": args.boxes_column, "box_format": args.box_format} if args.boxes_column else {}
+    try:
+        pushed = push_aspect_dataset(
+            labelled,
+            bank,
+            args.hub_dataset_id,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            license=args.hub_license,
+            private=args.hub_private_repo,
+            revision=args.hub_revision,
+            create_pr=args.hub_create_pr,
+            work_dir=args.output_dir,
+            **objects,
+        )
+    except HubError:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"Cannot prepare what is to be published in {args.output_dir} ({error}): nothing was sent, the labelled "
+            "dataset there is complete; mend this, and run the same command again."
+        ) from error
+    print(f"Published: {terminal(pushed.pr_url or pushed.repo_url)}")
+
+
+def check_hub(args: AttachArguments) -> None:
+    """See that publishing can succeed before hours of labelling."""
+    if not args.push_to_hub:
+        return
+    if args.hub_dataset_id is None:
+        raise ValueError("No name for the dataset on the Hub given: pass --hub_dataset_id owner/name.")
+    HubRepo(args.hub_dataset_id, "dataset", revision=args.hub_revision, create_pr=args.hub_create_pr).check(
+        args.hub_license
+    )
+
+
+def check(args: AttachArguments) -> None:
+    """Refuse what needs no loading to be seen."""
+    check_place(args.output_dir, args, KIND, DATASET)
+    folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
+    if args.streaming and (folder / "dataset_dict.json").exists():
+        raise ValueError(f"{folder} holds a dataset that was labelled without --streaming: {remedy}")
+    if not args.streaming and next(Path(args.output_dir).glob("data/*.parquet"), None):
+        raise ValueError(f"{args.output_dir} holds a dataset that was labelled with --streaming: {remedy}")
+    if args.streaming or args.work_dir:
+        check_work_dir(folder, args.streaming)
+    for split in [] if args.streaming else args.splits:
+        check_removable(Path(args.output_dir) / check_name(split, "split"), SPLIT)
+
+
+def main() -> None:
+    (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
+    workers = Workers.of_launch()
+    with contextlib.ExitStack() as stack:
+        try:
+            splits = labelling(args, workers, partial(check, args), partial(check_hub, args))
+            workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
+            labelled, bank, _ = label(args, splits, workers)
+        except KeyboardInterrupt as stopped:
+            raise (stopped if workers.is_main else ToldElsewhere("The main process says so.")) from None
+        if not workers.is_main:
+            return
+        save(labelled, bank, args.output_dir)
+        tell(args, labelled, bank)
+        if args.push_to_hub:
+            publish(args, labelled, bank)

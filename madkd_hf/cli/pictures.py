@@ -1,0 +1,271 @@
+"""What compare.py draws beside its table: what the kept student says, which classes gained, what the teacher saw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict
+from scipy.special import expit, softmax
+from torch.utils.data import DataLoader
+
+from .. import AspectBank, AspectTeacher, MadkdDetectionTrainer, MadkdForImageClassification
+from ..data.objects import one_row_an_object
+from ..data.pictures import picture
+from ..metrics import AspectAuroc
+from ..report import figures
+from ..report.classes import compared, summarise_classes, summarise_detected_classes, write_classes
+from ..report.comparison import real_gain, terms
+from ..report.scenes import plot_examples, plot_scenes
+from ..selection.evidence import write_evidence
+from ..students.base.processors import load_image_processor
+from ..students.classification.data import AspectCollator
+from ..students.detection.data import DetectionCollator
+from ..students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
+from ..students.detection.metrics import CocoAp
+from ..students.detection.modeling_madkd_detection import MadkdForObjectDetection
+from . import train_detector, train_student
+from .conditions import CompareArguments, student_words
+from .results import load_arrays
+
+
+EXAMPLES = 8
+SCENES = 6
+BATCH = 100
+CAPTIONS = {
+    "ap.png": "AP on the test images: every dot is one student.",
+    "scenes.png": "Test images, and what the first student with aspects of each object finds in them: green boxes are "
+    "right, orange ones are not; of boxes in the same place only the surest is shown. Behind each score stand the "
+    "three aspects to which the student says yes most surely.",
+    "accuracies.png": "Accuracy on the test images: every dot is one student.",
+    "learning_curves.png": "The same on the validation images while the students learn.",
+    "classes.png": "Which classes gained; the numbers are in [classes.md](classes.md).",
+    "calibration.png": "How often the students are right when they are so sure.",
+    "questions.png": "What the teacher's answer to each question tells about the class, beside what chance seems to "
+    "tell, and how often it is yes; the numbers are in [questions.md](questions.md).",
+    "teacher.png": "What the teacher sees: its mean probability of yes to each question, for each class.",
+    "aspect_learning.png": "What the student learnt of each question: how well its answers rank validation images as "
+    "the teacher's do (AUROC; 0.5 is chance).",
+    "examples.png": "Test images, the student's class, and what teacher and student say of them.",
+}
+OF_CLASSIFIERS = {
+    "classes.png": "Which classes gained; the numbers, and the confusions that went away, are in "
+    "[classes.md](classes.md).",
+}
+OF_DETECTORS = {
+    "aspect_learning.png": "What the first student with aspects of each object learnt of each question: how well its "
+    "answers rank the objects in the validation images, each matched to a box, as the teacher's do (AUROC; 0.5 is "
+    "chance).",
+}
+
+
+def draw_figures(
+    args: CompareArguments,
+    labelled: DatasetDict,
+    bank: AspectBank,
+    teacher: AspectTeacher,
+    cells: list[dict[str, Any]],
+    summary: dict[str, Any],
+    student: Path | None,
+) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Every picture of the run, and into the summary what those of the aspects show.
+
+    Args:
+        student: the one that is kept; None where none was distilled.
+
+    Returns:
+        File name -> caption, and what `madkd_hf.report.classes` has found, where plain and distilled students were
+        trained.
+    """
+    folder = Path(args.output_dir) / "figures"
+    captions = CAPTIONS | (OF_DETECTORS if args.detects else OF_CLASSIFIERS)
+    for name in captions:
+        (folder / name).unlink(missing_ok=True)  # of what was compared here before
+    scores = "ap.png" if args.detects else "accuracies.png"
+    figures.plot_accuracies(summary, folder / scores)
+    captions[scores] += f" {sentence}." if (sentence := real_gain(summary)) else ""
+    figures.plot_learning_curves(cells, folder / "learning_curves.png", summary["task"])
+    if args.detects:
+        captions["learning_curves.png"] += tell_aspects(summary, cells)
+    _write_evidence(args, labelled, bank)
+    by_class = None
+    if student is not None:
+        summary["aspect_auroc"] = aspect_auroc(args, labelled, bank, student)
+        if summary["aspect_auroc"]:
+            place, unit = folder / "aspect_learning.png", terms(summary).about
+            figures.plot_aspect_learning(bank.ids, list(summary["aspect_auroc"].values()), place, unit)
+        if args.detects:
+            by_class = draw_detected(args, labelled, bank, student)
+        else:
+            draw_examples(args, labelled, bank, teacher, student)
+            by_class = class_by_class(args, labelled) if "base" in args.controls() else None
+    return {name: caption for name, caption in captions.items() if (folder / name).is_file()}, by_class
+
+
+def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectBank) -> None:
+    rows, column, unit = labelled[args.train_split], args.label_column, "image"
+    if args.detects:
+        column, unit = train_detector.CATEGORY, "object"
+        rows = one_row_an_object(rows, args.objects.boxes_column, column)
+    write_evidence(rows, bank, args.output_dir, column, unit)
+
+
+def tell_aspects(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
+    """Into the summary, condition -> for each seed how well the student's aspects rank validation images, or the
+    objects in them, as the teacher's answers do (mean AUROC); returns a sentence on it, behind a space."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell["metrics"].get("eval_aspect_auroc") is not None:
+            found.setdefault(cell["condition"], []).append(cell["metrics"]["eval_aspect_auroc"])
+    summary["aspects_learnt"] = found
+    means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in found.items())
+    return (
+        " How well their aspects rank what is in the validation images as the teacher's answers do (mean AUROC; 0.5 "
+        f"is chance): {means or 'not known'}."
+    )
+
+
+def aspect_auroc(
+    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, student: Path
+) -> dict[str, float | None]:
+    """Aspect -> how well a saved student's answers rank validation images (or the objects in them, each with the
+    answers of the query that the detector's matcher gives to it) as the teacher's do; empty where nothing has been
+    answered."""
+    rows = labelled[args.eval_split]
+    if args.detects:
+        trainer = detector_trainer(
+            args, labelled, student, lambda seen: {"auroc": detection_metrics(seen).get("per_aspect")}
+        )
+        found = trainer.predict(rows, metric_key_prefix="eval").metrics["eval_auroc"]
+    else:
+        answers = look(student, args, rows)[1]
+        metric = AspectAuroc(keep_in_memory=True).compute(predictions=answers, references=rows["aspect_logits"])
+        found = metric["per_aspect"]
+    return dict(zip(bank.ids, found or []))
+
+
+# Detectors
+
+
+def detector_trainer(
+    args: CompareArguments, labelled: DatasetDict, student: Path, compute_metrics: Any = None
+) -> MadkdDetectionTrainer:
+    """A Trainer of a saved detector as it was trained, to measure or to publish it."""
+    words = student_words(args, terms({"task": "detection"}).treated, 0, str(student))
+    return MadkdDetectionTrainer(
+        MadkdForObjectDetection.from_pretrained(student),
+        train_detector.parse(words)[1],
+        eval_dataset=labelled[args.eval_split],
+        processing_class=load_image_processor(student),
+        compute_metrics=compute_metrics,
+        image_column=args.image_column,
+        boxes_column=args.objects.boxes_column,
+        box_format=args.objects.box_format,
+    )
+
+
+def draw_detected(
+    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, student: Path
+) -> dict[str, Any] | None:
+    """A page of scenes, and which classes gained."""
+    test = labelled[args.test_split]
+    names = train_detector.categories(labelled[args.train_split], args.objects).names
+    there = objects_in(args, test, student)
+    objects = [{name: each[name][each["iscrowd"] == 0] for name in ("boxes", "labels")} for each in there]
+    chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
+    found = _predictions(args, terms({"task": "detection"}).treated, 0)
+    plot_scenes(
+        [picture(test[i][args.image_column]) for i in chosen],
+        [objects[i] for i in chosen],
+        [found[i] for i in chosen],
+        names,
+        bank.ids,
+        Path(args.output_dir) / "figures" / "scenes.png",
+    )
+    if "base" not in args.controls():
+        return None
+    ap = {
+        name: np.array([class_ap(_predictions(args, name, seed), there, len(names)) for seed in range(args.seeds)])
+        for name in compared({"task": "detection"})
+    }
+    counts = Counter(label for each in objects for label in each["labels"].tolist())
+    by_class = summarise_detected_classes(ap, [counts[label] for label in range(len(names))], names)
+    write_classes(by_class, args.output_dir)
+    return by_class
+
+
+def _predictions(args: CompareArguments, condition: str, seed: int) -> list[dict[str, np.ndarray]]:
+    folder = Path(args.output_dir) / "cells" / f"{condition}-{seed}"
+    return train_detector.load_predictions(folder / train_detector.PREDICTIONS)
+
+
+def objects_in(args: CompareArguments, rows: Dataset, student: Path) -> list[dict[str, np.ndarray]]:
+    """What is in the images, as the students' evaluation counts it: see `references`."""
+    objects = args.objects
+    processor = load_image_processor(student)
+    collate = DetectionCollator(processor, args.image_column, objects.boxes_column, objects.box_format)
+    batches = DataLoader(rows, BATCH, collate_fn=SizedCollator(collate))
+    return [each for batch in batches for each in references(batch["labels"], frames_of(batch))]
+
+
+def class_ap(found: list[dict[str, np.ndarray]], there: list[dict[str, np.ndarray]], classes: int) -> list[float]:
+    """AP of each class in points, NaN where the images show none of it."""
+    measured = CocoAp(keep_in_memory=True).compute(predictions=found, references=there, num_classes=classes)
+    return [100 * value for value in measured["per_class"]]
+
+
+# Classifiers
+
+
+def look(student: Path, args: CompareArguments, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """What a saved student says of images: class logits [n, C] and aspect logits [n, Q]."""
+    model = MadkdForImageClassification.from_pretrained(student).eval()
+    processor = load_image_processor(student)
+    collate = AspectCollator(processor, model.config.num_labels, args.image_column, args.label_column)
+    rows = rows.select_columns([args.image_column, args.label_column])
+    with torch.inference_mode():
+        outputs = [
+            model(collate([rows[i] for i in range(start, min(start + BATCH, len(rows)))])["pixel_values"])
+            for start in range(0, len(rows), BATCH)
+        ]
+    return tuple(torch.cat([output[name] for output in outputs]).numpy() for name in ("logits", "aspect_logits"))
+
+
+def draw_examples(
+    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, teacher: AspectTeacher, student: Path
+) -> None:
+    """What a classifier says of some images, beside what the teacher says."""
+    test = labelled[args.test_split]
+    names = labelled[args.train_split].features[args.label_column].names
+    rows = test.shuffle(seed=0).select(range(min(EXAMPLES, len(test))))
+    logits, aspects = look(student, args, rows)
+    plot_examples(
+        rows[args.image_column],
+        [names[label] for label in rows[args.label_column]],
+        [names[index] for index in logits.argmax(axis=1)],
+        expit(teacher.read(rows[args.image_column], bank).logits.numpy()),
+        expit(aspects),
+        bank.ids,
+        Path(args.output_dir) / "figures" / "examples.png",
+        softmax(logits, axis=1).max(axis=1),
+    )
+
+
+def class_by_class(args: CompareArguments, labelled: DatasetDict) -> dict[str, Any]:
+    """What the plain and the distilled classifiers predicted for the test images, compared."""
+    cells = Path(args.output_dir) / "cells"
+    predicted = {
+        condition: [
+            load_arrays(cells / f"{condition}-{seed}" / train_student.PREDICTIONS, "logits", "labels")
+            for seed in range(args.seeds)
+        ]
+        for condition in compared({"task": "classification"})
+    }
+    logits = {condition: [each["logits"] for each in found] for condition, found in predicted.items()}
+    names = labelled[args.train_split].features[args.label_column].names
+    found = summarise_classes(logits, predicted["base"][0]["labels"], names)
+    write_classes(found, args.output_dir)
+    return found

@@ -1,0 +1,162 @@
+"""Which rows serve what, once a dataset is loaded: images that can be read, class labels, a validation split."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+from ..data.columns import readable
+from ..data.image_columns import check_image_column
+from ..data.labels import class_label, with_whole_numbers, without_class
+from ..hub.sources import note_drawn
+from ..text import get_logger
+from .arguments import SplitArguments
+
+
+logger = get_logger(__name__)
+
+PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # as one says it
+
+
+def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
+    """The splits without rows whose images the labelling could not read, once the columns are there."""
+    check_columns(splits, args)
+    return DatasetDict({split: readable(rows, f"split {split!r}") for split, rows in splits.items()})
+
+
+def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
+    """
+    Raises:
+        ValueError: there is no such training split, or no such column of images in it.
+    """
+    if args.train_split not in splits:
+        raise ValueError(
+            f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
+        )
+    check_image_column(splits[args.train_split].features, args.image_column)
+
+
+def with_validation(
+    splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
+) -> DatasetDict:
+    """The splits with one for validation: a part of the training images where there is none.
+
+    An image that is the only one of its class stays in the training part, and the class is named.
+
+    Args:
+        stratify_by_column: the classes, if every one is to be in both parts.
+
+    Raises:
+        ValueError: the part would be too small.
+    """
+    if args.eval_split not in splits:
+        rows = splits[args.train_split]
+        if stratify_by_column and set(Counter(rows[stratify_by_column][:]).values()) == {1}:
+            raise ValueError(
+                f"None of the classes of {len(rows)} training images has two of them, so that none can be kept for "
+                "validation: add images, raise --limit, or pass --eval_split."
+            )
+        try:
+            splits[args.train_split], splits[args.eval_split] = _parts(
+                rows, args.validation_fraction, seed, stratify_by_column
+            )
+        except ValueError as error:
+            each, enough = "", ""
+            if stratify_by_column:
+                counts = [count for count in Counter(rows[stratify_by_column]).values() if count > 1]
+                share = math.ceil(100 * len(counts) / max(sum(counts), 1)) / 100
+                each = f", some of each of {len(counts)} classes"
+                enough = f", such as {share:g}" if args.validation_fraction < share <= 0.5 else ""
+            raise ValueError(
+                f"Cannot keep {args.validation_fraction:.0%} of {len(rows)} training images for validation{each} "
+                f"({error}): pass --eval_split, or another --validation_fraction{enough}."
+            ) from error
+        part = PARTS.get(args.validation_fraction, f"{args.validation_fraction:.0%}")
+        note_drawn(splits[args.eval_split], f"a random {part} of {args.train_split}, drawn with seed {seed}")
+    return splits
+
+
+def _parts(rows: Dataset, fraction: float, seed: int, column: str | None) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and rows for validation."""
+    labels = rows[column][:] if column else []
+    counts = Counter(labels)
+    alone = [row for row, label in enumerate(labels) if counts[label] == 1]
+    if not alone:
+        parts = rows.train_test_split(fraction, stratify_by_column=column, seed=seed)
+        return parts["train"], parts["test"]
+    others = [row for row, label in enumerate(labels) if counts[label] > 1]
+    features = Features({"row": Value("int64"), column: rows.features[column]})
+    places = Dataset.from_dict({"row": others, column: [labels[row] for row in others]}, features)
+    parts = places.train_test_split(fraction, stratify_by_column=column, seed=seed)
+    names = [rows.features[column].int2str(labels[row]) for row in alone]
+    logger.warning(
+        "Only one image shows %s: it stays in the training part, and no validation image shows that class.",
+        ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} other classes" if len(names) > 5 else ""),
+    )
+    return rows.select([*parts["train"]["row"][:], *alone]), rows.select(parts["test"]["row"][:])
+
+
+def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
+    """The splits with that column as ClassLabels.
+
+    Raises:
+        ValueError: no such column, or other values than classes.
+    """
+    features = splits[train_split].features
+    if label_column not in features:
+        named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        raise ValueError(
+            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
+            + (f" {named[0]}." if len(named) == 1 else ", or put the images into a folder for each class.")
+        )
+    if missing := without_class(splits[train_split], label_column):
+        raise ValueError(
+            f"{missing} of the {len(splits[train_split])} rows of split {train_split!r} have no class in the column "
+            f"{label_column!r}: label them, or drop those rows."
+        )
+    if isinstance(features[label_column], ClassLabel):
+        return splits
+    having = {split: rows for split, rows in splits.items() if label_column in rows.features}
+    having = {split: with_whole_numbers(rows, label_column) for split, rows in having.items()}
+    label = class_label(
+        f"column {label_column!r}",
+        having[train_split].features[label_column],
+        having,
+        lambda rows: [value for value in rows.unique(label_column) if value is not None],  # null where hidden
+        train_split,
+    )
+    for split, rows in having.items():
+        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
+    return splits
+
+
+def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None:
+    """Raise ValueError where a class has fewer images than are to be drawn of each."""
+    if images_per_class < 1:
+        raise ValueError(f"--images_per_class is {images_per_class}: expected 1 or more.")
+    names, counts = rows.features[label_column].names, Counter(rows[label_column])
+    few = sorted((counts[index], name) for index, name in enumerate(names) if counts[index] < images_per_class)
+    if few:
+        count, name = few[0]
+        others = ", ".join(f"{name!r} ({count})" for count, name in few[1:5]) + (", ..." if few[5:] else "")
+        raise ValueError(
+            f"The class {name!r} has {count} image{'s'[: count != 1]} and --images_per_class asks for "
+            f"{images_per_class}{f'; too few have {others} as well' if others else ''}: "
+            "ask for fewer, or leave those classes out."
+        )
+
+
+def check_test_split(splits: DatasetDict, args: SplitArguments) -> None:
+    if args.test_split not in splits:
+        raise ValueError(
+            f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}. Pass another "
+            f"--test_split, or move some images into a folder {args.test_split!r} with folders of classes."
+        )
+
+
+def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
+    """Tell which classes nobody can learn."""
+    if missing := set(range(classes.num_classes)) - found:
+        logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))

@@ -1,0 +1,88 @@
+"""Choose training arguments for the plain and the distilled student on validation images, over equal grids.
+
+Trains every point of the grid with every seed, writes the table of all cells, and names the winners; they go into the
+YAML files by hand. The test images are not touched.
+
+    python recipes/tune.py --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..data.check import left_out_sentence
+from ..data.problems import Problems
+from ..files import write_whole
+from .arguments import RecipeParser
+from .cells import Cell, cell_name, run_cells
+from .conditions import CompareArguments, check, label, look, of_condition, parsed, read_grid, student_words
+from .outputs import COMPARING, COMPARISON, working_in
+from .preflight import Ready
+
+
+@dataclass
+class TuneArguments(CompareArguments):
+    """`compare.py`'s, and the grid."""
+
+    grid: str = field(
+        default="{}", metadata={"help": "Option of train_student.py -> values to try, for both students (JSON)."}
+    )
+    distill_grid: str = field(default="{}", metadata={"help": "More options, for the distilled student alone (JSON)."})
+
+
+def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
+    """(condition, settings) -> one cell a seed."""
+    cells = {}
+    for condition in ("base", "madkd"):
+        grid = read_grid(args.grid)
+        if condition == "madkd":
+            grid |= read_grid(args.distill_grid, "distill_grid")
+        grid = of_condition(grid, condition)
+        for values in itertools.product(*grid.values()):
+            point = [(option, str(value)) for option, value in zip(grid, values)]
+            settings = ", ".join(" ".join(pair) for pair in point)
+            cells[condition, settings] = [cell(args, condition, point, seed) for seed in range(args.seeds)]
+    return cells
+
+
+def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
+    name = cell_name(condition, *("_".join(pair) for pair in point), seed)
+    folder = str(Path(args.output_dir) / "cells" / name)
+    words = student_words(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
+    words += [f"--{option}={value}" for option, value in point]
+    return Cell(name, (*words, "--do_predict", "false"), folder, metric="eval_accuracy")
+
+
+def main() -> None:
+    (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
+    problems = Problems()
+    problems.step(check, args)
+    planned = problems.step(plan, args) or {}
+    students = [problems.step(parsed, args, cell.words) for cells in planned.values() for cell in cells]
+    ready = look(args, problems, [each for each in students if each], "unused")
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _tune(args, planned, ready)
+
+
+def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready: Ready) -> None:
+    label(args, ready.splits)
+    results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)
+    lines = ["| student | settings | validation accuracy, % | over seeds |", "| --- | --- | ---: | --- |"]
+    best: dict[str, tuple[float, str]] = {}
+    for (condition, settings), cells in planned.items():
+        accuracies = [results[cell.name]["accuracy"] for cell in cells]
+        mean = float(np.mean(accuracies))
+        lines.append(
+            f"| {condition} | {settings} | {mean:.2f} | {', '.join(f'{value:.1f}' for value in accuracies)} |"
+        )
+        best[condition] = max(best.get(condition, (-1.0, "")), (mean, settings))
+    lines += ["", *(f"Best {condition}: {settings} ({mean:.2f}%)." for condition, (mean, settings) in best.items())]
+    if ready.summary:
+        lines += ["", left_out_sentence(ready.summary)]
+    table = "\n".join(lines) + "\n"
+    write_whole(Path(args.output_dir, "tune.md"), table)
+    print(table)

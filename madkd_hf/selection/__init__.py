@@ -1,0 +1,1 @@
+"""What answers are worth, and the choice of questions by that."""

@@ -1,0 +1,308 @@
+"""Choice by evidence: from the teacher's answers about a sample of images, the questions that are worth asking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import special
+
+from ..aspects import AspectBank
+from .information import (
+    FEW,
+    SAME_QUESTION,
+    SHUFFLES,
+    QuestionEvidence,
+    binary_entropy,
+    class_codes,
+    class_entropy,
+    question_evidence,
+)
+
+
+Criterion = Literal["cmim", "jmi", "mrmr"]
+SURE = 3  # standard deviations above the mean of shuffled classes, from which an answer tells more than chance
+TOLD = 0.95  # of what a question tells by itself, from which it is told already
+MOST_NAMED = 3  # kept questions in a reason
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What became of one candidate, and why.
+
+    Attributes:
+        evidence: its id, its question, and what its answers are like by themselves.
+        rank: 1 for the candidate that was chosen first, and so on; None where it is not kept.
+        reason: "kept", "weaker than the kept", "constant", "low mass", "same as X", "opposite of X", "told already by
+            X, Y", or "no more than chance", with the ids of kept questions.
+        score: what its answer told, in bits beyond chance, at the time of choice or refusal, see `select_questions`;
+            None where it was refused before.
+        redundancy: what of its information beyond chance the questions chosen before had told already, in bits;
+            below 0 where they make it tell more. None like `score`.
+        told_by: the kept question that tells most of it; None where there was none yet, or `score` is None.
+    """
+
+    evidence: QuestionEvidence
+    rank: int | None
+    reason: str
+    score: float | None = None
+    redundancy: float | None = None
+    told_by: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.evidence.id
+
+    @property
+    def kept(self) -> bool:
+        return self.rank is not None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What `select_questions` found.
+
+    Attributes:
+        choices: one for each candidate, in the order of the candidates.
+        bank: the kept questions in order of choice, without provenance.
+        asked: how many were to be kept; `len(bank)` is less where fewer are worth anything.
+        images: how many images the choice rests on: those with answers and a class.
+        classes: how many classes these show.
+        class_bits: entropy of their classes, in bits: all that there is to tell.
+        criterion: see `select_questions`.
+    """
+
+    choices: tuple[Choice, ...]
+    bank: AspectBank
+    asked: int
+    images: int
+    classes: int
+    class_bits: float
+    criterion: Criterion
+
+    @property
+    def ordered(self) -> list[Choice]:
+        """The kept by rank, then those that would add something, then the others, most informative first."""
+        weaker = {True: lambda c: c.score, False: lambda c: c.evidence.information or 0}
+
+        def place(choice: Choice) -> tuple[int, float]:
+            able = choice.reason == "weaker than the kept"
+            return (0, choice.rank) if choice.kept else (2 - able, -weaker[able](choice))
+
+        return sorted(self.choices, key=place)
+
+    @property
+    def message(self) -> str:
+        """In a sentence or two: how many were kept, and why not more."""
+        kept, total = len(self.bank), len(self.choices)
+        text = f"Kept {kept} of {total} questions, by their answers about {self.images} images of "
+        text += f"{self.classes} classes."
+        if kept < self.asked:
+            text += (
+                f" {self.asked} were asked for, but each of the others is constant, unanswered, told already by those "
+                "kept, or tells no more than chance: ask for fewer, add other candidates, or label more images."
+            )
+        return text
+
+
+def select_questions(
+    logits: np.ndarray,
+    mass: np.ndarray | None,
+    labels: Sequence[Any] | None,
+    bank: AspectBank,
+    keep: int,
+    criterion: Criterion = "cmim",
+) -> Selection:
+    """Keep the questions whose answers tell most about the class beyond what the kept ones have told.
+
+    Greedy, by conditional mutual information maximisation (CMIM; Fleuret, JMLR 5, 2004, eq. 6): next comes the
+    candidate i with the highest
+
+        score(i) = min over kept j of I(A_i; C | B_j)
+                 = I(A_i; C) - max over kept j of [I(A_i; B_j) - I(A_i; B_j | C)],
+
+    that is, information about the class C less redundancy with the kept question that tells most of the same (the
+    second form: Brown et al., JMLR 13, 2012, section 4). The first one has the highest I(A_i; C).
+
+    The answer A_i is soft, as in `report.information`: yes with the image's probability p_i. What is known of the
+    kept question is the target itself, not one draw from it: B_j says whether p_j is high or low, cut where that
+    explains most of its variance (Otsu 1979). So a paraphrase or negation tells nothing new, however undecided both
+    are; two independent draws would seem to tell more than one. With n_b and n_bc images in cell b, and of class c:
+
+        I(A_i; C | B_j) = sum over b of n_b / n [H(mean p_i in b) - sum over c of n_bc / n_b H(mean p_i in b, c)].
+
+    Chance lifts this estimate where images are few. It is measured by 20 shuffles of the classes within each b, and
+    its mean is subtracted; a candidate has to lie 3 standard deviations above it for each kept j, and to have more
+    than 5% of its own information left. What falls short is never chosen, nor are constant questions, those with low
+    mass, and those whose log-odds correlate by more than 0.99 with a chosen one's. The order of the candidates decides
+    ties alone.
+
+    `criterion="jmi"` takes the mean over kept j in place of the minimum (Yang & Moody 1999), `"mrmr"` subtracts the
+    mean of I(A_i; B_j) (Peng, Long & Ding 2005); neither refuses what is told already. Both forget a paraphrase: its
+    one twin counts for less, the more other questions are kept. JMI finds pairs that tell something only together,
+    which CMIM finds only while the partner is the sole question kept.
+
+    Args:
+        logits: [n, N] log-odds of yes; rows with a NaN have no answers and are left out.
+        mass: [n, N] probabilities of yes and no together, where known.
+        labels: [n] classes, all of one type; None where unknown.
+        bank: the N candidates.
+        keep: Q, how many to keep; fewer are kept where fewer are worth anything, see `Selection.message`.
+
+    Raises:
+        ValueError: no labels, fewer than two classes, sizes that differ, no question worth anything.
+    """
+    if keep < 1:
+        raise ValueError(f"Expected to keep at least 1 question; got keep={keep}.")
+    if criterion not in ("cmim", "jmi", "mrmr"):
+        raise ValueError(f"Unknown criterion {criterion!r}: expected 'cmim', 'jmi' or 'mrmr'.")
+    if labels is None:
+        raise ValueError("Choosing by evidence needs the class of each image; got none: pass labels.")
+    evidence = question_evidence(logits, mass, labels, bank.questions, bank.ids)
+    codes = class_codes(labels)
+    known = ~np.isnan(logits).any(axis=1) & (codes >= 0)
+    logits, codes = logits[known].astype(np.float64), np.unique(codes[known], return_inverse=True)[1]
+    classes = len(np.unique(codes))
+    if classes < 2:
+        raise ValueError(
+            f"The {len(codes)} images with answers and a class show {classes} class{'es' * (classes != 1)}, and there "
+            "is nothing to tell apart: take images of at least two."
+        )
+    search = _Search(logits, codes, evidence, keep, criterion)
+    search.run()
+    if not search.chosen:
+        raise ValueError(
+            f"None of the {len(bank)} questions tells more about the class than chance with {len(codes)} images of "
+            f"{classes} classes: label more images of each class, or ask other questions."
+        )
+    kept = AspectBank([bank[i] for i in search.chosen])
+    choices = tuple(search.choice(i) for i in range(len(bank)))
+    return Selection(choices, kept, keep, len(codes), classes, class_entropy(codes.tolist()), criterion)
+
+
+class _Search:
+    """The greedy search for `keep` of all candidates; `chosen` are their indices in order."""
+
+    def __init__(
+        self,
+        logits: np.ndarray,
+        codes: np.ndarray,
+        evidence: Sequence[QuestionEvidence],
+        keep: int,
+        criterion: Criterion,
+    ):
+        self.evidence, self.keep, self.criterion, self.codes = evidence, keep, criterion, codes
+        self.p = special.expit(logits)
+        self.alike = _correlations(logits)
+        self.information, self.limit = _beyond_chance(self.p, codes, np.zeros(len(codes), dtype=int))
+        self.scores = self.information
+        self.chosen: list[int] = []
+        self.left = [i for i, row in enumerate(evidence) if not {"constant", "low mass"} & set(row.notes)]
+        self.told = np.empty((0, len(evidence)))  # [chosen, N]: I(A_i; C | B_j) beyond chance, of those left
+        self.enough = np.empty((0, len(evidence)), dtype=bool)  # whether that is worth anything
+        self.shared = np.empty((0, len(evidence)))  # [chosen, N]: I(A_i; B_j)
+        self.found: dict[int, Choice] = {}
+
+    def run(self) -> None:
+        while len(self.chosen) < self.keep and (able := self._able()):
+            self._take(max(able, key=lambda i: self.scores[i]))
+            for i, reason in [(i, self._refusal(i)) for i in self.left]:
+                if reason:
+                    self._drop(i, reason)
+        able = self._able()
+        for i in list(self.left):
+            self._drop(i, "weaker than the kept" if i in able else "no more than chance")
+
+    def _able(self) -> list[int]:
+        """Who may come next: the first question has to tell something by itself."""
+        return [i for i in self.left if self.chosen or self.information[i] > self.limit[i]]
+
+    def _refusal(self, i: int) -> str:
+        """Why a candidate cannot be chosen any more; empty where it can."""
+        ids = [self.evidence[j].id for j in self.chosen]
+        for j, name in zip(self.chosen, ids):
+            if abs(self.alike[i, j]) > SAME_QUESTION:
+                return f"{'same as' if self.alike[i, j] > 0 else 'opposite of'} {name}"
+        if self.criterion != "cmim" or self.enough[:, i].all():
+            return ""
+        if self.told[:, i].min() > self.information[i] / 2 or self.information[i] <= self.limit[i]:
+            return "no more than chance"
+        tellers = [k for k in np.argsort(self.told[:, i], kind="stable") if not self.enough[k, i]]
+        return f"told already by {', '.join(ids[k] for k in tellers[:MOST_NAMED])}"
+
+    def _take(self, best: int) -> None:
+        self._drop(best, "kept", rank=len(self.chosen) + 1)
+        self.chosen.append(best)
+        high, p = _high(self.p[:, best]).astype(int), self.p[:, self.left]
+        told, limit, shared = np.zeros((3, len(self.evidence)))
+        told[self.left], limit[self.left] = _beyond_chance(p, self.codes, high)
+        shared[self.left] = _information(p, high, np.zeros_like(high))
+        self.told = np.vstack([self.told, told])
+        self.enough = np.vstack([self.enough, told > np.maximum(limit, (1 - TOLD) * self.information)])
+        self.shared = np.vstack([self.shared, shared])
+        if self.criterion == "mrmr":
+            self.scores = self.information - self.shared.mean(axis=0)
+        else:
+            self.scores = self.told.min(axis=0) if self.criterion == "cmim" else self.told.mean(axis=0)
+
+    def _drop(self, i: int, reason: str, rank: int | None = None) -> None:
+        """Take one from those left, chosen or refused."""
+        self.left.remove(i)
+        score = float(self.scores[i])
+        told_by = self.evidence[self.chosen[int(self.told[:, i].argmin())]].id if self.chosen else None
+        told = float(self.information[i]) - score
+        self.found[i] = Choice(self.evidence[i], rank, reason, score, told, told_by)
+
+    def choice(self, i: int) -> Choice:
+        notes = self.evidence[i].notes
+        return self.found.get(i) or Choice(self.evidence[i], None, "low mass" if "low mass" in notes else "constant")
+
+
+def _correlations(logits: np.ndarray) -> np.ndarray:
+    """[N, N] of the log-odds; 0 where there is no variance, or too few images to speak of."""
+    if len(logits) < FEW:
+        return np.zeros((logits.shape[1],) * 2)
+    centred = logits.clip(-100, 100)
+    centred = centred - centred.mean(axis=0)
+    deviations = np.sqrt((centred**2).sum(axis=0))
+    return centred.T @ centred / np.maximum(np.outer(deviations, deviations), 1e-12)
+
+
+def _high(p: np.ndarray) -> np.ndarray:
+    """[n] whether each value lies in the upper of the two groups that explain most of the variance (Otsu 1979)."""
+    values = np.sort(p)
+    below = np.arange(1, len(values))
+    sums = values.cumsum()
+    between = (sums[:-1] - sums[-1] * below / len(values)) ** 2 / (below * (len(values) - below))
+    between[values[1:] <= values[:-1]] = -1  # no cut between equal values
+    return p > values[between.argmax()] if between.max() > 0 else np.zeros(len(p), dtype=bool)
+
+
+def _information(p: np.ndarray, codes: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """I(A_i; codes | cells) for each column of p, in bits: [N]."""
+    count = codes.max() + 1
+    return _within(p, cells) - _within(p, cells * count + codes)
+
+
+def _within(p: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Mean entropy of the answers where the group of an image is known, in bits: [N]."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    counts = np.diff(starts, append=len(groups))
+    means = np.add.reduceat(p[order], starts, axis=0) / counts[:, None]
+    return (counts[:, None] * binary_entropy(means.clip(0, 1))).sum(axis=0) / len(groups)
+
+
+def _beyond_chance(p: np.ndarray, codes: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """I(A_i; class | cells) less what chance gives, and what that has to exceed: [N] bits each."""
+    generator = np.random.default_rng(0)
+    by_chance = []
+    order = np.argsort(cells, kind="stable")
+    for _ in range(SHUFFLES):
+        mixed = np.empty_like(codes)
+        mixed[order] = codes[np.lexsort((generator.random(len(cells)), cells))]  # within each cell
+        by_chance.append(_information(p, mixed, cells))
+    mean = np.mean(by_chance, axis=0)
+    return _information(p, codes, cells) - mean, SURE * np.std(by_chance, axis=0, ddof=1) + 1e-9

@@ -1,0 +1,1 @@
+"""What all students share: the trainer, its arguments, what is saved."""

@@ -1,0 +1,294 @@
+"""Checkpoints that are whole or not there: a record of all their files, and the last one that a training goes on from.
+
+A checkpoint is written into a folder of another name, gets a record with size and checksum of each of its files, and
+is renamed. So what has a record was finished, and what happens to its files afterwards is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import TrainerState
+
+from ...files.whole import checksum, file_checksum, temporary
+
+
+RECORD = "madkd_checkpoint.json"
+STATE = "trainer_state.json"
+NAME = re.compile(r"checkpoint-(\d+)")
+WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)")
+SHARDED = re.compile(r"global_step\d+|pytorch_model_fsdp.*|optimizer_\d+|.*\.distcp")  # DeepSpeed's and FSDP's files
+OF_A_CHECKPOINT = re.compile(
+    r".*\.(safetensors|safetensors\.index\.json|bin|bin\.index\.json|pt|pth|distcp|py)|adapter|latest|README\.md|"
+    rf".*config\.json|{STATE}|{RECORD}|checkpoint-is-incomplete\.txt|\.metadata|__pycache__|{SHARDED.pattern}"
+)
+RESUME = "--resume_from_checkpoint"
+ANOTHER = "it is not of the last run"
+
+
+def write_record(folder: Path, **facts: Any) -> None:
+    """Note what a finished checkpoint consists of; the last of its files to be written.
+
+    Args:
+        folder: of the checkpoint.
+        facts: more to note, such as how many `processes` trained.
+    """
+    files = {}
+    for path in _files(folder):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
+    content = {"format": 1, **facts, "files": files}
+    with open(folder / RECORD, "w", encoding="utf-8") as file:
+        json.dump({**content, "checksum": checksum(content)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD)
+
+
+def fault(folder: str | Path, quick: bool = False, student_only: bool = False) -> str | None:
+    """Why no training can go on from a checkpoint, in a few words; None where it is whole.
+
+    A checkpoint without our record, of a plain `Trainer` or an earlier version, is whole where all files are there
+    that a training goes on from, and can be read.
+
+    Args:
+        folder: of the checkpoint.
+        quick: look at names and sizes alone.
+        student_only: ask for the student alone, not for what the training needs beside it.
+    """
+    folder = Path(folder)
+    try:
+        if not (folder / RECORD).is_file():
+            return _fault_without_record(folder, quick, student_only)
+        record = _read_record(folder)
+        if record is None:
+            return f"{RECORD} is damaged"
+        if record.get("save_only_model") and not student_only:
+            return "it was saved with save_only_model, without the optimizer's state"
+        return _damage(folder, record, quick)
+    except OSError as error:
+        return f"it cannot be read ({error})"
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The record; None where it is damaged."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        noted = record.pop("checksum")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return record if noted == checksum(record) else None
+
+
+def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
+    for name, noted in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != noted["size"]:
+            return f"{name} has {path.stat().st_size} bytes of {noted['size']}"
+        if not quick and file_checksum(path) != noted["checksum"]:
+            return f"{name} is damaged: its checksum differs"
+    return None
+
+
+def noted(folder: Path, name: str) -> Any:
+    """A fact from a checkpoint's record, such as its `run` or its `processes`; None where that is not known."""
+    return (_record(folder) or {}).get(name)
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The record, an empty one where there is none; None where it cannot be read."""
+    try:
+        return _read_record(folder) if (folder / RECORD).is_file() else {}
+    except OSError:
+        return None
+
+
+def _fault_without_record(folder: Path, quick: bool, student_only: bool) -> str | None:
+    names = {path.name for path in folder.iterdir()}
+    sharded = any(SHARDED.fullmatch(name) for name in names)
+    patterns = {"config.json": "config.json", "model.safetensors": WEIGHTS.pattern}
+    if not student_only:
+        patterns |= {name: re.escape(name) for name in ("optimizer.pt", "scheduler.pt")}
+        patterns["rng_state.pth"] = r"rng_state(_\d+)?\.pth"
+    patterns = {STATE: re.escape(STATE), **({} if sharded else patterns)}
+    missing = [name for name, each in patterns.items() if not any(re.fullmatch(each, found) for found in names)]
+    if missing:
+        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+    for path in _files(folder):
+        if path.stat().st_size == 0 and path.suffix != ".py":
+            return f"{path.name} is empty"
+        if not quick and (reason := _unreadable(path)):
+            return f"{path.name} is damaged: {reason}"
+    return None
+
+
+def _unreadable(path: Path) -> str | None:
+    """What keeps a file from being read to its end."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                for name in file.keys():
+                    file.get_tensor(name)
+        elif path.name == STATE:
+            TrainerState.load_from_json(str(path))
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix in (".pt", ".pth") and zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return archive.testzip() and "its checksum differs"
+        elif path.suffix in (".pt", ".pth"):
+            torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each reader raises what it likes
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
+
+
+def steps(folder: str | Path) -> dict[int, Path]:
+    """The checkpoints in an output folder, whole or not, by step, the last one first."""
+    folder = Path(folder)
+    found = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))}
+    return {step: found[step] for step in sorted(found, reverse=True) if found[step].is_dir()}
+
+
+def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, dict[Path, str]]:
+    """The last whole checkpoint of the run that wrote last, and of each one of a later step why it is passed over."""
+    passed: dict[Path, str] = {}
+    records = {path: _record(path) for path in steps(folder).values()}
+    dated = [path for path, record in records.items() if record]
+    newest = max(dated, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
+    run = newest and records[newest].get("run")  # those that note none count as one run
+    for path, record in records.items():
+        if record is not None and record.get("run") != run:
+            if ANOTHER not in passed.values():  # said once
+                passed[path] = ANOTHER
+            continue
+        reason = fault(path, quick)
+        if reason is None:
+            return path, passed
+        passed[path] = reason
+    return None, passed
+
+
+def last_of_run(folder: str | Path, run: str | None) -> Path | None:
+    """What "true" goes on from, where this run wrote it; None where another one did, with settings of its own."""
+    whole, _ = last_whole(folder, quick=True)
+    return whole if whole and noted(whole, "run") == run else None
+
+
+def find_checkpoint(asked: str | os.PathLike | bool | None, output_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint that a training is to go on from.
+
+    Args:
+        asked: True or "true" for the last whole one in the output folder, or the folder of one; nothing, False or
+            "false" for none.
+        output_dir: of the training.
+
+    Returns:
+        Its folder, or None; and a sentence for each later one that is passed over.
+
+    Raises:
+        ValueError: there is none, or not a whole one, in one sentence.
+    """
+    if not asked or str(asked).lower() == "false":
+        return None, []
+    if str(asked).lower() != "true":
+        return _named(Path(asked), Path(output_dir)), []
+    found, passed = last_whole(output_dir)
+    if found is not None:
+        return found, [f"{path} is passed over: {reason}." for path, reason in passed.items()]
+    if not passed:
+        raise ValueError(
+            f"There is no checkpoint in {output_dir} to resume from: pass a checkpoint-N folder, or leave {RESUME} "
+            "out."
+        )
+    reasons = "; ".join(f"{path.name}: {reason}" for path, reason in list(passed.items())[:3])
+    raise ValueError(
+        f"No checkpoint in {output_dir} is whole ({reasons}): leave {RESUME} out to start anew, or remove the damaged "
+        "ones and restore one from a copy."
+    )
+
+
+def _named(folder: Path, output_dir: Path) -> Path:
+    if not folder.is_dir() and len(folder.parts) == 1 and (output_dir / folder).is_dir():
+        folder = output_dir / folder
+    if not folder.is_dir():
+        raise ValueError(
+            f"There is no checkpoint {folder} to resume from: pass a checkpoint-N folder, or leave {RESUME} out."
+        )
+    if (reason := fault(folder)) is None:
+        return folder
+    whole, _ = last_whole(folder.parent)
+    remedy = f"the last whole one is {whole}" if whole else f"there is no whole one beside it; leave {RESUME} out"
+    raise ValueError(f"No training can go on from {folder}: {reason}; {remedy}.")
+
+
+# Folders
+
+
+def strange_file(folder: Path) -> str | None:
+    """A file in a checkpoint that no training wrote; such a folder is nobody's to replace or remove."""
+    record = _record(folder)
+    known = {Path(name).parts[0] for name in record["files"]} if record else set()
+    names = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    return next((name for name in names if not OF_A_CHECKPOINT.fullmatch(name)), None)
+
+
+def put_in_place(written: Path, place: Path) -> None:
+    """Give a finished checkpoint its name; an older one there makes room only now.
+
+    Raises:
+        OSError: what stands there is no checkpoint.
+    """
+    if place.exists() and (strange := strange_file(place)):
+        raise OSError(f"{place} holds {strange!r}, which no training wrote; move that folder away")
+    if place.exists():
+        remove(place)
+    written.rename(place)
+
+
+def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
+    """Remove the oldest checkpoints above the limit; damaged ones do not count, and go first.
+
+    Args:
+        output_dir: of the training.
+        limit: how many stay; None or 0 for all.
+        keep: those that stay whatever their age.
+    """
+    if not limit or limit < 0:
+        return
+    ours = {path: step for step, path in steps(output_dir).items() if strange_file(path) is None}
+    by_age = sorted(ours, key=lambda path: (path.stat().st_mtime_ns, ours[path]))
+    damaged = [path for path in by_age if (path / RECORD).is_file() and not _has_all_files(path)]
+    keep = {path.resolve() for path in keep}
+    whole = [path for path in by_age if path not in damaged]
+    surplus = max(0, len(whole) - max(limit, len(keep)))
+    old = [path for path in whole if path.resolve() not in keep]
+    for path in [*damaged, *old[:surplus]]:
+        remove(path)
+
+
+def _has_all_files(folder: Path) -> bool:
+    record = _read_record(folder)
+    return record is not None and _damage(folder, record, quick=True) is None
+
+
+def remove(folder: Path) -> None:
+    """A checkpoint stops being one before its files go, so that half of one is never taken for a whole."""
+    old = temporary(folder, "old")
+    folder.rename(old)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""What is the same for every model that can become a student: its files, configuration and image processor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig
+
+from .processors import load_image_processor
+
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def check_model(
+    name: str,
+    pretrained: bool,
+    revision: str | None,
+    config_of: Callable[..., PretrainedConfig],
+    check: Callable[[PretrainedConfig], None],
+) -> None:
+    """What is the same for every kind of model: files, configuration, image processor; `check` is for the rest."""
+    files = _files(name, revision)
+    options = {} if revision is None else {"revision": revision}
+    try:
+        config = config_of(name, trust_remote_code=False, **options)
+    except Exception as error:  # whatever a configuration with odd values makes transformers raise
+        if "trust_remote_code" in str(error):
+            raise
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(
+            f"The config.json of {name} is none that transformers can read ({reason}): repair it, or name another "
+            "model."
+        ) from error
+    check(config)
+    if pretrained:
+        _check_weights(name, files)
+    load_image_processor(name, **options)
+
+
+def _files(name: str, revision: str | None) -> list[str]:
+    folder = Path(name)
+    files = [path.name for path in folder.iterdir()] if folder.is_dir() else _files_on_hub(name, revision)
+    if "config.json" not in files:
+        raise ValueError(f"{name} is no model of transformers, it has no config.json: name another one.")
+    return files
+
+
+def _check_weights(name: str, files: list[str]) -> None:
+    """Whether there are weights, and in a folder, whether they are whole, as far as their headers tell."""
+    if not any(weights in files or f"{weights}.index.json" in files for weights in WEIGHTS):
+        raise ValueError(
+            f"{name} has a configuration and no weights (model.safetensors): pass --pretrained false "
+            "(pretrained=False) to train it from scratch, or name a model with weights."
+        )
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    try:
+        if index.is_file() and not files[0].is_file():
+            files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        for file in files if index.is_file() or files[0].is_file() else []:
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The weights in {folder} are not whole ({error}): copy them again, or pass --pretrained false "
+            "(pretrained=False) to train from scratch."
+        ) from error
+
+
+def _files_on_hub(name: str, revision: str | None) -> list[str]:
+    """Asked once; where the Hub does not answer, those in the cache."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(
+            f"There is no folder {name}: name a folder that exists, or a Hub id as owner/name."
+        ) from error
+    try:
+        return [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{name} is neither a folder here nor a model that the Hub shows you: check the spelling, or log in with "
+            "`hf auth login` if it is private or gated."
+        ) from error
+    except (HTTPError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and 400 <= getattr(error.response, "status_code", 0) < 500:
+            raise ValueError(
+                f"The Hub does not give {name} ({str(error).splitlines()[0]}): check id and revision."
+            ) from error
+        try:
+            cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{name} is neither a folder here nor in the cache, and the Hub cannot be reached "
+                f"({str(error).splitlines()[0]}): check the spelling and the connection."
+            ) from error
+        return [path.name for path in cached.iterdir()]

@@ -1,0 +1,236 @@
+"""Training arguments of a distilled student."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ...hub.upload import HubRepo
+from .settings import check_extras, check_numbers, check_stopping
+
+
+IMAGE_STORES = ["auto", "disk", "device", "none"]
+
+
+def _is_one_of_several_on_cpu() -> bool:
+    """Whether a launcher started several processes where only the CPU lets them train together: unless `use_cpu` is
+    said, Accelerate lets each train alone there, and all write to one folder."""
+    started = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return started and (device is None or device.type == "mps")
+
+
+@dataclass
+class MadkdTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the weight of the aspect loss, the augmentation, and defaults that fit images.
+
+    Args:
+        aspect_alpha: weight of the aspect loss (paper section 3.3); 0 trains the plain classifier.
+        crop_scale: smallest share of an image's area that a random resized crop keeps, above 0 and at most 1;
+            1 turns cropping off.
+        horizontal_flip: probability of mirroring a training image.
+        mixup_alpha: of the Beta distribution by which each training image is blended with another, and its class and
+            aspects with the other's; 0 turns it off, 0.1 to 0.4 is usual.
+        lr_milestones: epochs after which the learning rate is multiplied by `lr_gamma`, in place of
+            `lr_scheduler_type`; the paper's are 150, 180, 210 of 240.
+        lr_gamma: that factor.
+        image_store: where images are kept that are decoded and resized once, before the first epoch: "disk" (a
+            memory-mapped file beside the cached datasets), "device" (that file's content, on the accelerator), "none"
+            (they are decoded anew in every epoch), or "auto", the fastest for which there is room. Evaluation images
+            are kept on disk, or decoded anew where they cannot be.
+        image_store_scale: side of a stored training image in sides of the student's input, at least 1: what is cropped
+            smaller is scaled up, and is less sharp than a crop of the image itself; more takes more disk and time.
+        channels_last: keep images and kernels in the memory format that convolutions are fastest in on most devices.
+        early_stopping_patience: stop after so many evaluations in a row that did not better `metric_for_best_model`;
+            needs `load_best_model_at_end` and an `eval_strategy`.
+        early_stopping_threshold: by how much it must be better to count.
+        push_plain: what a push publishes: True for the plain model without aspects and without remote code.
+        hub_create_pr: a push opens a pull request.
+        hub_license: the licence in the card of a push, as the Hub calls it.
+    """
+
+    aspect_alpha: float = field(
+        default=4.0,
+        metadata={
+            "help": "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is plain training."
+        },
+    )
+    crop_scale: float = field(
+        default=0.08,
+        metadata={"help": "Smallest share of the image that a random crop keeps; 1 turns cropping off."},
+    )
+    horizontal_flip: float = field(
+        default=0.5, metadata={"help": "Probability of mirroring a training image; 0 turns it off."}
+    )
+    mixup_alpha: float = field(
+        default=0.0,
+        metadata={"help": "Blend training images, classes and aspects in pairs: Beta(mixup_alpha, mixup_alpha)."},
+    )
+    lr_milestones: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs after which the learning rate is multiplied by lr_gamma, in place of lr_scheduler_type; "
+            "the paper's: 150 180 210 of 240."
+        },
+    )
+    lr_gamma: float = field(default=0.1, metadata={"help": "The factor of lr_milestones."})
+    image_store: str = field(
+        default="auto",
+        metadata={
+            "help": "Decode and resize images once, and keep them on disk or on the device; none decodes them in "
+            "every epoch; auto takes the fastest for which there is room.",
+            "choices": IMAGE_STORES,
+        },
+    )
+    image_store_scale: float = field(
+        default=2.0,
+        metadata={
+            "help": "Side of a stored training image in sides of the student's input: what is cropped smaller is "
+            "scaled up; more takes more disk and time."
+        },
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "The memory format in which convolutional students train faster."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model; needs "
+            "load_best_model_at_end and an eval_strategy."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much the metric must be better to count for early_stopping_patience."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay False: images and aspects are columns the model does not name."}
+    )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The label columns of a batch."}
+    )
+    hub_private_repo: bool | None = field(
+        default=True, metadata={"help": "Push to a private repo unless you say --hub_private_repo false."}
+    )
+    hub_strategy: str = field(
+        default="end",
+        metadata={"help": "Must stay end: one commit with the finished student, not half states with every save."},
+    )
+    push_plain: bool = field(
+        default=False,
+        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
+    )
+    hub_create_pr: bool = field(
+        default=False, metadata={"help": "Open a pull request, for instance on somebody else's repo."}
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.aspect_alpha >= 0:
+            raise ValueError(
+                f"aspect_alpha weighs the aspect loss and cannot be negative; received {self.aspect_alpha}: "
+                "use 0 for plain training."
+            )
+        check_numbers(self)
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"crop_scale is a share of the image, above 0 and at most 1; received {self.crop_scale}.")
+        if not 0 <= self.horizontal_flip <= 1:
+            raise ValueError(f"horizontal_flip is a probability, 0 to 1; received {self.horizontal_flip}.")
+        if not 0 <= self.mixup_alpha < math.inf:
+            raise ValueError(f"mixup_alpha cannot be negative; received {self.mixup_alpha}: use 0 to turn it off.")
+        if self.image_store not in IMAGE_STORES:
+            raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
+        if not self.image_store_scale >= 1:
+            raise ValueError(
+                "image_store_scale is the side of a stored image in sides of the student's input, at least 1; "
+                f"received {self.image_store_scale}."
+            )
+        if not 0 < self.lr_gamma <= 1:
+            raise ValueError(
+                f"lr_gamma multiplies the learning rate, above 0 and at most 1; received {self.lr_gamma}."
+            )
+        for name in ("warmup_steps", "warmup_ratio"):
+            if self.lr_milestones and getattr(self, name, None):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} would have no effect beside lr_milestones, a schedule without "
+                    "warm-up: leave one of them out."
+                )
+        if self.lr_milestones and self.max_steps > 0:
+            raise ValueError(
+                f"lr_milestones={self.lr_milestones} are epochs and max_steps={self.max_steps} counts steps: set "
+                "num_train_epochs instead."
+            )
+        if self.lr_milestones and not all(0 < epoch < self.num_train_epochs for epoch in self.lr_milestones):
+            raise ValueError(
+                f"lr_milestones={self.lr_milestones} must lie between 0 and num_train_epochs={self.num_train_epochs}: "
+                "scale them with the number of epochs."
+            )
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the images and the aspects: leave it False.")
+        self.use_cpu = self.use_cpu or _is_one_of_several_on_cpu()
+        super().__post_init__()
+        self.check_hub_strategy()
+        check_extras(self)
+        check_stopping(self)
+
+    def check_hub_strategy(self) -> None:
+        """
+        Raises:
+            ValueError: a push would be more than one commit with the finished student.
+        """
+        if self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={getattr(self.hub_strategy, 'value', self.hub_strategy)!r} would push unfinished "
+                "students in several commits: leave it at end, and keep checkpoints in output_dir to go on from "
+                "(save_strategy, resume_from_checkpoint)."
+            )
+
+    def set_push_to_hub(
+        self, model_id: str, strategy: str = "end", *args: Any, **kwargs: Any
+    ) -> MadkdTrainingArguments:
+        """As that of `TrainingArguments`, but for the strategy, which must stay end."""
+        super().set_push_to_hub(model_id, strategy, *args, **kwargs)
+        self.check_hub_strategy()
+        return self
+
+    def hub_repo(self, **changed: Any) -> HubRepo:
+        """Where a push goes; by default a repo of your own with the name of output_dir.
+
+        Args:
+            changed: `token`, `private`, `revision`, `create_pr`, where they are to differ from the arguments'.
+        """
+        settings = {
+            "private": self.hub_private_repo is not False,  # None, too: nothing becomes public unless it is said
+            "token": self.hub_token,
+            "revision": self.hub_revision,
+            "create_pr": self.hub_create_pr,
+        }
+        settings |= {name: value for name, value in changed.items() if value is not None}
+        return HubRepo(self.hub_model_id or Path(self.output_dir).absolute().name, "model", **settings)
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What decides a student, for its card: nothing about folders, machines or tokens."""
+        length = "max_steps" if self.max_steps > 0 else "num_train_epochs"
+        schedule = ["lr_milestones", "lr_gamma"] if self.lr_milestones else ["lr_scheduler_type", "warmup_steps"]
+        optimizer = ["optim", *(["optim_args"] if self.optim_args else []), "weight_decay"]
+        names = ["aspect_alpha", "learning_rate", length, *schedule, *optimizer]
+        names += ["label_smoothing_factor", "mixup_alpha", "crop_scale", "horizontal_flip", "seed"]
+        names += ["early_stopping_patience"] if self.early_stopping_patience else []
+        batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"
+        chosen = {name: getattr(self, name) for name in names}
+        return {name: getattr(value, "value", value) for name, value in chosen.items()} | {
+            "train_batch_size": batch,
+            "precision": precision,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy holds, and with `training_args.bin` the Hub receives: everything but the token."""
+        return {**self.__dict__, "hub_token": None}

@@ -1,0 +1,128 @@
+"""From dataset rows to batches: crops, flips, the image processor, and the aspect targets."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import BaseImageProcessor
+
+from ...data.pictures import picture
+from ..base.augmentation import image_key, random_crops
+from ..base.processors import check_same_size, ordinary, output_size, untouched
+
+
+logger = logging.getLogger(__name__)
+
+
+class AspectCollator:
+    """Turns rows of a labelled dataset into a batch.
+
+    A training batch goes through a random resized crop and a horizontal flip (the paper's augmentation), an evaluation
+    batch through the image processor as it is. What is random follows from the seed, the epoch and the image alone, so
+    that a resumed run, more workers, more processes or other batches see the same crops.
+
+    Args:
+        image_processor: resizes, rescales and normalises.
+        num_labels: C, to catch labels outside the classes.
+        image_column, label_column: where the rows keep image and class index.
+        augment: True for training batches.
+        crop_scale: smallest share of the area that a crop keeps.
+        horizontal_flip: probability of mirroring.
+        seed: of crops and flips.
+        num_aspects: Q, for batches in which no row has answers.
+    """
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor,
+        num_labels: int,
+        image_column: str = "image",
+        label_column: str = "label",
+        augment: bool = False,
+        crop_scale: float = 0.08,
+        horizontal_flip: float = 0.5,
+        seed: int = 0,
+        num_aspects: int = 0,
+    ):
+        self.image_processor = ordinary(image_processor)
+        self.num_labels = num_labels
+        self.image_column = image_column
+        self.label_column = label_column
+        self.augment = augment
+        self.crop_scale = crop_scale
+        self.horizontal_flip = horizontal_flip
+        self.seed = seed
+        self.num_aspects = num_aspects
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
+        self.height, self.width = output_size(self.image_processor)
+        self._as_it_is = untouched(self.image_processor, self.height, self.width) if augment else {}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch draws other crops and flips."""
+        self.epoch.fill_(epoch)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Returns:
+            `pixel_values` [B, channels, H, W]; `labels` [B] where the rows have them; `aspect_logits` [B, Q] where the
+            dataset is labelled, NaN in rows that are not.
+
+        Raises:
+            ValueError: a missing image column, or a label outside the classes.
+        """
+        if self.image_column not in rows[0]:
+            raise ValueError(f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}.")
+        images = [picture(row[self.image_column], self.image_column) for row in rows]
+        if self.augment:
+            images = [self._augment(image) for image in images]
+        columns = [name for name in (self.label_column, "aspect_logits") if name in rows[0]]
+        return {
+            "pixel_values": self.processed(images),
+            **self.targets({name: [row[name] for row in rows] for name in columns}),
+        }
+
+    def processed(self, images: list[Image.Image]) -> torch.Tensor:
+        """Pixel values of images; those for training have their size already.
+
+        Raises:
+            ValueError: the image processor gives them different sizes.
+        """
+        try:
+            return self.image_processor(images, return_tensors="pt", **self._as_it_is)["pixel_values"]
+        except (ValueError, RuntimeError) as error:
+            check_same_size(self.image_processor, images, error)
+            raise
+
+    def targets(self, columns: dict[str, list]) -> dict[str, torch.Tensor]:
+        """What a batch holds beside its images, from columns of rows; see `__call__`."""
+        batch = {}
+        if self.label_column in columns:
+            batch["labels"] = self._labels(columns[self.label_column])
+        if "aspect_logits" in columns:
+            targets = columns["aspect_logits"]
+            length = next((len(target) for target in targets if target is not None), self.num_aspects)
+            batch["aspect_logits"] = torch.tensor([target or [math.nan] * length for target in targets])
+        return batch
+
+    def _labels(self, labels: list[Any]) -> torch.Tensor:
+        for label in labels:
+            if not isinstance(label, int) or not 0 <= label < self.num_labels:
+                raise ValueError(
+                    f"The label {label!r} in column {self.label_column!r} is none of the {self.num_labels} classes: "
+                    f"expected an integer from 0 to {self.num_labels - 1}."
+                )
+        return torch.tensor(labels)
+
+    def _augment(self, image: Image.Image) -> Image.Image:
+        boxes, flips = self.draw(np.array([image.size]), np.array([image_key(image)]))
+        image = image.crop(boxes[0].tolist()).resize((self.width, self.height), Image.Resampling.BILINEAR)
+        return ImageOps.mirror(image) if flips[0] else image
+
+    def draw(self, sizes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Crops and flips of this epoch, see `augmentation.random_crops`."""
+        return random_crops(sizes, keys, self.crop_scale, self.horizontal_flip, self.seed, int(self.epoch))

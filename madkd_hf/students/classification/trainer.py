@@ -1,0 +1,270 @@
+"""A Trainer whose loss also asks for the aspects."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset
+from torch import nn
+from transformers import BaseImageProcessor, EvalPrediction
+
+from ...data.pictures import check_image_feature
+from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
+from ..base.augmentation import mixup
+from ..base.distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
+from ..base.processors import ordinary
+from ..base.saved import is_adapted
+from ..base.steps import rows_per_batch, without_repeats
+from ..base.training_args import MadkdTrainingArguments
+from ..losses.classification import madkd_loss
+from .data import AspectCollator
+from .image_batches import StoreCollator, StoredRows, store_collator
+from .modeling_madkd import MadkdForImageClassification
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+class MadkdTrainer(DistillingTrainer):
+    """Trains a student on classes and aspects: cross-entropy plus alpha times the aspects' BCE (paper section 3.3).
+
+    Takes datasets as `attach_aspects` leaves them: an image column, a class column, `aspect_logits`. Batches are made
+    by `AspectCollator` (with augmentation for training, without for evaluation) unless a `data_collator` is given.
+    A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone. Rows whose
+    image the labelling could not read are left out, with a warning; `predict` then has no prediction for them.
+
+    With `push_to_hub=True`, the Hub is asked before training whether a push can succeed, and changed only by the push
+    itself: one commit with the finished student and its card.
+
+    Args:
+        model: a `MadkdForImageClassification`.
+        args: `MadkdTrainingArguments`.
+        data_collator: replaces ours; batches then need `pixel_values`, `labels` and, for the aspects,
+            `aspect_logits` [B, Q], NaN where unknown.
+        train_dataset, eval_dataset: labelled datasets.
+        processing_class: the student's image processor; it is saved with the model.
+        compute_metrics: receives class logits and labels; by default accuracy, top-5, macro-F1, calibration error and,
+            where there are targets, the aspects' AUROC and BCE against the teacher.
+        image_column, label_column: names of the columns.
+        peft_config: a `LoraConfig`: the backbone gets adapters (`target_modules`, by default all its linear layers),
+            the head is trained in full. `trainer.model` is then a `LoraStudent` around the model given. What is saved
+            and published is the merged student, an ordinary one, with the adapter beside it in `adapter/`;
+            `trainer.model.merged()` is the same in memory.
+        kwargs: of `Trainer`.
+
+    Raises:
+        ValueError: aspects that do not fit the model's bank, labels that do not fit its classes, a `hub_strategy`
+            other than end, a `peft_config` that does not fit the backbone, an image store for batches that are not
+            made by `AspectCollator` of a `Dataset`, `batch_eval_metrics` without a `compute_metrics`.
+        ImportError: `peft_config` without peft.
+        HubError: `push_to_hub=True`, and a push cannot succeed.
+    """
+
+    parts = ("class_loss", "aspect_loss")
+    _own_metrics = staticmethod(all_metrics)
+    splits_batches = True  # the losses are taken of all its rows, once the devices' outputs are together again
+
+    def __init__(
+        self,
+        model: MadkdForImageClassification | None = None,
+        args: MadkdTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: BaseImageProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        peft_config: LoraConfig | None = None,
+        **kwargs: Any,
+    ):
+        if peft_config is not None:
+            from .lora import adapt
+
+            model = adapt(model, peft_config)
+        elif hasattr(model, "merge_and_unload") and not is_adapted(model):
+            raise ValueError(
+                f"MadkdTrainer needs the student itself and its LoraConfig as peft_config; received {type(model)}, of "
+                "which it could save the adapter alone."
+            )
+        self.asks_aspects = compute_metrics is None
+        self.measures_batches = compute_metrics is not None
+        self.image_column, self.label_column = image_column, label_column
+        self._makes_batches = data_collator is None
+        processing_class = ordinary(processing_class)
+        self._may_store = data_collator is None or isinstance(data_collator, AspectCollator)
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics or all_metrics,
+            **kwargs,
+        )
+        if data_collator is None:
+            config = self.model.config
+            make = functools.partial(
+                AspectCollator,
+                processing_class,
+                config.num_labels,
+                image_column,
+                label_column,
+                num_aspects=config.num_aspects,
+            )
+            args = self.args
+            self.train_collator = make(
+                augment=True, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip, seed=args.seed
+            )
+            self.eval_collator = make()
+            self.add_callback(TellEpoch(self.train_collator))
+        self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
+        self._finish: Callable[[dict], None] | None = None
+        self._drawn = (0, -1)  # the step, and which of its batches was mixed last
+
+    def _refuse_unfit(self) -> None:
+        if self.args.image_store in ("disk", "device"):
+            rows, expected = self.train_dataset, None
+            if not self._may_store:
+                expected = "an AspectCollator makes the batches of; received a data_collator of your own"
+            elif rows is not None and not isinstance(rows, Dataset):
+                expected = f"a datasets.Dataset has; received a train_dataset of {type(rows)}"
+            if expected:
+                raise ValueError(
+                    f"image_store={self.args.image_store!r} keeps the images that {expected}: leave it at auto, or "
+                    "set none."
+                )
+        if is_adapted(self.model) and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "
+                "leave it out, the adapters need little memory."
+            )
+        if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"The backbone {type(self.model.backbone).__name__} has no layers for gradient checkpointing: leave "
+                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
+
+    def _served(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
+        """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""
+        if not isinstance(rows, Dataset) or not isinstance(collator, AspectCollator) or not len(rows):
+            return rows, collator
+        name = rows._fingerprint, collator.augment
+        training = collator.augment and rows is self.train_dataset
+        if name not in self._stores:
+            choice = self.args.image_store
+            if not training and choice != "none":
+                choice = "auto"  # found out at the first evaluation, too late to stop for
+            device = self.args.device if training else torch.device("cpu")
+            stored = store_collator(
+                collator, rows, choice, device, self.args.disable_tqdm, self.args.image_store_scale
+            )
+            if stored is not None and not training:
+                stored.defer = False  # crops are finished from the training images; bytes are bytes
+            self._stores[name] = stored
+        stored = self._stores[name]
+        if stored is not None and (training or self._finish is None):
+            self._finish = stored.finish
+        return (rows, collator) if stored is None else (StoredRows(rows), stored)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        if "pixel_values" not in prepared:
+            if not prepared.keys() & {"pixels", "crops"}:
+                raise ValueError(
+                    f"The batches of this data_collator need `pixel_values`; they have {sorted(prepared)}."
+                )
+            self._finish(prepared)
+            inputs["pixel_values"] = prepared["pixel_values"]  # the Trainer counts operations by it
+        inputs = prepared
+        if self.args.channels_last:
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return without_repeats(batch, self.accelerator)
+
+    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
+        return rows_per_batch(batches, self.accelerator)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Class loss plus `aspect_alpha` times the aspect loss, see `losses.madkd_loss`; each is logged by name.
+
+        Means over the batch's rows, or in training, with `num_items_in_batch`, such that they add up to means over the
+        rows of all accumulated batches and all processes.
+        """
+        pixel_values, parts = inputs["pixel_values"], [(1.0, inputs)]
+        if model.training and self.args.mixup_alpha:
+            pixel_values, parts = mixup(inputs, self.args.mixup_alpha, self._draw_of_batch())
+        outputs = model(pixel_values=pixel_values)
+        losses: dict[str, torch.Tensor] = {}
+        for share, part in parts:
+            found = madkd_loss(
+                outputs.logits,
+                part["labels"],
+                outputs.aspect_logits,
+                part.get("aspect_logits") if self.model.config.num_aspects else None,
+                self.args.aspect_alpha,
+                self.args.label_smoothing_factor,
+                num_items_in_batch,
+            )
+            losses = {name: losses.get(name, 0) + share * value for name, value in found.items()}
+        if model.training and num_items_in_batch is not None:
+            self._note(losses)
+        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+
+    def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = self.model(pixel_values=self._prepare_inputs(inputs)["pixel_values"])
+        return outputs.logits, outputs.aspect_logits
+
+    def _draw_of_batch(self) -> np.random.Generator:
+        """Follows from the seed and the batch's place in the training: a run that goes on draws what it would have."""
+        step, place = self.state.global_step, self._drawn[1] + 1
+        self._drawn = (step, place if self._drawn[0] == step else 0)
+        return np.random.default_rng([self.args.seed, *self._drawn, self.args.process_index])
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """As usual, and with the aspects beside classes and labels when our own metrics want them."""
+        inputs = without_repeats(inputs, self.accelerator)
+        targets = inputs.get("aspect_logits") if self.model.config.num_aspects else None
+        if "labels" not in inputs:
+            inputs = {"pixel_values": inputs["pixel_values"]}
+        wanted = targets is not None and self.asks_aspects and not prediction_loss_only
+        loss, logits, labels = super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys=[] if wanted else ignore_keys
+        )
+        if wanted and labels is not None:
+            labels = (labels, targets.to(labels.device))
+        return loss, logits, labels
+
+    def metric_names(self, rows: Any) -> list[str]:
+        names = [name for name in OF_CLASSES if name != "top5_accuracy" or self.model.config.num_labels > TOP]
+        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
+        return [*names, *(OF_ASPECTS if self.model.config.num_aspects and answered else [])]
+
+    def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
+        """Refuses answers to other questions than the model's, and labels of other classes."""
+        labels = dataset.features.get(self.label_column)
+        if self._makes_batches:
+            for column in (self.image_column, *([self.label_column] if with_labels else [])):
+                if column not in dataset.features:
+                    raise ValueError(
+                        f"There is no column {column!r} in {name}, which has {list(dataset.features)}: say which one "
+                        "it is with image_column and label_column."
+                    )
+            check_image_feature(dataset.features[self.image_column], self.image_column, name)
+        if isinstance(labels, ClassLabel):
+            check_classes(labels.num_classes, self.model.config)
+        check_answers(dataset, self.model.config, of_objects=False)

@@ -1,0 +1,156 @@
+"""Whether a detector can become a student, and the objects of a dataset fit it: seen before the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import ClassLabel, Dataset
+from transformers import PretrainedConfig
+
+from ...data.boxes import BOX_FORMATS
+from ..base.distilling import check_classes
+from ..base.models import check_model
+from .configuration_madkd_detection import MadkdDetectionConfig
+from .modeling_madkd_detection import MadkdForObjectDetection, check_architecture, config_of
+
+
+def check_detector(
+    detector: str, pretrained: bool = True, revision: str | None = None, aspect_level: str = "object"
+) -> None:
+    """Refuses what `MadkdForObjectDetection.from_detector` or its image processor would fail at; reads no weights.
+
+    Args:
+        detector: id of a detector on the Hub, or a folder.
+        pretrained: whether its weights are wanted.
+        revision: on the Hub.
+        aspect_level: what the questions are about.
+
+    Raises:
+        ValueError, ImportError: in one sentence.
+    """
+
+    def check(config: PretrainedConfig) -> None:
+        check_architecture(config, detector)
+        is_student = isinstance(config, MadkdDetectionConfig)
+        with torch.device("meta"):
+            MadkdForObjectDetection(
+                MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level)
+            )
+
+    check_model(detector, pretrained, revision, config_of, check)
+
+
+def check_has_column(columns: Iterable[str], name: str, boxes_column: str) -> None:
+    """Raise ValueError where the dataset of this name has no column of objects."""
+    if boxes_column not in columns:
+        raise ValueError(
+            f"There is no column {boxes_column!r} in {name}, which has {list(columns)}: name the objects with "
+            "boxes_column."
+        )
+
+
+def check_objects(
+    dataset: Dataset, name: str, boxes_column: str, box_format: str, config: PretrainedConfig, with_labels: bool
+) -> None:
+    """Refuses objects that a detector cannot be trained or measured on.
+
+    Args:
+        dataset: with or without the column.
+        name: what messages call the dataset.
+        boxes_column, box_format: of the objects.
+        config: of the detector.
+        with_labels: False for predictions, which may do without objects.
+
+    Raises:
+        ValueError: no such column, other fields, other classes, and with labels no objects or boxes without area.
+    """
+    if boxes_column not in dataset.features and not with_labels:
+        return
+    check_has_column(dataset.features, name, boxes_column)
+    feature = dataset.features[boxes_column]
+    fields = feature if isinstance(feature, dict) else getattr(feature, "feature", None)
+    missing = {"bbox", "category"} - set(fields if isinstance(fields, dict) else ())
+    if missing:
+        raise ValueError(
+            f"The column {boxes_column!r} of {name} holds {feature}: expected objects with the fields 'bbox' "
+            "and 'category'; rename its fields, or name another boxes_column."
+        )
+    category = getattr(fields["category"], "feature", fields["category"])
+    if isinstance(category, ClassLabel):
+        check_classes(category.num_classes, config)
+    elif not getattr(category, "dtype", "").startswith(("int", "uint")):
+        raise ValueError(
+            f"The categories in the column {boxes_column!r} of {name} are {category}: expected a ClassLabel or "
+            "integers; cast them to a ClassLabel."
+        )
+    if not len(dataset):
+        return
+    count, lowest, highest = _categories(dataset, boxes_column)
+    if with_labels and not count:
+        raise ValueError(
+            f"None of the {len(dataset)} images of {name} has an object in the column {boxes_column!r}: "
+            "there is nothing to learn or to measure; pass rows with objects."
+        )
+    if with_labels and (found := _without_area(dataset, boxes_column, box_format)):
+        raise ValueError(
+            f"An object in row {found[0]} of {name} has the box {found[1]}, which has no area: expected "
+            f"{box_format} boxes, {BOX_FORMATS[box_format]}; correct the box or leave the object out."
+        )
+    classes = config.num_labels
+    if count and not (0 <= lowest and highest < classes):
+        found = lowest if lowest < 0 else highest
+        raise ValueError(
+            f"An object of {name} has the category {found}, which is none of the {classes} classes: expected an "
+            f"integer from 0 to {classes - 1}; build the model with the dataset's id2label."
+        )
+
+
+def _fields(dataset: Dataset, boxes_column: str, field: str) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """One field of all objects, and the rows that they are in, table by table."""
+    start = 0
+    for table in dataset.select_columns(boxes_column).with_format("arrow").iter(batch_size=10_000):
+        column = table[boxes_column].combine_chunks()
+        if pa.types.is_struct(column.type):
+            lists = pc.struct_field(column, field)
+            values = pc.list_flatten(lists)
+        else:
+            lists, values = column, pc.struct_field(pc.list_flatten(column), field)
+        yield pc.add(pc.list_parent_indices(lists), start), values
+        start += len(table)
+
+
+def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
+    """How many objects there are, and the lowest and the highest of their categories.
+
+    Raises:
+        ValueError: an object has none.
+    """
+    count, low, high = 0, [], []
+    for rows, values in _fields(dataset, boxes_column, "category"):
+        if values.null_count:
+            row = rows[pc.index(values.is_null(), True).as_py()]
+            raise ValueError(f"An object in row {row} has no category: give it one, or leave the object out.")
+        found = pc.min_max(values).as_py()
+        if found["min"] is not None:
+            count += len(values)
+            low.append(found["min"])
+            high.append(found["max"])
+    return count, min(low, default=0), max(high, default=0)
+
+
+def _without_area(dataset: Dataset, boxes_column: str, box_format: str) -> tuple[int, list[float]] | None:
+    """The first object whose box has no width or no height: its row and its box."""
+    for rows, values in _fields(dataset, boxes_column, "bbox"):
+        numbers = pc.list_flatten(values).to_numpy(zero_copy_only=False)
+        if len(numbers) != 4 * len(values):
+            continue  # the first batch tells which
+        boxes = numbers.reshape(-1, 4)
+        sides = boxes[:, 2:] - boxes[:, :2] if box_format == "pascal_voc" else boxes[:, 2:]
+        bad = np.flatnonzero((sides <= 0).any(axis=1))
+        if len(bad):
+            return rows[int(bad[0])].as_py(), boxes[bad[0]].tolist()
+    return None

@@ -1,0 +1,329 @@
+"""A Trainer of detectors whose loss also asks for the aspects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from datasets import Dataset, IterableDataset
+from torch import nn
+from transformers import BaseImageProcessor, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
+
+from ...data.pictures import check_image_feature
+from ...metrics import OF_ASPECTS
+from ..base.distilling import DistillingTrainer, TellEpoch, check_answers
+from ..base.steps import own_rows
+from ..base.training_args import MadkdTrainingArguments
+from ..losses.detection import aspect_loss, objects_of_all_processes
+from .checks import check_has_column, check_objects
+from .data import DetectionCollator
+from .evaluation import SizedCollator, detection_metrics, detections, frames_of, matched_answers, references
+from .metrics import STATISTICS
+from .modeling_madkd_detection import MadkdForObjectDetection
+
+
+OF_LAST_LAYER = re.compile(r"loss_[a-z]+")  # loss_ce_0, loss_bbox_aux_1, loss_vfl_dn_0 ... are of other layers
+ZOOM = 0.25  # by which share training images grow or shrink at most
+
+
+class MadkdDetectionTrainer(DistillingTrainer):
+    """Trains a detector on objects and aspects: its own loss plus alpha times the aspects' BCE.
+
+    Takes datasets as `attach_aspects` leaves them: an image column, a column of objects, `aspect_logits`, one list for
+    each object of an image or one for the image, as the model's `aspect_level` says. Batches are made by
+    `DetectionCollator` (with augmentation for training, which needs albumentations, without for evaluation) unless a
+    `data_collator` is given. Of the arguments, `horizontal_flip` is the probability of mirroring, and `crop_scale=1`
+    turns zooming off. A dataset without aspect columns, or a row without answers, trains and evaluates on its objects
+    alone. Rows whose image the labelling could not read are left out, with a warning; `predict` then has no prediction
+    for them. Images are decoded in every epoch: there is no image store for images of many sizes.
+
+    Logged beside `loss` are `detector_loss`, `aspect_loss`, and the parts of the detector's loss in its last layer,
+    with or without their weights, as the detector tells them.
+
+    What is a mean of what:
+        The aspect loss is a mean over all answered objects (or images) of a step, over accumulated batches and all
+        processes: each weighs the same. The detector's loss is what transformers make of a batch, mostly sums divided
+        by the number of its objects, and the step's is the mean over accumulated batches and processes, as in a plain
+        `Trainer`: accumulated batches are one batch exactly where they have equally many objects. DETR, conditional
+        and deformable DETR and YOLOS count the objects of all processes, RT-DETR and D-FINE those of each by itself;
+        and the class loss of DETR and YOLOS is a weighted mean over the queries of one process's batch. So the same
+        global batch has the same loss for any number of processes with conditional and deformable DETR (with at least
+        one object for each process), and with the others where their batches have equally many objects.
+        Rows that only repeat others, so that all processes have as many, never count.
+
+    Evaluation tells COCO's metrics of the 100 best boxes an image, in pixels of the original image, and where there
+    are targets AUROC and BCE of the aspects against the teacher: of objects, those of the queries that the detector's
+    own matcher gives to them. Crowds (objects with `iscrowd`) are no targets of the training; a detection on one is
+    neither right nor wrong, as COCO has it. `predict` returns as `predictions` a list with, for each image in order,
+    `boxes` [m, 4] (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and `aspect_logits` [m, Q] or [Q];
+    where the rows have objects, `label_ids` is a list of what `evaluation.references` says of them.
+
+    With `push_to_hub=True`, the Hub is asked before training whether a push can succeed, and changed only by the push
+    itself: one commit with the finished student and its card.
+
+    Args:
+        model: a `MadkdForObjectDetection`.
+        args: `MadkdTrainingArguments`.
+        data_collator: replaces ours; batches then need `pixel_values`, where images are padded `pixel_mask`, and
+            `labels` as `DetectionCollator` makes them; for `predict` without labels also `orig_sizes` [B, 2].
+        train_dataset, eval_dataset: labelled datasets.
+        processing_class: the detector's image processor; it is saved with the model.
+        compute_metrics: receives an `EvalPrediction` of two lists, one entry for each image, see
+            `evaluation.detection_metrics`, which it takes the place of.
+        image_column, boxes_column: names of the columns.
+        box_format: of the boxes, `coco`, `pascal_voc` or `yolo`.
+        kwargs: of `Trainer`.
+
+    Raises:
+        ValueError: a model that is no detector of ours, answers that do not fit its bank or level, classes or boxes
+            that do not fit, no objects at all, several GPUs in one process, arguments for what detectors do not have.
+        ImportError: training without albumentations.
+        HubError: `push_to_hub=True`, and a push cannot succeed.
+    """
+
+    parts = ("detector_loss", "aspect_loss")
+    _own_metrics = staticmethod(detection_metrics)
+
+    def __init__(
+        self,
+        model: MadkdForObjectDetection | None = None,
+        args: MadkdTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: BaseImageProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        image_column: str = "image",
+        boxes_column: str = "objects",
+        box_format: str = "coco",
+        **kwargs: Any,
+    ):
+        self.image_column, self.boxes_column, self.box_format = image_column, boxes_column, box_format
+        self._own_collator = data_collator is not None
+        self._seen: list[list[tuple[dict, dict | None]]] = []  # of each batch, what was found and what is there
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics or detection_metrics,
+            **kwargs,
+        )
+        self._test_collator = data_collator  # of images to predict for, which may have no objects
+        if self._own_collator:
+            return
+        config = self.model.config
+        settings = {
+            "num_aspects": config.num_aspects,
+            "aspects_per_object": config.aspect_level == "object",
+            "num_classes": config.num_labels,
+        }
+        columns = processing_class, image_column, boxes_column, box_format
+        evaluating = DetectionCollator(*columns, **settings)
+        self.eval_collator = SizedCollator(evaluating, with_labels=True)
+        self._test_collator = SizedCollator(evaluating)
+        if train_dataset is not None:  # evaluation alone does without albumentations
+            self.train_collator = DetectionCollator(
+                *columns,
+                **settings,
+                pixel_mask=self.model.takes_mask,
+                augment=True,
+                horizontal_flip=self.args.horizontal_flip,
+                zoom=self._zoom,
+                seed=self.args.seed,
+            )
+            self.add_callback(TellEpoch(self.train_collator))
+
+    @property
+    def _zoom(self) -> float:
+        return ZOOM if self.args.crop_scale < 1 else 0.0
+
+    def _refuse_unfit(self) -> None:
+        args = self.args
+        if not isinstance(self.model, MadkdForObjectDetection):
+            raise ValueError(
+                f"MadkdDetectionTrainer needs a MadkdForObjectDetection; received {type(self.model)}: make one of a "
+                "detector with MadkdForObjectDetection.from_detector."
+            )
+        if args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            raise ValueError(
+                f"The detector {type(self.model.detector).__name__} has no layers for gradient checkpointing: leave "
+                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
+        if args.image_store in ("disk", "device"):
+            raise ValueError(
+                f"An image store keeps images of one size, and those of detectors have many; received "
+                f"image_store={args.image_store!r}: leave it at auto, or set none."
+            )
+        for name in ("mixup_alpha", "label_smoothing_factor"):
+            if getattr(args, name):
+                raise ValueError(
+                    f"A detector's loss has no {name}; received {getattr(args, name)}: leave it at 0, it is for "
+                    "classifiers."
+                )
+
+    def _fitting(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
+        if isinstance(dataset, IterableDataset) and dataset.features and with_labels and not self._own_collator:
+            check_has_column(dataset.features, name, self.boxes_column)
+        return super()._fitting(dataset, name, with_labels)
+
+    def get_test_dataloader(self, test_dataset):
+        kept, self.eval_collator = self.eval_collator, self._test_collator
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.eval_collator = kept
+
+    def metric_names(self, rows: Any) -> list[str]:
+        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
+        return [*STATISTICS, *(OF_ASPECTS if self.model.config.num_aspects and answered else [])]
+
+    def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
+        """Refuses what the class says, but without labels, as for predictions, no missing objects."""
+        config = self.model.config
+        if not self._own_collator:
+            if (images := dataset.features.get(self.image_column)) is not None:
+                check_image_feature(images, self.image_column, name)
+            check_objects(dataset, name, self.boxes_column, self.box_format, config, with_labels)
+        check_answers(dataset, config, of_objects=config.aspect_level == "object")
+
+    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch without them. A batch of nothing else keeps an image, as every process takes part in each step."""
+        rows = len(batch["pixel_values"])
+        own = own_rows(rows, self.accelerator)
+        if own == rows:
+            return batch
+        kinds = torch.Tensor, list
+        batch = {name: each[: max(own, 1)] if isinstance(each, kinds) else each for name, each in batch.items()}
+        if own == 0:
+            batch["repeated"] = True
+            if "labels" in batch:
+                names = "class_labels", "boxes"
+                batch["labels"] = [{name: label[name][:0] for name in names} for label in batch["labels"]]
+        return batch
+
+    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
+        """How many objects (or images) have answers, on average over a step's batches in all processes; a scalar."""
+        for batch in batches:
+            if "labels" not in batch:
+                raise ValueError(
+                    f"A batch to train on has no `labels`, only {sorted(batch)}: let data_collator add them as "
+                    "DetectionCollator does."
+                )
+        labels = [label for batch in batches for label in batch["labels"] if "aspect_logits" in label]
+        rows = [label["aspect_logits"].isfinite().any(dim=-1).sum() for label in labels]
+        mean = torch.stack(rows).sum() / len(batches) if rows else torch.zeros(())
+        mean = self.accelerator.gather(mean.reshape(1).to(self.accelerator.device)).mean()
+        return torch.where(mean > 0, mean, 1.0)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if self.args.channels_last:
+            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        names = ["pixel_values", "labels", *(["pixel_mask"] if self.model.takes_mask else [])]
+        with objects_of_all_processes():
+            return model(**{name: inputs[name] for name in names if name in inputs})
+
+    def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor | None, ...]:
+        inputs = {name: each for name, each in self._prepare_inputs(inputs).items() if name != "labels"}
+        outputs = self._forward(self.model, inputs)
+        return outputs.logits, outputs.pred_boxes, outputs.aspect_logits
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The detector's loss plus `aspect_alpha` times the aspect loss; each is logged by name.
+
+        Args:
+            num_items_in_batch: what the sum over answered objects (or images) is divided by, see the class; by default
+                the number of those in the batch.
+        """
+        outputs = self._forward(model, inputs)
+        share = 0.0 if inputs.get("repeated") else 1.0
+        losses = {"loss": share * outputs.loss, "detector_loss": share * outputs.loss}
+        if self.model.config.num_aspects:
+            losses["aspect_loss"] = aspect_loss(
+                outputs, inputs["labels"], self.model.config.aspect_level, num_items_in_batch
+            )
+            losses["loss"] = losses["loss"] + self.args.aspect_alpha * losses["aspect_loss"]
+        if model.training and num_items_in_batch is not None:
+            parts = {name: share * value for name, value in (outputs.loss_dict or {}).items()}
+            self._note(losses | {name: value for name, value in parts.items() if OF_LAST_LAYER.fullmatch(name)})
+        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of the batch in all processes; what was found and what is there is kept for `evaluation_loop`."""
+        if not prediction_loss_only and not hasattr(self.processing_class, "post_process_object_detection"):
+            raise ValueError(
+                "Evaluation needs the detector's image processor, whose post_process_object_detection makes boxes of "
+                f"its outputs; received {type(self.processing_class)} as processing_class: pass it beside your "
+                "data_collator."
+            )
+        inputs = self._prepare_inputs(self._without_repeats(inputs))
+        loss = None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if "labels" in inputs:
+                rows = self._rows_per_batch([inputs])
+                loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=rows)
+                loss = self.accelerator.gather(loss.detach().reshape(1)).mean()
+            else:
+                outputs = self._forward(model, inputs)
+        if not prediction_loss_only:
+            self._seen.append([] if inputs.get("repeated") else self._found_and_known(inputs, outputs))
+        return loss, None, None
+
+    def _found_and_known(self, inputs: dict[str, Any], outputs: Any) -> list[tuple[dict, dict | None]]:
+        frames, level = frames_of(inputs), self.model.config.aspect_level
+        found = detections(outputs, self.processing_class, frames, level)
+        if "labels" not in inputs:
+            return [(each, None) for each in found]
+        if level == "object":
+            answers = matched_answers(outputs, inputs["labels"])
+            found = [{**each, "matched_aspect_logits": answer} for each, answer in zip(found, answers)]
+        known = references(inputs["labels"], frames)
+        if not self.model.config.num_aspects:  # whatever the answers are to
+            known = [{name: value for name, value in each.items() if name != "aspect_logits"} for each in known]
+        return list(zip(found, known))
+
+    def _measured(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None,
+        ignore_keys: list[str] | None,
+        metric_key_prefix: str,
+    ) -> EvalLoopOutput:
+        self._seen = []
+        output = super()._measured(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        processes = gather_object([self._seen])  # the same steps in each, one batch beside the other
+        seen = [pair for step in zip(*processes) for batch in step for pair in batch]
+        self._seen = []
+        if not seen:
+            return output
+        found, known = (list(each) for each in zip(*seen))
+        if known[0] is None:
+            return output._replace(predictions=found)
+        metrics = denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions=found, label_ids=known)))
+        prefix = f"{metric_key_prefix}_"
+        metrics = {name if name.startswith(prefix) else prefix + name: value for name, value in metrics.items()}
+        for each in found:
+            each.pop("matched_aspect_logits", None)
+        return output._replace(predictions=found, label_ids=known, metrics={**metrics, **output.metrics})
+
+    def _hyperparameters(self) -> dict[str, Any]:
+        of_classifiers = "mixup_alpha", "label_smoothing_factor", "crop_scale"
+        kept = {name: value for name, value in super()._hyperparameters().items() if name not in of_classifiers}
+        return kept | {"zoom": self._zoom}

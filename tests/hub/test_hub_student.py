@@ -1,0 +1,673 @@
+"""A published student: what is in the repo, who can load it, what its card says, and what never gets there.
+
+The Hub is a small one on this machine; whoever talks to it is a process of its own, as a user's would be.
+"""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from builders import tiny
+from builders.local_hub import LocalHub
+from builders.quick_python import quick_python
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification, ViTImageProcessorPil
+
+from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
+from madkd_hf.hub import HubRepo
+from madkd_hf.hub.cards.comparison import read_comparison
+from madkd_hf.hub.cards.results import Evaluation
+from madkd_hf.hub.cards.student import StudentFacts
+from madkd_hf.hub.sources import DataSource
+from madkd_hf.hub.student import stage_student
+from madkd_hf.report.comparison import verdict
+
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "hf_thetokenthatnobodymayfind"
+CLASSES = dict(enumerate(["cat", "dog", "cow", "hen"]))
+BANK = tiny.bank(3)
+ASPECT_FILES = {"README.md", "config.json", "configuration_madkd.py", "model.safetensors", "modeling_madkd.py"}
+ASPECT_FILES |= {".gitattributes", "preprocessor_config.json"}
+PLAIN_FILES = ASPECT_FILES - {"configuration_madkd.py", "modeling_madkd.py"}
+PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
+
+
+def labelled(count: int = 12, bank: AspectBank = BANK) -> DatasetDict:
+    features = {"image": Image(), "label": ClassLabel(names=list(CLASSES.values()))}
+    features |= {"aspect_logits": List(Value("float32"), length=len(bank)), "aspect_bank": Value("string")}
+    columns = {"image": tiny.images(count, 32), "label": [i % 4 for i in range(count)]}
+    columns["aspect_logits"] = np.random.default_rng(1).normal(size=(count, len(bank))) * 3
+    columns["aspect_bank"] = [bank.fingerprint] * count
+    rows = Dataset.from_dict(columns, features=Features(features))
+    return DatasetDict(train=rows, validation=rows, test=rows)
+
+
+def student(bank: AspectBank | None = BANK) -> MadkdForImageClassification:
+    torch.manual_seed(0)
+    return MadkdForImageClassification.from_backbone(tiny.resnet(), CLASSES, bank)
+
+
+def facts(**changed) -> StudentFacts:
+    metrics = {"accuracy": 0.5, "top5_accuracy": 1.0, "aspect_auroc": 0.75, "aspect_bce": 0.4, "loss": 2.0}
+    evaluations = [
+        Evaluation("validation", metrics, 12, "validation", [0.5, float("nan"), 1.0]),
+        Evaluation("test", metrics, 8, "test"),
+    ]
+    settings = {"dataset": DataSource("you/birds", "a" * 40), "evaluations": evaluations, "license": "mit"}
+    return StudentFacts(**{**settings, "hyperparameters": {"learning_rate": 0.1}, **changed})
+
+
+def staged(folder: Path, model=None, plain: bool = False, **changed) -> dict[str, bytes]:
+    stage_student(folder, model or student(), PROCESSOR, HubRepo("you/birds", "model"), facts(**changed), plain)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def compared(folder: Path, **changed) -> Path:
+    """What compare.py leaves: the numbers of the demo, of our bank."""
+    (folder / "figures").mkdir(parents=True)
+    for name in ("accuracies.png", "examples.png", "aspect_learning.png", "teacher.png"):
+        tiny.images(1)[0].save(folder / "figures" / name)
+    report = json.loads((ROOT / "recipes/easy_vqa/results/report.json").read_text())
+    report |= {"aspect_auroc": dict.fromkeys(BANK.ids, 0.5), "bank": BANK.fingerprint, "classes": 12, **changed}
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+# Without a Hub: what would go up
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_stage_holds_what_a_stranger_needs_and_nothing_else(tmp_path, plain):
+    files = staged(tmp_path / "one", plain=plain)
+    assert set(files) == (PLAIN_FILES if plain else ASPECT_FILES) - {".gitattributes"}
+    assert staged(tmp_path / "two", plain=plain) == files
+
+
+def test_no_folder_of_this_machine_goes_up(tmp_path):
+    backbone = tmp_path / "secretfolder"
+    AutoModelForImageClassification.from_config(tiny.resnet()).save_pretrained(backbone)
+    bank = AspectBank(BANK.aspects, {"model": str(tmp_path / "teacher"), "commit": None})
+    model = MadkdForImageClassification.from_backbone(str(backbone), CLASSES, bank)
+    assert model.config.base_model is None and model.config.aspect_teacher == {"model": "teacher", "commit": None}
+    for plain in (False, True):
+        data = DataSource(str(tmp_path / "pictures"))
+        files = staged(tmp_path / f"out {plain}", model, plain, dataset=data)
+        assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+        assert "`pictures`" in files["README.md"].decode() and "`teacher`" in files["README.md"].decode()
+
+
+def test_old_configs_load_and_new_ones_remember_their_origin(tmp_path):
+    origin = {
+        "base_model": "you/base",
+        "base_model_revision": "a" * 40,
+        "aspect_teacher": {"model": "m", "commit": None},
+    }
+    config = MadkdConfig(tiny.resnet(), BANK.ids, BANK.questions, BANK.fingerprint, **origin)
+    config.save_pretrained(tmp_path)
+    loaded = MadkdConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in origin} == origin
+    content = json.loads((tmp_path / "config.json").read_text())
+    for name in [*origin, "aspect_groups"]:
+        content.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    old = MadkdConfig.from_pretrained(tmp_path)
+    assert old.base_model is None and old.aspect_ids == BANK.ids
+
+
+@pytest.mark.parametrize("kind", ["aspects", "plain", "base"])
+def test_the_front_matter_is_what_the_hub_reads(tmp_path, kind):
+    model = student(None if kind == "base" else BANK)
+    model.config.base_model, model.config.base_model_revision = "microsoft/resnet-18", "b" * 40
+    staged(tmp_path, model, plain=kind == "plain")
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data
+    assert (data.library_name, data.pipeline_tag, data.license) == ("transformers", "image-classification", "mit")
+    assert data.base_model == "microsoft/resnet-18" and data.datasets == ["you/birds"] and "madkd" in data.tags
+    assert {result.dataset_split for result in data.eval_results} == {"validation", "test"}
+    first = data.eval_results[0]
+    assert (first.dataset_type, first.dataset_revision, first.metric_type) == ("you/birds", "a" * 40, "accuracy")
+    assert first.metric_value == 0.5 and "top5_accuracy" not in {result.metric_type for result in data.eval_results}
+    assert ("roc_auc" in {result.metric_type for result in data.eval_results}) == (kind != "plain")
+    assert ("trust_remote_code=True" in card.text) == (kind != "plain")
+    assert ('"aspect-classification"' in card.text) == (kind == "aspects")
+    said = {"aspects": "a student with 3 aspect outputs", "plain": "needs\nno remote code", "base": "without aspects"}
+    assert said[kind] in card.text
+
+
+def test_without_a_licence_or_a_hub_dataset_the_card_says_so(tmp_path):
+    data = DataSource("recipes.birds:load")
+    staged(tmp_path, dataset=data, license=None)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license is None and card.data.datasets is None and "No licence was chosen" in card.text
+    result = card.data.eval_results[0]
+    assert (result.dataset_type, result.dataset_name) == ("local", "recipes.birds:load")
+    assert result.dataset_revision is None
+    staged(tmp_path, dataset=None)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert (card.data.eval_results[0].dataset_type, card.data.eval_results[0].dataset_name) == (
+        "local",
+        "local images",
+    )
+    assert "Measured" not in card.text
+
+
+def test_what_a_person_added_to_the_card_stays(tmp_path):
+    kept = {"license": "cc0-1.0", "language": "de", "extra_gated_prompt": "Who are you?", "model_name": "old"}
+    for given, expected in ({"license": None}, "cc0-1.0"), ({"license": "mit", "language": "en"}, "mit"):
+        stage_student(tmp_path, student(), PROCESSOR, HubRepo("you/birds", "model"), facts(**given), False, kept)
+        card = ModelCard.load(tmp_path / "README.md")
+        assert card.data.license == expected and f"`{expected}`." in card.text
+        assert card.data.language == given.get("language", "de")
+        assert card.data.to_dict()["extra_gated_prompt"] == "Who are you?" and card.data.model_name == "birds"
+
+
+def test_results_say_whose_images_they_are_from_and_are_numbers(tmp_path):
+    other = DataSource("you/others", "b" * 40)
+    found = [
+        Evaluation("test", {"accuracy": 0.5, "f1": 0.25, "confusion": {"cat": 1}, "loss": 2.0, "runtime": 1.0}, 12),
+        Evaluation("test", {"accuracy": np.float32(0.75), "f1": None, "precise": True}, 8, dataset=other),
+        Evaluation("unlabelled", {"loss": float("nan"), "runtime": 1.0}, 4),
+    ]
+    staged(tmp_path, evaluations=found)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Test of you/birds (12 images) | Test of you/others (8 images) |" in card.text
+    assert re.search(r"\| f1 +\| +0\.250 \|", card.text) and re.search(r"50\.0% \| +75\.0%", card.text)
+    assert "nlabelled" not in card.text and "confusion" not in card.text and "precise" not in card.text
+    assert "Measured: test on [you/birds](" in card.text and ", test on [you/others](" in card.text
+    told = {(each.dataset_type, each.metric_type): each.metric_value for each in card.data.eval_results}
+    assert told == {("you/birds", "accuracy"): 0.5, ("you/birds", "f1"): 0.25, ("you/others", "accuracy"): 0.75}
+
+
+def test_weights_that_are_no_model_of_the_hub_are_no_base_model(tmp_path):
+    for name, expected in ("microsoft/resnet-18", "microsoft/resnet-18"), (str(tmp_path / "mybackbone"), None):
+        staged(tmp_path / "out", finetuned_from=name)
+        card = ModelCard.load(tmp_path / "out" / "README.md")
+        assert card.data.base_model == expected and str(tmp_path) not in card.content
+    assert "`mybackbone`" in card.text
+
+
+def test_the_card_survives_strange_questions(tmp_path):
+    model = student()
+    model.config.aspect_questions[0] = "Is it |red| <b>or</b>\nblue {{ 1 }} ?"
+    staged(tmp_path, model)
+    text = (tmp_path / "README.md").read_text()
+    assert r"Is it \|red\| \<b\>or\</b\> blue {{ 1 }} ?" in text
+
+
+def test_a_comparison_goes_into_the_card_without_pictures_of_images(tmp_path):
+    files = staged(tmp_path / "out", comparison=compared(tmp_path / "compared"))
+    assert {name for name in files if name.endswith(".png")} == {
+        "figures/accuracies.png",
+        "figures/aspect_learning.png",
+    }
+    text = files["README.md"].decode()
+    assert verdict(json.loads((tmp_path / "compared" / "report.json").read_text())["gain"]) in text
+    assert "shuffled: aspects of other images" in text and "madkd: classes + aspects" in text
+    assert "figures/accuracies.png" in text and "learning_curves" not in text
+    said = (
+        "20 students were trained for the comparison on `recipes.easy_vqa.data:load_easy_vqa` (12 classes), 5 images "
+    )
+    assert f"{said}per class: 4 conditions with 5 seeds each." in text and "and neither control: `shuffled`" in text
+    assert "in this repo is one of them" not in text
+    files = staged(tmp_path / "own", comparison=tmp_path / "compared", compared=True)
+    assert "with 5 seeds each; the student in this repo is one of them." in files["README.md"].decode()
+
+
+def test_a_small_comparison_promises_no_more_than_it_holds(tmp_path):
+    accuracy = {"base": [50.0], "madkd": [60.0]}
+    small = {"seeds": [0], "images_per_class": 1, "gain": {"mean": 10.0, "ci95": [None, None]}, "controls": {}}
+    compared(tmp_path / "two", accuracy=accuracy, **small)
+    text = staged(tmp_path / "out", comparison=tmp_path / "two", compared=True)["README.md"].decode()
+    assert ", 1 image per class: 2 conditions with one seed; the student in this repo is one of them." in text
+    assert "Accuracies are on the test images.\n" in text and "interval." not in text and "control" not in text
+    compared(tmp_path / "one", accuracy={"madkd": [60.0]}, **small | {"gain": None})
+    text = staged(tmp_path / "out", comparison=tmp_path / "one", compared=True)["README.md"].decode()
+    assert "1 student was trained for the comparison" in text and "1 condition with one seed; the student in" in text
+
+
+@pytest.mark.parametrize("changed", [{"seeds": None}, {"seeds": [0]}, {"accuracy": {}}, {"gain": {"mean": 1}}])
+def test_what_the_card_cannot_use_is_no_comparison(tmp_path, changed):
+    compared(tmp_path / "compared", **changed)
+    with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
+        read_comparison(tmp_path / "compared")
+
+
+@pytest.mark.parametrize("changed", [{"bank": "0" * 16}, {"bank": None, "aspect_auroc": {"other": 0.5}}])
+def test_a_comparison_about_other_questions_is_refused(tmp_path, changed):
+    compared(tmp_path / "compared", **changed)
+    with pytest.raises(
+        ValueError, match="is about other questions than the student's, .*: pass one with the same bank"
+    ):
+        staged(tmp_path / "out", comparison=tmp_path / "compared")
+    staged(tmp_path / "out", student(None), comparison=tmp_path / "compared")
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
+        staged(tmp_path / "out", comparison=tmp_path)
+
+
+# With a Hub
+
+
+def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TOKEN) -> subprocess.CompletedProcess:
+    """Code in a process that has never heard of anything but this Hub."""
+    environment = hub.environment(folder / "home", token=token) | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [quick_python(), "-c", code, *map(str, words)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+RECIPES = f"""
+import os, sys
+sys.path[:0] = [{str(ROOT / "recipes")!r}, {str(ROOT / "tests")!r}]
+import common, train_student
+def recipe(*words):
+    sys.argv = ["recipes/train_student.py", *words]
+    try:
+        common.run(train_student.main)
+    except SystemExit as stopped:
+        return str(stopped.code)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with LocalHub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    labelled().save_to_disk(folder / "data")
+    BANK.save(folder / "data")
+    tiny.resnet().save_pretrained(folder / "backbone")
+    PROCESSOR.save_pretrained(folder / "backbone")
+    tiny.images(1, 32)[0].save(folder / "photo.jpg", quality=100)
+    compared(folder / "compared")
+    return folder
+
+
+def words(place: Path, *more: str) -> list[str]:
+    """Options of train_student.py: a student in a second."""
+    given = ["--dataset", place / "data", "--backbone", place / "backbone", "--pretrained", "false", "--do_predict"]
+    given += ["--max_steps", "3", "--per_device_train_batch_size", "6", "--use_cpu", "--report_to", "none"]
+    given += ["--disable_tqdm", "true", "--output_dir", place / "birds", "--push_to_hub", "--save_strategy", "no"]
+    return [*map(str, given), *more]
+
+
+TWICE = """
+print(recipe(*sys.argv[1:]))
+print(recipe(*sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def published(hub, place):
+    """The recipe, twice, with the token on the command line alone."""
+    more = ["--hub_token", TOKEN, "--hub_license", "mit", "--comparison", str(place / "compared")]
+    done = child(hub, place, RECIPES + TWICE, *words(place, *more), token=None)
+    assert done.stdout.splitlines()[-1:] == ["None"], done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.xdist_group("published")
+def test_the_recipe_publishes_one_complete_private_commit(hub, place, published):
+    files = hub.files("you/birds")
+    assert set(files) == ASPECT_FILES | {"figures/accuracies.png", "figures/aspect_learning.png"}
+    assert len(hub.commits("you/birds")) == 2  # the Hub's own first one, and ours, though the command ran twice
+    assert hub.repos()["model", "you/birds"].private
+    assert files["model.safetensors"] == (place / "birds" / "model.safetensors").read_bytes()
+    assert published.stdout.count(f"Published: {hub.url}/you/birds\n") == 2
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.license == "mit" and len(card.data.eval_results) > 6
+    results = json.loads((place / "birds" / "all_results.json").read_text())
+    measured = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert measured["test", "accuracy"] == pytest.approx(results["test_accuracy"], abs=1e-4)
+    assert measured["validation", "roc_auc"] == pytest.approx(results["eval_aspect_auroc"], abs=1e-4)
+    assert "Validation (12 images)" in card.text and "| AUROC |" in card.text and "`3`" in card.text
+
+
+@pytest.mark.xdist_group("published")
+def test_the_token_gets_nowhere(hub, place, published):
+    secret = TOKEN.removeprefix("hf_")
+    assert secret not in published.stdout + published.stderr
+    assert secret.encode() not in hub.received
+    assert not [
+        path for path in (place / "birds").rglob("*") if path.is_file() and secret.encode() in path.read_bytes()
+    ]
+    assert not [name for name in hub.files("you/birds") if name.endswith((".bin", ".pkl", ".pt"))]
+
+
+WAITS = """
+import json, shutil
+from pathlib import Path
+out, data, other, *words = sys.argv[1:]
+there = Path(out) / "waits_for_hub.json"
+def go(name, *more):
+    said = recipe(*words, *more)
+    print("run", name, json.load(open(out + "/all_results.json"))["train_runtime"], there.exists(), said)
+go("trained")
+go("again")
+go("elsewhere", "--hub_model_id", "you/waited")
+go("trained")
+go("another", "--learning_rate", "0.5", "--push_to_hub", "false")
+go("trained")
+(Path(out) / "model.safetensors").unlink()
+go("trained")
+shutil.rmtree(data)
+shutil.copytree(other, data)
+go("elsewhere trained", "--hub_model_id", "you/relabelled")
+"""
+
+
+def test_a_student_that_could_not_be_published_waits_as_long_as_it_is_what_was_asked_for(hub, place):
+    hub.fault("POST .*/you/waits/commit", "status", status=403, times=None)
+    out, data, other = str(place / "waits"), place / "waiting", place / "relabelled"
+    for folder, bank in (data, BANK), (other, tiny.bank(2)):
+        labelled(bank=bank).save_to_disk(folder)
+        bank.save(folder)
+    given = words(place, "--dataset", str(data), "--output_dir", out)
+    done = child(hub, place, RECIPES + WAITS, out, data, other, *given)
+    hub.clear_faults()
+    runs = [re.fullmatch(r"run ([a-z ]+) ([\d.:]+) (True|False) (.*)", line) for line in done.stdout.splitlines()]
+    names, times, waits, said = zip(*[run.groups() for run in runs if run])
+    assert len(names) == 8, done.stdout + done.stderr
+    for name, before, time, waiting, told in zip(names, ("", *times), times, waits, said):
+        refused = "error: The token may not write to the model you/waits (403: A fault asked for: 403)"
+        assert told.startswith(refused) if name in ("trained", "again") else told == "None", (name, told)
+        assert (time != before) == (name not in ("again", "elsewhere")), (names, times)
+        assert waiting == str(name in ("trained", "again")), (names, waits)
+    assert ("model", "you/waits") not in hub.repos() or len(hub.commits("you/waits")) == 1
+    assert len(hub.commits("you/waited")) == 2
+    card = ModelCard(hub.files("you/relabelled")["README.md"].decode())
+    assert "a student with 2 aspect outputs" in card.text
+
+
+def test_other_rows_under_the_same_name_are_another_student(place):
+    from madkd_hf.cli import train_student
+
+    asked = train_student.parse(words(place))
+    one, same, fewer = (train_student.what_decides(*asked, labelled(n)["train"], BANK) for n in (12, 12, 8))
+    assert one == same != fewer
+
+
+def test_the_first_process_says_for_all_whether_a_student_waits(tmp_path, monkeypatch):
+    from madkd_hf.cli import train_student
+
+    def broadcast(found):
+        found[0] = True
+
+    (tmp_path / "waits_for_hub.json").write_text("what another process is just writing")
+    settings = {"output_dir": tmp_path, "push_to_hub": True, "process_index": 1, "world_size": 2}
+    monkeypatch.setattr(train_student, "broadcast_object_list", broadcast)
+    assert train_student.waits_for_hub(SimpleNamespace(**settings), {})
+    assert not train_student.waits_for_hub(SimpleNamespace(**settings | {"process_index": 0, "world_size": 1}), {})
+
+
+STRANGER = """
+import contextlib, io, json, re, sys
+sys.modules["madkd_hf"] = None  # whoever imports it fails
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification, pipeline
+repo, result = sys.argv[1:]
+said = io.StringIO()
+with contextlib.redirect_stdout(said):
+    for block in re.findall("```python\\n(.*?)```", ModelCard.load(repo).text, re.DOTALL):
+        exec(block, {})
+trust = {} if "plain" in repo else {"trust_remote_code": True}
+model = AutoModelForImageClassification.from_pretrained(repo, **trust).eval()
+pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    found = {"class": str(type(model)), "logits": model(pixels).logits, "said": said.getvalue()}
+found["answers"] = pipeline("image-classification", repo, **trust)(["photo.jpg"] * 3, top_k=9, batch_size=2)
+if trust:
+    look = pipeline("aspect-classification", repo, **trust)
+    found["one"], found["many"] = look("photo.jpg", top_k=2), look(["photo.jpg"] * 3, batch_size=2)
+    found["text"], found["default"] = str(found["one"]), type(pipeline(model=repo, **trust)).__name__
+    look.model.save_pretrained("again")
+    found["one"], found["many"] = dict(found["one"]), [dict(each) for each in found["many"]]
+torch.save(found, result)
+"""
+
+
+def loaded_by_a_stranger(hub: LocalHub, place: Path, folder: Path, repo: str) -> dict:
+    (folder / "photo.jpg").write_bytes((place / "photo.jpg").read_bytes())
+    done = child(hub, folder, STRANGER, repo, folder / "result.pt")
+    assert (folder / "result.pt").is_file(), done.stdout + done.stderr
+    return torch.load(folder / "result.pt")
+
+
+def local_logits(folder: Path) -> torch.Tensor:
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return MadkdForImageClassification.from_pretrained(folder).eval()(pixels).logits
+
+
+@pytest.mark.xdist_group("published")
+def test_a_stranger_loads_it_and_runs_what_the_card_shows(hub, place, published, tmp_path):
+    found = loaded_by_a_stranger(hub, place, tmp_path, "you/birds")
+    assert "transformers_modules" in found["class"]
+    torch.testing.assert_close(found["logits"], local_logits(place / "birds"), atol=1e-6, rtol=0)
+    assert [len(answer) for answer in found["answers"]] == [4, 4, 4]
+    one = found["one"]
+    assert set(one) == {"classes", "aspects"} and len(one["classes"]) == 2
+    for own, other in zip(one["classes"], found["answers"][0], strict=False):  # alone, and in a batch
+        assert own == {"label": other["label"], "score": pytest.approx(other["score"], abs=1e-6)}
+    assert {each["label"]: each["question"] for each in one["aspects"]} == dict(zip(BANK.ids, BANK.questions))
+    scores = [each["score"] for each in one["aspects"]]
+    assert scores == sorted(scores, reverse=True) and all(0 < score < 1 for score in scores)
+    assert len(found["many"]) == 3 and len(found["many"][0]["classes"]) == 4
+    assert f"  {one['aspects'][0]['label']}: {scores[0]:.2f}" in found["text"]
+    assert re.search(r"aspect-\d: 0\.\d\d", found["said"])
+    assert found["default"] == "AspectClassificationPipeline"
+
+
+OTHERS = """
+from pathlib import Path
+import torch
+from datasets import load_dataset
+from transformers import AutoImageProcessor
+import madkd_hf
+from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from madkd_hf.hub import HubRepo, push_student, retries
+retries._pause = lambda state: 0
+os.environ["HF_TOKEN"] = sys.argv[1]
+rows = load_dataset("you/labelled")
+bank = AspectBank.load("you/labelled")
+torch.manual_seed(0)
+model = MadkdForImageClassification.from_backbone("you/base", dict(enumerate(["cat", "dog", "cow", "hen"])), bank)
+def trainer(name, **settings):
+    args = MadkdTrainingArguments("plain-birds", hub_model_id=name, use_cpu=True, report_to="none", **settings)
+    processor = AutoImageProcessor.from_pretrained("you/base")
+    return MadkdTrainer(model, args, None, rows["train"], rows["train"], processor)
+def attempt(call, *args, **kwargs):
+    try:
+        call(*args, **kwargs)
+        print("failed: not")
+    except Exception as error:
+        print("failed:", type(error).__name__, error)
+other_rows = load_dataset("you/others", split="train")
+run = trainer("you/plain-birds", max_steps=1, push_plain=True, push_to_hub=True, disable_tqdm=True)
+run.train()
+run.evaluate()
+run.save_model()  # the Trainer's contract: it pushes
+other = trainer("switched")
+print("commit", other.push_to_hub(commit_message="with aspects", private=False).oid)
+other.push_to_hub(commit_message="plain", plain=True, license="mit")
+print("future", other.push_to_hub(blocking=False, plain=True, revision="next").result().commit_url)
+attempt(trainer("you/switched").push_to_hub, license="apache2")
+# As the examples of transformers call it, after evaluations of all kinds
+example = trainer("you/example")
+example.evaluate()
+example.evaluate(rows["test"])
+example.evaluate(other_rows)
+example.predict(rows["test"].remove_columns("label"))
+example.push_to_hub(
+    "by example", finetuned_from="you/base", tasks="image-classification", dataset_tags=["you/labelled"],
+    dataset="Birds with labels", dataset_args="default", tags=["vision"], language="en",
+)
+# A published student as the backbone of another
+second = MadkdForImageClassification.from_backbone("you/example", {0: "a", 1: "b"}, bank)
+push_student(second, AutoImageProcessor.from_pretrained("you/base"), HubRepo("second", "model"))
+def collate(batch):
+    return {}
+alone = MadkdTrainingArguments("alone", use_cpu=True, report_to="none")
+attempt(MadkdTrainer(model, alone, collate).push_to_hub)
+attempt(MadkdTrainer, model, alone.set_push_to_hub("you/alone"), collate)
+attempt(alone.set_push_to_hub, "you/alone", "every_save")
+alone.hub_strategy = "checkpoint"
+attempt(MadkdTrainer, model, alone, collate)
+print("request", trainer("somebody/theirs", hub_create_pr=True).push_to_hub("a gift").pr_url)
+"""
+
+
+def test_other_ways_to_publish(hub, place, tmp_path):
+    data = {"aspects.json": (place / "data" / "aspects.json").read_bytes()}
+    labelled()["train"].to_parquet(tmp_path / "train.parquet")
+    parquet = (tmp_path / "train.parquet").read_bytes()
+    hub.add_repo("you/others", {"data/train-00000-of-00001.parquet": parquet}, "dataset")
+    data |= {f"data/{split}-00000-of-00001.parquet": parquet for split in ("train", "test")}
+    dataset_commit = hub.add_repo("you/labelled", data, "dataset")
+    front = b"---\ntags: [madkd]\nlicense: cc0-1.0\nextra_gated_prompt: Who are you?\n---\n"
+    hub.add_repo("you/example", {"README.md": front})
+    AutoModelForImageClassification.from_config(tiny.resnet()).save_pretrained(tmp_path / "base")
+    PROCESSOR.save_pretrained(tmp_path / "base")
+    base_commit = hub.add_repo("you/base", tmp_path / "base")
+    hub.add_repo("somebody/theirs", {"README.md": b"theirs", "model.safetensors": b"theirs"})
+    hub.fault("POST /api/models/you/switched/commit/main", "status", status=500, times=2)
+    done = child(hub, tmp_path, RECIPES + OTHERS, TOKEN, token=None)
+    assert "request" in done.stdout, done.stdout + done.stderr
+    assert TOKEN not in done.stdout + done.stderr and TOKEN.encode() not in hub.received
+
+    files = hub.files("you/plain-birds")
+    assert set(files) == PLAIN_FILES and len(hub.commits("you/plain-birds")) == 2
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == "you/base" and card.data.datasets == ["you/labelled"]
+    assert card.data.eval_results[0].dataset_revision == dataset_commit
+    assert base_commit in card.text and dataset_commit in card.text
+    found = loaded_by_a_stranger(hub, place, tmp_path, "you/plain-birds")
+    assert "transformers.models.resnet" in found["class"]
+    torch.testing.assert_close(found["logits"], local_logits(tmp_path / "plain-birds"), atol=1e-5, rtol=0)
+
+    card = ModelCard(hub.files("you/example")["README.md"].decode())
+    assert card.data.datasets == ["you/labelled"] and card.data.language == "en" and "vision" in card.data.tags
+    assert card.data.license == "cc0-1.0" and card.data.to_dict()["extra_gated_prompt"] == "Who are you?"  # as it was
+    assert "| Validation (12 images) | Test (12 images) | Train (12 images) |" in re.sub(" +", " ", card.text)
+    assert "Measured: validation and test on [you/labelled](" in card.text and "train on [you/others](" in card.text
+    splits = {(each.dataset_type, each.dataset_split) for each in card.data.eval_results}
+    assert splits == {("you/labelled", "validation"), ("you/labelled", "test"), ("you/others", "train")}
+
+    config = json.loads(hub.files("you/second")["config.json"])
+    assert config["base_model"] == "you/example"
+    assert config["base_model_revision"] == hub.commits("you/example")[0]["oid"]
+    assert config["backbone_config"]["model_type"] == "resnet"
+
+    assert [commit["title"] for commit in hub.commits("you/switched")][:2] == ["plain", "with aspects"]
+    assert set(hub.files("you/switched")) == PLAIN_FILES  # the code went with the aspects
+    assert not hub.repos()["model", "you/switched"].private
+    assert hub.commits("you/switched", revision="next")[0]["title"] == "End of training"
+    failed = [line.removeprefix("failed: ") for line in done.stdout.splitlines() if line.startswith("failed: ")]
+    expected = ["HubError The Hub knows no licence 'apache2': pass one of its identifiers"]
+    expected += ["HubError There is no image processor to publish with the student: pass it as processing_class"] * 2
+    expected += [f"ValueError hub_strategy='{each}' would push unfinished" for each in ("every_save", "checkpoint")]
+    assert [sentence.startswith(begin) for sentence, begin in zip(failed, expected)] == [True] * 5, failed
+    assert hub.files("somebody/theirs")["model.safetensors"] == b"theirs"
+    assert set(hub.files("somebody/theirs", revision="refs/pr/1")) >= PLAIN_FILES - {".gitattributes"}
+
+
+REFUSED = """
+import json
+from madkd_hf.hub import retries
+retries._pause = lambda state: 0
+place, good, reading, words = *sys.argv[1:4], sys.argv[4:]
+for token, more in [
+    (None, []),
+    ("hf_thiswrongtokenisofnobody", []),
+    (reading, []),
+    (good, ["--hub_model_id", "somebody/theirs"]),
+    (good, ["--hub_model_id", "you/taken"]),
+    (good, ["--hub_model_id", "a name/with/slashes"]),
+    (good, ["--hub_license", "apache2"]),
+    (good, ["--hub_strategy", "every_save"]),
+    (good, ["--comparison", place + "/data"]),
+]:
+    os.environ.pop("HF_TOKEN", None)
+    if token:
+        os.environ["HF_TOKEN"] = token
+    print("said", recipe(*words, *more))
+from huggingface_hub import constants
+endpoint, constants.ENDPOINT = constants.ENDPOINT, "http://127.0.0.1:9"
+print("said", recipe(*words))
+constants.ENDPOINT = endpoint
+print("said", recipe(*words, "--comparison", place + "/foreign"))
+print("trained", os.path.exists(place + "/birds-refused"))
+print("said", recipe(*words, "--hub_model_id", "you/kept"))
+"""
+
+
+def test_what_cannot_be_published_is_told_in_one_sentence_before_training(hub, place, tmp_path):
+    hub.add_repo("you/taken", {"model.safetensors": b"something else"})
+    hub.add_repo("you/kept", {"README.md": b"---\ntags: [madkd]\n---\n", "model.safetensors": b"old"})
+    hub.fault("POST /api/models/you/kept/commit", "status", status=500, times=None)
+    reading = "hf_readonlytokenofyou"
+    compared(place / "foreign", bank="0" * 16)
+    given = words(place, "--hub_model_id", "you/new", "--output_dir", str(place / "birds-refused"))
+    done = child(hub, tmp_path, RECIPES + REFUSED, place, TOKEN, reading, *given, token=None)
+    hub.clear_faults()
+    said = [line.removeprefix("said error: ") for line in done.stdout.splitlines() if line.startswith("said ")]
+    expected = [
+        "Cannot publish you/new without a token: run `hf auth login`",
+        "The Hub does not accept the token",
+        "The token of you may only read: make one that may write",
+        "you may not write to somebody/theirs: pass a name under one of you",
+        "The name you/taken is taken: that model holds model.safetensors",
+        "'a name/with/slashes' is no name for a repo",
+        "The Hub knows no licence 'apache2': pass one of its identifiers",
+        "hub_strategy='every_save' would push unfinished students in several commits: leave it at end",
+        f"{place / 'data'} holds no comparison",
+        "The Hub at http://127.0.0.1:9 cannot be reached",
+        f"The comparison in {place / 'foreign'} is about other questions than the student's",
+        "The Hub refused to publish the model you/kept (500",
+    ]
+    assert len(said) == len(expected), done.stdout + done.stderr
+    for sentence, begin in zip(said, expected):
+        assert sentence.startswith(begin), sentence
+    assert ("model", "you/new") not in hub.repos() and "trained False" in done.stdout
+    assert hub.files("you/kept")["model.safetensors"] == b"old" and len(hub.commits("you/kept")) == 1
+    assert "wrongtoken" not in done.stdout + done.stderr and TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("token", [TOKEN, "hf_wrong"])
+def test_two_processes_publish_once_or_say_once_why_not(hub, place, token):
+    out = place / f"two-{token == TOKEN}"
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    done = subprocess.run(
+        [quick_python(), "-m", *launch, ROOT / "recipes/train_student.py", *words(place, "--output_dir", str(out))],
+        cwd=place, env=hub.environment(place / "home", token=token), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    if token == TOKEN:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Published: ") == 1
+        assert len(hub.commits(f"you/{out.name}")) == 2
+    else:
+        assert done.returncode != 0
+        assert done.stderr.count("error: The Hub does not accept the token") == 1, done.stderr
+        assert not out.exists()
+
+
+def test_offline_is_told_at_once(place, capsys):
+    from madkd_hf.cli import train_student
+
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE=1 is set; unset it, or leave --push_to_hub out"):
+        train_student.train(*train_student.parse(words(place)))
