@@ -4,7 +4,7 @@
         subprocess.run([sys.executable, "-c", "..."], env=hub.environment(tmp_path))
         assert hub.files("you/model")["README.md"]
 
-By hand: `python tests/local_hub.py --port 8000 --seed FOLDER`.
+By hand: `python tests/builders/local_hub.py --port 8000 --seed FOLDER`.
 """
 
 import argparse

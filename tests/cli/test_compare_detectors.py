@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import yaml
-from cli.test_recipes import EASY_VQA, command, refuse
+from builders.commands import EASY_VQA, command, refuse
 from cli.test_train_detector import make_scenes
 from PIL import Image
 from report.test_report import assert_picture
@@ -104,7 +104,7 @@ def test_compare_reports_detectors_keeps_those_that_are_finished_and_publishes(h
 
 
 def test_each_student_has_the_answers_of_its_level(tmp_path):
-    conditions = importlib.import_module("conditions")
+    conditions = importlib.import_module("madkd_hf.cli.conditions")
     args = conditions.CompareArguments(output_dir=str(tmp_path), baseline="a.yaml", distill="b.yaml", seeds=1)
     args.objects = conditions.TaskArguments(task="detection", scenes=7, box_format="yolo", category_field="label")
     bank = AspectBank.load(EASY_VQA / "aspects.json")

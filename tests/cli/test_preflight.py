@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from cli.test_recipes import EASY_VQA, command, recipe, refuse
+from builders.commands import EASY_VQA, command, recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 from PIL import Image as Pillow
 

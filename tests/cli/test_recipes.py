@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from builders.quick_python import quick_python
+from builders.commands import EASY_VQA, ROOT, command, recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
 from PIL import Image as Pillow
 from scipy.special import expit
@@ -26,34 +26,8 @@ from madkd_hf import AspectBank
 from madkd_hf.cli import arguments as common
 
 
-ROOT = Path(__file__).parents[2]
-EASY_VQA = ROOT / "recipes" / "easy_vqa"
 QUICK = ["--max_steps", "2", "--images_per_class", "2", "--eval_steps", "1", "--logging_steps", "1"]
 QUICK += ["--limit", "130"]  # the first rows of a split that show each class at least twice
-
-
-def recipe(name: str, *words: str | Path) -> None:
-    """Run a recipe as a command line would, in this process: importing torch anew for each test takes too long."""
-    before = sys.argv, Path.cwd()
-    sys.argv = [f"recipes/{name}.py", *map(str, words)]
-    os.chdir(ROOT)
-    try:
-        common.run(importlib.import_module(name).main)
-    finally:
-        sys.argv = before[0]
-        os.chdir(before[1])
-
-
-def refuse(name: str, *words: str | Path) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        recipe(name, *words)
-    return str(stopped.value)
-
-
-def command(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    words = [quick_python(), *map(str, words)]
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +118,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     answers = load_from_disk(tmp_path / "labelled")["train"]["aspect_logits"][:]
     assert [each and len(each) for each in answers] == [2, 2, None] + [2] * 7
 
-    train_detector, seen = importlib.import_module("train_detector"), []
+    train_detector, seen = importlib.import_module("madkd_hf.cli.train_detector"), []
     train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *words]
     train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
     train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
@@ -179,7 +153,7 @@ def test_broken_images_are_skipped_where_training_labels_them(tmp_path, caplog):
     DatasetDict(train=rows, validation=splits["validation"].select(range(8))).save_to_disk(tmp_path / "broken")
     words = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
     words += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
-    train_student = importlib.import_module("train_student")
+    train_student = importlib.import_module("madkd_hf.cli.train_student")
     args, training_args = train_student.parse([*map(str, words), "--on_error", "skip"])
     args.images_per_class = None
     trainer = train_student.train(args, training_args)
@@ -202,7 +176,7 @@ def test_attach_keeps_one_dataset_in_one_folder(labelled, tmp_path):
 
 
 def test_a_save_that_is_stopped_leaves_the_old_dataset_or_none(tmp_path, monkeypatch):
-    attach_aspects, replace = importlib.import_module("attach_aspects"), os.replace
+    attach_aspects, replace = importlib.import_module("madkd_hf.cli.label"), os.replace
     make = lambda value: DatasetDict({name: Dataset.from_dict({"a": [value]}) for name in "xy"})  # noqa: E731
     bank = AspectBank.load(EASY_VQA / "aspects.json")
     attach_aspects.save(make(1), bank, tmp_path)
@@ -239,7 +213,7 @@ def test_attach_without_a_single_answer_ends_normally(tmp_path, capsys, streamin
 
 
 def test_answers_of_a_stream_are_those_of_the_split_alone(tmp_path):
-    attach_aspects = importlib.import_module("attach_aspects")
+    attach_aspects = importlib.import_module("madkd_hf.cli.label")
     (tmp_path / "data").mkdir()
     for value, name in enumerate(["train-00000", "train-00001", "train-extra-00000", "train2-00000"]):
         Dataset.from_dict({"aspect_bank": [str(value)]}).to_parquet(tmp_path / "data" / f"{name}.parquet")
@@ -274,7 +248,7 @@ def test_a_dataset_with_a_broken_file_is_told_in_one_sentence(tmp_path):
 
 
 def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
-    attach_aspects, taken = importlib.import_module("attach_aspects"), {}
+    attach_aspects, taken = importlib.import_module("madkd_hf.cli.label"), {}
     stop = ValueError("enough")
 
     def from_pretrained(name, **options):
@@ -510,7 +484,7 @@ def test_a_mistake_ends_the_process_with_a_code_and_no_traceback():
 
 
 def test_labels_of_every_kind_become_classes():
-    with_class_labels = importlib.import_module("train_student").with_class_labels
+    with_class_labels = importlib.import_module("madkd_hf.cli.train_student").with_class_labels
     for values, kind in (["cat", "dog"], "large_string"), ([3, 7], "uint8"):
         rows = Dataset.from_dict({"label": values}, features=Features({"label": Value(kind)}))
         splits = with_class_labels(
@@ -530,7 +504,7 @@ def test_labels_of_every_kind_become_classes():
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])
 def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(control):
-    control_aspects = importlib.import_module("train_student").control_aspects
+    control_aspects = importlib.import_module("madkd_hf.cli.train_student").control_aspects
     answers = [None, *np.random.default_rng(0).normal(scale=30, size=(40, 2)).tolist()]
     answers[1][0] = answers[2][0] = 500.0
     features = Features({"label": Value("int64"), "aspect_logits": List(Value("float32"), length=2)})
@@ -549,7 +523,7 @@ def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(con
 
 def planned(folder, **settings) -> dict[str, str]:
     """The command line of each student, by its name."""
-    conditions = importlib.import_module("conditions")
+    conditions = importlib.import_module("madkd_hf.cli.conditions")
     args = conditions.CompareArguments(output_dir=str(folder), baseline="a.yaml", distill="b.yaml", **settings)
     bank = AspectBank.load(EASY_VQA / "aspects.json")
     columns = {"label": [0], "aspect_logits": [[0.0] * len(bank)], "aspect_mass": [[1.0] * len(bank)]}

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from cli.test_recipes import EASY_VQA, ROOT, recipe, refuse
+from builders.commands import EASY_VQA, ROOT, recipe, refuse
 from datasets import DatasetDict, IterableDatasetDict, load_from_disk
 from files.test_files import tree
 

@@ -268,8 +268,8 @@ def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TO
 
 RECIPES = f"""
 import os, sys
-sys.path[:0] = [{str(ROOT / "recipes")!r}, {str(ROOT / "tests")!r}]
-import common, train_student
+sys.path[:0] = [{str(ROOT / "tests")!r}]
+from madkd_hf.cli import arguments as common, train_student
 def recipe(*words):
     sys.argv = ["recipes/train_student.py", *words]
     try:

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from cli.test_recipes import EASY_VQA, recipe, refuse
+from builders.commands import EASY_VQA, recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, concatenate_datasets, load_from_disk
 from PIL import Image
 

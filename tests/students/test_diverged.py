@@ -168,7 +168,7 @@ def two(folder: Path) -> None:
 
 
 def test_two_processes_stop_at_the_same_step_and_keep_what_was_whole(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     launch = ["accelerate.commands.launch", "--config_file", ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"]
     done = subprocess.run(
         [quick_python(), "-m", *launch, __file__, tmp_path],

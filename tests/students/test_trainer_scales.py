@@ -106,7 +106,12 @@ MEASURED = [f"evaluation of {count}" for count in SIZES]
 def of_two(tmp_path_factory) -> list[dict]:
     """What each of two processes found."""
     folder = tmp_path_factory.mktemp("two")
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
     launch = ["accelerate.commands.launch", "--config_file", CONFIGS / "cpu_2proc.yaml"]
     done = subprocess.run(
         [quick_python(), "-m", *launch, __file__, folder], env=environment, capture_output=True, text=True, timeout=240
