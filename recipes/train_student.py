@@ -1,7 +1,7 @@
-"""Train a classifier, see madkd_hf/cli/train_student.py."""
+"""Train a classifier, see madkd_hf/cli/train.py."""
 
 from madkd_hf.cli.main import run_command
 
 
 if __name__ == "__main__":
-    run_command("train_student")
+    run_command("train")

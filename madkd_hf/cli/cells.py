@@ -54,6 +54,7 @@ DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data 
 OF_PUBLISHING = ("hub_", "push_", "trackio_")
 MODELS = ("backbone", "detector", "teacher")  # options that may name a folder with one
 CELL_FILE = "cell.json"
+SCRIPTS = {"train": "train_student", "tasks.detection": "train_detector"}  # as the files of finished students have it
 STUDENT_FILES = ("*.safetensors", "*config.json", "*.npz", "*.py", f"{ADAPTER}/*")
 MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer*", "*.jinja")
 
@@ -66,7 +67,7 @@ class Cell:
     words: tuple[str, ...]
     folder: str
     metric: str = "test_accuracy"
-    script: str = "train_student"
+    script: str = "train"
 
     @property
     def score(self) -> str:
@@ -92,7 +93,8 @@ class Cell:
             if options.get(name) and Path(options[name]).is_dir():
                 options[name] = _model(Path(options[name]))
         versions = {"madkd_hf": madkd_hf.__version__, "transformers": transformers.__version__}
-        options |= {"script": self.script, "metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
+        options |= {"metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
+        options["script"] = SCRIPTS.get(self.script, self.script)
         return json.loads(json.dumps(options, default=str))  # as it will be read back
 
     @property

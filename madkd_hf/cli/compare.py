@@ -41,13 +41,14 @@ from ..report.grid import grid_table, grid_verdict, write_grid
 from ..students.base.processors import load_image_processor
 from ..students.base.saved import ADAPTER
 from ..text import terminal
-from . import train_detector, train_student
+from . import train as train_student
 from .arguments import ClassArguments, ObjectArguments, RecipeParser, source
 from .cells import Cell, run_cells
 from .conditions import CompareArguments, TaskArguments, check, label, look, plan, points, read_grid, student_words
 from .outputs import COMPARING, COMPARISON, working_in
 from .pictures import detector_trainer, draw_figures
 from .preflight import Ready
+from .tasks import detection
 
 
 def keep_student(args: CompareArguments) -> Path | None:
@@ -201,7 +202,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
     results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
     train = labelled[args.train_split]
-    classes = train_detector.categories(train, args.objects) if args.detects else train.features[args.label_column]
+    classes = detection.categories(train, args.objects) if args.detects else train.features[args.label_column]
     about = {
         "dataset": args.dataset,
         "commit": source(args)["commit"],

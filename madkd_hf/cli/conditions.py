@@ -100,7 +100,7 @@ class CompareArguments(LabellingArguments, ClassArguments):
     @property
     def script(self) -> str:
         """The recipe that trains the students."""
-        return "train_detector" if self.detects else "train_student"
+        return "tasks.detection" if self.detects else "train"
 
     def controls(self) -> dict[str, str]:
         """The conditions that were asked for, each with the control that its students' aspects are."""
@@ -179,7 +179,8 @@ def check_given(args: CompareArguments) -> None:
     for name in ("baseline", "distill"):
         if not Path(getattr(args, name)).is_file():
             raise ValueError(
-                f"There is no file {getattr(args, name)}: pass --{name} with a YAML of {args.script}.py that exists."
+                f"There is no file {getattr(args, name)}: pass --{name} with a YAML of "
+                f"{'train_detector' if args.detects else 'train_student'}.py that exists."
             )
 
 

@@ -27,9 +27,10 @@ from ..students.detection.data import DetectionCollator
 from ..students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
 from ..students.detection.metrics import CocoAp
 from ..students.detection.modeling_madkd_detection import MadkdForObjectDetection
-from . import train_detector, train_student
+from . import train as train_student
 from .conditions import CompareArguments, student_words
 from .results import load_arrays
+from .tasks import detection
 
 
 EXAMPLES = 8
@@ -108,7 +109,7 @@ def draw_figures(
 def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectBank) -> None:
     rows, column, unit = labelled[args.train_split], args.label_column, "image"
     if args.detects:
-        column, unit = train_detector.CATEGORY, "object"
+        column, unit = detection.CATEGORY, "object"
         rows = one_row_an_object(rows, args.objects.boxes_column, column)
     write_evidence(rows, bank, args.output_dir, column, unit)
 
@@ -157,7 +158,7 @@ def detector_trainer(
     words = student_words(args, terms({"task": "detection"}).treated, 0, str(student))
     return MadkdDetectionTrainer(
         MadkdForObjectDetection.from_pretrained(student),
-        train_detector.parse(words)[1],
+        detection.parse(words)[1],
         eval_dataset=labelled[args.eval_split],
         processing_class=load_image_processor(student),
         compute_metrics=compute_metrics,
@@ -172,7 +173,7 @@ def draw_detected(
 ) -> dict[str, Any] | None:
     """A page of scenes, and which classes gained."""
     test = labelled[args.test_split]
-    names = train_detector.categories(labelled[args.train_split], args.objects).names
+    names = detection.categories(labelled[args.train_split], args.objects).names
     there = objects_in(args, test, student)
     objects = [{name: each[name][each["iscrowd"] == 0] for name in ("boxes", "labels")} for each in there]
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
@@ -199,7 +200,7 @@ def draw_detected(
 
 def _predictions(args: CompareArguments, condition: str, seed: int) -> list[dict[str, np.ndarray]]:
     folder = Path(args.output_dir) / "cells" / f"{condition}-{seed}"
-    return train_detector.load_predictions(folder / train_detector.PREDICTIONS)
+    return detection.load_predictions(folder / detection.PREDICTIONS)
 
 
 def objects_in(args: CompareArguments, rows: Dataset, student: Path) -> list[dict[str, np.ndarray]]:

@@ -21,7 +21,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
-from madkd_hf.cli import train_student
+from madkd_hf.cli import train
 from madkd_hf.cli.arguments import RecipeParser
 from madkd_hf.cli.cells import Cell, run_cells
 from madkd_hf.cli.conditions import CompareArguments, check, keep, label, look, student_words
@@ -63,7 +63,7 @@ def choose(method: str, count: int, seed: int, rows: Dataset, bank: AspectBank, 
     if method == "random":
         return [bank.ids[q] for q in np.random.default_rng(seed).permutation(len(bank))[:count]]
     if args.images_per_class is not None:
-        rows = train_student.draw(rows, args.label_column, args.images_per_class, seed)
+        rows = train.draw(rows, args.label_column, args.images_per_class, seed)
     logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
     return select_questions(logits, mass, labels, bank, count, CRITERIA[method]).bank.ids
 

@@ -21,6 +21,8 @@ MODULES = {  # script -> module
     "generate_questions": "madkd_hf.cli.ask",
     "questions_curve": "recipes.easy_vqa.questions_curve",
     "select_questions": "madkd_hf.cli.choose",
+    "train_detector": "madkd_hf.cli.tasks.detection",
+    "train_student": "madkd_hf.cli.train",
 }
 
 

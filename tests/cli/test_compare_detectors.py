@@ -111,7 +111,7 @@ def test_each_student_has_the_answers_of_its_level(tmp_path):
     cells = {name: cell for (name, _), cell in conditions.plan(args, {}, None, bank).items()}
     assert list(cells) == CONDITIONS
     assert {(cell.script, cell.metric, cell.score) for cell in cells.values()} == {
-        ("train_detector", "test_map", "map")
+        ("tasks.detection", "test_map", "map")
     }
     words = {name: " ".join(cell.words) for name, cell in cells.items()}
     assert "--config a.yaml" in words["base"] and "--aspect_alpha 0" in words["base"]

@@ -8,7 +8,7 @@ import pytest
 from builders import damage
 
 from madkd_hf.cli.results import forget_damaged_results, load_arrays
-from madkd_hf.cli.train_detector import load_predictions, save_predictions
+from madkd_hf.cli.tasks.detection import load_predictions, save_predictions
 from madkd_hf.hub.cards.comparison import read_comparison
 
 

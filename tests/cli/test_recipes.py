@@ -118,7 +118,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     answers = load_from_disk(tmp_path / "labelled")["train"]["aspect_logits"][:]
     assert [each and len(each) for each in answers] == [2, 2, None] + [2] * 7
 
-    train_detector, seen = importlib.import_module("madkd_hf.cli.train_detector"), []
+    train_detector, seen = importlib.import_module("madkd_hf.cli.tasks.detection"), []
     train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *words]
     train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
     train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
@@ -153,7 +153,7 @@ def test_broken_images_are_skipped_where_training_labels_them(tmp_path, caplog):
     DatasetDict(train=rows, validation=splits["validation"].select(range(8))).save_to_disk(tmp_path / "broken")
     words = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
     words += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
-    train_student = importlib.import_module("madkd_hf.cli.train_student")
+    train_student = importlib.import_module("madkd_hf.cli.train")
     args, training_args = train_student.parse([*map(str, words), "--on_error", "skip"])
     args.images_per_class = None
     trainer = train_student.train(args, training_args)
@@ -484,7 +484,7 @@ def test_a_mistake_ends_the_process_with_a_code_and_no_traceback():
 
 
 def test_labels_of_every_kind_become_classes():
-    with_class_labels = importlib.import_module("madkd_hf.cli.train_student").with_class_labels
+    with_class_labels = importlib.import_module("madkd_hf.cli.train").with_class_labels
     for values, kind in (["cat", "dog"], "large_string"), ([3, 7], "uint8"):
         rows = Dataset.from_dict({"label": values}, features=Features({"label": Value(kind)}))
         splits = with_class_labels(
@@ -504,7 +504,7 @@ def test_labels_of_every_kind_become_classes():
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])
 def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(control):
-    control_aspects = importlib.import_module("madkd_hf.cli.train_student").control_aspects
+    control_aspects = importlib.import_module("madkd_hf.cli.train").control_aspects
     answers = [None, *np.random.default_rng(0).normal(scale=30, size=(40, 2)).tolist()]
     answers[1][0] = answers[2][0] = 500.0
     features = Features({"label": Value("int64"), "aspect_logits": List(Value("float32"), length=2)})

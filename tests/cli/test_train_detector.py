@@ -94,7 +94,7 @@ def test_a_detector_labels_its_own_objects_and_leaves_a_student_that_pipeline_lo
     assert model.config.aspect_level == "object"
     found = pipeline("object-detection", str(tmp_path), threshold=0.0)(scene(1)["image"])
     assert found[0]["label"] in COLOURS
-    train_detector = importlib.import_module("madkd_hf.cli.train_detector")
+    train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
     predictions = train_detector.load_predictions(tmp_path / train_detector.PREDICTIONS)
     assert len(predictions) == 6
     assert all(each["boxes"].shape == (len(each["scores"]), 4) for each in predictions)
@@ -170,7 +170,7 @@ def test_train_runs_under_accelerate_launch(scenes, tmp_path):
     [("label", Value("string"), ["cat", "dog"]), ("category_id", Value("int64"), [3, 17])],
 )
 def test_classes_of_every_kind_and_name_become_categories(as_list, field, kind, values):
-    train_detector = importlib.import_module("madkd_hf.cli.train_detector")
+    train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
     number = List(Value("float32"), length=4)
     of_each = {"bbox": number, field: kind, "id": Value("int64")}
     feature = List(of_each) if as_list else {name: List(each) for name, each in of_each.items()}
@@ -191,7 +191,7 @@ def test_classes_of_every_kind_and_name_become_categories(as_list, field, kind, 
 
 
 def test_a_class_label_of_another_name_is_renamed():
-    train_detector = importlib.import_module("madkd_hf.cli.train_detector")
+    train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
     label = ClassLabel(names=["cat", "dog"])
     feature = {"bbox": List(List(Value("float32"), length=4)), "label": List(label)}
     row = {"bbox": [[0, 0, 9, 9]], "label": [1]}
@@ -204,7 +204,7 @@ def test_a_class_label_of_another_name_is_renamed():
 
 
 def test_scenes_are_drawn_by_seed():
-    draw, rows = importlib.import_module("madkd_hf.cli.train_detector").draw, Dataset.from_dict({"a": range(20)})
+    draw, rows = importlib.import_module("madkd_hf.cli.tasks.detection").draw, Dataset.from_dict({"a": range(20)})
     first, again, other = (draw(rows, 5, seed)["a"][:] for seed in (0, 0, 1))
     assert first == again != other and len(set(first)) == 5
     with pytest.raises(ValueError, match="There are 20 training images and --scenes asks for 21"):
@@ -213,7 +213,7 @@ def test_scenes_are_drawn_by_seed():
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])
 def test_controls_of_objects_keep_the_answers_marginals_and_the_places_of_objects(control):
-    control_aspects = importlib.import_module("madkd_hf.cli.train_student").control_aspects
+    control_aspects = importlib.import_module("madkd_hf.cli.train").control_aspects
     numbers = iter(np.random.default_rng(0).normal(size=(40, 2)).tolist())
     answers = [[next(numbers) for _ in range(n)] for n in (3, 0, 4, 1)]
     answers[2][1] = None
@@ -235,7 +235,7 @@ def test_controls_of_objects_keep_the_answers_marginals_and_the_places_of_object
 
 @pytest.mark.parametrize("by_object", [True, False])
 def test_predictions_survive_the_file(tmp_path, by_object):
-    train_detector, draw = importlib.import_module("madkd_hf.cli.train_detector"), np.random.default_rng(0)
+    train_detector, draw = importlib.import_module("madkd_hf.cli.tasks.detection"), np.random.default_rng(0)
     predictions = [
         {
             "boxes": draw.random((n, 4)).astype(np.float32),
@@ -276,7 +276,7 @@ def test_the_bank_of_coco_is_sound():
 
 
 def test_the_plain_detector_differs_from_the_distilled_one_in_the_aspects_alone():
-    train_detector = importlib.import_module("madkd_hf.cli.train_detector")
+    train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
     plain, distilled = (
         train_detector.parse(["--config", str(EASY_VQA / f"{name}.yaml"), "--output_dir", "unused"])
         for name in ("detect_baseline", "detect")
@@ -329,7 +329,7 @@ def test_answers_about_something_else_are_refused(tmp_path, level, by_object):
 
 
 def test_images_with_boxes_that_cannot_be_are_left_out_of_all_splits(caplog):
-    train_detector = importlib.import_module("madkd_hf.cli.train_detector")
+    train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
     few = importlib.import_module("recipes.easy_vqa.scenes").load_scenes(
         scenes={"train": 4, "validation": 3, "test": 3}
     )

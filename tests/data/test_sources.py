@@ -16,7 +16,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, load_from_disk
 from PIL import Image as Pillow
 
 from madkd_hf.cli import arguments as common
-from madkd_hf.cli import compare, conditions, splits, train_student
+from madkd_hf.cli import compare, conditions, splits
+from madkd_hf.cli import train as train_student
 from madkd_hf.data import places, summary
 from madkd_hf.data.image_columns import check_image_column
 from madkd_hf.data.rows import named, row_name

@@ -269,7 +269,7 @@ def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TO
 RECIPES = f"""
 import os, sys
 sys.path[:0] = [{str(ROOT / "tests")!r}]
-from madkd_hf.cli import arguments as common, train_student
+from madkd_hf.cli import arguments as common, train as train_student
 def recipe(*words):
     sys.argv = ["recipes/train_student.py", *words]
     try:
@@ -394,7 +394,7 @@ def test_a_student_that_could_not_be_published_waits_as_long_as_it_is_what_was_a
 
 
 def test_other_rows_under_the_same_name_are_another_student(place):
-    from madkd_hf.cli import train_student
+    from madkd_hf.cli import train as train_student
 
     asked = train_student.parse(words(place))
     one, same, fewer = (train_student.what_decides(*asked, labelled(n)["train"], BANK) for n in (12, 12, 8))
@@ -402,7 +402,7 @@ def test_other_rows_under_the_same_name_are_another_student(place):
 
 
 def test_the_first_process_says_for_all_whether_a_student_waits(tmp_path, monkeypatch):
-    from madkd_hf.cli import train_student
+    from madkd_hf.cli import train as train_student
 
     def broadcast(found):
         found[0] = True
@@ -667,7 +667,7 @@ def test_two_processes_publish_once_or_say_once_why_not(hub, place, token):
 
 
 def test_offline_is_told_at_once(place, capsys):
-    from madkd_hf.cli import train_student
+    from madkd_hf.cli import train as train_student
 
     with pytest.raises(OSError, match="HF_HUB_OFFLINE=1 is set; unset it, or leave --push_to_hub out"):
         train_student.train(*train_student.parse(words(place)))

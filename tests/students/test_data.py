@@ -14,8 +14,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, LevitImageProcessorPil, ViTImageProcessorPil
 
+from madkd_hf.data.columns import readable
 from madkd_hf.students.base.augmentation import chances, random_crops
-from madkd_hf.students.classification.data import AspectCollator, readable
+from madkd_hf.students.classification.data import AspectCollator
 
 
 def processor(size: int = 16) -> ViTImageProcessorPil:

@@ -281,7 +281,7 @@ def test_what_is_published_is_the_merged_student_and_its_adapter(tmp_path, hub, 
 
 
 def test_the_recipe_trains_publishes_and_waits_for_the_hub_with_it(tmp_path, hub):
-    from madkd_hf.cli import train_student
+    from madkd_hf.cli import train as train_student
 
     DatasetDict(train=rows(), validation=rows()).save_to_disk(tmp_path / "data")
     BANK.save(tmp_path / "data")

@@ -265,7 +265,7 @@ def test_later_datasets_lose_their_unreadable_rows_too(tmp_path, caplog):
 
 
 def test_the_recipe_leaves_unreadable_rows_out_before_it_splits(tmp_path, caplog):
-    from madkd_hf.cli.train_student import StudentArguments, prepare_splits
+    from madkd_hf.cli.train import StudentArguments, prepare_splits
 
     splits = DatasetDict(train=with_broken_images(rows(40), *range(0, 20, 2)))
     prepared = prepare_splits(splits, StudentArguments(validation_fraction=0.2), seed=0)

@@ -22,27 +22,27 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, List
 from transformers import set_seed
 
-from .. import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
-from ..data.check import Unreadable, without
-from ..data.labels import class_label
-from ..data.object_boxes import Boxes
-from ..data.objects import BOX, LISTS, object_fields
-from ..data.problems import Problems
-from ..files import whole_file, writing
-from ..hub.cards.comparison import read_comparison
-from ..metrics import OF_ASPECTS
-from ..students.base.processors import load_image_processor
-from ..students.detection.checks import check_detector, check_has_column, check_objects
-from ..students.detection.metrics import STATISTICS
-from ..text import get_logger, terminal
-from .arguments import CATEGORY, ObjectArguments, RecipeParser, SplitArguments
-from .outputs import STUDENT, check_place, working_in
-from .preflight import Classes, Ready, Test, bad_boxes
-from .results import load_arrays
-from .splits import readable_splits, warn_of_absent, with_validation
-from .targets import attach, control_aspects
-from .teachers import LabellingArguments
-from .train_student import find_checkpoint, fit_and_measure, look, publish, waits_for_hub, what_decides
+from ... import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
+from ...data.check import Unreadable, without
+from ...data.labels import class_label
+from ...data.object_boxes import Boxes
+from ...data.objects import BOX, LISTS, object_fields
+from ...data.problems import Problems
+from ...files import whole_file, writing
+from ...hub.cards.comparison import read_comparison
+from ...metrics import OF_ASPECTS
+from ...students.base.processors import load_image_processor
+from ...students.detection.checks import check_detector, check_has_column, check_objects
+from ...students.detection.metrics import STATISTICS
+from ...text import get_logger, terminal
+from ..arguments import CATEGORY, ObjectArguments, RecipeParser, SplitArguments
+from ..outputs import STUDENT, check_place, working_in
+from ..preflight import Classes, Ready, Test, bad_boxes
+from ..results import load_arrays
+from ..splits import readable_splits, warn_of_absent, with_validation
+from ..targets import attach, control_aspects
+from ..teachers import LabellingArguments
+from ..train import find_checkpoint, fit_and_measure, look, publish, waits_for_hub, what_decides
 
 
 logger = get_logger(__name__)

@@ -1,0 +1,1 @@
+"""What a command has to know of a task: one module each."""
