@@ -133,7 +133,7 @@ class AspectBank:
         except _BankError as error:
             raise ValueError(f"{seen(path)}: {error}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = terminal(repr(error))
+            reason = "nested too deeply" if isinstance(error, RecursionError) else terminal(repr(error))
             raise ValueError(f"{seen(path)} is no aspect bank ({reason}): expected JSON like {expected}.") from None
 
     def save(self, path: str | os.PathLike) -> Path:

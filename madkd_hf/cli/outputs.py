@@ -49,7 +49,7 @@ def check_place(output_dir: str, args: Any, kind: str, names: Sequence[str]) -> 
         sources += [file] if file.name == BANK_FILE and _same(file.parent, output_dir) else []
     check_output(output_dir, *sources)
     if getattr(args, "work_dir", None):
-        check_output(os.path.expanduser(args.work_dir), *sources)
+        check_output(os.path.expanduser(args.work_dir), *sources, name="work")
     check_folder(output_dir, kind, names)
 
 

@@ -115,6 +115,8 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
         return _told(path, datasets.load_dataset, str(path), config, streaming=streaming)
     if not files.images:
         raise ValueError(f"There is no image in {path} that can be read{_only(files.left_out)}.")
+    if config is not None:
+        raise ValueError(f"--dataset_config {seen(config, 60)}: a folder of images has none; leave it out.")
     tables = tables_of(path, files)
     if tables and not all(FILE_NAME in table.column_names for table in tables.values()):
         return _told(path, datasets.load_dataset, "imagefolder", data_dir=str(path), streaming=streaming)

@@ -61,28 +61,31 @@ def check_name(name: Any, what: str) -> str:
     return name
 
 
-def check_output(output_dir: Folder, *sources: Folder | None) -> Path:
+def check_output(output_dir: Folder, *sources: Folder | None, name: str = "output") -> Path:
     """Refuse an output folder that cannot be one, or whose files could be those of a source; nothing is made.
 
     Args:
         sources: what is read: folders, files, or names of the Hub, which no folder of this machine holds. A folder
             must not hold the output, nor lie in it; a file must not lie in it.
+        name: of the folder and its option, such as "work" for --work_dir.
 
     Raises:
         ValueError: it overlaps with a source, ends in .json, is a file, or cannot be written to.
     """
     folder = Path(output_dir)
     if not str(output_dir):
-        raise ValueError("No output folder given: pass --output_dir.")
+        raise ValueError(f"No {name} folder given: pass --{name}_dir.")
     if folder.suffix.lower() == ".json":
         raise ValueError(f"{output_dir} has the name of a JSON file: pass the name of a folder.")
     place = Path(os.path.realpath(folder))
+    article = "an" if name == "output" else "a"
     for source in sources:
         source = os.path.expanduser(source) if source else None
         how = _overlap(place, Path(source)) if source and os.path.exists(source) else None
         if how:
             raise ValueError(
-                f"The output folder {output_dir} {how} {source}, which is read: pass an output folder elsewhere."
+                f"The {name} folder {output_dir} {how} {source}, which is read: pass {article} {name} folder "
+                "elsewhere."
             )
     _check_writable(place, output_dir)
     return folder

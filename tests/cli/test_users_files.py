@@ -72,7 +72,7 @@ def test_a_work_dir_that_overlaps_with_the_dataset_is_refused(command, tmp_path,
     before = tree(tmp_path)
     for work in (birds, birds / "work", tmp_path):
         words = ["--dataset", birds, "--work_dir", work, "--output_dir", tmp_path / "out"]
-        assert "pass an output folder elsewhere" in refuse(command, *COMMANDS[command], *words)
+        assert "pass a work folder elsewhere" in refuse(command, *COMMANDS[command], *words)
     assert tree(tmp_path) == before
 
 

@@ -338,6 +338,11 @@ def test_limit_draws_evenly_of_all_classes_and_says_so(tmp_path):
         load(str(root), limit=-1)
 
 
+def test_a_folder_of_images_has_no_configuration(tmp_path):
+    with pytest.raises(ValueError, match="--dataset_config full.*leave it out"):
+        load(str(draw(tmp_path / "birds", "train/a 2")), "full")
+
+
 def test_limit_of_rows_without_classes_and_of_streams(tmp_path):
     rows = Dataset.from_dict({"x": list(range(50))})
     DatasetDict(train=rows).save_to_disk(tmp_path / "saved")
