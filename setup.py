@@ -20,6 +20,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["madkd_hf", "madkd_hf.*"]),
     package_data={"madkd_hf.hub.cards": ["*.md"]},
+    entry_points={"console_scripts": ["madkd = madkd_hf.cli.main:main"]},
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.10",

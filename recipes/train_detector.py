@@ -1,7 +1,7 @@
-"""Train a detector, see madkd_hf/cli/tasks/detection.py."""
+"""Train a detector: `madkd train --task detection`."""
 
 from madkd_hf.cli.main import run_command
 
 
 if __name__ == "__main__":
-    run_command("tasks.detection")
+    run_command("train", "--task=detection")
