@@ -18,7 +18,6 @@ from .text import hidden_character, jsonable, keep_secret, masked, seen, termina
 
 
 BANK_FILE = "aspects.json"
-ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")  # of a labelled dataset
 FORMAT_VERSION = 1
 LONGEST = {"id": 200, "question": 2_000, "group": 200}  # characters; a question is read with every image
 MOST_ASPECTS = 10_000

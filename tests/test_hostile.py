@@ -22,6 +22,7 @@ from transformers import ViTImageProcessorPil
 
 from madkd_hf import Aspect, AspectBank, MadkdForImageClassification, report
 from madkd_hf.aspects import LONGEST
+from madkd_hf.data.columns import read_answers
 from madkd_hf.hub import HubRepo
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.cards.dataset import DatasetFacts, dataset_card, source_terms
@@ -34,7 +35,7 @@ from madkd_hf.questions.store import Store, Task
 from madkd_hf.report.classes import summarise_classes, write_classes
 from madkd_hf.report.scenes import plot_examples
 from madkd_hf.selection.choice import select_questions
-from madkd_hf.selection.evidence import evidence_table, read_columns, write_evidence
+from madkd_hf.selection.evidence import evidence_table, write_evidence
 from madkd_hf.selection.information import QuestionEvidence
 from madkd_hf.selection.page import write_selection
 from madkd_hf.students.classification.modeling_madkd import AspectAnswers
@@ -108,7 +109,7 @@ def test_tables_of_questions_that_no_bank_would_take():
 
 
 def test_the_page_on_a_choice_of_questions(rows, tmp_path):
-    logits, mass, _ = read_columns(rows, BANK)
+    logits, mass, _ = read_answers(rows, BANK)
     labels = [ALL[3 * int(row[3] > 0) + int(row[4] > 0)] for row in logits]
     write_selection(select_questions(logits, mass, labels, BANK, 5), tmp_path)
     sound((tmp_path / "selection.md").read_text(encoding="utf-8"), 1)

@@ -22,7 +22,7 @@ from ..data.embedding import named_inside
 from ..data.places import commit_of, looks_like_path, similar
 from ..data.sources import load
 from ..files import disk_is_full
-from ..labelling import ToldElsewhere
+from ..labelling import FailedOnOtherRank
 from ..text import keep_secret, message, show_traceback, terminal_lines
 from .interrupts import leave, stopped_like_ctrl_c
 
@@ -291,7 +291,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         with stopped_like_ctrl_c():
             main()
-    except ToldElsewhere:  # another worker prints why
+    except FailedOnOtherRank:  # another worker prints why
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         leave(stopped)

@@ -23,11 +23,12 @@ from typing import Literal
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from .. import AspectBank
-from ..aspects import ASPECT_COLUMNS, BANK_FILE
+from ..aspects import BANK_FILE
+from ..data.columns import ASPECT_COLUMNS, read_answers, read_labels
 from ..data.limits import even
-from ..data.subset import subset
+from ..data.variants import subset
 from ..selection.choice import select_questions
-from ..selection.page import read_answers, selection_table, write_selection
+from ..selection.page import selection_table, write_selection
 from . import label as attach_aspects
 from .arguments import DatasetArguments, RecipeParser, load_splits
 from .outputs import DATASET, SELECTION, check_place, working_in
@@ -162,7 +163,8 @@ def _select(args: SelectArguments) -> None:
     if args.write_dataset:
         attach_aspects.check_splits(splits, Path(args.output_dir))
     rows, bank = answers(args, splits, labelled)
-    logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
+    logits, mass, _ = read_answers(rows, bank)
+    labels, _ = read_labels(rows, args.label_column)
     selection = select_questions(logits, mass, labels, bank, args.keep, args.criterion)
     if args.write_dataset:
         attach_aspects.save(*subset(splits, bank, selection.bank.ids), args.output_dir)

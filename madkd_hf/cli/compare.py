@@ -28,7 +28,7 @@ from datasets import DatasetDict
 from huggingface_hub import ModelCard
 
 from .. import AspectTeacher, MadkdForImageClassification, report
-from ..data.objects import one_row_an_object
+from ..data.objects import flatten_objects
 from ..data.problems import Problems
 from ..files import new_folder
 from ..hub import HubRepo, push_student
@@ -89,7 +89,7 @@ def compare_points(
 def about_teacher(teacher: AspectTeacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
     """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
     rows = labelled[args.train_split]
-    rows = one_row_an_object(rows) if args.detects else rows
+    rows = flatten_objects(rows) if args.detects else rows
     mass = np.array([each for each in rows["aspect_mass"] if each is not None])
     about = {**teacher.provenance, "mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
     card = Path(args.teacher) / "README.md"

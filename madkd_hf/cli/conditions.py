@@ -15,7 +15,7 @@ from datasets import DatasetDict
 
 from .. import AspectBank, AspectTeacher
 from ..data.problems import Problems
-from ..data.subset import subset
+from ..data.variants import subset
 from ..files import check_output, check_removable
 from . import label as attach_aspects
 from .arguments import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments

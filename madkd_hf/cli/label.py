@@ -39,7 +39,8 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_data
 
 from .. import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from ..aspects import BANK_FILE
-from ..data.objects import one_row_an_object
+from ..data.columns import ASPECT_COLUMNS, skipped_rows
+from ..data.objects import flatten_objects
 from ..files import (
     MARK_FILE,
     check_name,
@@ -53,7 +54,7 @@ from ..files import (
     writing,
 )
 from ..hub import HubError, HubRepo
-from ..labelling import ASPECT_COLUMNS, ToldElsewhere, Workers, skipped_rows
+from ..labelling import FailedOnOtherRank, Workers
 from ..labelling.shards import check_work_dir
 from ..selection.evidence import write_evidence
 from ..text import terminal
@@ -217,7 +218,7 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
             print(f"Skipped {len(found)} images of {split} {what}: rows {some}.{doubt if args.boxes_column else ''}")
     everything, unit = concatenate_datasets(list(parts.values())), "image"
     if args.boxes_column:
-        everything, unit = one_row_an_object(everything, args.boxes_column, args.label_column), "object"
+        everything, unit = flatten_objects(everything, args.boxes_column, args.label_column), "object"
     if not any(answer is not None for answer in everything["aspect_mass"]):
         print(
             f"No {unit} of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
@@ -308,7 +309,7 @@ def main() -> None:
             workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
             labelled, bank, _ = label(args, splits, workers)
         except KeyboardInterrupt as stopped:
-            raise (stopped if workers.is_main else ToldElsewhere("The main process says so.")) from None
+            raise (stopped if workers.is_main else FailedOnOtherRank("The main process says so.")) from None
         if not workers.is_main:
             return
         save(labelled, bank, args.output_dir)

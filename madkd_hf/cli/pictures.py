@@ -13,7 +13,7 @@ from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
 from .. import AspectBank, AspectTeacher, MadkdDetectionTrainer, MadkdForImageClassification
-from ..data.objects import one_row_an_object
+from ..data.objects import flatten_objects
 from ..data.pictures import picture
 from ..metrics import AspectAuroc
 from ..report import figures
@@ -110,7 +110,7 @@ def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectB
     rows, column, unit = labelled[args.train_split], args.label_column, "image"
     if args.detects:
         column, unit = detection.CATEGORY, "object"
-        rows = one_row_an_object(rows, args.objects.boxes_column, column)
+        rows = flatten_objects(rows, args.objects.boxes_column, column)
     write_evidence(rows, bank, args.output_dir, column, unit)
 
 

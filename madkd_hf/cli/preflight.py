@@ -28,6 +28,7 @@ from ..data.check import (
     upright_size,
     without,
 )
+from ..data.columns import is_labelled, skipped_rows
 from ..data.embedding import folder_of
 from ..data.image_columns import check_image_column
 from ..data.object_boxes import Boxes
@@ -35,7 +36,7 @@ from ..data.origin import Origin
 from ..data.pictures import check_image_feature, picture
 from ..data.problems import Problems
 from ..files import check_output
-from ..labelling import Workers, skipped_rows
+from ..labelling import Workers
 from ..labelling.sources import sources_of
 from ..students.classification.backbones import check_backbone
 from .arguments import SplitArguments, files_from, load_splits
@@ -181,7 +182,7 @@ def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]
         checks: more of them; each raises what it finds wrong.
 
     Raises:
-        ValueError: in the first process, all that is wrong; in the others `ToldElsewhere`.
+        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
     """
     workers, here = Workers(training_args.process_index, training_args.world_size), []
     test: Test = "predicted" if training_args.do_predict else "unused"
@@ -251,7 +252,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
     """Before a dataset is labelled: all its splits are looked at, since all are saved; of a stream, its beginning.
 
     Raises:
-        ValueError: in the first process, all that is wrong; in the others `ToldElsewhere`.
+        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
     """
     here = []
 
@@ -405,7 +406,7 @@ def look_at(
     left_out, doubtful, told, now = {}, [], [], []
     for split in used:
         rows = splits[split]
-        labelled = {"aspect_logits", "aspect_bank"} <= set(rows.features)
+        labelled = is_labelled(rows.features)
         skipped = skipped_rows(rows) if labelled else []
         bad = problems.step(_unusable, rows, skipped, args, split, more)
         if not bad and not skipped:

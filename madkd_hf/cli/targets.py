@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from scipy.special import expit, logit
 
 from .. import AspectBank, AspectTeacher, attach_aspects
-from ..data.objects import about_objects
+from ..data.columns import LOGITS, check_bank, stored
 from .teachers import LabellingArguments
 
 
@@ -49,17 +46,12 @@ def bank_of(rows: Dataset, args: LabellingArguments, alpha: float) -> AspectBank
     bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
     if not labelled:
         return bank
-    table = rows.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")[:]
-    if table["aspect_logits"].null_count == len(table):
+    if stored(rows, LOGITS).null_count == len(rows):
         raise ValueError(
             f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
             f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
         )
-    if foreign := set(table["aspect_bank"].unique().to_pylist()) - {None, bank.fingerprint}:
-        raise ValueError(
-            f"The dataset was labelled with the bank {sorted(foreign)[0]} and {args.bank or args.dataset} holds "
-            f"{bank.fingerprint}: questions or their order differ; use the aspects.json beside the dataset."
-        )
+    check_bank(rows, bank.fingerprint, holder=f"{args.bank or args.dataset} holds")
     return bank
 
 
@@ -70,26 +62,3 @@ def check_control(rows: Dataset, args: Any, alpha: float) -> None:
         raise ValueError(
             f"--aspect_control {args.aspect_control} needs a dataset with aspect columns, or --bank and --teacher."
         )
-
-
-def control_aspects(rows: Dataset, control: str, seed: int) -> Dataset:
-    """Answers without what they say of their image, or object: those of another one, or each question's mean
-    probability."""
-    if "aspect_logits" not in rows.features:
-        raise ValueError(f"--aspect_control {control} needs a dataset with aspect columns, or --bank and --teacher.")
-    stored = rows["aspect_logits"][:]
-    answers = [each for row in stored for each in row or []] if about_objects(rows.features) else stored
-    known = [i for i, answer in enumerate(answers) if answer is not None]
-    logits = np.array([answers[i] for i in known], dtype=float)
-    if control == "shuffled":
-        logits = np.random.default_rng(seed).permutation(logits)
-    else:
-        means = expit(logits).mean(axis=0).clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
-        logits = np.broadcast_to(logit(means), logits.shape)
-    for i, answer in zip(known, logits.tolist()):
-        answers[i] = answer
-    if about_objects(rows.features):
-        left = iter(answers)
-        answers = [None if row is None else list(itertools.islice(left, len(row))) for row in stored]
-    feature = rows.features["aspect_logits"]
-    return rows.remove_columns("aspect_logits").add_column("aspect_logits", answers, feature=feature)

@@ -24,10 +24,11 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from .. import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
+from ..data.variants import control_answers
 from ..files import whole_file, write_whole, writing
 from ..hub.cards.comparison import read_comparison
 from ..hub.sources import DataSource
-from ..labelling import ToldElsewhere
+from ..labelling import FailedOnOtherRank
 from ..metrics import OF_ASPECTS, OF_CLASSES, joined
 from ..students.base import checkpoints
 from ..students.base.finite import TrainingDiverged
@@ -43,7 +44,7 @@ from .outputs import STUDENT, check_place, working_in
 from .preflight import Classes, Ready
 from .results import forget_damaged_results, tell_damage
 from .splits import check_count, readable_splits, warn_of_absent, with_class_labels, with_validation
-from .targets import attach, control_aspects
+from .targets import attach
 from .teachers import LabellingArguments
 
 
@@ -187,7 +188,7 @@ def prepare(
         warn_of_absent(train_set.features[args.label_column], set(train_set[args.label_column]))
         train_set, bank = attach(train_set, args, training_args.aspect_alpha)
     if args.aspect_control != "none":
-        train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
+        train_set = control_answers(train_set, args.aspect_control, training_args.seed)
     return splits, train_set, bank
 
 
@@ -228,7 +229,7 @@ def fit(trainer: PublishedTrainer, checkpoint: str | bool | None, decides: dict[
     except (TrainingDiverged, SavingError):
         if first:
             raise
-        raise ToldElsewhere from None  # all processes know, and one says it
+        raise FailedOnOtherRank from None  # all processes know, and one says it
     trainer.save_state()
     if first:
         (folder / "all_results.json").unlink(missing_ok=True)  # save_metrics adds to it: those of an earlier student
@@ -317,7 +318,7 @@ def find_checkpoint(training_args: MadkdTrainingArguments) -> str | bool | None:
     if training_args.world_size > 1:
         broadcast_object_list(failed)
     if failed[0]:
-        raise ToldElsewhere if training_args.process_index else ValueError(failed[0])
+        raise FailedOnOtherRank if training_args.process_index else ValueError(failed[0])
     words = {"true": True, "false": None}
     return words.get(str(asked).lower(), asked)
 

@@ -1,12 +1,16 @@
-"""The columns that labelling adds, beside the source's."""
+"""The columns that labelling adds to a dataset: what they are, whose answers they hold, and how they are read."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 
 from ..aspects import AspectBank
 from ..text import get_logger
@@ -14,30 +18,149 @@ from ..text import get_logger
 
 logger = get_logger(__name__)
 
+LOGITS, MASS, BANK = ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
+CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
+READ_ROWS = 10_000  # at a time
+
+
+# What the columns are
+
 
 def aspect_features(bank: AspectBank, by_object: bool = False) -> Features:
     """The three columns that labelling adds, see `attach_aspects`; with `by_object`, answers for each object."""
     answers = List(Value("float32"), length=len(bank))
     answers = List(answers) if by_object else answers
-    return Features({"aspect_logits": answers, "aspect_mass": answers, "aspect_bank": Value("string")})
+    return Features({LOGITS: answers, MASS: answers, BANK: Value("string")})
+
+
+def is_labelled(features: Mapping[str, Any]) -> bool:
+    """Whether there are answers, and whose they are."""
+    return {LOGITS, BANK} <= set(features)
+
+
+def about_objects(features: Features) -> bool:
+    """Whether the answers are about each object, not about the image."""
+    return _is_list(features.get(LOGITS)) and _is_list(features[LOGITS].feature)
+
+
+def _is_list(feature: Any) -> bool:
+    return isinstance(feature, (List, datasets.LargeList))
+
+
+def null_answers(features: Features, rows: int) -> pa.Table:
+    """The columns of rows without answers."""
+    schema = features.arrow_schema
+    return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
+
+
+def add_null_answers(source: Dataset, features: Features) -> Dataset:
+    """A split that is not labelled: null in every column that labelling adds."""
+    return add_answers(source, Dataset(null_answers(features, len(source))))
+
+
+def add_answers(source: Dataset, answers: Dataset) -> Dataset:
+    """Columns beside the source's; a source that is a selection of rows gets them copied out by the concatenation."""
+    if not len(source):  # concatenation would drop an empty dataset, columns included
+        info = source.info.copy()
+        info.features = Features({**source.features, **answers.features})
+        return Dataset.from_dict({name: [] for name in info.features}, info=info, split=source.split)
+    with hidden_progress_bars():
+        return concatenate_datasets([source, answers], split=source.split, axis=1)
+
+
+@contextmanager
+def hidden_progress_bars() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which count examples: ours counts what is read."""
+    enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if enabled:
+            datasets.enable_progress_bars()
+
+
+# Whose answers they are
+
+
+def check_bank(rows: Dataset, fingerprint: str, name: str = "dataset", holder: str = "this one is") -> None:
+    """See that the answers belong to a bank.
+
+    Args:
+        rows: a labelled split.
+        fingerprint: of the bank.
+        name: what the message calls the rows.
+        holder: what it calls the bank, with a verb: "the model was built for".
+
+    Raises:
+        ValueError: the rows were labelled with another bank.
+    """
+    fingerprints = stored(rows, BANK).unique().to_pylist() if BANK in rows.features else []
+    if others := sorted(set(fingerprints) - {None, fingerprint}):
+        raise ValueError(
+            f"The {name} was labelled with the bank {others[0]} and {holder} {fingerprint}: questions or their order "
+            "differ; use the aspects.json beside the dataset."
+        )
+
+
+def check_answers(rows: Dataset, fingerprint: str | None, count: int, by_object: bool) -> None:
+    """See that the answers are those that a model is to learn; rows without answers are not looked at.
+
+    Args:
+        rows: labelled or not.
+        fingerprint: of the model's bank.
+        count: of the model's aspects, Q.
+        by_object: whether the model answers about each object, or about the image.
+
+    Raises:
+        ValueError: answers about something else, another number of them, or another bank.
+    """
+    if LOGITS not in rows.features or not count:
+        return
+    feature = rows.features[LOGITS]
+    answers = getattr(feature, "feature", None)  # of an image, or of an object
+    nested = hasattr(answers, "feature")
+    if answers is not None and getattr(answers, "dtype", None) != "null" and nested != by_object:
+        there, expected, remedy = "each object", "whole images", "without boxes_column"
+        if by_object:
+            there, expected, remedy = expected, there, "with boxes_column"
+        level = "object" if nested else "image"
+        raise ValueError(
+            f"The dataset answers about {there} and the model about {expected}: label it {remedy}, or train a "
+            f'MadkdForObjectDetection with aspect_level="{level}".'
+        )
+    length = getattr(answers if nested else feature, "length", -1)
+    if length == -1:
+        values = rows.select_columns(LOGITS)[LOGITS]
+        values = (answer for row in values for answer in row or ()) if nested else values
+        length = next((len(answer) for answer in values if answer is not None), count)
+    if length != count:
+        raise ValueError(
+            f"The dataset answers {length} questions and the model has {count} aspects: "
+            "use the bank that the dataset was labelled with (aspects.json beside it)."
+        )
+    check_bank(rows, fingerprint, holder="the model was built for")
+
+
+# What stands in them
 
 
 def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
-    """The rows that could not be read, for their image or a box, and that `on_error="skip"` left without answers."""
-    columns = labelled.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
+    """The rows that could not be read, for their image or a box, and that `on_error="skip"` left without answers.
+
+    Such a row names its bank and has no answers; a row that was not labelled has neither.
+    """
+    columns = labelled.select_columns([LOGITS, BANK]).with_format("arrow")
     rows, start = [], 0
-    for table in columns.iter(1000):
-        skipped = pc.and_(table["aspect_logits"].is_null(), table["aspect_bank"].is_valid())
+    for table in columns.iter(READ_ROWS):
+        skipped = pc.and_(table[LOGITS].is_null(), table[BANK].is_valid())
         rows += [start + row for row in pc.indices_nonzero(skipped).to_pylist()]
         start += len(table)
     return rows
 
 
-def readable(dataset: Dataset, name: str = "the dataset") -> Dataset:
-    """The rows without those whose image the labelling could not read, and a warning that says how many they were.
-
-    Such a row names its bank and has no answers, where a row that was merely not labelled has neither. No image is
-    looked at.
+def drop_skipped_rows(dataset: Dataset, name: str = "the dataset") -> Dataset:
+    """The rows without `skipped_rows`, and a warning that says how many they were. No image is looked at.
 
     Args:
         dataset: labelled or not.
@@ -49,56 +172,90 @@ def readable(dataset: Dataset, name: str = "the dataset") -> Dataset:
     Raises:
         ValueError: no row is left.
     """
-    if not {"aspect_logits", "aspect_bank"} <= set(dataset.features):
+    skipped = skipped_rows(dataset) if is_labelled(dataset.features) else []
+    if not skipped:
         return dataset
-    columns = dataset.select_columns(["aspect_logits", "aspect_bank"]).with_format("arrow")
-    kept = [
-        (table["aspect_logits"].is_valid().to_numpy() | table["aspect_bank"].is_null().to_numpy())
-        for table in columns.iter(batch_size=10_000)
-    ]
-    kept = np.concatenate([np.zeros(0, dtype=bool), *kept])
-    if kept.all():
-        return dataset
-    if not kept.any():
+    if len(skipped) == len(dataset):
         raise ValueError(
-            f"The labelling could read none of the {len(kept)} images of {name}, or a box in each: repair the files, "
-            "or see what box_format says, and label again."
+            f"The labelling could read none of the {len(dataset)} images of {name}, or a box in each: repair the "
+            "files, or see what box_format says, and label again."
         )
     logger.warning(
         "Left out %d of the %d rows of %s: the labelling could not read their images, or a box in them.",
-        (~kept).sum(), len(kept), name,
+        len(skipped), len(dataset), name,
     )  # fmt: skip
-    return dataset.select(np.flatnonzero(kept))
+    return dataset.select(np.setdiff1d(np.arange(len(dataset)), skipped))
 
 
-def leave(source: Dataset, features: Features) -> Dataset:
-    """A split that is not labelled: null in every column that labelling adds."""
-    if not len(source):  # concatenation would drop an empty dataset, columns included
-        info = source.info.copy()
-        info.features = Features({**source.features, **features})
-        return Dataset.from_dict({name: [] for name in info.features}, info=info, split=source.split)
-    return join(source, Dataset(nulls(features, len(source))))
+def read_answers(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.ndarray | None, dict[str, int]]:
+    """What the teacher answered.
+
+    Args:
+        dataset: one labelled split, one row an image (or an object, see `objects.flatten_objects`).
+        bank: the questions that it was labelled with.
+
+    Returns:
+        Log-odds and, where known, mass, [n, Q] float32 each, NaN in rows without answers; and how many `rows` there
+        are: `images` with answers, `unlabelled`, and `unreadable`.
+
+    Raises:
+        ValueError: no single split, no answers in it, or answers to other questions.
+    """
+    if not isinstance(dataset, Dataset):
+        splits = f" with the splits {list(dataset)}: pass one of them" if isinstance(dataset, dict) else ""
+        raise ValueError(f"Expected the Dataset of one split; received {type(dataset).__name__}{splits}.")
+    check_has_answers(dataset)
+    check_bank(dataset, bank.fingerprint)
+    logits = _read(dataset, LOGITS, len(bank))
+    mass = _read(dataset, MASS, len(bank)) if MASS in dataset.features else None
+    answered = ~np.isnan(logits).all(axis=1)
+    met = stored(dataset, BANK).is_valid().to_numpy() if BANK in dataset.features else answered
+    counts = {"rows": len(logits), "images": answered.sum(), "unlabelled": (~met & ~answered).sum()}
+    counts["unreadable"] = (met & ~answered).sum()
+    return logits, mass, {name: int(count) for name, count in counts.items()}
 
 
-def nulls(features: Features, rows: int) -> pa.Table:
-    """The columns of rows without answers."""
-    schema = features.arrow_schema
-    return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
+def read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None, list[Any] | None]:
+    """The class of each row, None where unknown, and all classes; nothing for a column that holds no classes."""
+    feature = dataset.features.get(column) if column else None
+    if isinstance(feature, ClassLabel):
+        names = feature.names
+        indices = stored(dataset, column).to_pylist()
+        return [None if index is None or index < 0 else names[index] for index in indices], names
+    if not isinstance(feature, Value) or not feature.dtype.startswith(CLASS_TYPES):
+        return None, None
+    labels = stored(dataset, column).to_pylist()
+    return labels, sorted(set(labels) - {None})
 
 
-def join(source: Dataset, columns: Dataset) -> Dataset:
-    """Columns beside the source's; a source that is a selection of rows gets them copied out by the concatenation."""
-    with no_bars():
-        return concatenate_datasets([source, columns], split=source.split, axis=1)
+def check_has_answers(dataset: Dataset) -> None:
+    if LOGITS not in dataset.features:
+        raise ValueError(
+            f"The dataset has the columns {dataset.column_names} and no {LOGITS}: label it with attach_aspects."
+        )
 
 
-class no_bars:
-    """Hides the map's own progress bars, which count examples: ours counts what is read."""
+def stored(dataset: Dataset, column: str, rows: slice = slice(None)) -> pa.ChunkedArray:
+    """A column as it is stored: nulls stay nulls, and images are not touched."""
+    return dataset.select_columns(column).with_format("arrow")[rows][column]
 
-    def __enter__(self) -> None:
-        self.were_enabled = datasets.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
 
-    def __exit__(self, *_: object) -> None:
-        if self.were_enabled:
-            datasets.enable_progress_bars()
+def _read(dataset: Dataset, column: str, width: int) -> np.ndarray:
+    parts = [np.empty((0, width), dtype=np.float32)]
+    for start in range(0, len(dataset), READ_ROWS):
+        parts.append(matrix(stored(dataset, column, slice(start, start + READ_ROWS)), column, width))
+    return np.concatenate(parts)
+
+
+def matrix(answers: pa.ChunkedArray, name: str, width: int) -> np.ndarray:
+    """[n, width] float32 of a column of lists, NaN where there is none."""
+    valid = answers.is_valid().to_numpy()
+    flat = answers.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if flat.size != valid.sum() * width:
+        raise ValueError(
+            f"The column {name!r} holds other than {width} answers a row, one for each question of the bank: use the "
+            "aspects.json beside the dataset."
+        )
+    values = np.full((len(valid), width), np.nan, dtype=np.float32)
+    values[valid] = flat.reshape(-1, width)
+    return values

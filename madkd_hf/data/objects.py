@@ -28,19 +28,13 @@ def object_fields(features: Features, column: str) -> dict[str, Feature]:
     return dict(fields) if isinstance(fields.get(BOX), LISTS) else {}
 
 
-def about_objects(features: Features) -> bool:
-    """Whether the answers are about each object, not about the image."""
-    answers = features["aspect_logits"]
-    return isinstance(answers, LISTS) and isinstance(answers.feature, LISTS)
-
-
 def count_objects(column: pa.ChunkedArray) -> int:
     """How many objects all rows have."""
     lists = pc.struct_field(column, BOX) if pa.types.is_struct(column.type) else column
     return pc.sum(pc.list_value_length(lists)).as_py() or 0
 
 
-def one_row_an_object(labelled: Dataset, boxes_column: str | None = None, name: str | None = None) -> Dataset:
+def flatten_objects(labelled: Dataset, boxes_column: str | None = None, name: str | None = None) -> Dataset:
     """The answers about the objects of all images, one row each; images that have none are left out.
 
     Args:

@@ -22,10 +22,11 @@ from datasets.table import table_cast
 from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
-from ..aspects import ASPECT_COLUMNS, AspectBank
+from ..aspects import AspectBank
 from ..data.boxes import check_format
+from ..data.columns import ASPECT_COLUMNS, about_objects, check_bank
 from ..data.embedding import embedded, media_columns, read_image, refusal
-from ..data.objects import BOX, about_objects, count_objects, object_fields, one_row_an_object
+from ..data.objects import BOX, count_objects, flatten_objects, object_fields
 from ..data.origin import Origin, RefusedFile
 from ..files import check_name, remove_stale, temporary
 from ..selection.evidence import write_evidence
@@ -109,7 +110,7 @@ def push_aspect_dataset(
         answers = {info.name: _answers(files / "data", info.name, [label, boxes_column]) for info in infos}
         everything, about = concatenate_datasets(list(answers.values())), "image"
         if about_objects(features):
-            everything, about = one_row_an_object(everything, boxes_column, label), "object"
+            everything, about = flatten_objects(everything, boxes_column, label), "object"
         evidence = write_evidence(everything, bank, folder, label, about)
         facts = DatasetFacts(
             repo.repo_id,
@@ -173,12 +174,7 @@ def _check(
                 "the same, or publish them apart."
             )
         if isinstance(rows, Dataset):
-            prints = rows.select_columns("aspect_bank").with_format("arrow")[:]["aspect_bank"].unique().to_pylist()
-            if foreign := set(prints) - {None, bank.fingerprint}:
-                raise ValueError(
-                    f"The split {split!r} was labelled with the bank {foreign.pop()} and this one is "
-                    f"{bank.fingerprint}: use the aspects.json beside the dataset."
-                )
+            check_bank(rows, bank.fingerprint, f"split {split!r}")
     check_format(box_format or DEFAULT_FORMAT)
     if about_objects(features) and not object_fields(features, boxes_column):
         raise ValueError(

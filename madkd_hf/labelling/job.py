@@ -25,7 +25,14 @@ from datasets.fingerprint import Hasher
 from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
-from ..data.columns import aspect_features, join, leave, no_bars, nulls, skipped_rows
+from ..data.columns import (
+    add_answers,
+    add_null_answers,
+    aspect_features,
+    hidden_progress_bars,
+    null_answers,
+    skipped_rows,
+)
 from ..data.object_boxes import Boxes
 from ..files import locked
 from ..teachers.mllm import AspectTeacher, UnreadableImage
@@ -128,7 +135,7 @@ def attach_aspects(
     workers.agree(lambda: [source.check_files() for source in sources if isinstance(source, Rows)])
     job = _Job(bank, teacher, image_column, on_error, int(shard_size), streams, workers, boxes, wait=work_dir is None)
     to_do = [source for source in sources if streams or (source.labelled and source.total)]
-    results = {source.split: leave(source.data, job.features) for source in sources if source not in to_do}
+    results = {source.split: add_null_answers(source.data, job.features) for source in sources if source not in to_do}
     for folder, group in [(work_dir, to_do)] if work_dir else [(job.cache_of(source), [source]) for source in to_do]:
         if group:
             results |= job.run(Path(folder).expanduser(), group)
@@ -302,7 +309,7 @@ class _Job:
             files = [str(work.path(source.split, index)) for index in sorted(done)]
             return IterableDataset.from_parquet(files, split=datasets.NamedSplit(source.split))
         answers = Dataset(work.load(source.split, sorted(done)), fingerprint=self.fingerprint(source))
-        labelled = join(source.data, answers)
+        labelled = add_answers(source.data, answers)
         skipped = skipped_rows(answers) if self.on_error == "skip" else []
         return source.without_skipped(labelled, skipped) if skipped else labelled
 
@@ -322,7 +329,7 @@ class _Job:
             source.origin,
         )
         progress, counted = self._progress(work, source, done)
-        with tqdm(**progress, disable=not self.workers.is_main) as bar, no_bars():
+        with tqdm(**progress, disable=not self.workers.is_main) as bar, hidden_progress_bars():
             for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
                 if turn % self.workers.count != self.workers.index:
                     others[index] = len(rows)
@@ -331,7 +338,7 @@ class _Job:
                 if source.labelled:
                     answers = reader.answers(rows, index * size, images_per_call, bar.update)
                 else:
-                    answers = nulls(self.features, len(rows))
+                    answers = null_answers(self.features, len(rows))
                     bar.update(len(rows))
                 work.write(source.split, index, source.stored(rows, answers, index * size))
                 done[index] = len(rows)
@@ -341,7 +348,7 @@ class _Job:
                 bar.update(sum(map(counted, _arrived(work, source.split, others, done))))
         if self.workers.is_main:
             if self.streams and not done:  # an empty stream leaves its columns at least
-                work.write(source.split, 0, source.stored(source.nothing, nulls(self.features, 0), 0))
+                work.write(source.split, 0, source.stored(source.nothing, null_answers(self.features, 0), 0))
                 done[0] = 0
             if self.streams:
                 work.manifest["complete"][source.split] = sum(done.values())

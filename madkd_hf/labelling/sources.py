@@ -19,7 +19,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.table import table_cast
 from PIL.Image import Image
 
-from ..aspects import ASPECT_COLUMNS
+from ..data.columns import ASPECT_COLUMNS, about_objects
 from ..data.embedding import (
     embedded,
     folder_of,
@@ -367,8 +367,7 @@ def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:
     if boxes is not None:
         boxes.check(features)
     if present := [name for name in ASPECT_COLUMNS if name in features]:
-        answers = features.get("aspect_logits")
-        of_objects = isinstance(answers, datasets.List) and isinstance(answers.feature, datasets.List)
+        of_objects = about_objects(features)
         other = "" if of_objects == (boxes is not None) else f" by {'object' if of_objects else 'image'}"
         raise ValueError(
             f"The dataset is labelled already{other}, it has the columns {present}: "

@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 Result = TypeVar("Result")
 
 
-class ToldElsewhere(RuntimeError):
+class FailedOnOtherRank(RuntimeError):
     """Another worker failed and says why: there is nothing to add here."""
 
 
@@ -49,7 +49,7 @@ class Workers:
         """Do a step on every worker; where it fails for some, the first of them raises its error.
 
         Raises:
-            ToldElsewhere: on all the others, so that one reason is told once.
+            FailedOnOtherRank: on all the others, so that one reason is told once.
         """
         if self.count == 1:
             return step()
@@ -62,7 +62,7 @@ class Workers:
         if failed and failed[0] == self.index:
             raise error
         if failed:
-            raise ToldElsewhere(f"Worker {failed[0]} failed and says why.")
+            raise FailedOnOtherRank(f"Worker {failed[0]} failed and says why.")
         return result
 
     def from_main(self, step: Callable[[], Any]) -> Any:

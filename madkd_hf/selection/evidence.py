@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, Value
+from datasets import Dataset
 
 from ..aspects import AspectBank
+from ..data.columns import read_answers, read_labels
 from ..files import write_whole
 from ..report.comparison import markdown_table
 from ..text import code, markdown, terminal
@@ -21,8 +22,6 @@ from .information import LOW_MASS, SHUFFLES, QuestionEvidence, class_entropy, qu
 
 
 MOST_CLASSES = 300  # that the map of classes and aspects can show
-READ_ROWS = 10_000
-CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 TERMS = {  # what is asked about, an image or an object, is put in for {unit}
     "Information": "what the answer tells about the class, in bits (mutual information); 1 would halve the classes.",
     "By chance": "the same after the {unit}s swapped their classes at random, mean of "
@@ -141,7 +140,7 @@ def write_evidence(
     Raises:
         ValueError: no single split, no answers in it, or answers to other questions.
     """
-    logits, mass, counts = read_columns(dataset, bank)
+    logits, mass, counts = read_answers(dataset, bank)
     counts = {f"{unit}s" if name == "images" else name: count for name, count in counts.items()}
     if not counts[f"{unit}s"]:
         raise ValueError(f"No {unit} has an answer to {bank.ids[0]!r}: label the dataset first, with attach_aspects.")
@@ -158,64 +157,6 @@ def write_evidence(
     write_whole(output_dir / "questions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     path = write_whole(output_dir / "questions.md", _page(rows, counts, bank, drawn, unit))
     return Evidence(rows, evidence_table(rows), warnings, path, unit)
-
-
-def read_columns(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.ndarray | None, dict[str, Any]]:
-    """Log-odds and mass [n, Q], NaN in rows without answers, and how many rows are of which kind."""
-    if not isinstance(dataset, Dataset):
-        splits = f" with the splits {list(dataset)}: pass one of them" if isinstance(dataset, dict) else ""
-        raise ValueError(f"Expected the Dataset of one split; received {type(dataset).__name__}{splits}.")
-    if "aspect_logits" not in dataset.features:
-        raise ValueError(
-            f"The dataset has the columns {dataset.column_names} and no aspect_logits: label it with attach_aspects."
-        )
-    prints = _arrow(dataset, "aspect_bank") if "aspect_bank" in dataset.features else None
-    if foreign := set(prints.unique().to_pylist() if prints else []) - {None, bank.fingerprint}:
-        raise ValueError(
-            f"The dataset was labelled with the bank {sorted(foreign)[0]} and this one is {bank.fingerprint}: "
-            "use the aspects.json beside the dataset."
-        )
-    logits = _read(dataset, "aspect_logits", len(bank))
-    mass = _read(dataset, "aspect_mass", len(bank)) if "aspect_mass" in dataset.features else None
-    answered = ~np.isnan(logits).all(axis=1)
-    met = prints.is_valid().to_numpy() if prints else answered
-    counts = {"rows": len(logits), "images": answered.sum(), "unlabelled": (~met & ~answered).sum()}
-    counts["unreadable"] = (met & ~answered).sum()
-    return logits, mass, {name: int(count) for name, count in counts.items()}
-
-
-def _arrow(dataset: Dataset, column: str, rows: slice = slice(None)) -> Any:
-    """A column as it is stored: nulls stay nulls, and images are not touched."""
-    return dataset.select_columns(column).with_format("arrow")[rows][column]
-
-
-def _read(dataset: Dataset, column: str, width: int) -> np.ndarray:
-    values = np.full((len(dataset), width), np.nan, dtype=np.float32)
-    for start in range(0, len(dataset), READ_ROWS):
-        part = slice(start, start + READ_ROWS)
-        answers = _arrow(dataset, column, part)
-        valid = answers.is_valid().to_numpy()
-        flat = answers.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        if flat.size != valid.sum() * width:
-            raise ValueError(
-                f"The column {column!r} holds other than {width} answers a row, one for each question of the bank: "
-                "use the aspects.json beside the dataset."
-            )
-        values[part][valid] = flat.reshape(-1, width)
-    return values
-
-
-def read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None, list[Any] | None]:
-    """The class of each row, None where unknown, and all classes; nothing for a column that holds no classes."""
-    feature = dataset.features.get(column) if column else None
-    if isinstance(feature, ClassLabel):
-        names = feature.names
-        indices = _arrow(dataset, column).to_pylist()
-        return [None if index is None or index < 0 else names[index] for index in indices], names
-    if not isinstance(feature, Value) or not feature.dtype.startswith(CLASS_TYPES):
-        return None, None
-    labels = _arrow(dataset, column).to_pylist()
-    return labels, sorted(set(labels) - {None})
 
 
 def _draw_classes(

@@ -7,18 +7,16 @@ import os
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 
-from ..aspects import AspectBank
 from ..files import write_whole
 from ..report.comparison import markdown_table
 from ..report.figures import FAINT, GREY, STUDENT, TEACHER, WRONG, new_axes, new_figure, save
 from ..text import figure as shown
 from ..text import markdown
-from .evidence import number, read_columns, read_labels
+from .evidence import number
 
 
 if TYPE_CHECKING:
@@ -30,22 +28,6 @@ CRITERIA = {
     "jmi": "JMI (joint mutual information, Yang & Moody 1999)",
     "mrmr": "mRMR (minimal redundancy, maximal relevance; Peng, Long & Ding 2005)",
 }
-
-
-def read_answers(
-    dataset: Dataset, bank: AspectBank, label_column: str | None = "label"
-) -> tuple[np.ndarray, np.ndarray | None, list[Any] | None, dict[str, int]]:
-    """What a labelled split holds for `select_questions`.
-
-    Returns:
-        Log-odds and mass [n, Q], NaN in rows without answers; labels [n], None where there are no classes; and how
-        many rows are of which kind.
-
-    Raises:
-        ValueError: no single split, no answers in it, or answers to other questions.
-    """
-    logits, mass, counts = read_columns(dataset, bank)
-    return logits, mass, read_labels(dataset, label_column)[0], counts
 
 
 def selection_table(selection: Selection, questions: bool = False, most: int | None = None) -> str:

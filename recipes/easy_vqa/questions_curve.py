@@ -27,9 +27,9 @@ from madkd_hf.cli.cells import Cell, run_cells
 from madkd_hf.cli.conditions import CompareArguments, check, keep, label, look, student_words
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
 from madkd_hf.cli.preflight import Ready
+from madkd_hf.data.columns import read_answers, read_labels
 from madkd_hf.data.problems import Problems
 from madkd_hf.selection.choice import select_questions
-from madkd_hf.selection.page import read_answers
 from recipes.easy_vqa.curve_report import METHODS, curve_verdict, summarise_curve, write_curve
 
 
@@ -64,7 +64,8 @@ def choose(method: str, count: int, seed: int, rows: Dataset, bank: AspectBank, 
         return [bank.ids[q] for q in np.random.default_rng(seed).permutation(len(bank))[:count]]
     if args.images_per_class is not None:
         rows = train.draw(rows, args.label_column, args.images_per_class, seed)
-    logits, mass, labels, _ = read_answers(rows, bank, args.label_column)
+    logits, mass, _ = read_answers(rows, bank)
+    labels, _ = read_labels(rows, args.label_column)
     return select_questions(logits, mass, labels, bank, count, CRITERIA[method]).bank.ids
 
 

@@ -24,6 +24,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from madkd_hf import AspectBank
 from madkd_hf.cli import arguments as common
+from madkd_hf.data.variants import control_answers
 
 
 QUICK = ["--max_steps", "2", "--images_per_class", "2", "--eval_steps", "1", "--logging_steps", "1"]
@@ -504,12 +505,11 @@ def test_labels_of_every_kind_become_classes():
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])
 def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(control):
-    control_aspects = importlib.import_module("madkd_hf.cli.train").control_aspects
     answers = [None, *np.random.default_rng(0).normal(scale=30, size=(40, 2)).tolist()]
     answers[1][0] = answers[2][0] = 500.0
     features = Features({"label": Value("int64"), "aspect_logits": List(Value("float32"), length=2)})
     rows = Dataset.from_dict({"label": range(len(answers)), "aspect_logits": answers}, features=features)
-    controlled = control_aspects(rows, control, seed=0)["aspect_logits"][:]
+    controlled = control_answers(rows, control, seed=0)["aspect_logits"][:]
     assert controlled[0] is None
     before, after = expit(np.array(answers[1:])), expit(np.array(controlled[1:]))
     np.testing.assert_allclose(after.mean(axis=0), before.mean(axis=0), atol=1e-5)

@@ -16,7 +16,8 @@ from transformers import AutoModelForObjectDetection, pipeline
 
 from madkd_hf import AspectBank, report
 from madkd_hf.cli import arguments as common
-from madkd_hf.labelling import aspect_features
+from madkd_hf.data.columns import aspect_features
+from madkd_hf.data.variants import control_answers
 from madkd_hf.report import figures
 
 
@@ -213,14 +214,13 @@ def test_scenes_are_drawn_by_seed():
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])
 def test_controls_of_objects_keep_the_answers_marginals_and_the_places_of_objects(control):
-    control_aspects = importlib.import_module("madkd_hf.cli.train").control_aspects
     numbers = iter(np.random.default_rng(0).normal(size=(40, 2)).tolist())
     answers = [[next(numbers) for _ in range(n)] for n in (3, 0, 4, 1)]
     answers[2][1] = None
     answers.append(None)
     features = Features({"image_id": Value("int64"), "aspect_logits": List(List(Value("float32"), length=2))})
     rows = Dataset.from_dict({"image_id": range(5), "aspect_logits": answers}, features=features)
-    found = control_aspects(rows, control, seed=0)["aspect_logits"][:]
+    found = control_answers(rows, control, seed=0)["aspect_logits"][:]
     assert [each if each is None else len(each) for each in found] == [3, 0, 4, 1, None] and found[2][1] is None
     before, after = (
         expit([each for row in stored if row for each in row if each is not None]) for stored in (answers, found)

@@ -36,8 +36,9 @@ from datasets import (
 from tokenizers import normalizers
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, files
+from madkd_hf.data.columns import skipped_rows
 from madkd_hf.files import LOCK_FILE, remove_stale
-from madkd_hf.labelling import Workers, reading, skipped_rows
+from madkd_hf.labelling import Workers, reading
 from madkd_hf.labelling.job import _Job
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.labelling.sources import Stream, sources_of

@@ -31,9 +31,9 @@ from PIL import Image as Pillow
 
 from madkd_hf import attach_aspects
 from madkd_hf.data.boxes import corners, grown
+from madkd_hf.data.columns import skipped_rows
 from madkd_hf.data.object_boxes import Boxes
-from madkd_hf.data.objects import one_row_an_object
-from madkd_hf.labelling import skipped_rows
+from madkd_hf.data.objects import flatten_objects
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.teachers.mllm import UnreadableImage
 
@@ -536,16 +536,16 @@ def test_float32_does_not_add_a_pixel(side):
 def test_one_row_an_object_has_its_class(tmp_path, layout):
     labelled = attach(rows(layout=layout), tmp_path).select([3, 1, 0])
     nothing = attach(rows(layout=layout).select([]), tmp_path / "none")
-    found = one_row_an_object(labelled, "objects", "category")
+    found = flatten_objects(labelled, "objects", "category")
     assert found.features["aspect_logits"] == List(Value("float32"), length=3)
     assert found.features["category"] == ClassLabel(names=["cup", "fork"])
     assert found["category"][:] == [0, 1, 0, 1, 0]
     values = by_hand()
     np.testing.assert_allclose(found["aspect_logits"][:], np.concatenate([values[3], values[0]]), atol=1e-5)
     assert set(found["aspect_bank"][:]) == {BANK.fingerprint}
-    assert one_row_an_object(labelled, "objects", "label").column_names == COLUMNS
-    assert one_row_an_object(labelled, "image", "label").column_names == COLUMNS
-    assert len(one_row_an_object(nothing)) == 0
+    assert flatten_objects(labelled, "objects", "label").column_names == COLUMNS
+    assert flatten_objects(labelled, "image", "label").column_names == COLUMNS
+    assert len(flatten_objects(nothing)) == 0
 
 
 # The command

@@ -11,9 +11,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value, co
 from PIL import Image
 
 from madkd_hf import Aspect, AspectBank
-from madkd_hf.data.subset import subset
+from madkd_hf.data.columns import read_answers, read_labels
+from madkd_hf.data.variants import subset
 from madkd_hf.selection.choice import select_questions
-from madkd_hf.selection.page import plot_selection, read_answers, selection_table, write_selection
+from madkd_hf.selection.page import plot_selection, selection_table, write_selection
 from recipes.easy_vqa.curve_report import curve_table, curve_verdict, plot_curve, summarise_curve, write_curve
 
 
@@ -209,7 +210,7 @@ def test_a_subset_has_the_right_columns_bank_and_nulls():
     assert rows["aspect_mass"][2:4] == [[0.5, 0.5], None]
     assert rows["aspect_bank"][2:4] == [kept.fingerprint, None] and kept.fingerprint != BANK.fingerprint
     assert rows["label"][:] == labelled(BANK)["label"][:] and rows.features["label"].names == list("wxyz")
-    logits, _, labels, counts = read_answers(rows, kept)
+    (logits, _, counts), (labels, _) = read_answers(rows, kept), read_labels(rows, "label")
     assert logits.shape == (40, 2) and labels[:2] == ["w", "x"] and counts["unlabelled"] == 1
 
 

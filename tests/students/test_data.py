@@ -14,7 +14,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import ConvNextImageProcessorPil, LevitImageProcessorPil, ViTImageProcessorPil
 
-from madkd_hf.data.columns import readable
+from madkd_hf.data.columns import drop_skipped_rows
 from madkd_hf.students.base.augmentation import chances, random_crops
 from madkd_hf.students.classification.data import AspectCollator
 
@@ -161,7 +161,7 @@ def labelled(kinds: str, length: int = 2) -> Dataset:
 
 @pytest.mark.parametrize("length", [2, -1], ids=["fixed", "any length"])
 def test_skipped_rows_are_left_out_and_counted(caplog, length):
-    rows = readable(labelled("asnsasn", length), "split 'train'")
+    rows = drop_skipped_rows(labelled("asnsasn", length), "split 'train'")
     assert rows["position"][:] == [0, 2, 4, 6]
     assert [row["image"].size for row in rows] == [(16, 16)] * 4
     (record,) = caplog.records
@@ -170,32 +170,32 @@ def test_skipped_rows_are_left_out_and_counted(caplog, length):
         "Left out 3 of the 7 rows of split 'train': the labelling could not read their images, or a box in them."
     )
     caplog.clear()
-    assert readable(rows) is rows and not caplog.records
+    assert drop_skipped_rows(rows) is rows and not caplog.records
 
 
 def test_skipped_rows_are_found_in_selections_and_under_any_format():
     rows = labelled("asnsa")
-    assert readable(rows.select([4, 3, 2, 1]))["position"][:] == [4, 2]
-    assert readable(rows.with_format("torch"))["position"][:].tolist() == [0, 2, 4]
+    assert drop_skipped_rows(rows.select([4, 3, 2, 1]))["position"][:] == [4, 2]
+    assert drop_skipped_rows(rows.with_format("torch"))["position"][:].tolist() == [0, 2, 4]
     doubled = rows.with_transform(lambda batch: {"twice": [2 * value for value in batch["position"]]})
-    assert [row["twice"] for row in readable(doubled)] == [0, 4, 8]
+    assert [row["twice"] for row in drop_skipped_rows(doubled)] == [0, 4, 8]
 
 
 @pytest.mark.parametrize("columns", [["aspect_logits"], ["aspect_bank"], ["aspect_logits", "aspect_bank"], []])
 @pytest.mark.parametrize("kinds", ["aan", "nnn", ""])
 def test_a_dataset_without_skipped_rows_stays_itself(columns, kinds, caplog):
     rows = labelled(kinds).remove_columns(columns)
-    assert readable(rows) is rows and not caplog.records
+    assert drop_skipped_rows(rows) is rows and not caplog.records
 
 
 def test_finding_skipped_rows_looks_at_no_image(monkeypatch):
     monkeypatch.setattr(ImageFeature, "decode_example", None)
-    assert len(readable(labelled("asa"))) == 2
+    assert len(drop_skipped_rows(labelled("asa"))) == 2
 
 
 def test_a_dataset_of_skipped_rows_alone_is_refused():
     with pytest.raises(ValueError, match="could read none of the 2 images of split 'train', or a box in each: repair"):
-        readable(labelled("ss"), "split 'train'")
+        drop_skipped_rows(labelled("ss"), "split 'train'")
 
 
 # Augmentation

@@ -28,6 +28,7 @@ from ...data.labels import class_label
 from ...data.object_boxes import Boxes
 from ...data.objects import BOX, LISTS, object_fields
 from ...data.problems import Problems
+from ...data.variants import control_answers
 from ...files import whole_file, writing
 from ...hub.cards.comparison import read_comparison
 from ...metrics import OF_ASPECTS
@@ -40,7 +41,7 @@ from ..outputs import STUDENT, check_place, working_in
 from ..preflight import Classes, Ready, Test, bad_boxes
 from ..results import load_arrays
 from ..splits import readable_splits, warn_of_absent, with_validation
-from ..targets import attach, control_aspects
+from ..targets import attach
 from ..teachers import LabellingArguments
 from ..train import find_checkpoint, fit_and_measure, look, publish, waits_for_hub, what_decides
 
@@ -138,7 +139,7 @@ def prepare(
         boxes = objects.boxes if args.aspect_level == "object" else None
         train_set, bank = attach(train_set, args, training_args.aspect_alpha, boxes)
     if args.aspect_control != "none":
-        train_set = control_aspects(train_set, args.aspect_control, training_args.seed)
+        train_set = control_answers(train_set, args.aspect_control, training_args.seed)
     return splits, train_set, bank
 
 

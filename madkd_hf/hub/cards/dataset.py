@@ -17,9 +17,10 @@ from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 
 from ...aspects import AspectBank
 from ...data.boxes import BOX_FORMATS
+from ...data.columns import CLASS_TYPES
 from ...data.objects import BOX, object_fields
 from ...report.comparison import markdown_table
-from ...selection.evidence import CLASS_TYPES, Evidence, evidence_table, evidence_terms, evidence_warnings
+from ...selection.evidence import Evidence, evidence_table, evidence_terms, evidence_warnings
 from ...text import code, front, markdown, python
 from ..retries import HubError, retried, sentence
 from ..sources import HUB_ID, link

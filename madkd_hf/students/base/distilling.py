@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import BaseImageProcessor, EarlyStoppingCallback, EvalPrediction, TrainerCallback
 
-from ...data.columns import readable
+from ...data.columns import drop_skipped_rows
 from .publishing import PublishedTrainer
 from .saved import is_student, load_saved
 from .settings import check_metric
@@ -166,7 +166,9 @@ class DistillingTrainer(PublishedTrainer):
             dataset = dataset.with_format(None)
         if not len(dataset):
             raise ValueError(f"There are no rows in {name}: look at what fills it, or leave it out.")
-        kept = readable(dataset, name)  # before the check: a box that cannot be is why the labelling left a row out
+        kept = drop_skipped_rows(
+            dataset, name
+        )  # before the check: a box that cannot be is why the labelling left a row out
         self._check(kept, name if kept is dataset else f"{name} (without the rows left out)", with_labels)
         return kept
 
@@ -298,53 +300,3 @@ def check_classes(found: int, config: Any) -> None:
             f"The dataset has {found} classes and the model {config.num_labels}: "
             "build the model with the dataset's id2label."
         )
-
-
-def check_answers(dataset: Dataset, config: Any, of_objects: bool) -> None:
-    """Refuses answers to other questions than the model's.
-
-    Args:
-        dataset: with the columns `aspect_logits` and `aspect_bank`, or without.
-        config: of a student.
-        of_objects: whether the model answers about each object, or about the image.
-
-    Raises:
-        ValueError: answers about something else, another number of them, or another bank.
-    """
-    if "aspect_logits" not in dataset.features or not config.num_aspects:
-        return
-    feature = dataset.features["aspect_logits"]
-    answers = getattr(feature, "feature", None)  # of an image, or of an object
-    nested = hasattr(answers, "feature")
-    if answers is not None and getattr(answers, "dtype", None) != "null" and nested != of_objects:
-        told, asked, remedy = "each object", "whole images", "without boxes_column"
-        if of_objects:
-            told, asked, remedy = asked, told, "with boxes_column"
-        level = "object" if nested else "image"
-        raise ValueError(
-            f"The dataset answers about {told} and the model about {asked}: label it {remedy}, or train a "
-            f'MadkdForObjectDetection with aspect_level="{level}".'
-        )
-    length = getattr(answers if nested else feature, "length", -1)
-    if length == -1:
-        rows = dataset.select_columns("aspect_logits")["aspect_logits"]
-        rows = (answer for row in rows for answer in row or ()) if nested else rows
-        length = next((len(answer) for answer in rows if answer is not None), config.num_aspects)
-    if length != config.num_aspects:
-        raise ValueError(
-            f"The dataset answers {length} questions and the model has {config.num_aspects} aspects: "
-            "use the bank that the dataset was labelled with (aspects.json beside it)."
-        )
-    foreign = set(_distinct(dataset, "aspect_bank")) - {None, config.aspect_bank}
-    if foreign:
-        raise ValueError(
-            f"The dataset was labelled with the bank {sorted(foreign)[0]} and the model was built for "
-            f"{config.aspect_bank}: questions or their order differ; use the aspects.json beside the dataset."
-        )
-
-
-def _distinct(dataset: Dataset, column: str) -> list[Any]:
-    """Without the other columns, and as stored: `Dataset.unique` would copy a selection of rows out first."""
-    if column not in dataset.features:
-        return []
-    return dataset.select_columns(column).with_format("arrow")[:][column].unique().to_pylist()

@@ -12,10 +12,11 @@ from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 
+from ...data.columns import check_answers
 from ...data.pictures import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup
-from ..base.distilling import DistillingTrainer, TellEpoch, check_answers, check_classes
+from ..base.distilling import DistillingTrainer, TellEpoch, check_classes
 from ..base.processors import ordinary
 from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
@@ -267,4 +268,5 @@ class MadkdTrainer(DistillingTrainer):
             check_image_feature(dataset.features[self.image_column], self.image_column, name)
         if isinstance(labels, ClassLabel):
             check_classes(labels.num_classes, self.model.config)
-        check_answers(dataset, self.model.config, of_objects=False)
+        config = self.model.config
+        check_answers(dataset, config.aspect_bank, config.num_aspects, by_object=False)

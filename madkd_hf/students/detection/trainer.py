@@ -13,9 +13,10 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
+from ...data.columns import check_answers
 from ...data.pictures import check_image_feature
 from ...metrics import OF_ASPECTS
-from ..base.distilling import DistillingTrainer, TellEpoch, check_answers
+from ..base.distilling import DistillingTrainer, TellEpoch
 from ..base.steps import own_rows
 from ..base.training_args import MadkdTrainingArguments
 from ..losses.detection import aspect_loss, objects_of_all_processes
@@ -191,7 +192,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
             if (images := dataset.features.get(self.image_column)) is not None:
                 check_image_feature(images, self.image_column, name)
             check_objects(dataset, name, self.boxes_column, self.box_format, config, with_labels)
-        check_answers(dataset, config, of_objects=config.aspect_level == "object")
+        check_answers(dataset, config.aspect_bank, config.num_aspects, config.aspect_level == "object")
 
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch without them. A batch of nothing else keeps an image, as every process takes part in each step."""

@@ -1,0 +1,103 @@
+"""Variants of a labelled dataset: the answers to some of its questions, or controls, whose answers say nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features
+from scipy.special import expit, logit
+
+from ..aspects import AspectBank
+from .columns import (
+    ASPECT_COLUMNS,
+    BANK,
+    LOGITS,
+    about_objects,
+    add_answers,
+    aspect_features,
+    check_bank,
+    check_has_answers,
+    matrix,
+    stored,
+)
+
+
+def subset(
+    dataset: Dataset | DatasetDict, bank: AspectBank, ids: Sequence[str]
+) -> tuple[Dataset | DatasetDict, AspectBank]:
+    """The labelled dataset with the answers to some of its questions, so that nobody labels twice, and their bank.
+
+    Args:
+        dataset: labelled with `bank`; rows without answers stay without.
+        bank: all the questions.
+        ids: those to keep, in the order that the answers are to have.
+
+    Returns:
+        The dataset with shorter `aspect_logits` and `aspect_mass`, and the new bank's fingerprint in `aspect_bank`;
+        and that bank, with the provenance of the old one. Columns that labelling did not add are not touched.
+
+    Raises:
+        ValueError: an id that the bank lacks or that comes twice, a dataset without answers, or with those to another
+            bank.
+    """
+    if unknown := [name for name in ids if name not in bank.ids]:
+        raise ValueError(f"The bank has no question {unknown[0]!r}: expected ids among {', '.join(bank.ids)}.")
+    positions = [bank.ids.index(name) for name in ids]
+    smaller = AspectBank([bank[q] for q in positions], bank.provenance)
+    if isinstance(dataset, DatasetDict):
+        rows = {split: _subset(rows, bank, smaller, positions) for split, rows in dataset.items()}
+        return DatasetDict(rows), smaller
+    return _subset(dataset, bank, smaller, positions), smaller
+
+
+def _subset(rows: Dataset, bank: AspectBank, smaller: AspectBank, positions: list[int]) -> Dataset:
+    check_has_answers(rows)
+    check_bank(rows, bank.fingerprint)
+    names = [name for name in ASPECT_COLUMNS if name in rows.features]
+    features = Features({name: feature for name, feature in aspect_features(smaller).items() if name in names})
+    columns = {}
+    for name in names:
+        column = stored(rows, name)
+        if name == BANK:
+            columns[name] = [smaller.fingerprint if valid else None for valid in column.is_valid().to_pylist()]
+        else:
+            columns[name] = _fixed_lists(matrix(column, name, len(bank))[:, positions], column.is_null())
+    answers = Dataset(pa.table(columns, schema=features.arrow_schema))
+    others = rows.remove_columns(names)
+    return add_answers(others, answers) if others.column_names else answers
+
+
+def _fixed_lists(values: np.ndarray, null: pa.ChunkedArray) -> pa.Array:
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    mask = null.combine_chunks() if len(values) else None
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=mask)
+
+
+def control_answers(rows: Dataset, control: str, seed: int) -> Dataset:
+    """Answers that say nothing about their own image or object: what a real gain must beat.
+
+    Args:
+        rows: labelled.
+        control: "shuffled", the answers of another image or object; or "constant", each question's mean probability.
+        seed: of the shuffling.
+    """
+    check_has_answers(rows)
+    column = rows[LOGITS][:]
+    answers = [each for row in column for each in row or []] if about_objects(rows.features) else column
+    known = [i for i, answer in enumerate(answers) if answer is not None]
+    logits = np.array([answers[i] for i in known], dtype=float)
+    if control == "shuffled":
+        logits = np.random.default_rng(seed).permutation(logits)
+    else:
+        means = expit(logits).mean(axis=0).clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
+        logits = np.broadcast_to(logit(means), logits.shape)
+    for i, answer in zip(known, logits.tolist()):
+        answers[i] = answer
+    if about_objects(rows.features):
+        rest = iter(answers)
+        answers = [None if row is None else list(itertools.islice(rest, len(row))) for row in column]
+    feature = rows.features[LOGITS]
+    return rows.remove_columns(LOGITS).add_column(LOGITS, answers, feature=feature)
