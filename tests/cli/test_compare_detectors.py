@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import yaml
 from builders.commands import EASY_VQA, command, refuse
-from cli.test_train_detector import make_scenes
+from builders.figures import assert_picture
+from builders.scenes import make_scenes
 from PIL import Image
-from report.test_report import assert_picture
 from transformers import AutoModelForObjectDetection
 
 from madkd_hf import AspectBank, report

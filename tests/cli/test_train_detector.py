@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders.commands import command, recipe, refuse
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
-from PIL import Image as PILImage
-from PIL import ImageDraw
+from builders.scenes import COLOURS, make_scenes, scene
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from scipy.special import expit
 from transformers import AutoModelForObjectDetection, pipeline
 
@@ -23,35 +22,8 @@ from madkd_hf.report import figures
 
 ROOT = Path(__file__).parents[2]
 EASY_VQA = ROOT / "recipes" / "easy_vqa"
-COLOURS = {"red": (200, 0, 0), "blue": (0, 0, 200), "green": (0, 150, 0)}
-FEATURES = Features(
-    {
-        "image_id": Value("int64"),
-        "image": Image(),
-        "objects": {"bbox": List(List(Value("float32"), length=4)), "category": List(ClassLabel(names=list(COLOURS)))},
-    }
-)
 QUICK = ["--max_steps", "2", "--eval_steps", "1", "--logging_steps", "1", "--scenes", "6"]
 QUICK += ["--per_device_train_batch_size", "3"]
-
-
-def scene(i: int) -> dict:
-    """Two rectangles on white, or none in every fifth scene."""
-    image, draw = PILImage.new("RGB", (96, 96), "white"), np.random.default_rng(i)
-    boxes, colours = [], []
-    for _ in range(2 if i % 5 else 0):
-        left, top, width, height = (int(value) for value in draw.integers((0, 0, 20, 20), (60, 60, 36, 36)))
-        boxes.append([left, top, width, height])
-        colours.append(list(COLOURS)[draw.integers(3)])
-        ImageDraw.Draw(image).rectangle((left, top, left + width, top + height), fill=COLOURS[colours[-1]])
-    return {"image_id": i, "image": image, "objects": {"bbox": boxes, "category": colours}}
-
-
-def make_scenes() -> DatasetDict:
-    sizes = {"train": range(12), "validation": range(12, 17), "test": range(17, 23)}
-    return DatasetDict(
-        {name: Dataset.from_list([scene(i) for i in rows], features=FEATURES) for name, rows in sizes.items()}
-    )
 
 
 @pytest.fixture(scope="session")

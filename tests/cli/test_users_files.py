@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from builders.commands import EASY_VQA, ROOT, recipe, refuse
+from builders.files import tree
 from datasets import DatasetDict, IterableDatasetDict, load_from_disk
-from files.test_files import tree
 
 from madkd_hf import AspectBank, attach_aspects, files
 

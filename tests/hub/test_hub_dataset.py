@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from builders import tiny
 from builders.quick_python import quick_python
+from builders.student_files import student_files
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset
 from huggingface_hub import DatasetCard
-from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
 from madkd_hf.hub import HubError, retries
@@ -137,13 +137,6 @@ def test_the_card_s_snippet_trains(hub, labelled, bank, tmp_path, labels):
     printed = child(hub, tmp_path, code)
     assert "'train_loss'" in printed
     assert printed.startswith("{'aspect-0': ")
-
-
-def student_files(tmp_path):
-    folder = tmp_path / "resnet"
-    AutoModelForImageClassification.from_config(tiny.resnet()).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
 
 
 def test_the_same_again_commits_nothing(hub, labelled, bank):

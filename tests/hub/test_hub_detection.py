@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from builders import tiny
+from builders.detectors import CLASSES, SIDE, N, detector, pixels, processor
+from builders.labelled_objects import BANK, COCO, attach, in_format, pictures, rows
 from builders.quick_python import quick_python
 from datasets import DatasetDict, Features, Value, concatenate_datasets
 from huggingface_hub import DatasetCard, ModelCard
-from labelling.test_labelling_objects import BANK, COCO, attach, in_format, pictures, rows
-from students.test_detection_model import CLASSES, SIDE, N, detector, pixels, processor
 from transformers import AutoModelForObjectDetection, RTDetrImageProcessorPil, YolosImageProcessorPil
 
 from madkd_hf import AspectBank, AspectTeacher, MadkdConfig, push_aspect_dataset

@@ -1,6 +1,5 @@
 """The map job: the same rows with three more columns, computed once."""
 
-import io
 import json
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import PIL.Image
 import pytest
 import torch
 from builders import tiny
+from builders.labelling import Asleep, Counting, encoded, shards, teacher
 from datasets import (
     ClassLabel,
     Dataset,
@@ -59,27 +59,6 @@ def splits() -> DatasetDict:
     return DatasetDict({"train": rows(5), "test": rows(3, seed=1)})
 
 
-def teacher(**settings) -> AspectTeacher:
-    return AspectTeacher(tiny.internvl(), tiny.processor(), **settings)
-
-
-class Counting(AspectTeacher):
-    """Counts the images that it reads."""
-
-    count = 0
-
-    def read(self, images, bank):
-        self.count += len(images)
-        return super().read(images, bank)
-
-
-class Asleep(AspectTeacher):
-    """Answers nothing any more."""
-
-    def read(self, images, bank):
-        raise AssertionError("the answers were there already")
-
-
 def expected(dataset: Dataset, of: AspectTeacher | None = None, bank: AspectBank = BANK) -> torch.Tensor:
     return (of or teacher()).read(dataset["image"][:], bank).logits
 
@@ -87,12 +66,6 @@ def expected(dataset: Dataset, of: AspectTeacher | None = None, bank: AspectBank
 def assert_answers(dataset: Dataset, values: torch.Tensor) -> None:
     answers = torch.tensor(dataset["aspect_logits"][:], dtype=torch.float32)
     torch.testing.assert_close(answers, values, atol=1e-5, rtol=0)
-
-
-def shards(folder: Path) -> list[str]:
-    """Everything in the folder but the manifest and the lock."""
-    ours = ("manifest.json", LOCK_FILE)
-    return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name not in ours)
 
 
 @pytest.fixture
@@ -485,12 +458,6 @@ def test_a_row_without_an_image_is_named(tmp_path):
 
 
 # Real pictures
-
-
-def encoded(image: PIL.Image.Image, kind: str = "PNG", **settings) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **settings)
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def pictures() -> dict[str, dict | None]:

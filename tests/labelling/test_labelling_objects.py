@@ -10,9 +10,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from builders import labelling_jobs as test_resume
 from builders import tiny
+from builders.labelled_objects import BANK, COCO, STRUCT, attach, in_format, pictures, rows
+from builders.labelling import Asleep, Counting, encoded, shards, teacher
 from builders.quick_python import quick_python
-from cli import test_resume
 from datasets import (
     ClassLabel,
     Dataset,
@@ -25,11 +27,9 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from labelling.test_labelling import Asleep, Counting, encoded, shards, teacher
 from PIL import ExifTags
 from PIL import Image as Pillow
 
-from madkd_hf import attach_aspects
 from madkd_hf.data.boxes import corners, grown
 from madkd_hf.data.columns import skipped_rows
 from madkd_hf.data.object_boxes import Boxes
@@ -39,45 +39,17 @@ from madkd_hf.teachers.mllm import UnreadableImage
 
 
 ROOT = Path(__file__).parents[2]
-BANK = tiny.bank(3)
 COLUMNS = ["aspect_logits", "aspect_mass", "aspect_bank"]
-WIDTH, HEIGHT = 40, 30
-COCO = [  # rows of boxes; the second image has none
-    [[0, 0, 20, 10], [10.5, 5, 12, 20.25], [30, 20, 10, 10]],
-    [],
-    [[5, 5, 30, 20]],
-    [[0, 0, 40, 30], [1, 2, 3, 4]],
-]
 CROPS = [  # left, top, right, bottom with a margin of a tenth, worked out by hand
     [(0, 0, 22, 11), (9, 2, 24, 28), (29, 19, 40, 30)],
     [],
     [(2, 3, 38, 27)],
     [(0, 0, 40, 30), (0, 1, 5, 7)],
 ]
-STRUCT = {"bbox": List(List(Value("float32"), length=4)), "category": List(ClassLabel(names=["cup", "fork"]))}
-LIST = List({"bbox": List(Value("float64")), "category": ClassLabel(names=["cup", "fork"])})
-
-
-def pictures(count: int = 4) -> list[Pillow.Image]:
-    return [image.crop((0, 0, WIDTH, HEIGHT)) for image in tiny.images(count, 40)]
-
-
-def rows(boxes=COCO, layout: str = "struct", images=None) -> Dataset:
-    images = images or pictures(len(boxes))
-    if layout == "struct":
-        objects = [{"bbox": each, "category": [i % 2 for i in range(len(each))]} for each in boxes]
-    else:
-        objects = [[{"bbox": box, "category": i % 2} for i, box in enumerate(each)] for each in boxes]
-    kinds = Features({"image": Image(), "objects": STRUCT if layout == "struct" else LIST})
-    return Dataset.from_dict({"image": images, "objects": objects}, features=kinds)
 
 
 def splits() -> DatasetDict:
     return DatasetDict({"train": rows(), "test": rows(COCO[:2])})
-
-
-def attach(source, folder, who=None, **settings):
-    return attach_aspects(source, BANK, who or teacher(), work_dir=folder, **{"boxes_column": "objects", **settings})
 
 
 def by_hand(crops=CROPS) -> list[np.ndarray]:
@@ -127,15 +99,6 @@ def test_every_object_gets_the_reading_of_its_crop(tmp_path, layout, stream):
     added = {"aspect_logits": answers, "aspect_mass": answers, "aspect_bank": Value("string")}
     assert labelled.features == {**source.features, **added}
     assert [row["objects"] for row in found] == source["objects"][:]
-
-
-def in_format(name: str) -> list:
-    x, y = WIDTH, HEIGHT
-    convert = {
-        "pascal_voc": lambda left, top, w, h: [left, top, left + w, top + h],
-        "yolo": lambda left, top, w, h: [(left + w / 2) / x, (top + h / 2) / y, w / x, h / y],
-    }[name]
-    return [[convert(*box) for box in each] for each in COCO]
 
 
 @pytest.mark.parametrize("name", ["pascal_voc", "yolo"])

@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from builders.evidence import bank, labelled
+from builders.figures import assert_picture
 from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
-from selection.test_evidence import bank, labelled
 
 from madkd_hf import report as reporting
 from madkd_hf.report import figures
@@ -43,15 +44,6 @@ def make_cells(accuracy=ACCURACY):
         for seed in reversed(range(len(accuracy["base"])))
         for condition in reversed(list(accuracy))
     ]
-
-
-def assert_picture(path, min_width=500, min_height=200):
-    with Image.open(path) as image:
-        image.load()
-        pixels = np.asarray(image.convert("RGB"))
-    assert pixels.shape[1] >= min_width and pixels.shape[0] >= min_height
-    assert (pixels != 255).any(axis=2).mean() > 0.01, "the picture is all but white"
-    return pixels
 
 
 # ---- numbers

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders import tiny
 from builders.quick_python import quick_bin, quick_python
-from hub.test_hub_dataset import student_files
+from builders.student_files import student_files
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
 from madkd_hf import AspectBank

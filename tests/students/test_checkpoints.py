@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import tiny
-from students.test_trainer import StopAfter, assert_same_weights, logged, rows, student, trainer, vit
+from builders.classifier_training import StopAfter, assert_same_weights, logged, rows, student, trainer, vit
 from transformers import TrainerCallback
 
 from madkd_hf import MadkdForImageClassification

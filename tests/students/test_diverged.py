@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import detector_training as detection
+from builders import lora as test_lora
 from builders import tiny
+from builders.classifier_training import assert_same_weights, logged, rows, student, trainer
 from builders.quick_python import quick_python
-from students import test_detection_trainer as detection
-from students import test_lora
-from students.test_trainer import assert_same_weights, logged, rows, student, trainer
 
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.students.base.checkpoints import last_whole

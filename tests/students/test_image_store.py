@@ -12,9 +12,9 @@ import torch
 from accelerate.utils import concatenate
 from accelerate.utils.operations import slice_tensors
 from builders import tiny
+from builders.classifier_training import PROCESSOR, arguments, rows, student
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from students.test_trainer import PROCESSOR, arguments, rows, student
 from transformers import ConvNextImageProcessorPil, ViTImageProcessorPil
 
 from madkd_hf import MadkdTrainer, MadkdTrainingArguments

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from builders import classifier_training as classification
+from builders import detector_training as detection
 from builders import tiny
 from datasets import Array3D, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
-from students import test_detection_trainer as detection
-from students import test_trainer as classification
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import detector_training as detection
 from builders import tiny
+from builders.classifier_training import StopAfter, arguments, logged, rows, student, trainer
 from datasets import DatasetDict, load_from_disk
 from huggingface_hub import ModelCard
-from students import test_detection_trainer as detection
-from students.test_trainer import StopAfter, arguments, logged, rows, student, trainer
 
 from madkd_hf.metrics import compute_metrics
 from madkd_hf.students.base.settings import REPORTERS, check_extras, check_metric

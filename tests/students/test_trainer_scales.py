@@ -17,12 +17,9 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 from accelerate.utils.launch import prepare_multi_gpu_env
+from builders import detector_training as detectors
 from builders import tiny
-from builders.quick_python import quick_python
-from datasets import Dataset
-from PIL import Image
-from students import test_detection_trainer as detectors
-from students.test_trainer import (
+from builders.classifier_training import (
     PROCESSOR,
     STILL,
     StopAfter,
@@ -34,6 +31,9 @@ from students.test_trainer import (
     trainer,
     with_broken_images,
 )
+from builders.quick_python import quick_python
+from datasets import Dataset
+from PIL import Image
 from transformers import EarlyStoppingCallback, MobileNetV2Config, TrainerCallback
 
 from madkd_hf import MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from builders import tiny
+from builders.questions import QUESTIONS, bank, pictures
 from builders.tiny_mllms import MLLMS, llava, mllm
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from madkd_hf import Aspect, AspectBank, AspectTeacher
+from madkd_hf import AspectTeacher
 from madkd_hf.teachers.mllm import UnreadableImage, cascade, layout, selfcheck, strategies
 from madkd_hf.teachers.mllm.answers import answer_token_ids, log_odds_and_mass
 from madkd_hf.teachers.mllm.prompt import chat_text
@@ -22,15 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # PaliGemma's processor
 ]
 
-QUESTIONS = [  # of different lengths, with and without a common beginning, one the beginning of another
-    "is there a red shape ?",
-    "is there a big blue shape in the image at all ?",
-    "is there a red shape",
-    "shape ?",
-    "is there a red shape ?",
-    "is there a big blue shape in the image ?",
-    "yes or no ? yes with a no or a yes is a no ?",
-]
 PREFIX_LM = {"paligemma"}
 STATEFUL = {"qwen3_5"}
 CHUNKED = {"chunked_llava"}
@@ -47,12 +39,6 @@ def layout_of(model: PreTrainedModel, processor: ProcessorMixin, questions: list
 def reduce(processor: ProcessorMixin):
     yes, no = answer_token_ids(processor.tokenizer)
     return functools.partial(log_odds_and_mass, yes_ids=list(yes.values()), no_ids=list(no.values()))
-
-
-def pictures() -> list[Image.Image]:
-    """Of several shapes: one twice and apart, one on its side, which takes as many patches in another grid."""
-    sizes = [(16, 16), (40, 20), (23, 60), (16, 16), (20, 40)]
-    return [image.resize(size) for image, size in zip(tiny.images(len(sizes), 64), sizes)]
 
 
 def read(name: str, strategy: str, images: list[Image.Image] | None = None, size: int = 16) -> torch.Tensor:
@@ -181,11 +167,6 @@ def test_a_query_that_sees_nothing_gets_zeros_and_no_weight():
 
 
 # The choice
-
-
-def bank(questions: list[str] = QUESTIONS) -> AspectBank:
-    distinct = [f"{question} {'?' * i}".strip() for i, question in enumerate(questions)]
-    return AspectBank([Aspect(f"aspect-{i}", question) for i, question in enumerate(distinct)])
 
 
 @pytest.mark.parametrize("name", MLLMS)

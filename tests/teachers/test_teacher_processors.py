@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from builders import tiny
+from builders.questions import bank, pictures
 from builders.tiny_mllms import LAYOUTS, MLLMS, mllm, on_the_hub
-from teachers.test_strategies import bank, pictures
 from transformers import AutoProcessor, ConvNextImageProcessorPil
 from transformers.utils import is_torchvision_available
 
