@@ -27,7 +27,6 @@ from ..text import keep_secret, message, show_traceback, terminal_lines
 from .interrupts import leave, stopped_like_ctrl_c
 
 
-CATEGORY = "category"  # the field of objects where detectors look for their classes
 FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from datasets import DatasetDict
 
 from .. import AspectBank, AspectTeacher
+from ..data.objects import CATEGORY
 from ..data.problems import Problems
 from ..data.variants import subset
 from ..files import check_output, check_removable
 from . import label as attach_aspects
-from .arguments import CATEGORY, ClassArguments, DatasetArguments, ObjectArguments
+from .arguments import ClassArguments, DatasetArguments, ObjectArguments
 from .cells import Cell, cell_name
 from .outputs import COMPARING, COMPARISON, check_place
 from .preflight import Ready, Test, comparison

@@ -13,8 +13,8 @@ from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
 from .. import AspectBank, AspectTeacher, MadkdDetectionTrainer, MadkdForImageClassification
-from ..data.objects import flatten_objects
-from ..data.pictures import picture
+from ..data.images import load_image
+from ..data.objects import CATEGORY, flatten_objects
 from ..metrics import AspectAuroc
 from ..report import figures
 from ..report.classes import compared, summarise_classes, summarise_detected_classes, write_classes
@@ -109,7 +109,7 @@ def draw_figures(
 def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectBank) -> None:
     rows, column, unit = labelled[args.train_split], args.label_column, "image"
     if args.detects:
-        column, unit = detection.CATEGORY, "object"
+        column, unit = CATEGORY, "object"
         rows = flatten_objects(rows, args.objects.boxes_column, column)
     write_evidence(rows, bank, args.output_dir, column, unit)
 
@@ -179,7 +179,7 @@ def draw_detected(
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
     found = _predictions(args, terms({"task": "detection"}).treated, 0)
     plot_scenes(
-        [picture(test[i][args.image_column]) for i in chosen],
+        [load_image(test[i][args.image_column]) for i in chosen],
         [objects[i] for i in chosen],
         [found[i] for i in chosen],
         names,

@@ -30,10 +30,10 @@ from ..data.check import (
 )
 from ..data.columns import is_labelled, skipped_rows
 from ..data.embedding import folder_of
-from ..data.image_columns import check_image_column
-from ..data.object_boxes import Boxes
+from ..data.image_columns import check_image_column, check_image_feature
+from ..data.images import load_image
+from ..data.objects import Boxes
 from ..data.origin import Origin
-from ..data.pictures import check_image_feature, picture
 from ..data.problems import Problems
 from ..files import check_output
 from ..labelling import Workers
@@ -470,7 +470,7 @@ def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> lis
             if told:
                 size = row["width"], row["height"]
             else:
-                size = upright_size(row[image_column]) if is_file else picture(row[image_column]).size
+                size = upright_size(row[image_column]) if is_file else load_image(row[image_column]).size
             corners(boxes.of(row[boxes.column]), boxes.format, size)
         except Exception as error:  # decoders raise whatever they like
             found.append((index, str(error).removesuffix(".")))

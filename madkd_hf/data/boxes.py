@@ -31,7 +31,7 @@ def corners(boxes: Sequence[Sequence[float]] | np.ndarray, box_format: str, size
         ValueError: an unknown format, or a box that is not 4 finite numbers, has no area, reaches more than a pixel
             beyond the image, or is in another format; the message counts objects from 0.
     """
-    check_format(box_format)
+    check_box_format(box_format)
     boxes = [_numbers(box, index) for index, box in enumerate(boxes)]
     if not boxes:
         return np.empty((0, 4))
@@ -47,7 +47,7 @@ def corners(boxes: Sequence[Sequence[float]] | np.ndarray, box_format: str, size
     return np.clip(_corners(values, box_format, size), 0, np.tile(size, 2))
 
 
-def check_format(box_format: str) -> None:
+def check_box_format(box_format: str) -> None:
     """Raise ValueError for a format that `BOX_FORMATS` does not name."""
     if box_format not in BOX_FORMATS:
         raise ValueError(f"Unknown box_format {box_format!r}: expected one of {list(BOX_FORMATS)}.")

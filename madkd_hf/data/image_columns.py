@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
+from .images import remedy_for
 from .walk import image_suffixes
 
 
@@ -54,6 +56,22 @@ def check_image_column(features: Features | None, column: str) -> None:
     if column not in features:
         raise ValueError(f"There is no column {column!r}: the dataset has {list(features)}; {remedy}.")
     raise ValueError(f"The column {column!r} holds {feature}, not images: {remedy}.")
+
+
+def check_image_feature(feature: Any, column: str, name: str) -> None:
+    """Refuses columns that hold no images, by their feature.
+
+    Args:
+        feature: of the column.
+        column: its name.
+        name: what the message calls the dataset.
+
+    Raises:
+        ValueError: text, as paths are, or something else that no image is.
+    """
+    if isinstance(feature, (Value, ClassLabel)):
+        value = "" if getattr(feature, "dtype", "").endswith("string") else 0
+        raise ValueError(f"The column {column!r} of {name} holds {feature.dtype}: {remedy_for(value, column)}.")
 
 
 def _inside(name: str, root: Path, column: str, row: int) -> str:

@@ -23,7 +23,7 @@ from huggingface_hub import CommitInfo
 from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
-from ..data.boxes import check_format
+from ..data.boxes import check_box_format
 from ..data.columns import ASPECT_COLUMNS, about_objects, check_bank
 from ..data.embedding import embedded, media_columns, read_image, refusal
 from ..data.objects import BOX, count_objects, flatten_objects, object_fields
@@ -175,7 +175,7 @@ def _check(
             )
         if isinstance(rows, Dataset):
             check_bank(rows, bank.fingerprint, f"split {split!r}")
-    check_format(box_format or DEFAULT_FORMAT)
+    check_box_format(box_format or DEFAULT_FORMAT)
     if about_objects(features) and not object_fields(features, boxes_column):
         raise ValueError(
             f"The answers are about objects, and there is no column {boxes_column!r} of objects with a field {BOX!r}, "

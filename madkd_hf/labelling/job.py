@@ -33,7 +33,7 @@ from ..data.columns import (
     null_answers,
     skipped_rows,
 )
-from ..data.object_boxes import Boxes
+from ..data.objects import Boxes
 from ..files import locked
 from ..teachers.mllm import AspectTeacher, UnreadableImage
 from .manifest import FORMAT_VERSION, difference_of

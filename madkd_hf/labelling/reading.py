@@ -15,7 +15,7 @@ from PIL.Image import Image
 
 from ..aspects import AspectBank
 from ..data.columns import aspect_features
-from ..data.object_boxes import Boxes
+from ..data.objects import Boxes
 from ..data.origin import Origin
 from ..teachers.mllm import AspectTeacher, UnreadableImage
 from .sources import decode, is_broken

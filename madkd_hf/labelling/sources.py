@@ -31,8 +31,7 @@ from ..data.embedding import (
     without_files,
 )
 from ..data.images import to_rgb
-from ..data.object_boxes import Boxes
-from ..data.objects import count_objects
+from ..data.objects import Boxes, count_objects
 from ..data.origin import Origin, RefusedFile, check_format
 from ..data.rows import file_name, named
 from ..files import check_name

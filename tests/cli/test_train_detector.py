@@ -16,6 +16,7 @@ from transformers import AutoModelForObjectDetection, pipeline
 from madkd_hf import AspectBank, report
 from madkd_hf.cli import arguments as common
 from madkd_hf.data.columns import aspect_features
+from madkd_hf.data.objects import as_columns
 from madkd_hf.data.variants import control_answers
 from madkd_hf.report import figures
 
@@ -155,7 +156,7 @@ def test_classes_of_every_kind_and_name_become_categories(as_list, field, kind, 
     splits = train_detector.with_categories(DatasetDict(train=rows, test=rows), asked, "train")
     assert train_detector.categories(splits["test"], asked).names == [str(value) for value in values]
     for stored in splits["test"]["things"]:
-        assert train_detector.values(stored, "category") == [0, 1]
+        assert as_columns(stored)["category"] == [0, 1]
         assert train_detector.values(stored, "id") == [0, 1]
     one = objects[:1] if as_list else {name: [each[name] for each in objects[:1]] for name in of_each}
     few = DatasetDict(train=Dataset.from_dict({"image_id": [0], "things": [one]}, features=features), test=rows)

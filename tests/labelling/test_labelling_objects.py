@@ -32,8 +32,7 @@ from PIL import Image as Pillow
 
 from madkd_hf.data.boxes import corners, grown
 from madkd_hf.data.columns import skipped_rows
-from madkd_hf.data.object_boxes import Boxes
-from madkd_hf.data.objects import flatten_objects
+from madkd_hf.data.objects import Boxes, flatten_objects
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.teachers.mllm import UnreadableImage
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from madkd_hf import MadkdTrainer
-from madkd_hf.data.pictures import picture
+from madkd_hf.data.images import load_image
 from madkd_hf.students.base.processors import load_image_processor, ordinary
 from madkd_hf.students.classification.data import AspectCollator
 from madkd_hf.students.classification.image_batches import pixel_scale
@@ -176,10 +176,10 @@ def test_every_kind_of_picture_is_the_same_picture(tmp_path):
     kinds += [pixels.tolist(), torch.from_numpy(pixels.copy()), torch.from_numpy(pixels.copy()).movedim(-1, 0)]
     kinds += [pixels.astype(np.int64)]
     for kind in kinds:
-        assert np.array_equal(np.asarray(picture(kind)), pixels)
+        assert np.array_equal(np.asarray(load_image(kind)), pixels)
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     for kind in (grey, grey[None], grey[..., None]):
-        assert np.array_equal(np.asarray(picture(kind))[..., 1], grey)
+        assert np.array_equal(np.asarray(load_image(kind))[..., 1], grey)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_every_kind_of_picture_is_the_same_picture(tmp_path):
 )
 def test_what_is_no_picture_is_refused(value, message):
     with pytest.raises(ValueError, match=message):
-        picture(value, "photo")
+        load_image(value, "photo")
 
 
 def held_otherwise(data: Dataset, how: str) -> Dataset:

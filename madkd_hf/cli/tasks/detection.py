@@ -11,7 +11,7 @@ test images.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,13 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, List
+from datasets import ClassLabel, Dataset, DatasetDict
 from transformers import set_seed
 
 from ... import AspectBank, MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainingArguments
 from ...data.check import Unreadable, without
 from ...data.labels import class_label
-from ...data.object_boxes import Boxes
-from ...data.objects import BOX, LISTS, object_fields
+from ...data.objects import CATEGORY, Boxes, count_objects, iter_field, object_fields, with_category
 from ...data.problems import Problems
 from ...data.variants import control_answers
 from ...files import whole_file, writing
@@ -36,7 +35,7 @@ from ...students.base.processors import load_image_processor
 from ...students.detection.checks import check_detector, check_has_column, check_objects
 from ...students.detection.metrics import STATISTICS
 from ...text import get_logger, terminal
-from ..arguments import CATEGORY, ObjectArguments, RecipeParser, SplitArguments
+from ..arguments import ObjectArguments, RecipeParser, SplitArguments
 from ..outputs import STUDENT, check_place, working_in
 from ..preflight import Classes, Ready, Test, bad_boxes
 from ..results import load_arrays
@@ -134,7 +133,8 @@ def prepare(
         train_set = splits[args.train_split]
         if objects.scenes is not None:
             train_set = draw(train_set, objects.scenes, training_args.seed)
-        found = {label for row in _stored(train_set, objects) for label in values(row, CATEGORY)}
+        fields = iter_field(train_set, objects.boxes_column, CATEGORY)
+        found = {label for _, labels in fields for label in labels.unique().to_pylist()}
         warn_of_absent(categories(train_set, objects), found)
         boxes = objects.boxes if args.aspect_level == "object" else None
         train_set, bank = attach(train_set, args, training_args.aspect_alpha, boxes)
@@ -199,7 +199,7 @@ class Objects(Classes):
         """The splits with classes of objects; a test split without a single object has no column for them any more."""
         column, splits = args.objects.boxes_column, DatasetDict(splits)
         if args.test_split in used and object_fields((rows := splits[args.test_split]).features, column):
-            if not any(values(stored, BOX) for stored in _stored(rows, args.objects)):
+            if not count_objects(rows.select_columns(column).with_format("arrow")[:][column]):
                 if test == "scored":
                     problems.add(
                         f"No image of split {args.test_split!r} has an object, and the comparison needs a score: pass "
@@ -255,17 +255,17 @@ def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: 
     if isinstance(feature, ClassLabel) and name == CATEGORY:
         return splits
     if isinstance(feature, ClassLabel):
-        return DatasetDict({split: _renamed(rows, objects, feature) for split, rows in splits.items()})
+        return DatasetDict({split: with_category(rows, column, name, feature) for split, rows in splits.items()})
     label = class_label(
         f"field {name!r} of {column!r}",
         feature,
         splits,
-        lambda rows: (value for row in _stored(rows, objects) for value in values(row, name)),
+        lambda rows: (value for _, values in iter_field(rows, column, name) for value in values.to_pylist()),
         train_split,
     )
     return DatasetDict(
         {
-            split: _renamed(rows, objects, label, lambda value: label.str2int(str(value)))
+            split: with_category(rows, column, name, label, lambda value: label.str2int(str(value)))
             for split, rows in splits.items()
         }
     )
@@ -274,39 +274,6 @@ def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: 
 def categories(rows: Dataset, objects: ObjectArguments) -> ClassLabel:
     """The classes of the objects, once they are prepared."""
     return object_fields(rows.features, objects.boxes_column)[CATEGORY]
-
-
-def _stored(rows: Dataset, objects: ObjectArguments) -> Iterator[Any]:
-    """The objects of each image, without the images."""
-    return iter(rows.select_columns(objects.boxes_column)[objects.boxes_column])
-
-
-def values(stored: dict[str, list] | list[dict[str, Any]] | None, name: str) -> list[Any]:
-    """One field of the objects of an image; nothing where nothing is said of them."""
-    return (stored[name] or []) if isinstance(stored, dict) else [each[name] for each in stored or []]
-
-
-def _renamed(rows: Dataset, objects: ObjectArguments, label: ClassLabel, change: Any = int) -> Dataset:
-    """The same rows, the classes of their objects in the field `category`; the images are not touched."""
-    column, name = objects.boxes_column, objects.category_field
-
-    def others_than(name: str, fields: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in fields.items() if key != name}
-
-    def renamed(stored: Any) -> Any:
-        if isinstance(stored, list):
-            return [others_than(name, each) | {CATEGORY: change(each[name])} for each in stored]
-        if stored is None:
-            return None
-        return others_than(name, stored) | {CATEGORY: stored[name] and [change(value) for value in stored[name]]}
-
-    feature = rows.features[column]
-    if isinstance(feature, LISTS):
-        feature = List(others_than(name, feature.feature) | {CATEGORY: label})
-    else:
-        feature = others_than(name, feature) | {CATEGORY: List(label)}
-    changed = [renamed(stored) for stored in _stored(rows, objects)]
-    return rows.remove_columns(column).add_column(column, changed, feature=feature)
 
 
 def draw(rows: Dataset, scenes: int, seed: int) -> Dataset:

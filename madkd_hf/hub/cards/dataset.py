@@ -18,7 +18,7 @@ from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 from ...aspects import AspectBank
 from ...data.boxes import BOX_FORMATS
 from ...data.columns import CLASS_TYPES
-from ...data.objects import BOX, object_fields
+from ...data.objects import BOX, CATEGORY, feature_path, object_fields
 from ...report.comparison import markdown_table
 from ...selection.evidence import Evidence, evidence_table, evidence_terms, evidence_warnings
 from ...text import code, front, markdown, python
@@ -207,9 +207,7 @@ def _category_names(facts: DatasetFacts) -> str | None:
     column = facts.objects.column
     if not isinstance(object_fields(facts.features, column).get("category"), ClassLabel):
         return None
-    is_struct = isinstance(facts.features[column], dict)
-    named = f"[{python(column)}]"
-    return f'{named}["category"].feature.names' if is_struct else f'{named}.feature["category"].names'
+    return f"{feature_path(facts.features, column, CATEGORY)}.names"
 
 
 def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCardData:

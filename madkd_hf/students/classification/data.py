@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
-from ...data.pictures import picture
+from ...data.images import load_image
 from ..base.augmentation import image_key, random_crops
 from ..base.processors import check_same_size, ordinary, output_size, untouched
 
@@ -77,7 +77,7 @@ class AspectCollator:
         """
         if self.image_column not in rows[0]:
             raise ValueError(f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}.")
-        images = [picture(row[self.image_column], self.image_column) for row in rows]
+        images = [load_image(row[self.image_column], self.image_column) for row in rows]
         if self.augment:
             images = [self._augment(image) for image in images]
         columns = [name for name in (self.label_column, "aspect_logits") if name in rows[0]]

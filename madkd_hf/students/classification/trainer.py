@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 
 from ...data.columns import check_answers
-from ...data.pictures import check_image_feature
+from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup
 from ..base.distilling import DistillingTrainer, TellEpoch, check_classes

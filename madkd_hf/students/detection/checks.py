@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import ClassLabel, Dataset
 from transformers import PretrainedConfig
 
 from ...data.boxes import BOX_FORMATS
+from ...data.objects import BOX, CATEGORY, iter_field, object_fields
 from ..base.distilling import check_classes
 from ..base.models import check_model
 from .configuration_madkd_detection import MadkdDetectionConfig
@@ -72,14 +72,13 @@ def check_objects(
         return
     check_has_column(dataset.features, name, boxes_column)
     feature = dataset.features[boxes_column]
-    fields = feature if isinstance(feature, dict) else getattr(feature, "feature", None)
-    missing = {"bbox", "category"} - set(fields if isinstance(fields, dict) else ())
-    if missing:
+    fields = object_fields(dataset.features, boxes_column)
+    if not {BOX, CATEGORY} <= set(fields):
         raise ValueError(
             f"The column {boxes_column!r} of {name} holds {feature}: expected objects with the fields 'bbox' "
             "and 'category'; rename its fields, or name another boxes_column."
         )
-    category = getattr(fields["category"], "feature", fields["category"])
+    category = fields[CATEGORY]
     if isinstance(category, ClassLabel):
         check_classes(category.num_classes, config)
     elif not getattr(category, "dtype", "").startswith(("int", "uint")):
@@ -109,20 +108,6 @@ def check_objects(
         )
 
 
-def _fields(dataset: Dataset, boxes_column: str, field: str) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """One field of all objects, and the rows that they are in, table by table."""
-    start = 0
-    for table in dataset.select_columns(boxes_column).with_format("arrow").iter(batch_size=10_000):
-        column = table[boxes_column].combine_chunks()
-        if pa.types.is_struct(column.type):
-            lists = pc.struct_field(column, field)
-            values = pc.list_flatten(lists)
-        else:
-            lists, values = column, pc.struct_field(pc.list_flatten(column), field)
-        yield pc.add(pc.list_parent_indices(lists), start), values
-        start += len(table)
-
-
 def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
     """How many objects there are, and the lowest and the highest of their categories.
 
@@ -130,7 +115,7 @@ def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
         ValueError: an object has none.
     """
     count, low, high = 0, [], []
-    for rows, values in _fields(dataset, boxes_column, "category"):
+    for rows, values in iter_field(dataset, boxes_column, CATEGORY):
         if values.null_count:
             row = rows[pc.index(values.is_null(), True).as_py()]
             raise ValueError(f"An object in row {row} has no category: give it one, or leave the object out.")
@@ -144,7 +129,7 @@ def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
 
 def _without_area(dataset: Dataset, boxes_column: str, box_format: str) -> tuple[int, list[float]] | None:
     """The first object whose box has no width or no height: its row and its box."""
-    for rows, values in _fields(dataset, boxes_column, "bbox"):
+    for rows, values in iter_field(dataset, boxes_column, BOX):
         numbers = pc.list_flatten(values).to_numpy(zero_copy_only=False)
         if len(numbers) != 4 * len(values):
             continue  # the first batch tells which

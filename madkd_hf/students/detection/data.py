@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 
-from ...data.boxes import check_format, corners
-from ...data.pictures import picture
+from ...data.boxes import check_box_format, corners
+from ...data.images import load_image
+from ...data.objects import as_columns
 from ..base.augmentation import chances, image_key
 
 
@@ -63,7 +64,7 @@ class DetectionCollator:
         brightness: float = 0.2,
         seed: int = 0,
     ):
-        check_format(box_format)
+        check_box_format(box_format)
         self.image_processor = image_processor
         self.image_column = image_column
         self.boxes_column = boxes_column
@@ -104,7 +105,7 @@ class DetectionCollator:
             )
         if self.changes is not None:
             self.check_has_objects(rows)
-        images = [picture(row[self.image_column], self.image_column) for row in rows]
+        images = [load_image(row[self.image_column], self.image_column) for row in rows]
         if self.boxes_column not in rows[0]:
             return self._processed(images)
         objects = [self._objects(row, image) for row, image in zip(rows, images)]
@@ -143,7 +144,7 @@ class DetectionCollator:
 
     def _objects(self, row: dict[str, Any], image: Image.Image) -> dict[str, np.ndarray]:
         """The objects of one image; `place` tells them apart whatever is left out later."""
-        given = _columns(row[self.boxes_column])
+        given = as_columns(row[self.boxes_column])
         if missing := {"bbox", "category"} - set(given):
             raise ValueError(
                 f"Image {row.get('image_id', '')!r}: its objects have no {' and no '.join(sorted(missing))}, only "
@@ -222,15 +223,6 @@ class DetectionCollator:
                 )
             targets.append(torch.tensor([answer or nothing for answer in row]).reshape(count, length))
         return targets
-
-
-def _columns(stored: dict[str, list] | list[dict[str, Any]] | None) -> dict[str, list]:
-    """The objects of a row as one list for each field, empty where the row says nothing about them."""
-    if isinstance(stored, dict) and stored.get("bbox", []) is not None:
-        return stored
-    objects = [each or {} for each in stored] if isinstance(stored, list) else []
-    names = objects[0] if objects else ("bbox", "category")
-    return {name: [each.get(name) for each in objects] for name in names}
 
 
 def _those(objects: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:

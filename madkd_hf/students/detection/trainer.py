@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ...data.columns import check_answers
-from ...data.pictures import check_image_feature
+from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS
 from ..base.distilling import DistillingTrainer, TellEpoch
 from ..base.steps import own_rows
