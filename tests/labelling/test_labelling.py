@@ -624,7 +624,7 @@ def test_a_stream_that_does_not_know_its_columns_is_told_how_to_say_them(tmp_pat
 SCRIPT = """
 import sys
 import numpy as np
-import tiny
+from builders import tiny
 from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
 from madkd_hf.labelling.sources import Stream
 

@@ -71,11 +71,11 @@ BROKEN = {
 USE = """
 {first}
 from madkd_hf import AspectTeacher, MadkdForImageClassification, MadkdForObjectDetection
-import test_strategies, tiny
+from builders import questions, tiny
 from transformers import AutoImageProcessor, DetrConfig, DetrImageProcessor
 
 teacher = AspectTeacher.from_pretrained({folder!r}, device="cpu")
-print("answers", tuple(teacher.read(tiny.images(2), test_strategies.bank()).logits.shape))
+print("answers", tuple(teacher.read(tiny.images(2), questions.bank()).logits.shape))
 tiny_detr = DetrConfig(backbone_config=tiny.resnet(), d_model=16, num_queries=4, encoder_layers=1, decoder_layers=1,
     encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
 names = {{0: "a", 1: "b"}}
