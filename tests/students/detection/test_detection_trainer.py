@@ -51,7 +51,7 @@ from madkd_hf.students.detection.metrics import CocoAp
 from madkd_hf.students.losses.detection import aspect_loss
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SOFTMAX = DetrImageProcessorPil(size={"shortest_edge": 40, "longest_edge": 64})
 PARTS = ("detector_loss", "aspect_loss", "loss_ce", "loss_bbox", "loss_giou")
 AP = {f"eval_{name}" for name in ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")}

@@ -22,7 +22,7 @@ from madkd_hf.students.base.finite import TrainingDiverged, Watch
 from madkd_hf.students.losses.classification import madkd_loss
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TOO_HIGH = {"learning_rate": 1e25, "save_strategy": "steps", "save_steps": 1}
 
 

@@ -39,7 +39,7 @@ from transformers import EarlyStoppingCallback, MobileNetV2Config, TrainerCallba
 from madkd_hf import MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "recipes" / "accelerate"
 LOSSES = ("loss", "class_loss", "aspect_loss")
 GAPS = (1, 2, 8, 9, 10, 11, 12, 20)  # rows without answers
