@@ -1,0 +1,193 @@
+"""What README and docs tell people to type, typed; what they show, compared with what the commands wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import tiny
+from builders.openai_server import OpenAIServer
+from builders.quick_python import quick_bin, quick_python
+from hub.test_hub_dataset import student_files
+from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
+
+from madkd_hf import MadkdTrainingArguments
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+BLOCKS = {page: [(language, mark.strip(), code) for language, mark, code in BLOCK.findall(PAGES[page])] for page in PAGES}
+MARKS = {"", "install", "long"}  # a block runs; is never run; runs in the slow tests
+BIRDS = BLOCKS["docs/quickstart.md"][0][2]  # the bank of questions that all pages mean by aspects.json
+SERVER = "http://localhost:11434/v1"
+SMALLER = [  # in YAML files and in blocks
+    (r"(max_steps\W+)\d+", r"\g<1>2"),
+    (r"(num_train_epochs\W+)\d+", r"\g<1>1"),
+    (r"(lr_milestones\W+)[^]]+", r"\g<1>0.5"),
+    (r"(\bseeds\W+)\d+", r"\g<1>2"),
+    (r"((?:images_per_class|sample|scenes): )\d+", r"\g<1>2"),
+    (r"\[5, 10, 20, 50\]|\[2, 4, 8, 12, 16\]", "[1, 2]"),
+    (r"\[10, 20, 40\]", "[10]"),
+    (r"python benchmarks/(\w+).py.*", r"python benchmarks/\1.py --help"),  # tests of their own run them
+]
+
+
+def smaller(text: str) -> str:
+    for pattern, replacement in SMALLER:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+class Writer:
+    """An LLM that writes questions about birds, and selects the first of them."""
+
+    def complete(self, messages: list[dict[str, str]], *_: object) -> str:
+        if '"selected"' in messages[-1]["content"]:
+            return json.dumps({"selected": list(range(1, 11))})
+        seen = "red blue green black brown gray yellow teal large small round thin long short wet old dark bright".split()
+        seen += "striped spotted shiny hungry".split()
+        return json.dumps({"questions": [{"id": w, "question": f"Is it {w}?", "group": "visual"} for w in seen]})
+
+
+@pytest.fixture
+def folder(tmp_path, hub):
+    """What the pages take for granted: a checkout, with small settings, and small things under the names of large ones."""
+    for path in sorted((ROOT / "recipes").rglob("*")):
+        copy = tmp_path / path.relative_to(ROOT)
+        if path.is_dir():
+            copy.mkdir(parents=True)
+        elif path.suffix == ".yaml" and path.parent.name != "accelerate":
+            limit = "" if path.name == "pretrain.yaml" else "\nlimit: 48\n"
+            copy.write_text(smaller(path.read_text(encoding="utf-8")) + limit, encoding="utf-8")
+        else:
+            copy.symlink_to(path)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (tmp_path / "aspects.json").write_text(BIRDS, encoding="utf-8")
+    (quick_bin(tmp_path / "bin") / "madkd").write_text(f'#!/bin/sh\nexec "{quick_python()}" -m madkd_hf "$@"\n')
+    (tmp_path / "bin" / "madkd").chmod(0o700)
+    birds = {}
+    for i, image in enumerate(tiny.images(48, 64)):
+        image.save(tmp_path / "photo.jpg")
+        birds[f"train/{['finch', 'heron'][i % 2]}/{i}.jpg"] = (tmp_path / "photo.jpg").read_bytes()
+    hub.add_repo("you/birds", birds, "dataset")
+    hub.add_repo("microsoft/resnet-18", student_files(tmp_path))
+    hub.add_repo("facebook/dinov2-small", dinov2(tmp_path / "dinov2"))
+    hub.add_repo("OpenGVLab/InternVL3-8B-hf", ROOT / "recipes/easy_vqa/teacher")
+    return tmp_path
+
+
+def dinov2(folder: Path) -> Path:
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """Caches that all pages share."""
+    return tmp_path_factory.mktemp("home")
+
+
+def run_block(language: str, code: str, folder: Path, environment: dict[str, str]) -> str:
+    environment = {**environment, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OPENAI_API_KEY": "sk-nobodys"}
+    environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    interpreter = [quick_python(), "-c"] if language == "python" else ["bash", "-euc"]
+    done = subprocess.run([*interpreter, code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def to_run(page: str, *marks: str) -> list[tuple[str, str]]:
+    return [(language, code) for language, mark, code in BLOCKS[page] if language in ("bash", "python") and mark in marks]
+
+
+def run_page(page: str, marks: tuple[str, ...], folder: Path, environment: dict[str, str]) -> str:
+    with OpenAIServer(llm=Writer()) as server:
+        blocks = [(language, smaller(code).replace(SERVER, server.url)) for language, code in to_run(page, *marks)]
+        return "\n".join(run_block(language, code, folder, environment) for language, code in blocks)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if to_run(page, "")])
+def test_blocks_of_a_page_run_in_order(page, folder, hub, home):
+    printed = run_page(page, ("",), folder, hub.environment(home))
+    if page == "docs/hub.md":
+        assert f"Published: {hub.url}/datasets/you/birds-aspects" in printed
+        assert "Does the bird have a hooked beak?" in printed and "hooked beak: " in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if to_run(page, "long")])
+def test_long_blocks_run_with_small_settings(page, folder, hub, home):
+    run_page(page, ("", "long") if page == "README.md" else ("long",), folder, hub.environment(home))
+
+
+def test_marks_of_blocks_are_known():
+    assert {mark for blocks in BLOCKS.values() for _, mark, _ in blocks} == MARKS
+
+
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].split()) < 1200 and PAGES["README.md"].count("\n") < 180
+
+
+def anchors(page: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", PAGES[page]), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_links_lead_somewhere():
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page])]
+    links = [(page, *link.partition("#")[::2]) for page, link in links if not link.startswith("http")]
+    assert len(links) > 50
+    for page, path, anchor in links:
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), f"{page} links to {path}"
+        assert not anchor or anchor in anchors(target.resolve().relative_to(ROOT).as_posix()), f"{page}: {path}#{anchor}"
+
+
+def test_every_page_of_the_documents_is_linked_from_the_readme():
+    assert [page for page in PAGES if page.startswith("docs/") and f"({page})" not in PAGES["README.md"]] == []
+
+
+def cells(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", text, re.MULTILINE)]
+
+
+def test_the_tables_of_results_are_the_reports():
+    """Each row is one of a report's, perhaps without some of its columns."""
+    reports = (ROOT / "recipes/easy_vqa/results").rglob("*.md")
+    rows = [row for report in reports for row in cells(report.read_text(encoding="utf-8"))]
+    shown = [row for page in ("README.md", "docs/experiments.md") for row in cells(PAGES[page]) if re.search(r"\d\.\d", str(row))]
+    assert len(shown) == 4 + 8 + 7 + 8 + 6
+    for row in shown:
+        assert any(all(cell in iter_ for cell in row) for report in rows for iter_ in [iter(report)]), row
+
+
+def test_tables_fit_a_page():
+    rows = [row for page in PAGES if page != "docs/commands.md" for row in re.findall(r"^\|.*\|$", PAGES[page], re.MULTILINE)]
+    assert [row for row in rows if len(row) > 100] == []
+
+
+def test_options_that_are_named_exist():
+    """In the command reference, which is made of the parsers, or in what is no command of ours."""
+    known = set(re.findall(r"--(\w+)", PAGES["docs/commands.md"])) | MadkdTrainingArguments.__dataclass_fields__.keys()
+    for script in [*(ROOT / "benchmarks").glob("*.py"), ROOT / "recipes/easy_vqa/questions_curve.py"]:
+        known |= set(re.findall(r'"--(\w+)"|^    (\w+): ', script.read_text(encoding="utf-8"), re.MULTILINE))
+    named = {option for page in PAGES for option in re.findall(r"(?<![\w-])--(\w+)", PAGES[page])}
+    assert named - known <= {"config_file", "num_processes", "help"}
+
+
+def test_make_targets_that_are_named_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = re.findall(r"(?:`|^)make ([a-z][a-z-]*)", "\n".join(PAGES.values()), flags=re.MULTILINE)
+    assert named and set(named) <= targets
