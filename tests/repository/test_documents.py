@@ -13,7 +13,7 @@ import pytest
 from builders import tiny
 from builders.openai_server import OpenAIServer
 from builders.quick_python import quick_bin, quick_python
-from hub.test_hub_dataset import student_files
+from builders.student_files import student_files
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
 from madkd_hf import MadkdTrainingArguments
@@ -67,7 +67,7 @@ class Writer:
 
 @pytest.fixture
 def folder(tmp_path, hub):
-    """What the pages take for granted: a checkout, with small settings, and small things under the names of large ones."""
+    """What pages take for granted: a checkout with small settings, and small things under the names of large ones."""
     for path in sorted((ROOT / "recipes").rglob("*")):
         copy = tmp_path / path.relative_to(ROOT)
         if path.is_dir():
