@@ -30,7 +30,9 @@ from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
-from madkd_hf.questions import LLMError, Rules, ServerLLM, fault
+from madkd_hf.llm import LLMError
+from madkd_hf.llm.server import ServerLLM
+from madkd_hf.questions import Rules, fault
 from madkd_hf.questions.store import Store, Task
 from madkd_hf.report.classes import summarise_classes, write_classes
 from madkd_hf.report.scenes import plot_examples
@@ -292,7 +294,7 @@ def server_that_says(answer: bytes, length: str) -> Iterator[str]:
 )
 def test_a_server_that_says_any_size_gets_a_sentence_and_no_memory(length):
     for url in server_that_says(b'{"choices"', length):
-        llm = ServerLLM("m", url, "sk-" + "k" * 30, attempts=1, timeout=20)
+        llm = ServerLLM("m", url, "sk-" + "k" * 30, retries=0, timeout=20)
         with pytest.raises(LLMError) as told:
             llm.complete([{"role": "user", "content": "x"}])
         assert str(told.value).startswith("The server at 127.0.0.1") and alive_in_terminal(str(told.value)) == []

@@ -33,21 +33,14 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datasets import ClassLabel
-
-from .. import AspectBank
-from ..aspects import BANK_FILE
-from ..data.problems import Problems
-from ..files import check_folder, check_output, own_folder, refuse_link
-from ..questions import LLM, HubLLM, LocalLLM, Plan, Rules, ServerLLM, estimate, go_on, kept, open_store
-from ..questions.local import split_gguf
-from ..questions.prompts import counted
-from ..questions.remote import RemoteLLM
-from ..questions.store import MANIFEST, Store, try_folder
-from ..text import terminal
 from .arguments import DatasetArguments, RecipeParser, load_splits
-from .outputs import BANK
+
+
+if TYPE_CHECKING:
+    from ..llm import LLM
+    from ..questions import Generated, Plan, Store
 
 
 ALL_FILE = "aspects_all.json"
@@ -154,103 +147,42 @@ class LLMArguments:
     )
 
 
-def class_names(args: ClassArguments) -> list[str]:
-    """The names from the one place that the arguments give.
+def main() -> None:
+    classes, questions, args = RecipeParser(
+        ClassArguments, QuestionArguments, LLMArguments, description=__doc__
+    ).parse()
+    from ..data.problems import Problems
+    from ..questions import Plan, Rules, counted, open_store
 
-    Raises:
-        ValueError: no place or several, a file that cannot be read, or a column without names.
-    """
-    places = {
-        "--class_names": args.class_names,
-        "--class_names_file": args.class_names_file,
-        "--dataset": args.dataset,
-    }
-    given = [name for name, value in places.items() if value]
-    if len(given) != 1:
-        raise ValueError(
-            f"The class names come from {' and '.join(given) or 'nowhere'}: pass one of {', '.join(places)}."
-        )
-    if args.class_names:
-        return args.class_names
-    return _names_in_file(Path(args.class_names_file)) if args.class_names_file else _names_of_dataset(args)
-
-
-def _names_in_file(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}: pass --class_names_file with a name on each line, or JSON.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such.") from error
-    if not text.lstrip().startswith(("[", "{")):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}): mend it, or write a name on each line.") from error
-    names = list(content.values()) if isinstance(content, dict) else content
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path} holds other things than names: expected a JSON list of texts, or id2label.")
-    return names
-
-
-def _names_of_dataset(args: ClassArguments) -> list[str]:
-    splits = load_splits(args, streaming=True)  # nothing but the features is needed
-    features = next(iter(splits.values())).features or {}
-    label = features.get(args.label_column)
-    if isinstance(label, ClassLabel):
-        return label.names
-    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if label is None:
-        remedy = f"pass --label_column {named[0]}" if named else "pass --class_names or --class_names_file"
-        raise ValueError(f"{args.dataset} has no column {args.label_column!r} but {', '.join(features)}: {remedy}.")
-    raise ValueError(
-        f"The column {args.label_column!r} of {args.dataset} is {label}, which has no class names: pass --class_names "
-        "or --class_names_file."
+    folder = Path(questions.output_dir)
+    problems = Problems()
+    if problems.passes(check_options, args, questions):
+        problems.step(check_place, folder, classes.dataset)
+    names = problems.step(class_names, classes)
+    problems.tell()
+    plan = Plan(
+        questions.candidates,
+        questions.keep,
+        tuple(questions.groups),
+        questions.per_request,
+        questions.max_rounds,
+        args.max_tokens,
+        args.seed,
     )
-
-
-def is_local(args: LLMArguments) -> bool:
-    """Whether the model runs on this machine."""
-    return args.local or (args.base_url is None and split_gguf(args.llm)[1] is not None)
-
-
-@dataclass
-class Unasked:
-    """An LLM of a dry run: what an estimate wants to know about it, without a key."""
-
-    name: str
-    spare_tokens: int = RemoteLLM.spare_tokens
-
-
-def load_llm(args: LLMArguments) -> LLM:
-    """What the arguments name, ready to answer; with --dry_run, to be counted only."""
-    if is_local(args):
-        return LocalLLM(args.llm, args.llm_revision, args.dtype, args.device, args.temperature, args.trust_remote_code)
-    key = None
-    if args.api_key_env and not args.dry_run:
-        key = os.environ.get(args.api_key_env, "").strip()
-        if not key:
-            raise ValueError(
-                f"There is no key in the environment variable {_harmless(args.api_key_env)}: set it, or pass the name "
-                "of another by --api_key_env."
-            )
-    options = {"timeout": args.timeout, "temperature": args.temperature, "attempts": args.retries + 1}
-    if args.base_url:
-        return ServerLLM(args.llm, args.base_url, key, **options)
-    if args.dry_run:
-        return Unasked(args.llm)
-    return HubLLM(args.llm, args.provider, key, **options)
-
-
-def _harmless(name: str) -> str:
-    """The name of a variable, but not a key that somebody passed in its place."""
-    return (
-        name if name.replace("_", "a").isalnum() and len(name) <= 30 and not name.startswith(("hf_", "sk")) else "***"
+    rules = Rules(
+        (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
     )
+    llm = load_llm(args)
+    store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
+    check_banks(folder, store)
+    print(f"{len(names)} classes; there already: {len(store.aspects)} of {counted(plan.candidates, 'good question')}.")
+    if args.dry_run or is_paid(args, llm):
+        print_estimate(args, store, llm, plan)
+    if not args.dry_run:
+        write_banks(folder, store, llm, plan)
 
 
-def check(args: LLMArguments, questions: QuestionArguments) -> None:
+def check_options(args: LLMArguments, questions: QuestionArguments) -> None:
     """Refuse what needs no loading to be seen."""
     if not questions.output_dir:
         raise ValueError("No output folder given: pass --output_dir.")
@@ -275,9 +207,13 @@ def check(args: LLMArguments, questions: QuestionArguments) -> None:
 
 def check_place(folder: Path, dataset: str) -> None:
     """Refuse a folder that cannot be written, one whose bank a dataset needs, or one with a user's files."""
-    try_folder(folder)
+    from ..aspects import BANK_FILE
+    from ..files import check_folder, check_output, refuse_link
+    from ..questions import MANIFEST
+    from .outputs import BANK
+
     check_output(folder, dataset)
-    for name in (*BANK, BANK_FILE, ALL_FILE):  # of the last two, `check_banks` looks at the questions
+    for name in (*BANK, BANK_FILE, ALL_FILE):  # of the last two, `check_banks` reads the questions
         refuse_link(folder / name)
     if not (folder / MANIFEST).exists():  # it says what the others are
         check_folder(folder, KIND, BANK)
@@ -285,23 +221,118 @@ def check_place(folder: Path, dataset: str) -> None:
         raise ValueError(f"{folder} holds a dataset: pass another --output_dir, so that its bank stays.")
 
 
+def class_names(args: ClassArguments) -> list[str]:
+    """The names from the one source that the arguments give.
+
+    Raises:
+        ValueError: no source or several, a file that cannot be read, or a column without names.
+    """
+    sources = {
+        "--class_names": args.class_names,
+        "--class_names_file": args.class_names_file,
+        "--dataset": args.dataset,
+    }
+    given = [name for name, value in sources.items() if value]
+    if len(given) != 1:
+        raise ValueError(
+            f"The class names come from {' and '.join(given) or 'nowhere'}: pass one of {', '.join(sources)}."
+        )
+    if args.class_names:
+        return args.class_names
+    return _names_in_file(Path(args.class_names_file)) if args.class_names_file else _names_of_dataset(args)
+
+
+def _names_in_file(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}: pass --class_names_file with a name on each line, or JSON.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if not text.lstrip().startswith(("[", "{")):
+            return [line.strip() for line in text.splitlines() if line.strip()]
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is neither JSON nor names in UTF-8, one a line ({error}): mend it.") from error
+    names = list(content.values()) if isinstance(content, dict) else content
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} holds other things than names: expected a JSON list of texts, or id2label.")
+    return names
+
+
+def _names_of_dataset(args: ClassArguments) -> list[str]:
+    from datasets import ClassLabel
+
+    splits = load_splits(args, streaming=True)  # nothing but the features is needed
+    features = next(iter(splits.values())).features or {}
+    label = features.get(args.label_column)
+    if isinstance(label, ClassLabel):
+        return label.names
+    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    remedy = f"pass --label_column {named[0]}" if named else "pass --class_names or --class_names_file"
+    if label is None:
+        raise ValueError(f"{args.dataset} has no column {args.label_column!r} but {', '.join(features)}: {remedy}.")
+    raise ValueError(
+        f"The column {args.label_column!r} of {args.dataset} is {label}, which has no class names: {remedy}."
+    )
+
+
+def load_llm(args: LLMArguments) -> LLM:
+    """What the arguments name, ready to answer; with --dry_run, one that needs no key."""
+    if is_local(args):
+        from ..llm.local import LocalLLM
+
+        return LocalLLM(args.llm, args.llm_revision, args.dtype, args.device, args.temperature, args.trust_remote_code)
+    from ..llm.server import ROUTER, HubLLM, ServerLLM
+
+    key = None if args.dry_run else _api_key(args.api_key_env)
+    options = {"timeout": args.timeout, "temperature": args.temperature, "retries": args.retries}
+    if args.base_url or args.dry_run:
+        return ServerLLM(args.llm, args.base_url or ROUTER, key, **options)
+    return HubLLM(args.llm, args.provider, key, **options)
+
+
+def _api_key(variable: str | None) -> str | None:
+    if not variable:
+        return None
+    if key := os.environ.get(variable, "").strip():
+        return key
+    is_name = variable.replace("_", "a").isalnum() and len(variable) <= 30 and not variable.startswith(("hf_", "sk"))
+    shown = variable if is_name else "***"  # somebody passed the key itself
+    raise ValueError(
+        f"There is no key in the environment variable {shown}: set it, or pass the name of another by --api_key_env."
+    )
+
+
+def is_local(args: LLMArguments) -> bool:
+    """Whether the model runs in this process."""
+    from ..llm.local import split_gguf
+
+    return args.local or (args.base_url is None and split_gguf(args.llm)[1] is not None)
+
+
+def is_paid(args: LLMArguments, llm: LLM) -> bool:
+    """Whether somebody may have to pay for the answers."""
+    return not is_local(args) and not llm.server.is_here
+
+
 def check_banks(folder: Path, store: Store) -> None:
     """Refuse to overwrite banks with other questions than those that this command wrote."""
+    from .. import AspectBank
+    from ..aspects import BANK_FILE
+
     for path in (folder / BANK_FILE, folder / ALL_FILE):
-        other = next((text for text in _questions_in(path) if text not in store.written), None)
-        if other is not None:
+        questions = AspectBank.load(path).questions if path.exists() else []
+        foreign = next((text for text in questions if text not in store.written), None)
+        if foreign is not None:
             raise ValueError(
-                f"{path} holds questions that were not written by this command ({other!r}), and would be overwritten: "
-                "pass another --output_dir, or move it away."
+                f"{path} holds questions that were not written by this command ({foreign!r}), and would be "
+                "overwritten: pass another --output_dir, or move it away."
             )
 
 
-def _questions_in(path: Path) -> list[str]:
-    return AspectBank.load(path).questions if path.exists() else []
-
-
-def tell_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> None:
+def print_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> None:
     """Print what it takes, before it is paid for."""
+    from ..questions import counted, estimate
+
     of = estimate(store, llm, plan)
     print(
         f"{llm.name}: about {counted(of.requests, 'request')}, {of.tokens_in:,} tokens read and {of.tokens_out:,} "
@@ -315,55 +346,40 @@ def tell_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> Non
         print("With --price_in and --price_out, in USD per million tokens, this tells the cost.")
 
 
-def main() -> None:
-    classes, questions, args = RecipeParser(
-        ClassArguments, QuestionArguments, LLMArguments, description=__doc__
-    ).parse()
-    problems = Problems()
-    if problems.passes(check, args, questions):
-        problems.step(check_place, Path(questions.output_dir), classes.dataset)
-    names = problems.step(class_names, classes)
-    problems.tell()
-    plan = Plan(
-        questions.candidates,
-        questions.keep,
-        tuple(questions.groups),
-        questions.per_request,
-        questions.max_rounds,
-        args.max_tokens,
-        args.seed,
-    )
-    rules = Rules(
-        (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
-    )
-    folder = Path(questions.output_dir)
-    llm = load_llm(args)
-    store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
-    check_banks(folder, store)
-    print(f"{len(names)} classes; there already: {len(store.aspects)} of {counted(plan.candidates, 'good question')}.")
-    paid = not is_local(args) and not (isinstance(llm, ServerLLM) and llm.is_here)
-    if paid or args.dry_run:
-        tell_estimate(args, store, llm, plan)
-    if args.dry_run:
-        return
+def write_banks(folder: Path, store: Store, llm: LLM, plan: Plan) -> None:
+    """Ask until there are enough questions, and save those and the selected ones."""
+    from ..aspects import BANK_FILE
+    from ..files import own_folder
+    from ..questions import MANIFEST, go_on, saved_questions
+    from .outputs import BANK
+
     try:
         with store.hold():
             if not (folder / MANIFEST).exists():
                 own_folder(folder, KIND, BANK)
-            made = go_on(store, llm, plan, progress=True)
-            made.candidates.save(folder / ALL_FILE)
-            made.selected.save(folder / BANK_FILE)
+            result = go_on(store, llm, plan, progress=True)
+            result.candidates.save(folder / ALL_FILE)
+            result.selected.save(folder / BANK_FILE)
     except KeyboardInterrupt as stopped:
-        raise type(stopped)(*filter(None, [kept(store).strip()])) from None
-    if made.chosen < plan.keep:
+        raise type(stopped)(*filter(None, [saved_questions(store).strip()])) from None
+    print_result(folder, llm, plan, result)
+
+
+def print_result(folder: Path, llm: LLM, plan: Plan, result: Generated) -> None:
+    """Print the selected questions and the next command."""
+    from ..aspects import BANK_FILE
+    from ..questions import counted
+    from ..text import terminal
+
+    if result.n_chosen < plan.keep:
         print(
-            f"Warning: {llm.name} selected only {counted(made.chosen, 'question')} of {len(made.candidates)}; the "
-            "others are the first of the rest."
+            f"Warning: {llm.name} selected only {counted(result.n_chosen, 'question')} of {len(result.candidates)}; "
+            "the others are the first of the rest."
         )
-    for aspect in made.selected:
+    for aspect in result.selected:
         print(f"  {terminal(aspect.group):14} {terminal(aspect.id):24} {terminal(aspect.question)}")
     print(
-        f"Now {folder / BANK_FILE} has {counted(plan.keep, 'question')}, selected from {len(made.candidates)} in "
+        f"Now {folder / BANK_FILE} has {counted(plan.keep, 'question')}, selected from {len(result.candidates)} in "
         f"{folder / ALL_FILE}. Next:\n  python recipes/attach_aspects.py --bank {shlex.quote(str(folder))} "
         "--dataset ... --teacher ... --output_dir runs/labelled"
     )

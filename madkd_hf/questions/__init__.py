@@ -7,35 +7,32 @@ from .generate import (
     collect,
     generate,
     go_on,
-    kept,
     open_store,
+    saved_questions,
     select,
 )
-from .llms import HubLLM, ServerLLM
-from .local import LocalLLM
 from .plan import Estimate, Plan, estimate
-from .remote import LLM, LLMError
+from .prompts import counted
+from .store import MANIFEST, Store
 from .validation import Rules, fault
 
 
 __all__ = [
+    "MANIFEST",
     "Estimate",
     "Generated",
-    "HubLLM",
-    "LLM",
-    "LLMError",
-    "LocalLLM",
     "Plan",
     "Rules",
-    "ServerLLM",
+    "Store",
     "TooFewQuestionsError",
     "check_class_names",
     "collect",
+    "counted",
     "estimate",
     "fault",
     "generate",
     "go_on",
-    "kept",
     "open_store",
+    "saved_questions",
     "select",
 ]

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from ..aspects import Aspect, AspectBank
-from ..text import get_logger
+from ..aspects import LONGEST, Aspect, AspectBank
+from ..llm import LLM, LLMError
+from ..text import get_logger, seen
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
 from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, counted, examples, question_schema
-from .remote import LLM, LLMError
 from .store import CANDIDATES, Store, Task
-from .validation import Rules, fault, spoken_names
+from .validation import Rules, fault, searchable_names
 
 
 logger = get_logger(__name__)
@@ -31,12 +31,12 @@ class Generated(NamedTuple):
     Attributes:
         candidates: the good questions, N or a few more, in the order in which they came.
         selected: Q of them, as the LLM ranks them.
-        chosen: how many of these the LLM chose; the others fill up, in the order of the candidates.
+        n_chosen: how many of these the LLM chose; the others fill up, in the order of the candidates.
     """
 
     candidates: AspectBank
     selected: AspectBank
-    chosen: int
+    n_chosen: int
 
 
 def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ def generate(
         domain: what the images are, such as "photographs of birds".
         plan: how many questions, and how to ask for them.
         rules: what is asked of a question; the class names are added to it.
-        folder: where everything is kept as it comes; the same call goes on from there.
+        folder: where everything is saved as it comes; the same call goes on from there.
         change_llm: go on in the folder with another LLM.
         progress: show a bar of good questions.
 
@@ -105,7 +105,7 @@ def go_on(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generat
             collect(store, llm, plan, progress)
             return select(store, llm, plan)
         except LLMError as error:
-            raise LLMError(f"{error}{kept(store)}") from error
+            raise LLMError(f"{error}{saved_questions(store)}") from error
 
 
 def open_store(
@@ -120,7 +120,7 @@ def open_store(
     names, rules = check_class_names(class_names), rules or Rules()
     _check_text(domain, "domain")
     _check_text(llm_name, "name of the LLM")
-    everyday = [name for name in names if not spoken_names(name)]
+    everyday = [name for name in names if not searchable_names(name)]
     if everyday and not rules.allow_class_names:
         logger.warning(
             "Class names that are everyday words are not searched for in the questions (%s): pass longer ones, such "
@@ -164,19 +164,20 @@ def _ask_round(store: Store, llm: LLM, plan: Plan, round: int, style: Style) -> 
         messages = ask_simply(task.class_names, task.domain, count, group, store.questions, plan.seed + round)
         schema, not_its_own = None, examples(group)
     completion = llm.complete(messages, schema, plan.tokens(count, llm), plan.seed + round)
-    proposals = parse_questions(completion, plan.groups)
-    for raw in proposals:
-        own = next((name for name in plan.groups if name.lower() == raw.group.lower()), group)
-        aspect = Aspect(raw.id, raw.question, own)
-        reason = fault(raw.question, store.rules, [*store.questions, *not_its_own])
+    proposals = parse_questions(completion)
+    for proposal in proposals:
+        own_group = next((name for name in plan.groups if name.lower() == proposal.group.lower()), group)
+        aspect = Aspect(proposal.id, proposal.question, own_group)
+        reason = fault(proposal.question, store.rules, [*store.questions, *not_its_own])
         if reason is None:
             store.add(aspect, round)
         else:
             store.reject(aspect, reason, round)
     if not proposals:
-        said, refusal = completion.strip(), getattr(llm, "refusal", "")
+        refusal = getattr(llm, "refusal", "")
         empty = f"a refusal: {refusal}" if refusal else "an empty answer"
-        store.reject(Aspect("", said, group), "no question in the answer" if said else empty, round)
+        answer = seen(completion, LONGEST["question"])
+        store.reject(Aspect("", answer, group), "no question in the answer" if answer else empty, round)
 
 
 def select(store: Store, llm: LLM, plan: Plan) -> Generated:
@@ -192,15 +193,15 @@ def select(store: Store, llm: LLM, plan: Plan) -> Generated:
             break
         messages = ask_choice(store.task.class_names, store.task.domain, missing, bank.aspects, chosen)
         answer = llm.complete(messages, choice_schema(), plan.tokens(missing // 4, llm), plan.seed + attempt)
-        found = parse_choice(answer, bank.questions, bank.ids)
-        chosen += [index for index in found if index not in chosen][:missing]
+        new = parse_choice(answer, bank.questions)
+        chosen += [index for index in new if index not in chosen][:missing]
     rest = [index for index in range(len(bank)) if index not in chosen][: plan.keep - len(chosen)]
     selected = AspectBank(bank[index] for index in [*chosen, *rest])
     store.save_selection(bank.fingerprint, selected.ids, len(chosen))
     return Generated(bank, selected, len(chosen))
 
 
-def kept(store: Store) -> str:
+def saved_questions(store: Store) -> str:
     """Where the good questions are, as the end of an error."""
     if store.folder is None or not store.aspects:
         return ""
@@ -209,20 +210,20 @@ def kept(store: Store) -> str:
 
 
 def _too_few(store: Store, plan: Plan) -> str:
-    good, reasons = len(store.aspects), store.reasons.most_common()
-    fell = sum(store.reasons.values())
+    n_good, reasons = len(store.aspects), store.reasons.most_common()
+    n_rejected = sum(store.reasons.values())
     why = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing was wrong with them"
     tips = ["more --max_rounds", "another --llm (larger; with --change_llm it goes on with what is there)"]
     if reasons and reasons[0][0] == "names the class":
         tips.insert(0, "--allow_class_names")
     if reasons and reasons[0][0] in ("repeats", "says the same as"):
         tips.append("other --groups")
-    if good >= plan.keep:
-        tips.insert(0, f"--candidates {good}, which are there")
-    elif good > 1:
-        tips.append(f"--candidates {good} --keep {good}")
+    if n_good >= plan.keep:
+        tips.insert(0, f"--candidates {n_good}, which are there")
+    elif n_good > 1:
+        tips.append(f"--candidates {n_good} --keep {n_good}")
     return (
-        f"{good} of {counted(plan.candidates, 'good question')} after {counted(store.next_round, 'request')} to "
-        f"{store.task.llm}; of {counted(good + fell, 'proposal')} {fell} fell: {why}. "
-        f"Try {', '.join(tips[:-1])} or {tips[-1]}.{kept(store)}"
+        f"{n_good} of {counted(plan.candidates, 'good question')} after {counted(store.next_round, 'request')} to "
+        f"{store.task.llm}; of {counted(n_good + n_rejected, 'proposal')} {n_rejected} were rejected: {why}. "
+        f"Try {', '.join(tips[:-1])} or {tips[-1]}.{saved_questions(store)}"
     )

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..aspects import LONGEST, Aspect
+from ..llm import LLM
 from ..text import hidden_character, terminal
 from .prompts import GROUPS, ask_choice, ask_questions, counted
-from .remote import LLM
 from .store import Store
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..aspects import Aspect
+from ..llm import Message
 
 
-Message = dict[str, str]
 Style = Literal["json", "simple"]
 
 GROUPS = {

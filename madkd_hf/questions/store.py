@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -45,8 +44,8 @@ class Store:
     Args:
         folder: where; None keeps everything in memory.
         task: what is done; another one is refused in the same folder.
-        rules: what is asked of the questions now. Kept ones that do not meet them are left out, and rejected ones that
-            do are taken back.
+        rules: what is asked of the questions now. Accepted ones that do not meet them are left out, and rejected ones
+            that do are taken back.
         change_llm: go on with another LLM than that of the last run.
 
     Raises:
@@ -57,7 +56,7 @@ class Store:
         self.folder = None if folder is None else Path(folder)
         self.task, self.rules = task, rules
         self._change_llm = change_llm
-        self._held = False
+        self._is_held = False
         self._read()
 
     def _read(self) -> None:
@@ -67,9 +66,9 @@ class Store:
         self.reasons: Counter[str] = Counter()
         self.next_round = 0
         self.selection: dict[str, Any] | None = None
-        self._begun = False  # nothing is written or mended before there is something new to keep
-        self._waiting: list[tuple[str, dict[str, Any]]] = []
-        self._ends: dict[str, tuple[int, bytes]] = {}  # of the files: how many bytes are sound, what they lack
+        self._is_open = False  # nothing is written or mended before there is something new to keep
+        self._unsaved: list[tuple[str, dict[str, Any]]] = []
+        self._sound_ends: dict[str, tuple[int, bytes]] = {}  # of the files: how many bytes are sound, what they lack
         if self.folder is not None and (self.folder / MANIFEST).exists():
             self._read_manifest(self._change_llm)
             self._load()
@@ -82,16 +81,16 @@ class Store:
             ValueError: another run is at work there.
             OSError: nothing can be written there.
         """
-        if self.folder is None or self._held:
+        if self.folder is None or self._is_held:
             yield
             return
         with locked(self.folder, "it asks for questions"):
-            self._held = True
+            self._is_held = True
             try:
                 self._read()  # another run may have written since
                 yield
             finally:
-                self._held = False
+                self._is_held = False
 
     @property
     def questions(self) -> list[str]:
@@ -100,20 +99,20 @@ class Store:
 
     def add(self, aspect: Aspect, round: int) -> None:
         """Keep a good question, under an id that no other has."""
-        self._take(aspect, round)
+        self._accept(aspect, round)
         self._write()
 
-    def _take(self, aspect: Aspect, round: int) -> None:
+    def _accept(self, aspect: Aspect, round: int) -> None:
         taken = {other.id for other in self.aspects}
         aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, taken))
         self.aspects.append(aspect)
-        self._waiting.append((CANDIDATES, {"round": round, "llm": self.task.llm, **asdict(aspect)}))
+        self._unsaved.append((CANDIDATES, {"round": round, "llm": self.task.llm, **asdict(aspect)}))
 
     def reject(self, aspect: Aspect, reason: str, round: int) -> None:
         """Keep what is not good enough, and why."""
-        self.reasons[kind(reason)] += 1
+        self.reasons[reason_kind(reason)] += 1
         row = {"round": round, "llm": self.task.llm, "reason": reason, **asdict(aspect)}
-        self._waiting.append((REJECTED, row))
+        self._unsaved.append((REJECTED, row))
         self._write()
 
     def save_selection(self, of: str, ids: Sequence[str], chosen: int) -> None:
@@ -146,17 +145,17 @@ class Store:
         write_whole(self.folder / MANIFEST, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def _load(self) -> None:
-        kept, fallen = self._rows(CANDIDATES), self._rows(REJECTED)
-        self.next_round = 1 + max((row["round"] for row in [*kept, *fallen]), default=-1)
-        self.written = {row["question"] for row in [*kept, *fallen]}
-        for row in [*kept, *fallen]:
+        accepted, rejected = self._rows(CANDIDATES), self._rows(REJECTED)
+        self.next_round = 1 + max((row["round"] for row in [*accepted, *rejected]), default=-1)
+        self.written = {row["question"] for row in [*accepted, *rejected]}
+        for row in [*accepted, *rejected]:
             aspect = Aspect(row["id"], row["question"], row["group"])
             examples = () if "reason" not in row else ALL_EXAMPLES  # they stay what they are: not the LLM's
             reason = fault(aspect.question, self.rules, [*self.questions, *examples])
             if reason is not None:
-                self.reasons[kind(row.get("reason", reason))] += 1
+                self.reasons[reason_kind(row.get("reason", reason))] += 1
             elif "reason" in row:
-                self._take(aspect, row["round"])
+                self._accept(aspect, row["round"])
             else:
                 taken = {other.id for other in self.aspects}
                 if aspect.id in taken:  # two runs at once wrote it
@@ -180,32 +179,32 @@ class Store:
             whole += len(line)
         if content.count(b"\n", whole) > 1:
             raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
-        self._ends[name] = whole, b"\n" * (rows != [] and content[whole - 1 : whole] != b"\n")
+        self._sound_ends[name] = whole, b"\n" * (rows != [] and content[whole - 1 : whole] != b"\n")
         return rows
 
     def _write(self) -> None:
         if self.folder is None:
-            self._waiting.clear()
+            self._unsaved.clear()
             return
-        with writing(self.folder, "all questions until now are kept"):
+        with writing(self.folder, "all questions until now are saved"):
             self._append()
 
     def _append(self) -> None:
         for name in (CANDIDATES, REJECTED):
             refuse_link(self.folder / name)
-        if not self._begun:
+        if not self._is_open:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_manifest()
-            for name, (sound, lacking) in self._ends.items():
+            for name, (sound, lacking) in self._sound_ends.items():
                 with (self.folder / name).open("r+b") as file:
                     file.truncate(sound)
                     file.seek(sound)
                     file.write(lacking)
-            self._begun = True
-        for name, row in self._waiting:
+            self._is_open = True
+        for name, row in self._unsaved:
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._waiting.clear()
+        self._unsaved.clear()
 
 
 def _check_size(path: Path) -> None:
@@ -216,18 +215,18 @@ def _check_size(path: Path) -> None:
 
 
 def _check_row(row: Any, path: Path, number: int) -> None:
-    """What is in a line of the files: a text in the place of a number would be found out after a paid request."""
+    """What is in a line of the files: a text in the place of a number would be noticed after a paid request only."""
     kinds = {"round": int, "id": str, "question": str, "group": str, "llm": str, "reason": str}
     for name, kind in kinds.items() if isinstance(row, dict) else ():
         optional = name in ("llm", "reason") and name not in row
         if not optional and (type(row.get(name)) is not kind or (kind is int and not 0 <= row[name] < 10**9)):
-            found, expected = terminal(repr(row.get(name)), 80), "a text" if kind is str else "a number from 0 on"
+            received, expected = terminal(repr(row.get(name)), 80), "a text" if kind is str else "a number from 0 on"
             raise ValueError(
-                f"Line {number} of {path} has {found} as its {name}: expected {expected}; mend or remove it."
+                f"Line {number} of {path} has {received} as its {name}: expected {expected}; mend or remove it."
             )
     if not isinstance(row, dict):
-        found = terminal(repr(row), 80)
-        raise ValueError(f"Line {number} of {path} is {found}: expected a JSON object with a question; remove it.")
+        received = terminal(repr(row), 80)
+        raise ValueError(f"Line {number} of {path} is {received}: expected a JSON object with a question; remove it.")
 
 
 def _check_manifest(content: dict[str, Any]) -> None:
@@ -235,26 +234,10 @@ def _check_manifest(content: dict[str, Any]) -> None:
     selection = content.get("selection") or {"of": "", "ids": [], "chosen": 0}
     texts = [content["domain"], content["llm"], *content["class_names"], selection["of"], *selection["ids"]]
     lists = [content["class_names"], selection["ids"]]
-    if not all(isinstance(each, list) for each in lists) or not all(isinstance(each, str) for each in texts):
+    if not all(isinstance(value, list) for value in lists) or not all(isinstance(text, str) for text in texts):
         raise TypeError("expected texts and lists of texts")
     if type(selection["chosen"]) is not int:
         raise TypeError("expected the number of chosen questions")
-
-
-def try_folder(folder: Path) -> None:
-    """Look whether files can be written in a folder that may not be there yet, and leave no trace.
-
-    Raises:
-        ValueError: they cannot.
-    """
-    try:
-        there = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"Cannot write in {folder} ({error.strerror or error}): pass another --output_dir."
-        ) from error
 
 
 def unique_id(name: str, question: str, taken: Collection[str]) -> str:
@@ -262,10 +245,11 @@ def unique_id(name: str, question: str, taken: Collection[str]) -> str:
     slug = "_".join(re.findall("[^\\W_]+", fold(name)))
     if not 0 < len(slug) <= 40 or re.fullmatch(r"(q|question|id|aspect|item|name|key)?_?\d*", slug):
         slug = "_".join(content_words(question)[:4])[:40] or "aspect"
-    return next(each for each in (slug, *(f"{slug}_{n}" for n in range(2, len(taken) + 3))) if each not in taken)
+    candidates = (slug, *(f"{slug}_{n}" for n in range(2, len(taken) + 3)))
+    return next(candidate for candidate in candidates if candidate not in taken)
 
 
-def kind(reason: str) -> str:
+def reason_kind(reason: str) -> str:
     """A reason without what it quotes or explains: "names the class"."""
     return re.split(r"[:,]| ['\"]", reason)[0]
 

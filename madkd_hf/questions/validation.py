@@ -12,11 +12,14 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import snowballstemmer
+
 from ..aspects import LONGEST
 from ..text import hidden_character
 
 
 QUESTION_MARKS = ("?", "？", "؟")
+_STEMMER = snowballstemmer.stemmer("english")
 _OPENERS = set(
     """is are was were am do does did has have had can could will would should may might must isn't aren't wasn't
     weren't don't doesn't didn't hasn't haven't can't couldn't""".split()
@@ -30,24 +33,10 @@ _FILLERS = set(
     include includes including object objects subject subjects thing things item items which what
     no not n't isn aren doesn don t s""".split()
 )
-_OPPOSITES = [
-    pair.split("/")
-    for pair in """straight/curved light/dark bright/dark big/small large/small long/short indoor/outdoor
-    indoors/outdoors inside/outside young/old male/female man/woman wet/dry open/closed natural/artificial
-    natural/man-made day/night daytime/nighttime left/right smooth/rough round/square round/pointed thick/thin
-    wide/narrow tall/short high/low top/bottom hot/cold empty/full
-    symmetrical/asymmetrical symmetric/asymmetric solid/patterned single/multiple alive/dead""".split()
-]
 _NEAR = 0.8  # of the words of both; different questions of the banks under recipes/ reach 0.75
 _SIDES = r"\b(?=(?:than|above|below|over|under|behind|inside|(?:left|right|front|top) of)\b)"  # never to be swapped
-_PLURALS = (  # their endings, and those in the singular; the likeliest first
-    (r"(?<=..)ies$", "y"),
-    (r"(ch|sh|ss|[xz])es$", r"\1"),
-    (r"(?<=..)(?<!s)s$", ""),
-    (r"ves$", "f"),
-    (r"ves$", "fe"),
-    (r"([so])es$", r"\1"),
-    (r"men$", "man"),
+_EITHER_OR = re.compile(  # "Is it a bird or a plane?", "..., or is it night?"; but "red or orange" is one thing
+    r"^(is|are) (it|this|that) (an?|the) \S+( \S+)? or (an?|the) \S+( \S+)?$|\bor (is|are|does) (it|they|there)\b"
 )
 _LONE_LETTER = r"(?<!\ba )(?<!\ban )(?<!\bletter )(?<![-'\"‘“])\b[XYZ]\b(?!-)"  # but "an X", "X-shaped"
 
@@ -124,14 +113,14 @@ def similarity(one: str, other: str) -> float:
 
 
 @functools.lru_cache(maxsize=10_000)
-def spoken_names(class_name: str) -> tuple[str, ...]:
-    """What people call a class, without spaces: "001.Black_Terns" is "blackterns"; "tench, Tinca" are two.
+def searchable_names(class_name: str) -> tuple[str, ...]:
+    """What people call a class, without spaces and endings: "001.Black_Terns" is "blacktern"; "tench, Tinca" are two.
 
     None of "A" or "the": nearly every question has such a word.
     """
     name = re.sub(r"^\d+[._\- ]+(?=\D)|^n\d{8}[-_ ]+", "", class_name.strip())
-    spoken = ("".join(_words(part)) for part in re.split(r"[,;/()]", name.replace("_", " ")))
-    return tuple(part for part in spoken if part and part not in _FILLERS | {"i"})
+    spoken = (_words(part) for part in re.split(r"[,;/()]", name.replace("_", " ")))
+    return tuple(_joined(words) for words in spoken if words and "".join(words) not in _FILLERS | {"i"})
 
 
 def _hidden(question: str) -> str | None:
@@ -160,7 +149,7 @@ def _not_yes_no(question: str, any_language: bool) -> str | None:
     addressed = re.sub(r"^(can|could|do)\s+(you|we|i)\s+see\b", "", text.replace("US", "America"), flags=re.IGNORECASE)
     if re.search(r"\b(you|your|i|me|my|we|us)\b", addressed, re.IGNORECASE):
         return "about the reader, not about the image"
-    if _either_or(" ".join(words), text):
+    if _EITHER_OR.search(" ".join(words)):
         return "asks for one of two, yes or no does not answer it"
     return None
 
@@ -170,25 +159,6 @@ def _opens(text: str, words: Sequence[str]) -> bool:
         return True
     lead, comma, rest = text.partition(",")
     return bool(comma) and words[0] in _LEAD_INS and fold(rest).split(" ")[0] in _OPENERS
-
-
-def _either_or(folded: str, text: str) -> bool:
-    """One of two: "Is it light or dark?", "Is it a bird or a plane?".
-
-    But not "red or orange", "two or more", nor "Is the car a van or a minivan?", which yes answers as well.
-    """
-    if " or " not in folded:
-        return False
-    if re.fullmatch(r"(is|are) (it|this|that) (an?|the) \S+( \S+)? or (an?|the) \S+( \S+)?", folded):
-        return True
-    if re.search(r",\s*or\s+(is|are|does|do|has|have)\b|\bor (is|are|does) (it|they|there)\b", text.lower()):
-        return True
-    if re.search(r"\bor (not|more|less|fewer|so|similar|other|another|any)\b", folded):
-        return False
-    for one, other in _OPPOSITES:
-        if re.search(rf"\b({one} or|{other} or) (?:an? |the |more |is it )?({one}|{other})\b", folded):
-            return True
-    return False
 
 
 def _too_long(question: str, rules: Rules) -> str | None:
@@ -203,18 +173,17 @@ def _too_long(question: str, rules: Rules) -> str | None:
 def _names_class(question: str, class_names: Sequence[str]) -> str | None:
     words = _words(question)
     words = words[words[0] in _OPENERS :]  # "Does" names no doe
-    asked = {
-        "".join(words[first:last]) + singular
-        for last, word in enumerate(words)
-        for singular in _singulars(word)
-        for first in range(last + 1)
-    }
+    spans = {_joined(words[first:last]) for last in range(len(words) + 1) for first in range(last)}
     text = "".join(words)
     for name in class_names:
-        for spoken in spoken_names(name):
-            if not asked.isdisjoint(_singulars(spoken)) or (spoken in text and _runs_on(spoken)):
+        for spoken in searchable_names(name):
+            if spoken in spans or (spoken in text and _runs_on(spoken)):
                 return f"names the class {name!r}"
     return None
+
+
+def _joined(words: Sequence[str]) -> str:
+    return "".join([*words[:-1], _stem(words[-1])])
 
 
 def _runs_on(word: str) -> bool:
@@ -236,20 +205,6 @@ def _words(text: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def _singulars(word: str) -> tuple[str, ...]:
-    """What it may be the plural of, the likeliest first; itself the last."""
-    endings = _PLURALS if len(word) > 3 else ()
-    return *(re.sub(plural, singular, word) for plural, singular in endings if re.search(plural, word)), word
-
-
 def _stem(word: str) -> str:
-    """Without what inflects it, so that "striped" and "stripes", "hair" and "hairy", "color" and "colour" meet."""
-    word = _singulars(word)[0]
-    if len(word) > 5 and word.endswith("our"):
-        word = word[:-3] + "or"
-    word = re.sub(r"our(ed|ful)$", r"or\1", word)
-    for ending in ("ing", "ed", "e", "y"):
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            word = word[: -len(ending)]
-            break
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls" else word
+    """Without what inflects it in English, so that "striped" and "stripes" meet."""
+    return _STEMMER.stemWord(word)

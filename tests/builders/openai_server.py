@@ -35,6 +35,13 @@ class Fault:
     drip: float = 0
 
 
+def completion(content: Any = None, finish_reason: str = "stop", **message: Any) -> Fault:
+    """A whole answer, for what a text alone cannot say."""
+    message = {"role": "assistant", "content": content, **message}
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return Fault(200, body=json.dumps({"choices": [choice]}))
+
+
 class OpenAIServer:
     """Use as a context; `url` is what goes to --base_url.
 
@@ -80,21 +87,18 @@ class OpenAIServer:
                 status, headers, drip = 200, {}, 0.0
                 if isinstance(answer, Fault):
                     time.sleep(answer.seconds)
-                    status, headers, drip = answer.status, answer.headers, answer.drip
+                    status, drip = answer.status, answer.drip
+                    headers = {"retry-after-ms": "1", **answer.headers}  # tests do not wait
                     error = json.dumps({"error": {"message": answer.message, "type": "error"}})
                     content = error if answer.body is None else answer.body
                 else:
-                    message = {"role": "assistant", "content": answer}
-                    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-                    content = json.dumps(
-                        {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-                    )
+                    content = completion(answer).body
                 self.send_response(status)
                 for name, value in {"Content-Type": "application/json", **headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content.encode())))
                 self.end_headers()
-                for part in [bytes([each]) for each in content.encode()] if drip else [content.encode()]:
+                for part in [bytes([byte]) for byte in content.encode()] if drip else [content.encode()]:
                     time.sleep(drip)
                     self.wfile.write(part)
 
@@ -103,7 +107,7 @@ class OpenAIServer:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
         return self
 
@@ -116,7 +120,7 @@ class OpenAIServer:
         with self._lock:
             self.bodies.append(body)
             self.headers.append(headers)
-            if path != "/v1/chat/completions":
+            if path.split("?")[0] != "/v1/chat/completions":
                 return Fault(404, f"no {path}")
             if self.key and headers.get("authorization") != f"Bearer {self.key}":
                 return Fault(401, f"Incorrect API key provided: {headers.get('authorization', '')[7:]}")

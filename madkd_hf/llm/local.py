@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from .prompts import Message
-from .remote import LLMError
+from . import LLMError, Message
 
 
 class LocalLLM:
@@ -42,6 +38,8 @@ class LocalLLM:
         temperature: float | None = 0.7,
         trust_remote_code: bool = False,
     ):
+        import torch
+
         self.model = model
         self._source, file = split_gguf(model)
         self.name = file or (Path(model).resolve().name if Path(model).is_dir() else model)
@@ -60,6 +58,8 @@ class LocalLLM:
     @functools.cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """Tokenizer and model, once the first answer is wanted."""
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
         try:
             tokenizer = AutoTokenizer.from_pretrained(self._source, **self._options)
             model = AutoModelForCausalLM.from_pretrained(self._source, dtype=self._dtype, **self._options)
@@ -75,6 +75,8 @@ class LocalLLM:
         self, messages: Sequence[Message], schema: dict[str, Any] | None = None, max_tokens: int = 1024, seed: int = 0
     ) -> str:
         """See `LLM.complete`; the schema is not enforced."""
+        import torch
+
         tokenizer, model = self._loaded
         inputs = self._tokens(tokenizer, list(messages))
         length, limit = inputs["input_ids"].shape[1], getattr(model.config, "max_position_embeddings", None)

@@ -1,0 +1,239 @@
+"""A client for whatever server speaks OpenAI's chat completions.
+
+The `openai` package makes the requests: its retries with backoff and Retry-After, its pool of connections. Here are
+the limits on one answer, and the rule that a key goes to the given address alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from typing import Any
+
+from ..text import excerpt, get_logger, keep_secret
+from . import LLMError
+
+
+try:
+    import httpx2
+    import openai
+except ImportError as error:
+    raise ImportError('LLMs behind a server need the package openai: pip install "madkd_hf[openai]"') from error
+
+
+logger = get_logger(__name__)
+
+LARGEST = 10_000_000  # bytes of an answer; a long one has thousands
+SENT_HEADERS = {"host", "content-type", "content-length", "accept"}
+READ_HEADERS = {"retry-after", "retry-after-ms", "location"}
+NO_CREDIT = re.compile("insufficient_quota|billing_hard_limit_reached|billing_not_active")
+TOO_LONG = re.compile(  # OpenAI and vLLM, llama.cpp, TGI: each has its own wording
+    r"context[ _](length|size|window)|max_new_tokens\S* must be|tokens\W.{0,40}\btoo large|at most \d+ completion",
+    re.IGNORECASE,
+)
+
+
+class RequestFailed(Exception):
+    """A request without a usable answer, after all retries.
+
+    Attributes:
+        reason: what the server said, on one line.
+        status: of HTTP; None where no answer came.
+        code: what the server calls the error, beside its text.
+        timed_out: whether the answer took too long.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, code: str = "", timed_out: bool = False):
+        super().__init__(reason)
+        self.reason, self.status, self.code, self.timed_out = excerpt(reason), status, code, timed_out
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.reason}" if self.status else self.reason
+
+    @property
+    def no_credit(self) -> bool:
+        """Whether nothing is left to pay with; some servers report it with the status of a busy one."""
+        return self.status == 402 or NO_CREDIT.search(f"{self.code} {self.reason}") is not None
+
+    @property
+    def too_long(self) -> bool:
+        """Whether request and answer together are too long for the model."""
+        return self.status in (400, 413, 422) and TOO_LONG.search(f"{self.code} {self.reason}") is not None
+
+
+class _AnswerTooLarge(openai.OpenAIError):
+    """More than LARGEST bytes; not retried."""
+
+
+class _Connection(httpx2.Client):
+    """Sends what `openai` asks for, within limits on the time and the size of a whole answer.
+
+    The key goes to the given address and no further: no redirect is followed, and of the headers that openai adds
+    (from OPENAI_API_KEY, OPENAI_CUSTOM_HEADERS and others of the environment) none is sent.
+    """
+
+    def __init__(self, key: str | None, timeout: float):
+        super().__init__(timeout=timeout)
+        self.key, self.seconds = key, timeout
+        self.has_answered = False
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """See `httpx.Client.send`; the answer is read already."""
+        is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
+        for name in set(request.headers) - SENT_HEADERS:
+            del request.headers[name]
+        request.headers |= {"User-Agent": "madkd_hf", "Accept-Encoding": "identity"}
+        if self.key:
+            request.headers["Authorization"] = f"Bearer {self.key}"
+        try:
+            response = self._read(request, options)
+        except httpx2.TimeoutException as error:
+            logger.warning("No answer within %g s.", self.seconds)
+            if is_retry:  # each of them may be paid for
+                raise openai.APITimeoutError(request) from error
+            raise
+        except httpx2.TransportError as error:
+            if is_retry and not self.has_answered:  # rather a wrong address than a busy server
+                raise openai.APIConnectionError(message=str(error), request=request) from error
+            raise
+        self.has_answered = True
+        if response.status_code in (408, 409, 429) or response.status_code >= 500:
+            logger.warning("The server answers %d: %s", response.status_code, excerpt(_message(response.text), 100))
+        return response
+
+    def _read(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        end, body = time.monotonic() + self.seconds, bytearray()
+        response = super().send(request, **{**options, "stream": True, "follow_redirects": False})
+        with contextlib.closing(response):
+            request.extensions["timeout"]["read"] = max(0.001, end - time.monotonic())
+            for part in response.iter_raw():  # and not decompressed: that may be a thousand times as much
+                body += part
+                if len(body) > LARGEST:
+                    raise _AnswerTooLarge
+                if time.monotonic() > end:  # httpx limits the time of each part only
+                    raise httpx2.ReadTimeout("timed out", request=request)
+        asks = {
+            name: response.headers[name]
+            for name in ("Retry-After", "retry-after-ms", "Location")
+            if name in response.headers
+        }
+        final = response.status_code == 501 or NO_CREDIT.search(body.decode(errors="replace"))
+        asks |= {"x-should-retry": "false"} if final else {}
+        return httpx2.Response(response.status_code, headers=asks, content=bytes(body), request=request)
+
+
+class ChatServer:
+    """A server that speaks OpenAI's chat completions.
+
+    Args:
+        base_url: with or without /v1 and /chat/completions.
+        key: what it wants as a bearer token, if any; kept in memory only.
+        timeout: seconds that one answer may take.
+        retries: how often a request is repeated while the server is busy.
+        name: what messages call it; by default its host.
+
+    Raises:
+        ValueError: no address of that kind, one with a password, or a key that no header can hold.
+    """
+
+    def __init__(
+        self, base_url: str, key: str | None = None, timeout: float = 120.0, retries: int = 5, name: str | None = None
+    ):
+        keep_secret(key)
+        if key and not (key.isascii() and key.isprintable()):
+            raise ValueError("The key has line breaks or characters beyond ASCII: pass it without them.")
+        url = _parse(base_url)
+        path = url.path.rstrip("/").removesuffix("/chat/completions")
+        self.url = url.copy_with(path=(path or "/v1") + "/chat/completions")
+        self.name = name or f"The server at {url.netloc.decode()}"
+        self._connection = _Connection(key, timeout)
+        self._client = openai.OpenAI(
+            api_key="not sent", base_url=str(self.url), max_retries=retries, http_client=self._connection
+        )
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine, so that nobody is paid."""
+        return self.url.host in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The first choice of a chat completion.
+
+        Args:
+            body: of the request, as OpenAI documents it; further keys reach the server as they are.
+
+        Raises:
+            RequestFailed: no answer, or one that is no chat completion.
+            LLMError: the address answers with too much, or points elsewhere.
+        """
+        try:
+            response = self._client.post(str(self.url), body=body, cast_to=httpx2.Response)
+        except openai.APITimeoutError:
+            raise RequestFailed("timed out", timed_out=True) from None
+        except openai.APIConnectionError as error:
+            raise RequestFailed(str(error.__cause__ or error) or type(error.__cause__).__name__) from None
+        except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                raise LLMError(self._redirected(error.response)) from None
+            text = error.response.text
+            raise RequestFailed(_message(text), error.status_code, _code(text)) from None
+        except _AnswerTooLarge:
+            raise LLMError(f"{self.name} answers with more than {LARGEST:,} bytes: check the address.") from None
+        return _first_choice(response.text)
+
+    def _redirected(self, response: httpx2.Response) -> str:
+        with contextlib.suppress(httpx2.InvalidURL):
+            to = self.url.join(response.headers.get("Location", ""))
+            address = f"{to.scheme}://{to.netloc.decode()}{to.path.removesuffix('/chat/completions')}"
+            return (
+                f"{self.name} redirects to {excerpt(address, 200)} ({response.status_code}), which did not get the "
+                "request: pass that address by --base_url, if you trust it."
+            )
+        return f"{self.name} redirects to no address ({response.status_code}): check the address."
+
+
+def _parse(base_url: str) -> httpx2.URL:
+    shown = re.sub(r"^(\w+://)?.*@", r"\1***@", base_url, flags=re.DOTALL)
+    try:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL:
+        url = httpx2.URL()
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 80) < 65536:
+        raise ValueError(f"base_url is {shown!r}: expected an address such as http://localhost:8000/v1.")
+    if url.userinfo:
+        raise ValueError(
+            f"base_url is {shown!r}, with a user name or password: leave them out, and pass a key by --api_key_env."
+        )
+    return url
+
+
+def _first_choice(text: str) -> dict[str, Any]:
+    try:
+        choice = json.loads(text)["choices"][0]
+        choice["message"].get("content")
+    except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
+        raise RequestFailed(excerpt(text, 200), 200, _code(text)) from None
+    return choice
+
+
+def _code(body: str) -> str:
+    """What OpenAI's errors have beside the text, such as "insufficient_quota"."""
+    try:
+        error = json.loads(body)["error"]
+        return f"{error.get('code')} {error.get('type')}"
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _message(body: str) -> str:
+    """What an error's body says: OpenAI, vLLM, TGI, FastAPI and Ollama each have their own place for it."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return " ".join(body.split())
+    for _ in range(3):
+        if isinstance(content, dict):
+            content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), content)
+    return content if isinstance(content, str) else json.dumps(content)
