@@ -562,7 +562,7 @@ def test_a_grid_needs_values(tmp_path, values):
 
 
 def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
-    cells = importlib.import_module("cells")
+    cells = importlib.import_module("madkd_hf.cli.cells")
     words = ("--config", str(EASY_VQA / "baseline.yaml"), "--dataset", str(tmp_path / "nowhere"))
     words += ("--output_dir", str(tmp_path / "one"))
     with pytest.raises(ValueError, match="nowhere"):
@@ -571,7 +571,7 @@ def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
 
 
 def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
-    cells = importlib.import_module("cells")
+    cells = importlib.import_module("madkd_hf.cli.cells")
     shutil.copytree(EASY_VQA / "student", tmp_path / "student")
     words = ("--config", str(EASY_VQA / "baseline.yaml"), "--backbone", str(tmp_path / "student"))
     cell = cells.Cell("one", words, str(tmp_path))
