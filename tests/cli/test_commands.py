@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from builders.coco import coco_rows
 from builders.commands import EASY_VQA, ROOT, command, recipe, refuse
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
-from PIL import Image as Pillow
+from datasets import Dataset, DatasetDict, Features, Image, List, Value, load_dataset, load_from_disk
 from scipy.special import expit
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -85,24 +85,6 @@ def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
     assert "(it is no image that Pillow can read): repair or remove them, or pass --on_error skip" in said
     recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words, "--on_error", "skip")
     assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
-
-
-def coco_rows(count: int, *flat: int) -> Dataset:
-    """Scenes in the columns of detection-datasets/coco; in the rows named, an object has no height."""
-    features = {"image_id": Value("int64"), "image": Image(), "width": Value("int64"), "height": Value("int64")}
-    each = {"bbox_id": Value("int64"), "category": ClassLabel(names=["red", "blue"])}
-    each |= {"bbox": List(Value("float32"), length=4), "area": Value("float32")}
-    features["objects"] = {name: List(feature) for name, feature in each.items()}
-    rows = []
-    for i in range(count):
-        image, boxes = Pillow.new("RGB", (96, 96), "white"), [[4.0, 8.0, 40.0 + i, 50.0], [50.0, 40.0, 90.0, 80.0 + i]]
-        for box, colour in zip(boxes, ("red", "blue")):
-            image.paste(colour, tuple(map(int, box)))
-        if i in flat:
-            boxes[1][3] = boxes[1][1]
-        objects = {"bbox_id": [2 * i, 2 * i + 1], "category": [0, 1], "bbox": boxes, "area": [400.0, 400.0]}
-        rows.append({"image_id": i, "image": image, "width": 96, "height": 96, "objects": objects})
-    return Dataset.from_list(rows, features=Features(features))
 
 
 def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, caplog):

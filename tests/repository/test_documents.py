@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from builders import tiny
+from builders.coco import coco_rows
 from builders.openai_server import OpenAIServer
 from builders.quick_python import quick_bin, quick_python
 from builders.student_files import student_files
+from datasets import ClassLabel, Dataset, Features, Image
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
 from madkd_hf import MadkdTrainingArguments
@@ -29,6 +33,11 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOT
 BLOCKS = {
     page: [(language, mark.strip(), code) for language, mark, code in BLOCK.findall(PAGES[page])] for page in PAGES
 }
+IN_YAML = [  # a command line, and the file that tells it
+    (line, path.relative_to(ROOT).as_posix())
+    for path in sorted((ROOT / "recipes").rglob("*.yaml"))
+    for line in re.findall(r"^# +((?:madkd|accelerate launch|python) .*\w)$", path.read_text("utf-8"), re.MULTILINE)
+]
 MARKS = {"", "install", "long"}  # a block runs; is never run; runs in the slow tests
 BIRDS = BLOCKS["docs/quickstart.md"][0][2]  # the bank of questions that all pages mean by aspects.json
 SERVER = "http://localhost:11434/v1"
@@ -42,6 +51,7 @@ SMALLER = [  # in YAML files and in blocks
     (r'"train": \d{4}(?:, "validation": 400, "test": 600)?', '"train": 48, "validation": 24, "test": 24'),
     (r"\[5, 10, 20, 50\]|\[2, 4, 8, 12, 16\]", "[1, 2]"),
     (r"\[10, 20, 40\]", "[10]"),
+    (r"(dataloader_num_workers: )\d+", r"\g<1>0"),
     (r"python benchmarks/(\w+).py.*", r"python benchmarks/\1.py --help"),  # tests of their own run them
 ]
 
@@ -138,6 +148,45 @@ def test_blocks_of_a_page_run_in_order(page, folder, hub, home):
 @pytest.mark.parametrize("page", [page for page in PAGES if to_run(page, "long")])
 def test_long_blocks_run_with_small_settings(page, folder, hub, home):
     run_page(page, ("", "long") if page == "README.md" else ("long",), folder, hub.environment(home))
+
+
+@pytest.fixture
+def on_the_hub(hub, folder):
+    """Small things under the names of all datasets and models in YAML files."""
+    for path in sorted(folder.glob("recipes/*/*.yaml")):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        add_dataset(hub, config)
+        if "/" in config.get("backbone", "") and not config["backbone"].startswith("recipes/"):
+            hub.add_repo(config["backbone"], folder / ("dinov2" if "vit" in config["backbone"] else "resnet"))
+        if not config.get("detector", "recipes/").startswith("recipes/"):
+            hub.add_repo(config["detector"], ROOT / "recipes/easy_vqa/detector")
+
+
+def add_dataset(hub, config: dict) -> None:
+    """Some birds, or scenes, in the splits that a configuration names."""
+    name = config.get("dataset", ":")
+    if ":" in name:
+        return
+    feature = Features({"image": Image(), "label": ClassLabel(names=["finch", "heron"])})
+    rows = Dataset.from_list([{"image": image, "label": i % 2} for i, image in enumerate(tiny.images(24))], feature)
+    rows, splits = (coco_rows(8), ("train", "val")) if name.endswith("coco") else (rows, ("train", "val", "test"))
+    files = {}
+    for split in splits:
+        rows.to_parquet(file := io.BytesIO())
+        files[f"data/{split}-00000-of-00001.parquet"] = file.getvalue()
+    hub.add_repo(name, files, "dataset")
+
+
+def test_command_lines_in_yaml_files_name_their_file():
+    assert len(IN_YAML) > 40
+    for line, path in IN_YAML:
+        assert f"--config {path} " in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("line", "path"), IN_YAML, ids=[path for _, path in IN_YAML])
+def test_command_lines_in_yaml_files_run(line, path, folder, hub, home, on_the_hub):
+    run_block("bash", line, folder, hub.environment(home))
 
 
 def test_marks_of_blocks_are_known():
