@@ -157,7 +157,7 @@ def test_classes_of_every_kind_and_name_become_categories(as_list, field, kind, 
     assert train_detector.categories(splits["test"], asked).names == [str(value) for value in values]
     for stored in splits["test"]["things"]:
         assert as_columns(stored)["category"] == [0, 1]
-        assert train_detector.values(stored, "id") == [0, 1]
+        assert as_columns(stored)["id"] == [0, 1]
     one = objects[:1] if as_list else {name: [each[name] for each in objects[:1]] for name in of_each}
     few = DatasetDict(train=Dataset.from_dict({"image_id": [0], "things": [one]}, features=features), test=rows)
     with pytest.raises(ValueError, match="The split 'test' has the label"):
