@@ -230,7 +230,9 @@ def test_predictions_survive_the_file(tmp_path, by_object):
 
 
 def test_every_yaml_of_detectors_names_known_options_only():
-    train_detector, compare, attach = map(importlib.import_module, ("train_detector", "compare", "attach_aspects"))
+    train_detector, compare, attach = (
+        importlib.import_module(f"madkd_hf.cli.{name}") for name in ("tasks.detection", "compare", "label")
+    )
     names = ["easy_vqa/detect", "easy_vqa/detect_baseline", "coco/detr_resnet50", "coco/rtdetr_r18", "coco/yolos_tiny"]
     for name in names:
         args, _ = train_detector.parse(["--config", str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", "unused"])
