@@ -11,7 +11,8 @@ from .labelling import attach_aspects
 from .students.classification import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
 from .students.classification.modeling_madkd import AspectClassificationPipeline
 from .students.detection import MadkdDetectionConfig, MadkdDetectionTrainer, MadkdForObjectDetection
-from .teachers.mllm import AspectTeacher, Reading
+from .teachers import Reading
+from .teachers.mllm import AspectTeacher
 
 
 __version__ = "0.1.0"

@@ -100,6 +100,16 @@ def figure(value: Any, limit: int | None = LONGEST["figure"]) -> str:
     return seen(value, limit)
 
 
+def first_difference(then: str, now: str, shown: int = 60) -> tuple[str, str]:
+    """The part of each of two texts around the first place where they differ.
+
+    Args:
+        shown: how many characters of each.
+    """
+    start = max(0, len(os.path.commonprefix([then, now])) - shown // 2)
+    return then[start : start + shown], now[start : start + shown]
+
+
 def python(value: Any) -> str:
     """A Python literal of a text, for code in a card."""
     return _HIDDEN.sub(_escape, json.dumps(_text(value), ensure_ascii=False))

@@ -205,7 +205,7 @@ class RecipeParser(HfArgumentParser):
             overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
             if isinstance(content.get(key), str) and not overridden:
                 content[key] = _found(path, key, content[key])
-        return [token for key, value in content.items() for token in _tokens(key, value)]
+        return [token for key, value in content.items() for token in tokens(key, value)]
 
     def _suggest(self, name: str) -> str:
         known = [action.dest for action in self._actions]
@@ -230,7 +230,7 @@ def _found(config: Path, key: str, value: str) -> str:
     return value
 
 
-def _tokens(key: str, value: Any) -> list[str]:
+def tokens(key: str, value: Any) -> list[str]:
     """A YAML entry as command-line words."""
     if value is None:
         return []

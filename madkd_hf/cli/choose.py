@@ -33,14 +33,14 @@ from . import label as attach_aspects
 from .arguments import DatasetArguments, RecipeParser, load_splits
 from .outputs import DATASET, SELECTION, check_place, working_in
 from .preflight import sample
-from .teachers import LabellingArguments
+from .teachers import OwnTeacherArguments
 
 
 HEAD = 15  # lines of the table that are printed
 
 
 @dataclass
-class SelectArguments(LabellingArguments, DatasetArguments):
+class SelectArguments(OwnTeacherArguments, DatasetArguments):
     """What to choose from, and how many."""
 
     _argument_group_name = "selection"
@@ -112,15 +112,12 @@ def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple
         bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
     else:
         rows = sample(rows, args)
-        shared = {name: getattr(args, name) for name in _shared()}
+        shared = {name: getattr(args, name) for name in DatasetArguments.__dataclass_fields__}
+        shared |= vars(args.teacher_arguments())
         attach = attach_aspects.AttachArguments(**shared, splits=[name], label_column=args.label_column)
         labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict({name: rows}))
         rows = labelled_splits[name]
     return rows.select_columns([name for name in names if name in rows.features]), bank
-
-
-def _shared() -> list[str]:
-    return [*DatasetArguments.__dataclass_fields__, *LabellingArguments.__dataclass_fields__]
 
 
 def next_step(args: SelectArguments, labelled: bool) -> str:

@@ -27,7 +27,7 @@ import transformers
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 
-from .. import AspectTeacher, MadkdForImageClassification, report
+from .. import MadkdForImageClassification, report
 from ..data.objects import flatten_objects
 from ..data.problems import Problems
 from ..files import new_folder
@@ -40,6 +40,7 @@ from ..report.comparison import over_controls, terms
 from ..report.grid import grid_table, grid_verdict, write_grid
 from ..students.base.processors import load_image_processor
 from ..students.base.saved import ADAPTER
+from ..teachers import Teacher
 from ..text import terminal
 from . import train as train_student
 from .arguments import ClassArguments, ObjectArguments, RecipeParser, source
@@ -86,7 +87,7 @@ def compare_points(
     print(f"\n{grid_table(found)}\n\n{grid_verdict(found)}\nReport and pictures: {written}")
 
 
-def about_teacher(teacher: AspectTeacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
+def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
     """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
     rows = labelled[args.train_split]
     rows = flatten_objects(rows) if args.detects else rows

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 from datasets import DatasetDict
 
-from .. import AspectBank, AspectTeacher
+from .. import AspectBank
 from ..data.objects import CATEGORY
 from ..data.problems import Problems
 from ..data.variants import subset
 from ..files import check_output, check_removable
+from ..teachers import Teacher
 from . import label as attach_aspects
 from .arguments import ClassArguments, DatasetArguments, ObjectArguments
 from .cells import Cell, cell_name
 from .outputs import COMPARING, COMPARISON, check_place
 from .preflight import Ready, Test, comparison
-from .teachers import LabellingArguments
+from .teachers import OwnTeacherArguments
 
 
 CONTROLS = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
@@ -49,7 +50,7 @@ class TaskArguments(ObjectArguments):
 
 
 @dataclass
-class CompareArguments(LabellingArguments, ClassArguments):
+class CompareArguments(OwnTeacherArguments, ClassArguments):
     """What is compared, on what, how often."""
 
     _argument_group_name = "comparison"
@@ -121,13 +122,13 @@ def look(args: CompareArguments, problems: Problems, students: list[Any] | None,
     )
 
 
-def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, AspectTeacher]:
+def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, Teacher]:
     """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
 
     Of detectors, the objects in them; a second dataset there, for the conditions `OF_IMAGES`, has the images labelled.
     """
-    names = DatasetArguments.__dataclass_fields__ | LabellingArguments.__dataclass_fields__
-    shared = {name: getattr(args, name) for name in names}
+    shared = {name: getattr(args, name) for name in DatasetArguments.__dataclass_fields__}
+    shared |= vars(args.teacher_arguments())
     places = {LABELLED: {}}
     if args.detects:
         places = {LABELLED: args.objects.boxes}

@@ -37,7 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
 
-from .. import AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
+from .. import AspectBank, attach_aspects, push_aspect_dataset
 from ..aspects import BANK_FILE
 from ..data.columns import ASPECT_COLUMNS, skipped_rows
 from ..data.objects import flatten_objects
@@ -57,6 +57,7 @@ from ..hub import HubError, HubRepo
 from ..labelling import FailedOnOtherRank, Workers
 from ..labelling.shards import check_work_dir
 from ..selection.evidence import write_evidence
+from ..teachers import Teacher
 from ..text import terminal
 from .arguments import BoxArguments, DatasetArguments, RecipeParser, files_from, source
 from .outputs import DATASET, check_place, working_in
@@ -123,9 +124,7 @@ class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
     hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
 
 
-def label(
-    args: AttachArguments, splits: Splits, workers: Workers | None = None
-) -> tuple[Splits, AspectBank, AspectTeacher]:
+def label(args: AttachArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:
     """The labelled splits, the bank with its provenance, and the teacher."""
     workers = workers or Workers()
     if args.output_dir:
@@ -207,7 +206,7 @@ def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
     return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
 
 
-def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
+def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Teacher) -> None:
     """Print what came out: what each question is worth, what was skipped, and what to do next."""
     parts = {split: answers(args, labelled, split) for split in args.splits}
     for split, rows in parts.items():
@@ -228,14 +227,8 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     with writing(args.output_dir, KEPT):
         evidence = write_evidence(everything, bank, args.output_dir, args.label_column, unit)
     print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
-    done = bank.provenance
-    error = (done.get("errors") or {}).get(done["strategy"])
-    print(
-        f"Read by {done['strategy']}; on the first images that was off by {error:.1g} standard deviations from one "
-        "forward pass per question."
-        if error
-        else f"Read by {done['strategy']}."
-    )
+    if teacher.summary:
+        print(teacher.summary)
     following = (
         ""
         if args.boxes_column
@@ -307,12 +300,12 @@ def main() -> None:
         try:
             splits = labelling(args, workers, partial(check, args), partial(check_hub, args))
             workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
-            labelled, bank, _ = label(args, splits, workers)
+            labelled, bank, teacher = label(args, splits, workers)
         except KeyboardInterrupt as stopped:
             raise (stopped if workers.is_main else FailedOnOtherRank("The main process says so.")) from None
         if not workers.is_main:
             return
         save(labelled, bank, args.output_dir)
-        tell(args, labelled, bank)
+        tell(args, labelled, bank, teacher)
         if args.push_to_hub:
             publish(args, labelled, bank)

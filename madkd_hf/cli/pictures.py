@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
-from .. import AspectBank, AspectTeacher, MadkdDetectionTrainer, MadkdForImageClassification
+from .. import AspectBank, MadkdDetectionTrainer, MadkdForImageClassification
 from ..data.images import load_image
 from ..data.objects import CATEGORY, flatten_objects
 from ..metrics import AspectAuroc
@@ -27,6 +27,7 @@ from ..students.detection.data import DetectionCollator
 from ..students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
 from ..students.detection.metrics import CocoAp
 from ..students.detection.modeling_madkd_detection import MadkdForObjectDetection
+from ..teachers import Teacher
 from . import train as train_student
 from .conditions import CompareArguments, student_words
 from .results import load_arrays
@@ -67,7 +68,7 @@ def draw_figures(
     args: CompareArguments,
     labelled: DatasetDict,
     bank: AspectBank,
-    teacher: AspectTeacher,
+    teacher: Teacher,
     cells: list[dict[str, Any]],
     summary: dict[str, Any],
     student: Path | None,
@@ -236,7 +237,7 @@ def look(student: Path, args: CompareArguments, rows: Dataset) -> tuple[np.ndarr
 
 
 def draw_examples(
-    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, teacher: AspectTeacher, student: Path
+    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, teacher: Teacher, student: Path
 ) -> None:
     """What a classifier says of some images, beside what the teacher says."""
     test = labelled[args.test_split]

@@ -41,7 +41,7 @@ from ..labelling.sources import sources_of
 from ..students.classification.backbones import check_backbone
 from .arguments import SplitArguments, files_from, load_splits
 from .splits import check_columns, check_count, check_test_split, with_class_labels, with_validation
-from .targets import bank_of, check_control
+from .teachers import bank_of, check_control
 
 
 logger = text.get_logger(__name__)

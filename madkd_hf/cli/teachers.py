@@ -1,17 +1,20 @@
-"""Who answers a bank's questions, and how: the options of a teacher, and loading it."""
+"""Who answers a bank's questions: the options of a teacher, loading it, and the answers that a student learns from."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 
-from .. import AspectBank, AspectTeacher
+from .. import AspectBank, attach_aspects
+from ..data.columns import LOGITS, check_bank, stored
 from ..labelling import Workers
+from ..teachers import Teacher, load_teacher
 from ..teachers.mllm.prompt import DATE
-from .arguments import BankArguments
+from .arguments import BankArguments, RecipeParser, files_from, tokens
 
 
 @dataclass
@@ -78,40 +81,109 @@ class TeacherArguments(LabellingArguments):
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the teacher."})
 
 
-def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, AspectTeacher]:
+@dataclass
+class OwnTeacherArguments(LabellingArguments):
+    """Of commands that label what has no answers yet: their own options have no room for all those of a teacher."""
+
+    teacher_options: str = field(
+        default="{}",
+        metadata={
+            "help": "How the teacher is loaded and asked, where this command labels: options of attach_aspects.py as "
+            'a mapping in YAML, JSON on the command line, such as \'{"dtype": "bfloat16", "prompt": "..."}\'.'
+        },
+    )
+
+    def teacher_arguments(self) -> TeacherArguments:
+        """The options of the teacher, as those who label with `attach_aspects.py` give them.
+
+        Raises:
+            ValueError: no mapping, or no such option.
+        """
+        options = _mapping("teacher_options", self.teacher_options) or {}
+        words = [word for name, value in options.items() for word in tokens(name, value)]
+        try:
+            (parsed,) = RecipeParser(TeacherArguments, description="").parse(words)
+        except ValueError as error:
+            raise ValueError(f"teacher_options: {error}") from error
+        return replace(parsed, **{each.name: getattr(self, each.name) for each in fields(LabellingArguments)})
+
+
+def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, Teacher]:
     """What the arguments name; a teacher on this process's own device where there are several processes."""
     for name in ("bank", "teacher"):
         if getattr(args, name) is None:
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
     bank = AspectBank.load(args.bank)
-    options = {
-        "prompt": args.prompt,
-        "system": args.system,
-        "date": args.date,
-        "answer_tokens": args.answer_tokens and tuple(args.answer_tokens),
-        "attn_implementation": args.attn_implementation,
-        "device_map": _mapping("device_map", args.device_map, or_word=True),
-        "quantization_config": _mapping("quantization_config", args.quantization_config),
-        "device": args.device,
-    }
+    own = [each for each in fields(TeacherArguments) if each.name not in LabellingArguments.__dataclass_fields__]
+    options = {each.name: getattr(args, each.name) for each in own if getattr(args, each.name) != each.default}
+    options |= {"revision": args.teacher_revision} if args.teacher_revision else {}
+    for name in {"device_map", "quantization_config"} & set(options):
+        options[name] = _mapping(name, options[name], or_word=name == "device_map")
+    if "answer_tokens" in options:
+        options["answer_tokens"] = tuple(options["answer_tokens"])
     if workers.count > 1:
-        if isinstance(options["device_map"], str):
+        if isinstance(options.get("device_map"), str):
             raise ValueError(
                 f"device_map={args.device_map!r} spreads one teacher over all devices, and each of the "
                 f"{workers.count} processes loads its own: leave it out, or launch one process."
             )
-        options["device"] = options["device"] or workers.device
-    _refuse_absent([options["device"], *_devices(options["device_map"])])
-    teacher = AspectTeacher.from_pretrained(
-        args.teacher,
-        revision=args.teacher_revision,
-        dtype=args.dtype,
-        strategy=args.strategy,
-        batch_size=args.batch_size,
-        trust_remote_code=args.trust_remote_code,
-        **{name: value for name, value in options.items() if value is not None},
-    )
-    return bank, teacher
+        options.setdefault("device", workers.device)
+    _refuse_absent([options.get("device"), *_devices(options.get("device_map"))])
+    return bank, load_teacher(args.teacher, **options)
+
+
+def attach(
+    rows: Dataset, args: OwnTeacherArguments, alpha: float, boxes: dict[str, Any] | None = None
+) -> tuple[Dataset, AspectBank | None]:
+    """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone.
+
+    Args:
+        args: which also name the dataset, its training split and its images.
+        boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
+    """
+    bank = bank_of(rows, args, alpha)
+    if bank is None or LOGITS in rows.features:
+        return rows, bank
+    bank, teacher = load_bank_and_teacher(args.teacher_arguments(), Workers())
+    settings = {"work_dir": args.work_dir, "on_error": args.on_error, "files_from": files_from(args), **(boxes or {})}
+    rows = attach_aspects(rows, bank, teacher, args.image_column, **settings)
+    return rows, AspectBank(bank.aspects, teacher.provenance)
+
+
+def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBank | None:
+    """The bank that the answers belong to, those in the rows or those to come; None without aspects.
+
+    Raises:
+        ValueError: no answers and nobody who could give them, or answers to other questions.
+    """
+    if alpha == 0:
+        return None
+    labelled = LOGITS in rows.features
+    if not labelled and (args.bank is None or args.teacher is None):
+        raise ValueError(
+            f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with recipes/attach_aspects.py, "
+            "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
+        )
+    bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
+    if not labelled:
+        args.teacher_arguments()
+        return bank
+    if stored(rows, LOGITS).null_count == len(rows):
+        raise ValueError(
+            f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
+            f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
+        )
+    check_bank(rows, bank.fingerprint, holder=f"{args.bank or args.dataset} holds")
+    return bank
+
+
+def check_control(rows: Dataset, args: Any, alpha: float) -> None:
+    """Raise ValueError where there will be no answers to make a control of."""
+    coming = alpha != 0 and args.bank and args.teacher
+    if args.aspect_control != "none" and LOGITS not in rows.features and not coming:
+        raise ValueError(
+            f"--aspect_control {args.aspect_control} needs a dataset with aspect columns, or --bank and --teacher."
+        )
 
 
 def _devices(device_map: dict[str, Any] | str | None) -> list[Any]:
@@ -130,7 +202,7 @@ def _refuse_absent(devices: list[Any]) -> None:
 
 
 def _mapping(name: str, text: str | None, or_word: bool = False) -> dict[str, Any] | str | None:
-    if text is None or (or_word and not text.lstrip().startswith("{")):
+    if not isinstance(text, str) or (or_word and not text.lstrip().startswith("{")):
         return text
     try:
         value = json.loads(text)

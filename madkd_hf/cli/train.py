@@ -44,8 +44,7 @@ from .outputs import STUDENT, check_place, working_in
 from .preflight import Classes, Ready
 from .results import forget_damaged_results, tell_damage
 from .splits import check_count, readable_splits, warn_of_absent, with_class_labels, with_validation
-from .targets import attach
-from .teachers import LabellingArguments
+from .teachers import OwnTeacherArguments, attach
 
 
 WAITING = "waits_for_hub.json"  # in the output folder, from the end of the training to the push
@@ -90,7 +89,7 @@ class LoraArguments:
 
 
 @dataclass
-class StudentArguments(LabellingArguments, ClassArguments):
+class StudentArguments(OwnTeacherArguments, ClassArguments):
     """The student and its data."""
 
     _argument_group_name = "student and data"

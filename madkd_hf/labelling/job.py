@@ -35,7 +35,7 @@ from ..data.columns import (
 )
 from ..data.objects import Boxes
 from ..files import locked
-from ..teachers.mllm import AspectTeacher, UnreadableImage
+from ..teachers import Teacher, UnreadableImage
 from .manifest import FORMAT_VERSION, difference_of
 from .reading import Reader
 from .shards import WorkDir
@@ -53,7 +53,7 @@ AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, Iterab
 def attach_aspects(
     dataset: AnyDataset,
     bank: AspectBank,
-    teacher: AspectTeacher,
+    teacher: Teacher,
     image_column: str = "image",
     splits: str | Iterable[str] | None = None,
     work_dir: str | os.PathLike | None = None,
@@ -163,7 +163,7 @@ class _Job:
     """
 
     bank: AspectBank
-    teacher: AspectTeacher
+    teacher: Teacher
     image_column: str
     on_error: str
     shard_size: int
@@ -179,7 +179,8 @@ class _Job:
 
     def fingerprint(self, source: Rows) -> str:
         decides = [source.data._fingerprint, self.image_column, self.bank.fingerprint, self.teacher.identity]
-        decides += [self.teacher.prompts(self.bank)["tokens"]]
+        prompts = self.teacher.prompts(self.bank)
+        decides += [prompts["tokens"]] if prompts else []
         decides += [self.boxes.state] if self.boxes else []
         return Hasher.hash([FORMAT_VERSION, *decides])
 
@@ -212,7 +213,9 @@ class _Job:
                     f"Worker {self.workers.index} does not read the rows of split {source.split!r} that the main "
                     "process reads: give all of them the same files, and every shuffle a seed."
                 )
-        teacher = {**self.teacher.identity, "model": told["teacher"]["model"]}  # machines may differ in where it is
+        teacher = dict(self.teacher.identity)
+        if "model" in teacher:
+            teacher["model"] = told["teacher"].get("model")  # machines may differ in where it is
         ours = {"teacher": json.loads(json.dumps(teacher)), "prompts": self.teacher.prompts(self.bank)}
         for name, now in ours.items():
             if difference := difference_of(told[name], now, name):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import checksum
-from ..teachers.mllm.identity import first_difference
+from ..text import first_difference
 
 
 MANIFEST_FILE = "manifest.json"
@@ -81,7 +81,7 @@ def merged(before: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
 
 def difference_of(then: Any, now: Any, name: str) -> str | None:
     """The first place where two manifests part, in words; `name` says which part of them is compared."""
-    if name == "prompts":
+    if name == "prompts" and then and now:
         return None if then["tokens"] == now["tokens"] else _of_prompts(then, now)
     if name == "boxes" and None in (then, now) and then != now:
         levels = ["each image" if boxes is None else f"each object in {boxes['column']!r}" for boxes in (then, now)]

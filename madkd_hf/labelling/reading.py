@@ -17,7 +17,7 @@ from ..aspects import AspectBank
 from ..data.columns import aspect_features
 from ..data.objects import Boxes
 from ..data.origin import Origin
-from ..teachers.mllm import AspectTeacher, UnreadableImage
+from ..teachers import Teacher, UnreadableImage
 from .sources import decode, is_broken
 
 
@@ -42,7 +42,7 @@ class Reader:
 
     split: str
     bank: AspectBank
-    teacher: AspectTeacher
+    teacher: Teacher
     image_column: str
     on_error: str
     name_of: Callable[[int, str | None], str]
@@ -102,8 +102,14 @@ class Reader:
                 refused = units.pop(error.index)
                 answers[refused.key] = self._refuse(refused.name, "is refused by the teacher's processor", error)
                 continue
-            keys = [unit.key for unit in units]
-            return answers | dict(zip(keys, zip(reading.logits.numpy(), reading.mass.numpy())))
+            logits, mass = (np.asarray(part, dtype=np.float32) for part in (reading.logits, reading.mass))
+            expected = (len(units), len(self.bank))
+            if logits.shape != expected or mass.shape != expected or not np.isfinite([logits, mass]).all():
+                raise ValueError(
+                    f"The teacher gave log-odds of shape {logits.shape} and mass of shape {mass.shape} for "
+                    f"{len(units)} images: expected finite numbers of shape {expected}, one for each question."
+                )
+            return answers | dict(zip([unit.key for unit in units], zip(logits, mass)))
         return answers
 
     def _table(self, rows: list[list[Answer | None] | None]) -> pa.Table:

@@ -1,1 +1,4 @@
-"""Who answers the questions."""
+from .base import Reading, Teacher, UnreadableImage, load_teacher
+
+
+__all__ = ["Reading", "Teacher", "UnreadableImage", "load_teacher"]

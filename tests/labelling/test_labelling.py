@@ -42,7 +42,7 @@ from madkd_hf.labelling import Workers, reading
 from madkd_hf.labelling.job import _Job
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.labelling.sources import Stream, sources_of
-from madkd_hf.teachers.mllm import UnreadableImage
+from madkd_hf.teachers import UnreadableImage
 
 
 BANK = tiny.bank(3)

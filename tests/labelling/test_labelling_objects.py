@@ -34,7 +34,7 @@ from madkd_hf.data.boxes import corners, grown
 from madkd_hf.data.columns import skipped_rows
 from madkd_hf.data.objects import Boxes, flatten_objects
 from madkd_hf.labelling.shards import WorkDir
-from madkd_hf.teachers.mllm import UnreadableImage
+from madkd_hf.teachers import UnreadableImage
 
 
 ROOT = Path(__file__).parents[2]

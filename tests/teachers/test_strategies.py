@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from madkd_hf import AspectTeacher
-from madkd_hf.teachers.mllm import UnreadableImage, cascade, layout, selfcheck, strategies
+from madkd_hf.teachers import UnreadableImage
+from madkd_hf.teachers.mllm import cascade, layout, selfcheck, strategies
 from madkd_hf.teachers.mllm.answers import answer_token_ids, log_odds_and_mass
 from madkd_hf.teachers.mllm.prompt import chat_text
 

@@ -40,8 +40,7 @@ from ..outputs import STUDENT, check_place, working_in
 from ..preflight import Classes, Ready, Test, bad_boxes
 from ..results import load_arrays
 from ..splits import readable_splits, warn_of_absent, with_validation
-from ..targets import attach
-from ..teachers import LabellingArguments
+from ..teachers import OwnTeacherArguments, attach
 from ..train import find_checkpoint, fit_and_measure, look, publish, waits_for_hub, what_decides
 
 
@@ -51,7 +50,7 @@ PREDICTIONS = "test_predictions.npz"  # see `save_predictions`
 
 
 @dataclass
-class DetectorArguments(LabellingArguments, SplitArguments):
+class DetectorArguments(OwnTeacherArguments, SplitArguments):
     """The student and its data."""
 
     _argument_group_name = "student and data"

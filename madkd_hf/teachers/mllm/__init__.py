@@ -1,5 +1,4 @@
-from .layout import UnreadableImage
-from .teacher import AspectTeacher, Reading
+from .teacher import AspectTeacher
 
 
-__all__ = ["AspectTeacher", "Reading", "UnreadableImage"]
+__all__ = ["AspectTeacher"]

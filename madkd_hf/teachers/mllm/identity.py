@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-SHOWN = 60  # characters of a text around the place where it differs from another
 
 
 def digest(text: str) -> str:
@@ -33,10 +29,3 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     content |= {"padding": None, "truncation": None}
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     return digest(json.dumps([content, special], sort_keys=True))
-
-
-def first_difference(then: str, now: str) -> tuple[str, str]:
-    """The part of each of two texts around the first place where they differ."""
-    place = len(os.path.commonprefix([then, now]))
-    start = max(0, place - SHOWN // 2)
-    return then[start : start + SHOWN], now[start : start + SHOWN]

@@ -14,16 +14,10 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from ..base import UnreadableImage
+
 
 PREFIX_TOKENS = 16384  # in one forward pass, unless one image has more
-
-
-class UnreadableImage(ValueError):
-    """The model's processor refuses an image; `index` is its place among the images that were to be read."""
-
-    def __init__(self, index: int, reason: Exception):
-        super().__init__(f"image {index} of this batch is refused by the teacher's processor ({reason})")
-        self.index = index
 
 
 class Layout:

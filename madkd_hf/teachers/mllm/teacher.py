@@ -6,7 +6,6 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -19,9 +18,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ...aspects import AspectBank
 from ...data.images import to_rgb
-from ...text import get_logger
+from ...text import first_difference, get_logger
+from ..base import Reading, Teacher
 from .answers import answer_token_ids, log_odds_and_mass
-from .identity import digest, first_difference, tokenizer_digest, weights_digest
+from .identity import digest, tokenizer_digest, weights_digest
 from .layout import Layout, image_token_id
 from .lengths import too_long
 from .loading import load, takes_no_images
@@ -34,21 +34,7 @@ logger = get_logger(__name__)
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the teacher says of n images.
-
-    Attributes:
-        logits: [n, Q] float32 log-odds of yes against no, in the bank's order; the sigmoid is the target.
-        mass: [n, Q] float32 in 0..1, the probability that the model put on yes and no together; where it is low,
-            the model was not answering the question.
-    """
-
-    logits: torch.Tensor
-    mass: torch.Tensor
-
-
-class AspectTeacher:
+class AspectTeacher(Teacher):
     """Reads the answers of a multimodal LLM at the first answer position, without generating (paper section 3.2).
 
     Args:
@@ -333,3 +319,16 @@ class AspectTeacher:
             **(self.plan or {}),
             "versions": versions,
         }
+
+    @property
+    def summary(self) -> str:
+        """By which strategy it has read, and how far that was off on the first images."""
+        if self.plan is None:
+            return ""
+        strategy = self.plan["strategy"]
+        if not (error := (self.plan.get("errors") or {}).get(strategy)):
+            return f"Read by {strategy}."
+        return (
+            f"Read by {strategy}; on the first images that was off by {error:.1g} standard deviations from one "
+            "forward pass per question."
+        )

@@ -1,0 +1,130 @@
+"""What a teacher is: whoever answers a bank's yes/no questions about images, with one number each.
+
+A new kind of teacher is one file beside this one, with a subclass of `Teacher`, and one line in `TEACHERS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..aspects import AspectBank
+
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+TEACHERS = {  # kind -> its class; `--teacher KIND:NAME` and `load_teacher("KIND:NAME")` find it by this
+    "mllm": "madkd_hf.teachers.mllm:AspectTeacher",
+}
+DEFAULT_KIND = "mllm"  # of a name without a kind: a model of the Hub, or a folder
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a teacher says of n images.
+
+    Attributes:
+        logits: [n, Q] float32 log-odds of yes against no, in the bank's order; the sigmoid is the target.
+        mass: [n, Q] float32 in 0..1, how much of the teacher's answer was yes or no at all; where it is low, the
+            teacher was not answering the question. 1 for teachers that say nothing else.
+    """
+
+    logits: torch.Tensor
+    mass: torch.Tensor
+
+
+class UnreadableImage(ValueError):
+    """The teacher refuses an image; `index` is its place among the images that were to be read."""
+
+    def __init__(self, index: int, reason: Exception):
+        super().__init__(f"image {index} of this batch is refused by the teacher's processor ({reason})")
+        self.index = index
+
+
+class Teacher(ABC):
+    """Answers questions about images; labelling, commands and students know no more of it than what stands here.
+
+    Attributes:
+        plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
+    """
+
+    plan: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> Teacher:
+        """A teacher by what stands behind its kind in `KIND:NAME`; what else is a parameter here, is an option."""
+        return cls(name)
+
+    @abstractmethod
+    def read(self, images: Sequence[Image], bank: AspectBank) -> Reading:
+        """Answer every question of the bank about every image.
+
+        Args:
+            images: n RGB images of any size.
+            bank: Q questions.
+
+        Returns:
+            Finite log-odds and their mass, [n, Q] each, on the CPU.
+
+        Raises:
+            UnreadableImage: an image cannot be read; the labelling names its row, or leaves it out.
+        """
+
+    @property
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers, as JSON holds it: the same identity on the same image gives the same numbers.
+
+        It keeps answers of different teachers apart, and finds those that are there already. `model`, if there is one,
+        is the name that cards show.
+        """
+
+    def prompts(self, bank: AspectBank) -> dict[str, str] | None:
+        """What the questions become for this teacher, if not themselves: a digest (`tokens`), and an `example`."""
+        return None
+
+    def prepare(self, images: Sequence[Image], bank: AspectBank) -> dict[str, Any]:
+        """Choose how to read, once for a job, on its first images; becomes `plan`, and is kept with the job.
+
+        Returns:
+            Anything that JSON holds. `batch_size` is how many image-question pairs one call of `read` should have.
+        """
+        return {}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What is written beside the labels and shown in cards: the identity, and how the answers were read."""
+        return {**self.identity, **(self.plan or {})}
+
+    @property
+    def summary(self) -> str:
+        """How it has read, in a sentence for its user; empty where there is nothing to say."""
+        return ""
+
+
+def load_teacher(name: str, **options: Any) -> Teacher:
+    """The teacher of this name.
+
+    Args:
+        name: `KIND:NAME` with a kind from `TEACHERS`, or a multimodal LLM by its Hub id or folder.
+        options: of its class's `from_pretrained`.
+
+    Raises:
+        ValueError: an option that this kind of teacher does not have, or whatever its loading refuses.
+    """
+    kind, separator, rest = name.partition(":")
+    if kind not in TEACHERS or not separator:
+        kind, rest = DEFAULT_KIND, name
+    module, _, class_name = TEACHERS[kind].partition(":")
+    load = getattr(importlib.import_module(module), class_name).from_pretrained
+    parameters = inspect.signature(load).parameters.values()
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        if unknown := set(options) - {each.name for each in parameters}:
+            raise ValueError(f"The teacher {name} has no option {sorted(unknown)[0]!r}: leave it out.")
+    return load(rest, **options)
