@@ -3,7 +3,8 @@
 Most of what a child process costs is importing torch, pandas, scipy and their like, the same every time. So one server
 imports them once, and a command that takes the place of `python` asks it for a fork, hands it files, folder, words and
 environment, and ends as the fork ends. What reads its settings from the environment when it is imported, above all
-everything of Hugging Face, is not among them: a fork imports that itself, with caches and a Hub of its own.
+everything of Hugging Face, is not among them: a fork imports that itself, with caches and a Hub of its own. Where many
+forks share these, a server of their own can import that, too.
 """
 
 from __future__ import annotations
@@ -40,8 +41,12 @@ FILES = (0, 1, 2)
 
 
 @functools.cache
-def quick_python() -> str:
-    """The path of the command; it takes `-c code`, `-m module` or a file, and their words."""
+def quick_python(more: str = "", **settings: str) -> str:
+    """The path of the command; it takes `-c code`, `-m module` or a file, and their words.
+
+    Args:
+        more: modules to import beside what is large, with these settings in the environment.
+    """
     if sys.platform != "linux":  # elsewhere large libraries do not all survive a fork
         return sys.executable
     folder = tempfile.TemporaryDirectory(prefix="quick")
@@ -49,7 +54,8 @@ def quick_python() -> str:
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -ISE "{__file__}" "$0" "{place}" "$@"\n')
     command.chmod(0o700)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads die in a fork
-    words = [sys.executable, "-P", __file__, "--serve", place, command]
+    environment |= settings
+    words = [sys.executable, "-P", __file__, "--serve", place, command, *more.split()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     server = subprocess.Popen(words, env=environment, start_new_session=True, **pipes)
     atexit.register(folder.cleanup)
@@ -58,13 +64,14 @@ def quick_python() -> str:
     return str(command)
 
 
-def quick_bin(folder: Path) -> Path:
-    """A folder for the front of PATH, in which `python` and `accelerate` start quickly."""
+def quick_bin(folder: Path, python: str | None = None) -> Path:
+    """A folder for the front of PATH, in which `python`, `accelerate` and `madkd` start quickly."""
     folder.mkdir()
-    (folder / "python").symlink_to(quick_python())
-    real = Path(sys.executable).with_name("accelerate")
-    (folder / "accelerate").write_text(f'#!/bin/sh\nexec "{quick_python()}" "{real}" "$@"\n')
-    (folder / "accelerate").chmod(0o700)
+    python = python or quick_python()
+    (folder / "python").symlink_to(python)
+    for name, words in {"accelerate": Path(sys.executable).with_name("accelerate"), "madkd": "-m madkd_hf"}.items():
+        (folder / name).write_text(f'#!/bin/sh\nexec "{python}" {words} "$@"\n')
+        (folder / name).chmod(0o700)
     return folder
 
 
@@ -83,11 +90,11 @@ def ask(place: str, words: list[str]) -> int:
     return code
 
 
-def serve(place: str, command: str) -> None:
+def serve(place: str, command: str, *more: str) -> None:
     """Fork whenever somebody asks, as long as our input is open; returns in a fork, ready to run."""
-    for name in LARGE.split():
+    for name in (*LARGE.split(), *more):
         importlib.import_module(name)
-    assert not NOT_YET & sys.modules.keys(), NOT_YET & sys.modules.keys()
+    assert more or not NOT_YET & sys.modules.keys(), NOT_YET & sys.modules.keys()
     tasks = {path.name: (path / "comm").read_text().strip() for path in Path("/proc/self/task").iterdir()}
     others = {name for task, name in tasks.items() if task != str(os.getpid())}
     assert others <= {"jemalloc_bg_thd"}, others  # threads do not survive a fork; this one starts itself anew

@@ -82,7 +82,7 @@ class Writer:
 
 
 @pytest.fixture
-def folder(tmp_path, hub):
+def folder(tmp_path, hub, python):
     """What pages take for granted: a checkout with small settings, and small things under the names of large ones."""
     for path in sorted((ROOT / "recipes").rglob("*")):
         copy = tmp_path / path.relative_to(ROOT)
@@ -95,8 +95,7 @@ def folder(tmp_path, hub):
             copy.symlink_to(path)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "aspects.json").write_text(BIRDS, encoding="utf-8")
-    (quick_bin(tmp_path / "bin") / "madkd").write_text(f'#!/bin/sh\nexec "{quick_python()}" -m madkd_hf "$@"\n')
-    (tmp_path / "bin" / "madkd").chmod(0o700)
+    quick_bin(tmp_path / "bin", python)
     birds = {}
     for i, image in enumerate(tiny.images(48, 64)):
         image.save(tmp_path / "photo.jpg")
@@ -121,10 +120,17 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("home")
 
 
+@pytest.fixture(scope="session")
+def python(home):
+    """One that has imported what commands import, with these caches."""
+    modules = "madkd_hf.cli.label madkd_hf.cli.train transformers.trainer"
+    return quick_python(modules, PYTHONPATH=str(ROOT), HF_HOME=str(home), HF_HUB_OFFLINE="0")
+
+
 def run_block(language: str, code: str, folder: Path, environment: dict[str, str]) -> str:
     environment = {**environment, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OPENAI_API_KEY": "sk-nobodys"}
     environment["PATH"] = f"{folder / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    interpreter = [quick_python(), "-c"] if language == "python" else ["bash", "-euc"]
+    interpreter = ["python", "-c"] if language == "python" else ["bash", "-euc"]
     done = subprocess.run([*interpreter, code], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
     return done.stdout
