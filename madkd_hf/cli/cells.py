@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -41,33 +40,32 @@ from ..files import (
     write_whole,
 )
 from ..students.base.saved import ADAPTER
+from . import train
 from .outputs import CELL
 
 
 KEPT_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
-DECIDES_NOTHING = {  # where things go, what is shown, and who fetches the data when
-    *("output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm", "local_rank"),
-    *("log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
+DECIDES_NOTHING = {  # where things go, what is shown, who fetches the data when, and what follows from the others
+    *("task", "output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm"),
+    *("local_rank", "log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
     *("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
 }
 OF_PUBLISHING = ("hub_", "push_", "trackio_")
 MODELS = ("backbone", "detector", "teacher")  # options that may name a folder with one
 CELL_FILE = "cell.json"
-SCRIPTS = {"train": "train_student", "tasks.detection": "train_detector"}  # as the files of finished students have it
 STUDENT_FILES = ("*.safetensors", "*config.json", "*.npz", "*.py", f"{ADAPTER}/*")
 MODEL_FILES = ("*.safetensors", "pytorch_model*.bin", "*config.json", "tokenizer*", "*.jinja")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One student to train: `words` are the command line of `script`, a recipe; `metric` is the number that counts."""
+    """One student to train: `argv` is its command line, `metric` the number that counts."""
 
     name: str
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
     folder: str
     metric: str = "test_accuracy"
-    script: str = "train"
 
     @property
     def score(self) -> str:
@@ -78,7 +76,7 @@ class Cell:
     def decides(self) -> dict[str, Any]:
         """What decides the result, by name: the options as they are understood, whatever says them, what stands in the
         dataset, bank and models that they name, wherever these are, and the versions of the code."""
-        parsed = importlib.import_module(f"{__package__}.{self.script}").parse(list(self.words))
+        parsed = train.parse(list(self.argv))
         options = {name: value for each in parsed for name, value in _options(each).items()}
         options = {name: value for name, value in options.items() if name not in DECIDES_NOTHING}
         options = {name: value for name, value in options.items() if not name.startswith(OF_PUBLISHING)}
@@ -94,7 +92,6 @@ class Cell:
                 options[name] = _model(Path(options[name]))
         versions = {"madkd_hf": madkd_hf.__version__, "transformers": transformers.__version__}
         options |= {"metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
-        options["script"] = SCRIPTS.get(self.script, self.script)
         return json.loads(json.dumps(options, default=str))  # as it will be read back
 
     @property
@@ -239,6 +236,8 @@ def _found(cell: Cell) -> dict[str, Any] | None:
             return {**found, "key": None}
         if found.pop("checksum", None) != checksum(found):
             raise ValueError(f"{path} is damaged (it does not match its checksum): {again}.")
+        if found["decides"].pop("script", None):  # as earlier versions named the task
+            found["key"] = _key(found["decides"])
         now, then = _files(cell), found["files"]
         if changed := sorted(name for name in now | then if now.get(name) != then.get(name)):
             raise ValueError(f"{path.parent / changed[0]} is damaged or missing: {again}.")
@@ -270,8 +269,7 @@ def _what_changed(found: dict[str, Any], cell: Cell) -> str:
 
 
 def train_cell(cell: Cell) -> dict[str, Any]:
-    """In a worker: one run of the recipe, its output in a log."""
-    recipe = importlib.import_module(f"{__package__}.{cell.script}")
+    """In a worker: one training, its output in a log."""
     started = time.perf_counter()
     folder, decides = Path(cell.folder), cell.decides  # as they are now; files may change while it is trained
     remove_folder(folder, "student")
@@ -283,7 +281,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         contextlib.redirect_stderr(log),
     ):
         try:
-            trainer = recipe.train(*recipe.parse(list(cell.words)))
+            trainer = train.train(*train.parse(list(cell.argv)))
         except Exception:
             traceback.print_exc()
             raise

@@ -27,7 +27,7 @@ import transformers
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 
-from .. import MadkdForImageClassification, report
+from .. import report
 from ..data.objects import flatten_objects
 from ..data.problems import Problems
 from ..files import new_folder
@@ -42,14 +42,14 @@ from ..students.base.processors import load_image_processor
 from ..students.base.saved import ADAPTER
 from ..teachers import Teacher
 from ..text import terminal
-from . import train as train_student
 from .arguments import ClassArguments, ObjectArguments, RecipeParser, source
 from .cells import Cell, run_cells
-from .conditions import CompareArguments, TaskArguments, check, label, look, plan, points, read_grid, student_words
+from .conditions import CompareArguments, TaskArguments, check, label, look, plan, points, read_grid, student_argv
 from .outputs import COMPARING, COMPARISON, working_in
-from .pictures import detector_trainer, draw_figures
+from .pictures import draw_figures
 from .preflight import Ready
-from .tasks import detection
+from .train import about_dataset
+from .train import parse as parse_student
 
 
 def keep_student(args: CompareArguments) -> Path | None:
@@ -137,30 +137,24 @@ def publish(
         for name, prefix, split in (("validation", "eval", args.eval_split), ("test", "test", args.test_split))
     ]
     facts = {
-        "dataset": train_student.about_dataset(args, labelled[args.train_split]),
+        "dataset": about_dataset(args, labelled[args.train_split]),
         "evaluations": evaluations,
         "comparison": args.output_dir,
         "compared": True,
         "license": args.hub_license,
     }
-    title = "Upload a distilled student"
-    if args.detects:
-        trainer = detector_trainer(args, labelled, student)
-        trainer.hub_model_id = repo.repo_id  # looked at before anything started
-        to = {"private": repo.private, "revision": repo.revision, "create_pr": repo.create_pr}
-        commit = trainer.push_to_hub(title, plain=args.push_plain, **to, **facts)
-    else:
-        asked, training_args = train_student.parse(student_words(args, "madkd", 0, str(student)))
-        facts["hyperparameters"] = training_args.hyperparameters() | asked.lora.hyperparameters()
-        commit = push_student(
-            MadkdForImageClassification.from_pretrained(student),
-            load_image_processor(student),
-            repo,
-            StudentFacts(**facts),
-            plain=args.push_plain,
-            adapter=student / ADAPTER if (student / ADAPTER).is_dir() else None,
-            commit_message=title,
-        )
+    command, treated = args.command, terms({"task": args.objects.task}).treated
+    asked, training_args = parse_student(student_argv(args, treated, 0, str(student)))
+    trained_with = command.task.trainer.hyperparameters(training_args) | command.hyperparameters(asked)
+    commit = push_student(
+        command.task.model.from_pretrained(student),
+        load_image_processor(student),
+        repo,
+        StudentFacts(**facts, hyperparameters=trained_with),
+        plain=args.push_plain,
+        adapter=student / ADAPTER if (student / ADAPTER).is_dir() else None,
+        commit_message="Upload a distilled student",
+    )
     return commit.pr_url or commit.repo_url
 
 
@@ -202,8 +196,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     started.append(time.perf_counter())
     planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
     results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
-    train = labelled[args.train_split]
-    classes = detection.categories(train, args.objects) if args.detects else train.features[args.label_column]
+    classes = args.command.classes(labelled[args.train_split], args)
     about = {
         "dataset": args.dataset,
         "commit": source(args)["commit"],

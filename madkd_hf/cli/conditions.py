@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import DatasetDict
 
 from .. import AspectBank
-from ..data.objects import CATEGORY
 from ..data.problems import Problems
 from ..data.variants import subset
 from ..files import check_output, check_removable
+from ..students.tasks import TASKS
 from ..teachers import Teacher
 from . import label as attach_aspects
+from . import train
 from .arguments import ClassArguments, DatasetArguments, ObjectArguments
 from .cells import Cell, cell_name
 from .outputs import COMPARING, COMPARISON, check_place
-from .preflight import Ready, Test, comparison
+from .preflight import Ready, comparison
+from .tasks import command_of
+from .tasks.base import TaskCommand, TestUse
 from .teachers import OwnTeacherArguments
 
 
-CONTROLS = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
-DETECTORS = {"base": "none", "image": "none", "image_shuffled": "shuffled", "object": "none"}
-DETECTORS |= {"shuffled": "shuffled", "constant": "constant"}
-OF_IMAGES = ("image", "image_shuffled")  # whose answers are about images; other detectors' are about objects
-LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; of detectors the first one is about objects
+LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a plain student has neither
 COMPARED = {"config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict"}
 COMPARED |= {"push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"}
@@ -43,9 +41,12 @@ class TaskArguments(ObjectArguments):
 
     _argument_group_name = "task"
 
-    task: Literal["classification", "detection"] = field(
+    task: str = field(
         default="classification",
-        metadata={"help": "Students of train_student.py, or of train_detector.py; what follows is for the latter."},
+        metadata={
+            "help": "What the students do; the options after this one are for detection.",
+            "choices": list(TASKS),
+        },
     )
 
 
@@ -59,13 +60,16 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
     baseline: str = field(
         default="",
         metadata={
-            "help": "YAML of train_student.py (of train_detector.py, with task detection) for the plain student."
+            "help": "YAML of a training of that task (train_student.py, train_detector.py) for the plain student."
         },
     )
     distill: str = field(default="", metadata={"help": "Likewise for the distilled ones and their controls."})
     conditions: list[str] = field(
         default_factory=list,
-        metadata={"help": f"Which of {', '.join(CONTROLS)}; of detectors {', '.join(DETECTORS)}; all by default."},
+        metadata={
+            "help": "; ".join(f"for {task}: {', '.join(command_of(task).controls)}" for task in TASKS)
+            + "; all by default."
+        },
     )
     seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
     grid: str = field(
@@ -100,39 +104,37 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
         return self.objects.task == "detection"
 
     @property
-    def script(self) -> str:
-        """The recipe that trains the students."""
-        return "tasks.detection" if self.detects else "train"
+    def command(self) -> TaskCommand:
+        """What the commands know of the students' task."""
+        return command_of(self.objects.task)
 
     def controls(self) -> dict[str, str]:
         """The conditions that were asked for, each with the control that its students' aspects are."""
-        known = DETECTORS if self.detects else CONTROLS
+        known = self.command.controls
         if unknown := set(self.conditions) - set(known):
             raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(known)}.")
         return {name: known[name] for name in self.conditions or known}
 
 
-def look(args: CompareArguments, problems: Problems, students: list[Any] | None, test: Test) -> Ready:
+def look(args: CompareArguments, problems: Problems, students: list[Any] | None, test: TestUse) -> Ready:
     """Whatever can be known to be wrong is told before the teacher is asked; see `preflight.comparison`."""
     for point in (problems.step(points, args) or []) if args.bank else []:
         if "aspects" in point:
             problems.step(lambda count: check_count(count, AspectBank.load(args.bank)), point["aspects"])
-    return comparison(
-        problems, importlib.import_module(f"{__package__}.{args.script}").TASK, args, students or [], test
-    )
+    return comparison(problems, args.command, args, students or [], test)
 
 
 def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, Teacher]:
     """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
 
-    Of detectors, the objects in them; a second dataset there, for the conditions `OF_IMAGES`, has the images labelled.
+    Of detectors, the objects in them; a second dataset there has the images labelled, for the conditions about images.
     """
     shared = {name: getattr(args, name) for name in DatasetArguments.__dataclass_fields__}
     shared |= vars(args.teacher_arguments())
     places = {LABELLED: {}}
     if args.detects:
         places = {LABELLED: args.objects.boxes}
-        places |= {LABELLED_IMAGES: {}} if set(OF_IMAGES) & set(args.controls()) else {}
+        places |= {LABELLED_IMAGES: {}} if set(args.command.about_images) & set(args.controls()) else {}
     found = {}
     for place, boxes in places.items():
         if args.work_dir and place != LABELLED:
@@ -181,8 +183,7 @@ def check_given(args: CompareArguments) -> None:
     for name in ("baseline", "distill"):
         if not Path(getattr(args, name)).is_file():
             raise ValueError(
-                f"There is no file {getattr(args, name)}: pass --{name} with a YAML of "
-                f"{'train_detector' if args.detects else 'train_student'}.py that exists."
+                f"There is no file {getattr(args, name)}: pass --{name} with the YAML of a training that exists."
             )
 
 
@@ -197,20 +198,20 @@ def check(args: CompareArguments) -> list[Any]:
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
     students = []
     for point, condition in itertools.product(points(args), args.controls()):
-        words = student_words(args, condition, 0, args.output_dir)
         settings = of_condition(point, condition)
         settings.pop("aspects", None)
-        student = parsed(args, [*words, *(f"--{k}={v}" for k, v in settings.items())])
-        check_output(args.output_dir, getattr(student, "backbone", None), getattr(student, "detector", None))
+        argv = student_argv(args, condition, 0, args.output_dir)
+        student = parsed([*argv, *(f"--{k}={v}" for k, v in settings.items())])
+        check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append(student)
     check_place(args.output_dir, args, COMPARING, COMPARISON)
     check_removable(Path(args.output_dir) / "student", "student")
     return students
 
 
-def parsed(args: CompareArguments, words: Sequence[str]) -> Any:
+def parsed(argv: Sequence[str]) -> Any:
     """The arguments of one student."""
-    return importlib.import_module(f"{__package__}.{args.script}").parse(list(words))[0]
+    return train.parse(list(argv))[0]
 
 
 def check_count(count: Any, bank: AspectBank) -> None:
@@ -228,20 +229,20 @@ def plan(
     args: CompareArguments, point: dict[str, Any], labelled: DatasetDict, bank: AspectBank
 ) -> dict[tuple[str, int], Cell]:
     """(condition, seed) -> the student to train at a point of the grid."""
-    metric = "test_map" if args.detects else "test_accuracy"
+    metric = f"test_{args.command.task.score}"
     cells = {}
     for seed in range(args.seeds):
         for condition in args.controls():
             settings = of_condition(point, condition)
             name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
             folder = str(Path(args.output_dir) / "cells" / name)
-            words = student_words(args, condition, seed, folder)
+            argv = student_argv(args, condition, seed, folder)
             if (count := settings.pop("aspects", len(bank))) != len(bank):
                 check_count(count, bank)
                 place = keep(labelled, bank, bank.ids[:count], args)
-                words += ["--dataset", place, "--bank", place]
-            words += [f"--{option}={value}" for option, value in settings.items()]
-            cells[condition, seed] = Cell(name, tuple(words), folder, metric, args.script)
+                argv += ["--dataset", place, "--bank", place]
+            argv += [f"--{option}={value}" for option, value in settings.items()]
+            cells[condition, seed] = Cell(name, tuple(argv), folder, metric)
     return cells
 
 
@@ -253,22 +254,19 @@ def keep(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: Comp
     return str(folder)
 
 
-def student_words(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:
+def student_argv(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:
     """The command line of one student: its YAML, and over it what all students have in common."""
-    about_image = condition in OF_IMAGES
+    command = args.command
+    about_image = condition in command.about_images
     labelled = str(Path(args.output_dir) / (LABELLED_IMAGES if about_image else LABELLED))
-    words = ["--config", args.baseline if condition == "base" else args.distill]
-    words += ["--dataset", labelled, "--bank", labelled, "--aspect_control", (CONTROLS | DETECTORS)[condition]]
-    words += ["--aspect_alpha", "0"] if condition == "base" else []
-    words += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
-    words += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
-    names = ["image_column", "label_column", "train_split", "eval_split", "test_split", "images_per_class"]
-    if args.detects:
-        words += ["--aspect_level", "image" if about_image else "object", "--category_field", CATEGORY]
-        names = [name for name in names if name not in ClassArguments.__annotations__]
-        names += ["boxes_column", "box_format", "scenes"]
-    for name in names:
+    argv = ["--task", command.task.name, "--config", args.baseline if condition == "base" else args.distill]
+    argv += ["--dataset", labelled, "--bank", labelled, "--aspect_control", command.controls[condition]]
+    argv += ["--aspect_alpha", "0"] if condition == "base" else []
+    argv += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
+    argv += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
+    argv += command.student_options(args, condition)
+    for name in ("image_column", "train_split", "eval_split", "test_split", *command.shared_options):
         value = getattr(args.objects if name in ObjectArguments.__dataclass_fields__ else args, name)
         if value is not None:
-            words += [f"--{name}", str(value)]
-    return words
+            argv += [f"--{name}", str(value)]
+    return argv

@@ -8,7 +8,6 @@ import sys
 
 from .. import __version__
 from . import interrupts
-from .options import TASKS, split_task
 
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
@@ -63,19 +62,8 @@ def run_command(verb: str, *options: str) -> None:
     interrupts.watch()
     sys.argv[1:1] = options
     if verb in COMMANDS:
-        verb = f"{__package__}.{_module(verb)}"
+        verb = f"{__package__}.{verb}"
     command = importlib.import_module(verb)
     from .arguments import run
 
     run(command.main)
-
-
-def _module(verb: str) -> str:
-    """Of a command; that of a training depends on the task."""
-    if verb != "train":
-        return verb
-    try:
-        task, sys.argv[1:] = split_task(sys.argv[1:])
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    return TASKS[task]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
-
-TASKS = {"classification": "train", "detection": "tasks.detection"}  # task -> the module that trains
+from ..students.tasks import TASKS
 
 
 class OptionParser(ArgumentParser):
@@ -24,25 +23,29 @@ class OptionParser(ArgumentParser):
         raise ValueError(f"{message}; --help lists all options.")
 
 
-def split_task(argv: list[str]) -> tuple[str, list[str]]:
-    """The task that the command line of a training means, and its other words.
+def task_of(argv: list[str]) -> str:
+    """The task of a training: what its command line, or else its YAML, says, or follows from what it starts from.
 
     Raises:
         ValueError: there is no such task.
     """
-    given, others = OptionParser("--task").parse_known_args(argv)
-    options, _ = OptionParser("--config", "--detector").parse_known_args(others)
-    detects = options.detector is not None or (options.config and "detector" in keys_of(options.config))
-    task = given.task or ("detection" if detects else "classification")
-    if task not in TASKS:
-        raise ValueError(f"There is no task {task!r}: pass --task {' or '.join(TASKS)}.")
-    return task, others
+    starts = {task.starts_from: name for name, task in TASKS.items()}
+    given = vars(OptionParser("--config", "--task", *(f"--{option}" for option in starts)).parse_known_args(argv)[0])
+    for options in (given, content_of(given["config"])):
+        if name := options.get("task"):
+            if name not in TASKS:
+                raise ValueError(f"There is no task {name!r}: pass --task {' or '.join(TASKS)}.")
+            return name
+        for option, name in starts.items():
+            if options.get(option):
+                return name
+    return next(iter(TASKS))
 
 
-def keys_of(config: str) -> list[str]:
-    """The options in a YAML file; none where it cannot be read, which the command itself tells."""
+def content_of(config: str | None) -> dict[str, Any]:
+    """What a YAML file says; nothing where it cannot be read, which the command itself tells."""
     try:
-        content = yaml.safe_load(Path(config).expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(config or "").expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return []
-    return list(content) if isinstance(content, dict) else []
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -26,7 +26,7 @@ COMPARISON = (
 COMPARING = "comparison"
 STUDENT = (
     *("config.json", "preprocessor_config.json", "processor_config.json", "model*.safetensors", "model.safetensors.*"),
-    *("training_args.bin", "trainer_state.json", "*_results.json", "test_predictions.npz", "waits_for_hub.json"),
+    *("training_args.bin", "trainer_state.json", "*_results.json", "test_predictions.npz", "unpublished"),
     *("*_madkd*.py", "adapter", "checkpoint-*"),
 )
 CELL = (*STUDENT, "log.txt", "cell.json", "runs")

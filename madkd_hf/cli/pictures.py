@@ -28,10 +28,11 @@ from ..students.detection.evaluation import SizedCollator, detection_metrics, fr
 from ..students.detection.metrics import CocoAp
 from ..students.detection.modeling_madkd_detection import MadkdForObjectDetection
 from ..teachers import Teacher
-from . import train as train_student
-from .conditions import CompareArguments, student_words
+from . import train
+from .conditions import CompareArguments, student_argv
 from .results import load_arrays
-from .tasks import detection
+from .tasks.base import PREDICTIONS
+from .tasks.detection import load_predictions
 
 
 EXAMPLES = 8
@@ -155,11 +156,11 @@ def aspect_auroc(
 def detector_trainer(
     args: CompareArguments, labelled: DatasetDict, student: Path, compute_metrics: Any = None
 ) -> MadkdDetectionTrainer:
-    """A Trainer of a saved detector as it was trained, to measure or to publish it."""
-    words = student_words(args, terms({"task": "detection"}).treated, 0, str(student))
+    """A Trainer of a saved detector as it was trained, to measure it."""
+    argv = student_argv(args, terms({"task": "detection"}).treated, 0, str(student))
     return MadkdDetectionTrainer(
         MadkdForObjectDetection.from_pretrained(student),
-        detection.parse(words)[1],
+        train.parse(argv)[1],
         eval_dataset=labelled[args.eval_split],
         processing_class=load_image_processor(student),
         compute_metrics=compute_metrics,
@@ -174,7 +175,7 @@ def draw_detected(
 ) -> dict[str, Any] | None:
     """A page of scenes, and which classes gained."""
     test = labelled[args.test_split]
-    names = detection.categories(labelled[args.train_split], args.objects).names
+    names = args.command.classes(labelled[args.train_split], args).names
     there = objects_in(args, test, student)
     objects = [{name: each[name][each["iscrowd"] == 0] for name in ("boxes", "labels")} for each in there]
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
@@ -201,7 +202,7 @@ def draw_detected(
 
 def _predictions(args: CompareArguments, condition: str, seed: int) -> list[dict[str, np.ndarray]]:
     folder = Path(args.output_dir) / "cells" / f"{condition}-{seed}"
-    return detection.load_predictions(folder / detection.PREDICTIONS)
+    return load_predictions(folder / PREDICTIONS)
 
 
 def objects_in(args: CompareArguments, rows: Dataset, student: Path) -> list[dict[str, np.ndarray]]:
@@ -261,8 +262,7 @@ def class_by_class(args: CompareArguments, labelled: DatasetDict) -> dict[str, A
     cells = Path(args.output_dir) / "cells"
     predicted = {
         condition: [
-            load_arrays(cells / f"{condition}-{seed}" / train_student.PREDICTIONS, "logits", "labels")
-            for seed in range(args.seeds)
+            load_arrays(cells / f"{condition}-{seed}" / PREDICTIONS, "logits", "labels") for seed in range(args.seeds)
         ]
         for condition in compared({"task": "classification"})
     }

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDatasetDict
+from datasets import Dataset, DatasetDict, Image, IterableDatasetDict
 
 from .. import AspectBank, text
 from ..data.boxes import corners
@@ -38,15 +38,13 @@ from ..data.problems import Problems
 from ..files import check_output
 from ..labelling import Workers
 from ..labelling.sources import sources_of
-from ..students.classification.backbones import check_backbone
 from .arguments import SplitArguments, files_from, load_splits
-from .splits import check_columns, check_count, check_test_split, with_class_labels, with_validation
+from .splits import check_columns, check_test_split, with_validation
+from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
 
 
 logger = text.get_logger(__name__)
-
-Test = Literal["scored", "predicted", "unused"]  # what the images of the test split are for
 
 
 @dataclass(frozen=True)
@@ -79,105 +77,11 @@ class Ready:
         return found and np.setdiff1d(np.arange(found.total), found.rows)
 
 
-@dataclass(frozen=True)
-class Classes:
-    """What is looked at where an image has one class; `metrics` are the names that its evaluation has."""
-
-    metrics: tuple[str, ...]
-
-    def check_model(self, args: Any) -> None:
-        """Raise what building a student would fail at."""
-        check_backbone(args.backbone, args.pretrained)
-        args.lora.peft_config()
-
-    def stratify(self, args: Any) -> str | None:
-        """The column of classes of which each part of the rows is to have some."""
-        return args.label_column
-
-    def unusable(self, rows: Dataset, args: Any, split: str) -> list[Unreadable]:
-        """What is wrong with a row beside its image."""
-        return []
-
-    def labelled(
-        self,
-        problems: Problems,
-        splits: DatasetDict,
-        args: Any,
-        used: Sequence[str],
-        test: Test,
-        doubtful: Sequence[str],
-    ) -> DatasetDict | None:
-        """The splits with classes; a test split of which none is known has no column for them any more.
-
-        Args:
-            used: those that are looked at.
-            doubtful: those in which broken rows were found.
-        """
-        column, splits = args.label_column, DatasetDict(splits)
-        feature = splits[args.train_split].features.get(column)
-        for split in used if feature else []:
-            rows = splits[split]
-            if column not in rows.features:
-                if split != args.test_split or test == "scored":
-                    problems.add(f"The split {split!r} has no column {column!r}, only {rows.column_names}: add it.")
-                continue
-            if isinstance(feature, ClassLabel) and rows.features[column] != feature:
-                problems.add(
-                    f"The column {column!r} of split {split!r} is {rows.features[column]}, that of "
-                    f"{args.train_split!r} {feature}: give both the same classes in the same order."
-                )
-                continue
-            missing = _without_class(rows, column, split == args.train_split)
-            if len(missing) == len(rows) and len(rows) and split == args.test_split and test == "predicted":
-                splits[split] = rows.remove_columns(column)
-                logger.warning("The split %r has no classes: it is predicted, and there is no score.", split)
-            elif missing:
-                names = names_of(rows, missing, args.image_column, split)
-                remedy = "drop them, or give them their class"
-                if split == args.test_split and test == "scored":
-                    remedy = "the comparison needs a score: pass another --test_split, or give them their class"
-                problems.add(
-                    f"{len(missing)} of the {counted(len(rows))} of split {split!r} {_have(missing)} no class (null, "
-                    f"-1, or none of those that column {column!r} names): {listed(names)}: {remedy}."
-                )
-                splits[split] = without(rows, missing)
-        return problems.step(with_class_labels, splits, column, args.train_split)
-
-    def most_drawn(self, students: Sequence[Any]) -> list[Any]:
-        """The student that draws most, if any does."""
-        return sorted((each for each in students if each.images_per_class), key=lambda each: each.images_per_class)[
-            -1:
-        ]
-
-    def check_drawn(self, rows: Dataset, args: Any) -> None:
-        """
-        Raises:
-            ValueError: a class has fewer images than are to be drawn.
-        """
-        if args.images_per_class is not None:
-            check_count(rows, args.label_column, args.images_per_class)
-
-
-def _without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
-    """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
-    feature = rows.features[column]
-    values = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
-    if isinstance(feature, ClassLabel):
-        known = range(feature.num_classes)
-        return [row for row, value in enumerate(values) if value not in known]
-    hidden = (None,) if trained_on else (None, -1)
-    return [row for row, value in enumerate(values) if value is None or (not trained_on and value in hidden)]
-
-
-def _have(rows: Sequence[int]) -> str:
-    return "has" if len(rows) == 1 else "have"
-
-
-def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]) -> Ready:
+def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callable[[], Any]) -> Ready:
     """Before a student is trained.
 
     Args:
-        task: `Classes`, or what takes its place.
+        command: of the student's task.
         args: of the student.
         checks: more of them; each raises what it finds wrong.
 
@@ -185,19 +89,19 @@ def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]
         ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
     """
     workers, here = Workers(training_args.process_index, training_args.world_size), []
-    test: Test = "predicted" if training_args.do_predict else "unused"
+    test: TestUse = "predicted" if training_args.do_predict else "unused"
 
     def look() -> dict[str, LeftOut]:
         problems = Problems()
         for check in checks:
             problems.step(check)
-        problems.step(task.check_model, args)
+        problems.step(command.check_model, args)
         if args.bank and training_args.aspect_alpha:
             problems.step(AspectBank.load, args.bank)
-        ready = rows_of(problems, task, args, training_args.seed, test)
+        ready = rows_of(problems, command, args, training_args.seed, test)
         if ready is not None:
             train_set = ready.splits[args.train_split]
-            problems.step(task.check_drawn, train_set, args)
+            problems.step(command.check_draw, train_set, args)
             problems.step(bank_of, train_set, args, training_args.aspect_alpha)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
         problems.tell()
@@ -208,12 +112,12 @@ def student(task: Any, args: Any, training_args: Any, *checks: Callable[[], Any]
     if not here:  # another process than the first: the same rows, without a look at the images
         splits, problems = load_splits(args), Problems()
         used = _used(splits, args, test)
-        here.append(_made(problems, task, splits, args, used, training_args.seed, test, left_out))
+        here.append(_made(problems, command, splits, args, used, training_args.seed, test, left_out))
         problems.tell()
     return here[0]
 
 
-def comparison(problems: Problems, task: Any, args: Any, students: Sequence[Any], test: Test) -> Ready:
+def comparison(problems: Problems, command: TaskCommand, args: Any, students: Sequence[Any], test: TestUse) -> Ready:
     """Before students are compared: one dataset, labelled once, and many trainings.
 
     Args:
@@ -230,8 +134,8 @@ def comparison(problems: Problems, task: Any, args: Any, students: Sequence[Any]
         problems.add(f"No {name} given: pass --{name} (see --help).")
     bank = args.bank and problems.step(AspectBank.load, args.bank)
     for each in students:
-        problems.step(task.check_model, each)
-    ready = rows_of(problems, task, args, 0, test)
+        problems.step(command.check_model, each)
+    ready = rows_of(problems, command, args, 0, test)
     if ready is not None:
         used = _used(ready.splits, args, test)
         ready.splits = DatasetDict({split: ready.splits[split] for split in used})  # no others are saved
@@ -241,8 +145,8 @@ def comparison(problems: Problems, task: Any, args: Any, students: Sequence[Any]
                 f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before "
                 "come from the cache)."
             )
-        for each in task.most_drawn(students):
-            problems.step(task.check_drawn, train_set, each)
+        for each in command.largest_draw(students):
+            problems.step(command.check_draw, train_set, each)
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
     problems.tell()
     return ready
@@ -333,7 +237,7 @@ def check_labelled_room(
     check_room(folder, times * (images + answers), "The labelled dataset")
 
 
-def rows_of(problems: Problems, task: Any, args: Any, seed: int, test: Test) -> Ready | None:
+def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test: TestUse) -> Ready | None:
     """What students are made from, looked at; None where something keeps it from being made.
 
     Args:
@@ -347,11 +251,11 @@ def rows_of(problems: Problems, task: Any, args: Any, seed: int, test: Test) -> 
     if test != "unused":
         problems.step(check_test_split, splits, args)
     used = _used(splits, args, test)
-    left_out, doubtful = look_at(problems, splits, args, used, task.unusable)
-    return _made(problems, task, splits, args, used, seed, test, left_out, doubtful)
+    left_out, doubtful = look_at(problems, splits, args, used, command.unusable)
+    return _made(problems, command, splits, args, used, seed, test, left_out, doubtful)
 
 
-def _used(splits: DatasetDict, args: SplitArguments, test: Test) -> list[str]:
+def _used(splits: DatasetDict, args: SplitArguments, test: TestUse) -> list[str]:
     names = [args.train_split, args.eval_split, *([args.test_split] if test != "unused" else [])]
     return [split for split in dict.fromkeys(names) if split in splits]
 
@@ -364,12 +268,12 @@ def _left(splits: DatasetDict, left_out: dict[str, LeftOut]) -> DatasetDict:
 
 def _made(
     problems: Problems,
-    task: Any,
+    command: TaskCommand,
     splits: DatasetDict,
     args: Any,
     used: list[str],
     seed: int,
-    test: Test,
+    test: TestUse,
     left_out: dict[str, LeftOut],
     doubtful: Sequence[str] = (),
 ) -> Ready | None:
@@ -378,10 +282,10 @@ def _made(
         if empty[0] not in left_out:  # else that is told already
             problems.add(f"The split {empty[0]!r} has no images: pass another one, or look at its files.")
         return None
-    splits = task.labelled(problems, splits, args, used, test, doubtful)
+    splits = command.with_classes(problems, splits, args, used, test, doubtful)
     if splits is None or not len(splits[args.train_split]):
         return None
-    splits = problems.step(with_validation, splits, args, seed, task.stratify(args))
+    splits = problems.step(with_validation, splits, args, seed, command.stratify_by(args))
     return splits and Ready(splits, left_out)
 
 

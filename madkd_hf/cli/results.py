@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import read_json
+from ..files import read_json, whole_file, writing
 
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,12 @@ def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
             f"{path} cannot be read ({error}): delete the folder it lies in, and run the same command again."
         ) from error
     return arrays
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays into a file of NumPy, whole or not at all."""
+    with writing(path), whole_file(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def forget_damaged_results(folder: Path) -> None:

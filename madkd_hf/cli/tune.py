@@ -19,7 +19,7 @@ from ..data.problems import Problems
 from ..files import write_whole
 from .arguments import RecipeParser
 from .cells import Cell, cell_name, run_cells
-from .conditions import CompareArguments, check, label, look, of_condition, parsed, read_grid, student_words
+from .conditions import CompareArguments, check, label, look, of_condition, parsed, read_grid, student_argv
 from .outputs import COMPARING, COMPARISON, working_in
 from .preflight import Ready
 
@@ -29,7 +29,7 @@ class TuneArguments(CompareArguments):
     """`compare.py`'s, and the grid."""
 
     grid: str = field(
-        default="{}", metadata={"help": "Option of train_student.py -> values to try, for both students (JSON)."}
+        default="{}", metadata={"help": "Option of the training -> values to try, for both students (JSON)."}
     )
     distill_grid: str = field(default="{}", metadata={"help": "More options, for the distilled student alone (JSON)."})
 
@@ -52,9 +52,9 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
     name = cell_name(condition, *("_".join(pair) for pair in point), seed)
     folder = str(Path(args.output_dir) / "cells" / name)
-    words = student_words(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
-    words += [f"--{option}={value}" for option, value in point]
-    return Cell(name, (*words, "--do_predict", "false"), folder, metric="eval_accuracy")
+    argv = student_argv(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
+    argv += [f"--{option}={value}" for option, value in point]
+    return Cell(name, (*argv, "--do_predict", "false"), folder, metric=f"eval_{args.command.task.score}")
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def main() -> None:
     problems = Problems()
     problems.step(check, args)
     planned = problems.step(plan, args) or {}
-    students = [problems.step(parsed, args, cell.words) for cells in planned.values() for cell in cells]
+    students = [problems.step(parsed, cell.argv) for cells in planned.values() for cell in cells]
     ready = look(args, problems, [each for each in students if each], "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _tune(args, planned, ready)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -13,9 +15,11 @@ from typing import Any
 from huggingface_hub import CommitInfo, run_as_future
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..files import new_folder, remove_folder
 from ..text import get_logger
 from .cards.comparison import FIGURES
 from .cards.student import StudentFacts, write_card
+from .retries import HubError
 from .upload import HubRepo
 
 
@@ -50,6 +54,7 @@ def push_student(
     adapter: str | os.PathLike | None = None,
     commit_message: str = "Upload a student",
     blocking: bool = True,
+    unpublished: str | os.PathLike | None = None,
 ) -> CommitInfo | Future[CommitInfo]:
     """Publish a student in one commit: safetensors, config, code, image processor, card. No pickle goes up.
 
@@ -65,11 +70,39 @@ def push_student(
         adapter: folder of the LoRA adapter that was merged into the model; it goes up beside it, in `adapter/`.
         commit_message: the commit's title.
         blocking: False makes the files now, uploads in the background and returns a Future.
+        unpublished: folder for what was to go up, where the push fails or is interrupted while it blocks; the message
+            then holds the command that uploads it. After a success there is no such folder.
 
     Raises:
         ValueError: a comparison that is none, or one about other questions.
         HubError: it cannot be published; the repo is as it was.
     """
+    if not blocking or unpublished is None:
+        return _push(model, processor, repo, facts, plain, adapter, commit_message, blocking)
+    try:
+        commit = _push(model, processor, repo, facts, plain, adapter, commit_message)
+    except (HubError, KeyboardInterrupt) as error:
+        with contextlib.suppress(OSError, ValueError):  # a full disk, or somebody's own files there
+            with new_folder(unpublished, "student") as folder:
+                stage_student(folder, model, processor, repo, facts, plain, adapter=adapter)
+            sentence = f"The student is saved; publish it with: {_upload_command(repo, unpublished)}"
+            error.args = (f"{error} {sentence}".strip(),)
+        raise
+    with contextlib.suppress(ValueError):
+        remove_folder(unpublished, "student")
+    return commit
+
+
+def _push(
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    repo: HubRepo,
+    facts: StudentFacts | None,
+    plain: bool,
+    adapter: str | os.PathLike | None,
+    commit_message: str,
+    blocking: bool = True,
+) -> CommitInfo | Future[CommitInfo]:
     repo = repo.check(facts and facts.license)
     kept = repo.kept()
     staged = tempfile.TemporaryDirectory(prefix="madkd-student-")
@@ -88,6 +121,14 @@ def push_student(
     future = run_as_future(push)
     future.add_done_callback(_tell_failure)
     return future
+
+
+def _upload_command(repo: HubRepo, folder: str | os.PathLike) -> str:
+    """What uploads a staged student, in one commit."""
+    options = ["--private"] if repo.private else []
+    options += ["--revision", repo.revision] if repo.revision else []
+    options += ["--create-pr"] if repo.create_pr else []
+    return shlex.join(["hf", "upload", repo.repo_id, os.fspath(folder), ".", "--exclude", ".madkd*", *options])
 
 
 def stage_student(

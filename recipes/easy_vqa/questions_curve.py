@@ -21,12 +21,12 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
-from madkd_hf.cli import train
 from madkd_hf.cli.arguments import RecipeParser
 from madkd_hf.cli.cells import Cell, run_cells
-from madkd_hf.cli.conditions import CompareArguments, check, keep, label, look, student_words
+from madkd_hf.cli.conditions import CompareArguments, check, keep, label, look, student_argv
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
 from madkd_hf.cli.preflight import Ready
+from madkd_hf.cli.tasks.classification import draw
 from madkd_hf.data.columns import read_answers, read_labels
 from madkd_hf.data.problems import Problems
 from madkd_hf.selection.choice import select_questions
@@ -63,7 +63,7 @@ def choose(method: str, count: int, seed: int, rows: Dataset, bank: AspectBank, 
     if method == "random":
         return [bank.ids[q] for q in np.random.default_rng(seed).permutation(len(bank))[:count]]
     if args.images_per_class is not None:
-        rows = train.draw(rows, args.label_column, args.images_per_class, seed)
+        rows = draw(rows, args.label_column, args.images_per_class, seed)
     logits, mass, _ = read_answers(rows, bank)
     labels, _ = read_labels(rows, args.label_column)
     return select_questions(logits, mass, labels, bank, count, CRITERIA[method]).bank.ids
@@ -86,14 +86,14 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
         for method, count in [("base", 0), ("all", len(bank)), *points]:
             name = f"{method}-{count}-{seed}"
             folder = str(Path(args.output_dir) / "cells" / name)
-            words = student_words(args, "base" if method == "base" else "madkd", seed, folder)
+            argv = student_argv(args, "base" if method == "base" else "madkd", seed, folder)
             ids = [] if method == "base" else bank.ids
             if method in args.methods:
                 ids = choose(method, count, seed, labelled[args.train_split], bank, args)
                 place = keep(labelled, bank, ids, args)
-                words += ["--dataset", place, "--bank", place]
+                argv += ["--dataset", place, "--bank", place]
             point = {"method": method, "asked": count, "kept": len(ids), "seed": seed, "questions": ids}
-            cells[name] = (Cell(name, (*words, "--do_predict", "false"), folder, metric="eval_accuracy"), point)
+            cells[name] = (Cell(name, (*argv, "--do_predict", "false"), folder, metric="eval_accuracy"), point)
     return cells
 
 

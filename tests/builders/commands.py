@@ -21,15 +21,16 @@ MODULES = {  # script -> module
     "generate_questions": "madkd_hf.cli.ask",
     "questions_curve": "recipes.easy_vqa.questions_curve",
     "select_questions": "madkd_hf.cli.choose",
-    "train_detector": "madkd_hf.cli.tasks.detection",
+    "train_detector": "madkd_hf.cli.train",
     "train_student": "madkd_hf.cli.train",
 }
+OPTIONS = {"train_detector": ["--task=detection"], "train_student": ["--task=classification"]}  # that a script adds
 
 
 def recipe(name: str, *words: str | Path) -> None:
     """Run a recipe as a command line would, in this process: importing torch anew for each test takes too long."""
     before = sys.argv, Path.cwd()
-    sys.argv = [f"recipes/{name}.py", *map(str, words)]
+    sys.argv = [f"recipes/{name}.py", *OPTIONS.get(name, []), *map(str, words)]
     os.chdir(ROOT)
     try:
         run(importlib.import_module(MODULES.get(name, f"madkd_hf.cli.{name}")).main)

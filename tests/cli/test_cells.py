@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,16 +118,10 @@ def test_weights_that_change_in_place_are_seen(tmp_path):
     assert one.key == before
 
 
-# What run_cells says. The script of these students is no recipe, but takes its words and trains in no time.
+# What run_cells says, of students that are trained in no time
 
 
-SCRIPT = """
-import json, os, signal
-from pathlib import Path
-from types import SimpleNamespace
-import train_student
-parse = train_student.parse
-def train(args, training_args):
+def _train(args, training_args):
     if training_args.learning_rate == 0.5:
         os.kill(os.getpid(), signal.SIGKILL)
     results = {"test_accuracy": training_args.learning_rate}
@@ -133,25 +129,21 @@ def train(args, training_args):
     for name in ("model.safetensors", "test_predictions.npz"):
         Path(training_args.output_dir, name).write_bytes(b"as it was")
     return SimpleNamespace(state=SimpleNamespace(log_history=[]))
-"""
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch) -> str:
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "quick_student.py").write_text(SCRIPT)
-    monkeypatch.syspath_prepend(tmp_path / "modules")
+def quick(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("madkd_hf.cli.train.train", _train)
     fork = multiprocessing.get_context("fork")  # a worker that is spawned imports torch for a minute
-    monkeypatch.setattr("cells.multiprocessing.get_context", lambda kind: fork)
-    return "quick_student"
+    monkeypatch.setattr("madkd_hf.cli.cells.multiprocessing.get_context", lambda kind: fork)
 
 
-def test_a_student_that_is_trained_again_is_named_with_the_reason(tmp_path, script, capsys):
+def test_a_student_that_is_trained_again_is_named_with_the_reason(tmp_path, quick, capsys):
     folder = make(tmp_path / "a")
 
     def ask(*more):
-        one = cells.Cell("one", options(folder, *more), str(folder / "out"), script=script)
+        one = cells.Cell("one", options(folder, *more), str(folder / "out"))
         return cells.run_cells([one], 1)["one"]["accuracy"], capsys.readouterr().out
 
     assert ask() == (1.0, "") and ask("--disable_tqdm", "true") == (1.0, "")
@@ -164,18 +156,17 @@ def test_a_student_that_is_trained_again_is_named_with_the_reason(tmp_path, scri
     assert said == f"{begin}an earlier version of this recipe did not note all that decides it.\n"
 
 
-def test_a_worker_that_is_killed_is_told_with_the_remedy(tmp_path, script):
+def test_a_worker_that_is_killed_is_told_with_the_remedy(tmp_path, quick):
     folder = make(tmp_path / "a")
     good, bad = (
-        cells.Cell(name, options(folder, "--learning_rate", rate, "--output_dir", folder / name), str(folder / name),
-                   script=script)
+        cells.Cell(name, options(folder, "--learning_rate", rate, "--output_dir", folder / name), str(folder / name))
         for name, rate in (("good", 0.1), ("bad", 0.5))
     )  # fmt: skip
     cells.run_cells([good], 1)
     begin = "killed from outside, most likely because memory ran out: run the same command again, with "
     with pytest.raises(ValueError, match=f"{begin}a lower per_device_train_batch_size; of 2 students 1 are"):
         cells.run_cells([good, bad], 1)
-    others = [cells.Cell(name, bad.words, str(folder / name), script=script) for name in ("bad", "worse")]
+    others = [cells.Cell(name, bad.argv, str(folder / name)) for name in ("bad", "worse")]
     with pytest.raises(ValueError, match=rf"{begin}--jobs 1 \(here it was 2\); of 2 students 0 are"):
         cells.run_cells(others, 2)
 
@@ -204,9 +195,9 @@ def _flip(content: bytes, digit: bytes = b"0.01") -> bytes:
         lambda content: b"NaN",
     ],
 )
-def test_a_student_with_a_damaged_result_is_trained_again(tmp_path, script, capsys, damage):
+def test_a_student_with_a_damaged_result_is_trained_again(tmp_path, quick, capsys, damage):
     folder = make(tmp_path / "a")
-    one = cells.Cell("one", options(folder), str(folder / "out"), script=script)
+    one = cells.Cell("one", options(folder), str(folder / "out"))
     first, path = cells.run_cells([one], 1), folder / "out" / "cell.json"
     assert "trained again" not in capsys.readouterr().out
     path.write_bytes(damage(path.read_bytes()))
@@ -217,10 +208,23 @@ def test_a_student_with_a_damaged_result_is_trained_again(tmp_path, script, caps
     assert cells.run_cells([one], 1) == again and not capsys.readouterr().out
 
 
+def test_a_student_of_an_earlier_version_is_kept(tmp_path, quick, capsys):
+    """It noted the script that trained it."""
+    one = cell(make(tmp_path / "a"))
+    cells.run_cells([one], 1)
+    path = tmp_path / "a" / "out" / "cell.json"
+    content = json.loads(path.read_text())
+    content["decides"]["script"] = "train_student"
+    content["key"] = "of them all"
+    del content["checksum"]
+    path.write_text(json.dumps({**content, "checksum": cells.checksum(content)}))
+    assert cells.run_cells([one], 1)["one"] == content["result"] and not capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "test_predictions.npz"])
-def test_a_student_whose_files_changed_is_trained_again(tmp_path, script, capsys, name):
+def test_a_student_whose_files_changed_is_trained_again(tmp_path, quick, capsys, name):
     folder = make(tmp_path / "a")
-    one = cells.Cell("one", options(folder), str(folder / "out"), script=script)
+    one = cells.Cell("one", options(folder), str(folder / "out"))
     cells.run_cells([one], 1)
     path = folder / "out" / name
     path.write_bytes(path.read_bytes()[:-1] + b"?")

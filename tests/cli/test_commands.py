@@ -101,15 +101,16 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     answers = load_from_disk(tmp_path / "labelled")["train"]["aspect_logits"][:]
     assert [each and len(each) for each in answers] == [2, 2, None] + [2] * 7
 
-    train_detector, seen = importlib.import_module("madkd_hf.cli.tasks.detection"), []
+    trainings, seen = importlib.import_module("madkd_hf.cli.train"), []
     train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *words]
     train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
     train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
     train += ["--per_device_train_batch_size", "4"]
     for dataset, *more in ("labelled", "--bank", tmp_path / "labelled"), ("coco", "--aspect_alpha", "0"), ("coco",):
-        given = train_detector.parse([*map(str, [*train, "--dataset", tmp_path / dataset, *more])])
-        splits, rows, bank = train_detector.prepare(*given)
-        seen.append([rows["image_id"][:], splits["validation"]["image_id"][:]])
+        given = trainings.parse([*map(str, [*train, "--dataset", tmp_path / dataset, *more])])
+        ready = trainings.check(*given)
+        rows, bank = trainings.prepare(*given, ready)
+        seen.append([rows["image_id"][:], ready.splits["validation"]["image_id"][:]])
         assert (bank is None) == ("--aspect_alpha" in more)
     assert seen[0] == seen[1] == seen[2] and set(sum(seen[0], [])) == set(range(10)) - {2}
     assert "Left out 1 of the 10 images of split 'train': row 2 of split 'train' (object 1 has the box" in caplog.text
@@ -467,7 +468,7 @@ def test_a_mistake_ends_the_process_with_a_code_and_no_traceback():
 
 
 def test_labels_of_every_kind_become_classes():
-    with_class_labels = importlib.import_module("madkd_hf.cli.train").with_class_labels
+    with_class_labels = importlib.import_module("madkd_hf.cli.splits").with_class_labels
     for values, kind in (["cat", "dog"], "large_string"), ([3, 7], "uint8"):
         rows = Dataset.from_dict({"label": values}, features=Features({"label": Value(kind)}))
         splits = with_class_labels(
@@ -513,7 +514,7 @@ def planned(folder, **settings) -> dict[str, str]:
     cells = [
         plan for point in conditions.points(args) for plan in conditions.plan(args, point, labelled, bank).values()
     ]
-    return {cell.name: " ".join(cell.words) for cell in cells}
+    return {cell.name: " ".join(cell.argv) for cell in cells}
 
 
 def test_base_is_plain_and_tested_whatever_its_yaml_says(tmp_path):
@@ -592,20 +593,20 @@ def test_a_typo_in_yaml_is_refused_with_a_suggestion(tmp_path):
 
 
 def test_every_yaml_under_recipes_names_known_options_only():
-    names = "attach_aspects compare questions_curve select_questions train_detector train_student tune"
-    attach_aspects, compare, questions_curve, select_questions, train_detector, train_student, tune = map(
-        importlib.import_module, names.split()
+    train, label, choose, compare, tune = (
+        importlib.import_module(f"madkd_hf.cli.{name}") for name in ("train", "label", "choose", "compare", "tune")
     )
-    arguments = {"attach": [attach_aspects.AttachArguments], "compare": [compare.CompareArguments]}
+    questions_curve = importlib.import_module("recipes.easy_vqa.questions_curve")
+    arguments = {"attach": [label.AttachArguments], "compare": [compare.CompareArguments]}
     arguments |= {"labels": [compare.CompareArguments]}
     arguments |= {"detect_compare": [compare.CompareArguments, compare.TaskArguments]}
-    detector = [train_detector.DetectorArguments, train_detector.ObjectArguments, train_student.MadkdTrainingArguments]
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
-    arguments |= {"select": [select_questions.SelectArguments]}
-    student = [train_student.StudentArguments, train_student.LoraArguments, train_student.MadkdTrainingArguments]
+    arguments |= {"select": [choose.SelectArguments]}
     files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
     assert files
     for path in files:
-        of_detector = "detector" in (yaml.safe_load(path.read_text()) or {})
-        types = arguments.get(path.stem, detector if of_detector else student)
-        common.RecipeParser(*types, description="").parse(["--config", str(path), "--output_dir", "unused"])
+        words = ["--config", str(path), "--output_dir", "unused"]
+        if types := arguments.get(path.stem):
+            common.RecipeParser(*types, description="").parse(words)
+        else:
+            train.parse(words)

@@ -110,10 +110,10 @@ def test_each_student_has_the_answers_of_its_level(tmp_path):
     bank = AspectBank.load(EASY_VQA / "aspects.json")
     cells = {name: cell for (name, _), cell in conditions.plan(args, {}, None, bank).items()}
     assert list(cells) == CONDITIONS
-    assert {(cell.script, cell.metric, cell.score) for cell in cells.values()} == {
-        ("tasks.detection", "test_map", "map")
+    assert {(*cell.argv[:2], cell.metric, cell.score) for cell in cells.values()} == {
+        ("--task", "detection", "test_map", "map")
     }
-    words = {name: " ".join(cell.words) for name, cell in cells.items()}
+    words = {name: " ".join(cell.argv) for name, cell in cells.items()}
     assert "--config a.yaml" in words["base"] and "--aspect_alpha 0" in words["base"]
     for name in TREATED.values():
         assert "--aspect_control shuffled" in words[name]
@@ -212,7 +212,7 @@ def test_pictures_of_detectors(tmp_path):
 
 
 def test_ap_of_each_class_is_that_of_the_evaluation(tmp_path):
-    pictures, conditions = map(importlib.import_module, ("pictures", "conditions"))
+    pictures, conditions = (importlib.import_module(f"madkd_hf.cli.{name}") for name in ("pictures", "conditions"))
     args = conditions.CompareArguments(output_dir=str(tmp_path))
     args.objects = conditions.TaskArguments(task="detection")
     rows = make_scenes()["test"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from builders import damage
 
-from madkd_hf.cli.results import forget_damaged_results, load_arrays
-from madkd_hf.cli.tasks.detection import load_predictions, save_predictions
+from madkd_hf.cli.results import forget_damaged_results, load_arrays, save_arrays
+from madkd_hf.cli.tasks.detection import load_predictions, predicted_arrays
 from madkd_hf.hub.cards.comparison import read_comparison
 
 
@@ -103,7 +103,7 @@ def test_predictions_of_detectors_are_read_back(tmp_path):
         {"boxes": np.ones((n, 4)), "scores": np.ones(n), "labels": np.ones(n), "aspect_logits": np.ones((n, 2))}
         for n in (2, 0, 1)
     ]
-    save_predictions(tmp_path / "found.npz", found)
+    save_arrays(tmp_path / "found.npz", predicted_arrays(found))
     again = load_predictions(tmp_path / "found.npz")
     assert [{name: each.shape for name, each in row.items()} for row in again] == [
         {name: each.shape for name, each in row.items()} for row in found

@@ -11,7 +11,7 @@ from builders.commands import EASY_VQA, ROOT, command
 from madkd_hf import __version__
 from madkd_hf.cli import main as cli
 from madkd_hf.cli.main import COMMANDS
-from madkd_hf.cli.options import split_task
+from madkd_hf.cli.options import task_of
 
 
 def test_without_a_command_it_lists_them():
@@ -53,9 +53,7 @@ def test_pip_installs_the_command():
     ],
 )
 def test_the_task_is_an_option_or_follows_from_the_others(words, task):
-    found, rest = split_task([*map(str, words)])
-    assert found == task
-    assert rest == [str(word) for word in words if word not in ("--task", task)]
+    assert task_of([*map(str, words)]) == task
 
 
 def test_an_unknown_task_gets_one_sentence():

@@ -15,8 +15,11 @@ from transformers import AutoModelForObjectDetection, pipeline
 
 from madkd_hf import AspectBank, report
 from madkd_hf.cli import arguments as common
+from madkd_hf.cli import preflight
+from madkd_hf.cli import results as saved
 from madkd_hf.data.columns import aspect_features
 from madkd_hf.data.objects import as_columns
+from madkd_hf.data.problems import Problems
 from madkd_hf.data.variants import control_answers
 from madkd_hf.report import figures
 
@@ -69,7 +72,7 @@ def test_a_detector_labels_its_own_objects_and_leaves_a_student_that_pipeline_lo
     found = pipeline("object-detection", str(tmp_path), threshold=0.0)(scene(1)["image"])
     assert found[0]["label"] in COLOURS
     train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
-    predictions = train_detector.load_predictions(tmp_path / train_detector.PREDICTIONS)
+    predictions = train_detector.load_predictions(tmp_path / "test_predictions.npz")
     assert len(predictions) == 6
     assert all(each["boxes"].shape == (len(each["scores"]), 4) for each in predictions)
     assert all(each["aspect_logits"].shape == (len(each["labels"]), 11) for each in predictions)
@@ -101,7 +104,7 @@ def test_a_detector_is_published_with_its_aspects(hub, tmp_path, capsys):
     files = hub.files("you/finder")
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
     assert "pipeline_tag: object-detection" in files["README.md"].decode()
-    assert not (tmp_path / "out" / "waits_for_hub.json").exists()
+    assert not (tmp_path / "out" / "unpublished").exists()
 
 
 def test_a_published_detector_tells_the_comparison(hub, tmp_path):
@@ -178,11 +181,17 @@ def test_a_class_label_of_another_name_is_renamed():
 
 
 def test_scenes_are_drawn_by_seed():
-    draw, rows = importlib.import_module("madkd_hf.cli.tasks.detection").draw, Dataset.from_dict({"a": range(20)})
-    first, again, other = (draw(rows, 5, seed)["a"][:] for seed in (0, 0, 1))
+    detection, rows = importlib.import_module("madkd_hf.cli.tasks.detection"), Dataset.from_dict({"a": range(20)})
+
+    def draw(scenes, seed):
+        args = detection.DetectorArguments()
+        args.objects.scenes = scenes
+        return detection.COMMAND.draw(rows, args, seed)["a"][:]
+
+    first, again, other = (draw(5, seed) for seed in (0, 0, 1))
     assert first == again != other and len(set(first)) == 5
     with pytest.raises(ValueError, match="There are 20 training images and --scenes asks for 21"):
-        draw(rows, 21, 0)
+        draw(21, 0)
 
 
 @pytest.mark.parametrize("control", ["shuffled", "constant"])
@@ -218,7 +227,7 @@ def test_predictions_survive_the_file(tmp_path, by_object):
         }
         for n in (2, 0, 3)
     ]
-    train_detector.save_predictions(tmp_path / "a.npz", predictions)
+    saved.save_arrays(tmp_path / "a.npz", train_detector.predicted_arrays(predictions))
     found = train_detector.load_predictions(tmp_path / "a.npz")
     for one, other in zip(predictions, found, strict=True):
         assert one.keys() == other.keys()
@@ -230,9 +239,8 @@ def test_predictions_survive_the_file(tmp_path, by_object):
 
 
 def test_every_yaml_of_detectors_names_known_options_only():
-    train_detector, compare, attach = (
-        importlib.import_module(f"madkd_hf.cli.{name}") for name in ("tasks.detection", "compare", "label")
-    )
+    names = ("train", "compare", "label")
+    train_detector, compare, attach = (importlib.import_module(f"madkd_hf.cli.{name}") for name in names)
     names = ["easy_vqa/detect", "easy_vqa/detect_baseline", "coco/detr_resnet50", "coco/rtdetr_r18", "coco/yolos_tiny"]
     for name in names:
         args, _ = train_detector.parse(["--config", str(ROOT / "recipes" / f"{name}.yaml"), "--output_dir", "unused"])
@@ -251,7 +259,7 @@ def test_the_bank_of_coco_is_sound():
 
 
 def test_the_plain_detector_differs_from_the_distilled_one_in_the_aspects_alone():
-    train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
+    train_detector = importlib.import_module("madkd_hf.cli.train")
     plain, distilled = (
         train_detector.parse(["--config", str(EASY_VQA / f"{name}.yaml"), "--output_dir", "unused"])
         for name in ("detect_baseline", "detect")
@@ -303,7 +311,7 @@ def test_answers_about_something_else_are_refused(tmp_path, level, by_object):
     assert "The dataset answers about" in said and "\n" not in said
 
 
-def test_images_with_boxes_that_cannot_be_are_left_out_of_all_splits(caplog):
+def test_images_with_boxes_that_cannot_be_are_left_out_of_all_splits(tmp_path, caplog):
     train_detector = importlib.import_module("madkd_hf.cli.tasks.detection")
     few = importlib.import_module("recipes.easy_vqa.scenes").load_scenes(
         scenes={"train": 4, "validation": 3, "test": 3}
@@ -318,9 +326,11 @@ def test_images_with_boxes_that_cannot_be_are_left_out_of_all_splits(caplog):
     for columns in ((), ("width", "height")):  # with the sizes told, and with images to look at
         made = {split: few[split].map(spoilt, with_indices=True, fn_kwargs={"box": box}) for split, box in bad.items()}
         made = DatasetDict(made).remove_columns(list(columns))
-        args = train_detector.DetectorArguments(on_error="skip")
-        kept = train_detector.prepare_splits(made, args, seed=0)
-        assert {split: rows["image_id"][:] for split, rows in kept.items()} == {
+        made.save_to_disk(tmp_path / f"{len(columns)} columns")
+        args = train_detector.DetectorArguments(on_error="skip", dataset=str(tmp_path / f"{len(columns)} columns"))
+        ready = preflight.rows_of(Problems(), train_detector.COMMAND, args, 0, "scored")
+        assert {split: rows["image_id"][:] for split, rows in ready.splits.items()} == {
             "train": [0, 2, 3], "validation": [0, 2], "test": [0, 2]
         }  # fmt: skip
-    assert len(re.findall("first of all .*_scene_1.png: object 0 has the box", caplog.text)) == 6
+    said = "Left out 1 of the . images of split .*_scene_1.png .object 0 has the box"
+    assert len(re.findall(said, caplog.text)) == 6

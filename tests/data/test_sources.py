@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from madkd_hf.cli import arguments as common
 from madkd_hf.cli import compare, conditions, splits
-from madkd_hf.cli import train as train_student
+from madkd_hf.cli.tasks import classification
 from madkd_hf.data import places, summary
 from madkd_hf.data.image_columns import check_image_column
 from madkd_hf.data.rows import named, row_name
@@ -422,7 +422,7 @@ def test_what_a_yaml_names_is_looked_up_beside_it_and_then_from_here(tmp_path, m
     assert "../there/compare.yaml says `distill: d.yaml`" in said and "neither beside it nor in" in said
     assert "(did you mean ../there/D.yaml?)" in said and "--config" not in said
     args = compare.parse(["--config", "../there/compare.yaml", "--distill", "mine.yaml", "--output_dir", "out"])
-    with pytest.raises(ValueError, match="There is no file mine.yaml: pass --distill with a YAML of train_student.py"):
+    with pytest.raises(ValueError, match="There is no file mine.yaml: pass --distill with the YAML of a training"):
         conditions.check(args)
     with pytest.raises(
         ValueError, match=r"no config file ../there/compar.yaml \(did you mean ../there/compare.yaml\?"
@@ -506,12 +506,12 @@ def test_a_fraction_that_is_too_small_is_told_with_one_that_is_not(tmp_path):
 def test_classes_with_too_few_images_are_all_named(tmp_path):
     rows = load(str(draw(tmp_path / "birds", "a 5, b 1, c 2"))).splits["train"]
     with pytest.raises(ValueError) as refused:
-        train_student.draw(rows, "label", 3, seed=0)
+        classification.draw(rows, "label", 3, seed=0)
     said = (
         "The class 'b' has 1 image and --images_per_class asks for 3; too few have 'c' (2) as well: ask for fewer, or"
     )
     assert str(refused.value).startswith(said)
-    assert sorted(train_student.draw(rows, "label", 1, seed=0)["label"]) == [0, 1, 2]
+    assert sorted(classification.draw(rows, "label", 1, seed=0)["label"]) == [0, 1, 2]
 
 
 def test_rows_are_named_by_their_file_and_the_number_that_the_user_knows(tmp_path):

@@ -5,9 +5,10 @@ The Hub is a small one on this machine; whoever talks to it is a process of its 
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
-from madkd_hf.hub import HubRepo
+from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
@@ -348,70 +349,39 @@ def test_the_token_gets_nowhere(hub, place, published):
     assert not [name for name in hub.files("you/birds") if name.endswith((".bin", ".pkl", ".pt"))]
 
 
-WAITS = """
-import json, shutil
-from pathlib import Path
-out, data, other, *words = sys.argv[1:]
-there = Path(out) / "waits_for_hub.json"
-def go(name, *more):
-    said = recipe(*words, *more)
-    print("run", name, json.load(open(out + "/all_results.json"))["train_runtime"], there.exists(), said)
-go("trained")
-go("again")
-go("elsewhere", "--hub_model_id", "you/waited")
-go("trained")
-go("another", "--learning_rate", "0.5", "--push_to_hub", "false")
-go("trained")
-(Path(out) / "model.safetensors").unlink()
-go("trained")
-shutil.rmtree(data)
-shutil.copytree(other, data)
-go("elsewhere trained", "--hub_model_id", "you/relabelled")
-"""
-
-
-def test_a_student_that_could_not_be_published_waits_as_long_as_it_is_what_was_asked_for(hub, place):
-    hub.fault("POST .*/you/waits/commit", "status", status=403, times=None)
-    out, data, other = str(place / "waits"), place / "waiting", place / "relabelled"
-    for folder, bank in (data, BANK), (other, tiny.bank(2)):
-        labelled(bank=bank).save_to_disk(folder)
-        bank.save(folder)
-    given = words(place, "--dataset", str(data), "--output_dir", out)
-    done = child(hub, place, RECIPES + WAITS, out, data, other, *given)
+@pytest.mark.parametrize("plain", [False, True])
+def test_what_could_not_be_published_is_uploaded_by_the_command_in_the_message(hub, place, tmp_path, plain):
+    name, out = f"you/late-{plain}", tmp_path / "out"
+    hub.fault(f"POST .*/{name}/commit", "status", status=403, times=None)
+    given = words(place, "--output_dir", str(out), "--hub_model_id", name, "--push_plain", str(plain))
+    done = child(hub, tmp_path, RECIPES + "print(recipe(*sys.argv[1:]))", *given)
     hub.clear_faults()
-    runs = [re.fullmatch(r"run ([a-z ]+) ([\d.:]+) (True|False) (.*)", line) for line in done.stdout.splitlines()]
-    names, times, waits, said = zip(*[run.groups() for run in runs if run])
-    assert len(names) == 8, done.stdout + done.stderr
-    for name, before, time, waiting, told in zip(names, ("", *times), times, waits, said):
-        refused = "error: The token may not write to the model you/waits (403: A fault asked for: 403)"
-        assert told.startswith(refused) if name in ("trained", "again") else told == "None", (name, told)
-        assert (time != before) == (name not in ("again", "elsewhere")), (names, times)
-        assert waiting == str(name in ("trained", "again")), (names, waits)
-    assert ("model", "you/waits") not in hub.repos() or len(hub.commits("you/waits")) == 1
-    assert len(hub.commits("you/waited")) == 2
-    card = ModelCard(hub.files("you/relabelled")["README.md"].decode())
-    assert "a student with 2 aspect outputs" in card.text
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith(f"error: The token may not write to the model {name} (403"), done.stdout + done.stderr
+    upload = shlex.split(said.partition("publish it with: ")[2])
+    assert upload[:4] == ["hf", "upload", name, str(out / "unpublished")] and TOKEN not in said
+    assert ("model", name) not in hub.repos() or len(hub.commits(name)) == 1
+    environment = hub.environment(tmp_path / "home", token=TOKEN)
+    hf = Path(sys.executable).with_name("hf")
+    subprocess.run([hf, *upload[1:]], env=environment, check=True, capture_output=True, timeout=240)
+    files = hub.files(name)
+    assert set(files) == (PLAIN_FILES if plain else ASPECT_FILES) and hub.repos()["model", name].private
+    card = ModelCard(files["README.md"].decode())
+    results = json.loads((out / "all_results.json").read_text())
+    measured = {(result.dataset_split, result.metric_type): result.metric_value for result in card.data.eval_results}
+    assert measured["test", "accuracy"] == pytest.approx(results["test_accuracy"], abs=1e-4)
+    done = child(hub, tmp_path, RECIPES + "print(recipe(*sys.argv[1:]))", *given)
+    assert f"Published: {hub.url}/{name}\n" in done.stdout and not (out / "unpublished").exists()
 
 
-def test_other_rows_under_the_same_name_are_another_student(place):
-    from madkd_hf.cli import train as train_student
-
-    asked = train_student.parse(words(place))
-    one, same, fewer = (train_student.what_decides(*asked, labelled(n)["train"], BANK) for n in (12, 12, 8))
-    assert one == same != fewer
-
-
-def test_the_first_process_says_for_all_whether_a_student_waits(tmp_path, monkeypatch):
-    from madkd_hf.cli import train as train_student
-
-    def broadcast(found):
-        found[0] = True
-
-    (tmp_path / "waits_for_hub.json").write_text("what another process is just writing")
-    settings = {"output_dir": tmp_path, "push_to_hub": True, "process_index": 1, "world_size": 2}
-    monkeypatch.setattr(train_student, "broadcast_object_list", broadcast)
-    assert train_student.waits_for_hub(SimpleNamespace(**settings), {})
-    assert not train_student.waits_for_hub(SimpleNamespace(**settings | {"process_index": 0, "world_size": 1}), {})
+def test_a_user_s_files_stay_where_a_student_could_not_be_published(tmp_path, monkeypatch):
+    mine = tmp_path / "unpublished" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="HF_HUB_OFFLINE=1 is set"):
+        push_student(student(), PROCESSOR, HubRepo("you/birds", "model"), unpublished=mine.parent)
+    assert mine.read_text() == "mine" and [*tmp_path.rglob("*")] == [mine.parent, mine]
 
 
 STRANGER = """

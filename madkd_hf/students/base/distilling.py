@@ -5,17 +5,27 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from huggingface_hub import CommitInfo
 from torch import nn
-from transformers import BaseImageProcessor, EarlyStoppingCallback, EvalPrediction, TrainerCallback
+from transformers import BaseImageProcessor, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput
 
 from ...data.columns import drop_skipped_rows
-from .publishing import PublishedTrainer
-from .saved import is_student, load_saved
+from ...hub.cards.results import Evaluation
+from ...hub.cards.student import StudentFacts, write_card
+from ...hub.retries import HubError
+from ..losses.base import Loss
+from .callbacks import EarlyStopping
+from .publishing import check_repo, evaluation_for_card, push_saved, student_facts
+from .safe_trainer import SafeTrainer
+from .saved import is_adapted, is_student, load_saved
 from .settings import check_metric
 from .training_args import MadkdTrainingArguments
 
@@ -23,20 +33,23 @@ from .training_args import MadkdTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-class DistillingTrainer(PublishedTrainer):
-    """A Trainer that checks what it is given, names each part of the loss, and counts each row once.
+class DistillingTrainer(SafeTrainer):
+    """A Trainer that checks what it is given, names each part of the loss, counts each row once, and publishes.
 
-    What differs from student to student is in the methods that raise `NotImplementedError`, and in `parts`.
+    It changes the Hub by nothing but a push, and a push is one commit with the finished student and its card.
+
+    What differs from student to student is in the methods that raise `NotImplementedError`.
 
     Attributes:
-        parts: of the loss, by the names under which they are logged; 0 where a batch has none.
+        metrics: the names of all numbers that our own metrics may give.
+        loss: the one to minimise; None for that of `default_loss`.
         measures_batches: whether `compute_metrics` may be given one evaluation batch after the other.
         splits_batches: whether a batch may be cut in parts for several devices of one process (nn.DataParallel).
-        train_collator, eval_collator: make batches for training and for everything else; a subclass makes its own
-            where the user gave none.
+        train_collator, eval_collator, test_collator: make batches to train on, to evaluate, and to predict for; a
+            subclass makes its own where the user gave none.
     """
 
-    parts: tuple[str, ...] = ("aspect_loss",)
+    metrics: tuple[str, ...] = ()
     measures_batches = False
     _own_metrics: Callable[[EvalPrediction], dict] | None = None  # what `compute_metrics` is by default
     splits_batches = False
@@ -50,6 +63,7 @@ class DistillingTrainer(PublishedTrainer):
         eval_dataset: Dataset | dict[str, Dataset] | None,
         processing_class: BaseImageProcessor | None,
         compute_metrics: Callable[[EvalPrediction], dict],
+        loss: Loss | None = None,
         **kwargs: Any,
     ):
         if args is None:
@@ -67,6 +81,8 @@ class DistillingTrainer(PublishedTrainer):
                 "batch_eval_metrics=True: leave it out; eval_accumulation_steps=1 is what spares the accelerator's "
                 "memory."
             )
+        self.loss = loss
+        self._evaluations: dict[tuple, Evaluation] = {}  # by step, name and dataset
         super().__init__(
             model,
             args,
@@ -84,21 +100,22 @@ class DistillingTrainer(PublishedTrainer):
             )
         self._refuse_unfit()
         self._in_its_format(self.model)
-        self.train_dataset = self._fitting(train_dataset, "the training dataset")
+        self.train_dataset = self._checked_rows(train_dataset, "the training dataset")
         if isinstance(eval_dataset, dict):
             named = {
-                name: self._fitting(rows, f"the evaluation dataset {name!r}") for name, rows in eval_dataset.items()
+                name: self._checked_rows(rows, f"the evaluation dataset {name!r}")
+                for name, rows in eval_dataset.items()
             }
             self.eval_dataset = named
         else:
-            self.eval_dataset = self._fitting(eval_dataset, "the evaluation dataset")
+            self.eval_dataset = self._checked_rows(eval_dataset, "the evaluation dataset")
         self._check_settings()
         if args.early_stopping_patience:
             self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
-        self.train_collator = self.eval_collator = data_collator
-        self._components: dict[str, torch.Tensor] = {}
-        self._components_count = 0
-        self._evaluated: dict[str, Any] = {}  # by the name under which a data loader is kept
+        self.train_collator = self.eval_collator = self.test_collator = data_collator
+        self._logged_parts: dict[str, torch.Tensor] = {}  # sums of the loss's parts since the last log
+        self._logged_steps = 0
+        self._rows_of_loader: dict[str, Any] = {}  # what each evaluation data loader that is kept was made of
 
     def _refuse_unfit(self) -> None:
         """What this student cannot be trained with.
@@ -122,6 +139,16 @@ class DistillingTrainer(PublishedTrainer):
 
     def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
         """What sums over a batch's rows are divided by: how many count, on average over batches and processes."""
+        raise NotImplementedError
+
+    def default_loss(self) -> Loss:
+        """What the arguments ask for."""
+        raise NotImplementedError
+
+    def _losses(
+        self, model: nn.Module, inputs: dict[str, Any], rows: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        """The loss of a batch with its parts, see `Loss`, and the model's outputs."""
         raise NotImplementedError
 
     def metric_names(self, rows: Any) -> list[str]:
@@ -158,7 +185,7 @@ class DistillingTrainer(PublishedTrainer):
 
     # Data
 
-    def _fitting(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
+    def _checked_rows(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
         """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""
         if not isinstance(dataset, Dataset):
             return dataset
@@ -166,45 +193,41 @@ class DistillingTrainer(PublishedTrainer):
             dataset = dataset.with_format(None)
         if not len(dataset):
             raise ValueError(f"There are no rows in {name}: look at what fills it, or leave it out.")
-        kept = drop_skipped_rows(
-            dataset, name
-        )  # before the check: a box that cannot be is why the labelling left a row out
-        self._check(kept, name if kept is dataset else f"{name} (without the rows left out)", with_labels)
-        return kept
+        # before the check: a box that cannot be is why the labelling left a row out
+        rows = drop_skipped_rows(dataset, name)
+        self._check(rows, name if rows is dataset else f"{name} (without the rows left out)", with_labels)
+        return rows
 
-    def _served(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
-        """What a data loader of these rows is made of: they and their collator themselves, or others for them."""
+    def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
+        """Rows and collator of a data loader; a subclass may take other ones in their place, from an image store."""
         return rows, collator
 
-    def get_train_dataloader(self):
-        kept = self.train_dataset
-        self.train_dataset, self.data_collator = self._served(kept, self.train_collator)
-        try:
-            return super().get_train_dataloader()
-        finally:
-            self.train_dataset = kept
+    def get_train_dataloader(self) -> Any:
+        if self.train_dataset is None:
+            raise ValueError("Training needs a train_dataset.")
+        rows, self.data_collator = self._stored(self.train_dataset, self.train_collator)
+        return self._get_dataloader(rows, "Training", self._train_batch_size, self._get_train_sampler, True)
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        kept, name = self.eval_dataset, eval_dataset if isinstance(eval_dataset, str) else "eval"
-        given = kept if eval_dataset is None else kept[name] if isinstance(eval_dataset, str) else eval_dataset
-        if self._evaluated.get(name) is not given:  # persistent workers go on with what they have, whatever is asked
-            getattr(self, "_eval_dataloaders", {}).pop(name, None)
-            self._evaluated[name] = given
-        rows = self._fitting(given, "the evaluation dataset")
-        self.data_collator = self.eval_collator
+    def get_eval_dataloader(self, eval_dataset: str | Dataset | None = None) -> Any:
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
+        dataset = eval_dataset
+        if eval_dataset is None or isinstance(eval_dataset, str):
+            dataset = self.eval_dataset if eval_dataset is None else self.eval_dataset[name]
+        if dataset is None:
+            raise ValueError("Evaluation needs an eval_dataset.")
+        loaders = getattr(self, "_eval_dataloaders", {})  # which the Trainer keeps where workers are persistent
+        if name in loaders and self._rows_of_loader.get(name) is dataset:
+            return loaders[name]
+        self._rows_of_loader[name] = dataset
+        rows, self.data_collator = self._checked_rows(dataset, "the evaluation dataset"), self.eval_collator
         if self.is_in_train:  # and so again
-            rows, self.data_collator = self._served(rows, self.eval_collator)
-        if name != eval_dataset:
-            return super().get_eval_dataloader(rows)
-        self.eval_dataset = {**kept, name: rows}
-        try:
-            return super().get_eval_dataloader(name)
-        finally:
-            self.eval_dataset = kept
+            rows, self.data_collator = self._stored(rows, self.eval_collator)
+        size, sampler = self.args.eval_batch_size, self._get_eval_sampler
+        return self._get_dataloader(rows, "Evaluation", size, sampler, dataloader_key=name)
 
-    def get_test_dataloader(self, test_dataset):
-        self.data_collator = self.eval_collator
-        return super().get_test_dataloader(self._fitting(test_dataset, "the test dataset", with_labels=False))
+    def get_test_dataloader(self, test_dataset: Dataset) -> Any:
+        self.data_collator = self.test_collator
+        return super().get_test_dataloader(self._checked_rows(test_dataset, "the test dataset", with_labels=False))
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -214,7 +237,7 @@ class DistillingTrainer(PublishedTrainer):
         batches = [self._without_repeats(batch) for batch in upcoming]
         if not batches:
             return batches, None
-        self._components_count += 1
+        self._logged_steps += 1
         return batches, self._rows_per_batch(batches)
 
     # Training
@@ -241,21 +264,148 @@ class DistillingTrainer(PublishedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of each loss component since the last log."""
-        if "loss" in logs and self._components_count:
-            for name, total in self._components.items():
-                mean = self.accelerator.gather(total / self._components_count).mean()
-                logs[name] = mean.item()
-            self._components, self._components_count = {}, 0
+        if "loss" in logs and self._logged_steps:
+            for name, total in self._logged_parts.items():
+                logs[name] = self.accelerator.gather(total / self._logged_steps).mean().item()
+            self._logged_parts, self._logged_steps = {}, 0
         super().log(logs, start_time)
 
-    def _note(self, losses: dict[str, torch.Tensor]) -> None:
-        self._watch.note(self.state.global_step + 1, {name: each for name, each in losses.items() if name != "loss"})
-        for name in dict.fromkeys([*self.parts, *losses]):
-            if name == "loss":
-                continue
-            value = losses.get(name, losses["loss"].new_zeros(())).detach().reshape(1)
-            value = value / self.current_gradient_accumulation_steps
-            self._components[name] = self._components.get(name, 0) + value
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The loss of a batch; in training, its parts are logged by name.
+
+        Args:
+            num_items_in_batch: what sums over rows are divided by, see `Loss`.
+        """
+        losses, outputs = self._losses(model, inputs, num_items_in_batch)
+        if model.training and num_items_in_batch is not None:
+            parts = {name: value for name, value in losses.items() if name != "loss"}
+            self._watch.note(self.state.global_step + 1, parts)
+            for name in dict.fromkeys([*(self.loss or self.default_loss()).parts, *parts]):
+                value = parts.get(name, losses["loss"].new_zeros(())).detach().reshape(1)
+                value = value / self.current_gradient_accumulation_steps
+                self._logged_parts[name] = self._logged_parts.get(name, 0) + value
+        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._evaluations.clear()  # of other weights
+        return super().train(*args, **kwargs)
+
+    # Evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """As usual, and its numbers are kept for the card."""
+        output = self._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
+        evaluation = evaluation_for_card(rows, self.train_dataset, output, metric_key_prefix)
+        if output.label_ids is not None:  # else there is nothing to tell, and labelled images of that split may have
+            self._evaluations[self._step, evaluation.name, evaluation.dataset] = evaluation
+        return output
+
+    def _run_evaluation(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The evaluation loop; `per_aspect` may be among its metrics, for the card alone."""
+        return super().evaluation_loop(*args, **kwargs)
+
+    @property
+    def _step(self) -> int:
+        """The training step of the weights as they are."""
+        best = self.state.best_global_step if self.args.load_best_model_at_end else None
+        return self.state.global_step if best is None or self.is_in_train else best
+
+    # The Hub
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """See whether a push can succeed; nothing is made on the Hub before the push itself.
+
+        Raises:
+            HubError: it cannot, in one sentence, in every process.
+        """
+        self._check_processor()
+        self.hub_model_id = check_repo(self.args, token=token, private=private)
+        self.push_in_progress = None
+
+    def create_model_card(self, plain: bool | None = None, **facts: Any) -> None:
+        """Write the card into output_dir; no network.
+
+        Args:
+            plain: for the plain model; by default as the arguments say.
+            facts: what the trainer cannot know or knows otherwise, see `StudentFacts`: `license`, `comparison`,
+                `dataset` (a Hub id as owner/name, another name, or a `DataSource`), `dataset_tags` (Hub ids),
+                `dataset_args` (the configuration), `evaluations`, `language`, `tags`, `model_name`, `finetuned_from`.
+                `tasks` is taken and changes nothing.
+        """
+        if self.is_world_process_zero():
+            repo = self.args.hub_repo()
+            repo = replace(repo, repo_id=self.hub_model_id or repo.repo_id)
+            plain = self.args.push_plain if plain is None else plain
+            model = self.accelerator.unwrap_model(self.model)
+            write_card(self.args.output_dir, model, repo, self._facts(facts), plain)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        create_pr: bool | None = None,
+        plain: bool | None = None,
+        **facts: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """Save the student in output_dir and publish it: one commit of weights, code, image processor and card.
+
+        Args:
+            commit_message: the commit's title.
+            blocking: False uploads in the background.
+            token, revision, private, create_pr, plain: by default as the arguments say.
+            facts: for the card, see `create_model_card`.
+
+        Returns:
+            The commit, or without `blocking` its Future; None in all processes but the first.
+
+        Raises:
+            HubError: it cannot be published; the repo is as it was.
+        """
+        self._check_processor()
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.hub_model_id is None:
+            self.hub_model_id = check_repo(self.args, token=token, private=private, create_pr=create_pr)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        repo = self.args.hub_repo(token=token, revision=revision, private=private, create_pr=create_pr)
+        repo, plain = replace(repo, repo_id=self.hub_model_id), self.args.push_plain if plain is None else plain
+        return push_saved(self, repo, self._facts(facts), plain, commit_message or "End of training", blocking)
+
+    def _facts(self, given: dict[str, Any]) -> StudentFacts:
+        of_these_weights = [found for (step, *_), found in self._evaluations.items() if step == self._step]
+        hyperparameters = self.hyperparameters(self.args)
+        hyperparameters |= self.model.hyperparameters() if is_adapted(self.model) else {}
+        return student_facts(given, self.train_dataset, of_these_weights, hyperparameters, self.args.hub_license)
+
+    @staticmethod
+    def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:
+        """What decides a student, for its card."""
+        return args.hyperparameters()
+
+    def _check_processor(self) -> None:
+        if self.processing_class is None:
+            raise HubError(
+                "There is no image processor to publish with the student: pass it as processing_class, beside your "
+                "data_collator."
+            )
 
     # Saved students
 
@@ -272,31 +422,3 @@ class DistillingTrainer(PublishedTrainer):
             return False
         load_saved(model, folder)
         return True
-
-
-class EarlyStopping(EarlyStoppingCallback):
-    """As that of transformers; and a training that goes on counts on from where it was interrupted."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        before = state.stateful_callbacks.get(type(self).__name__) or {}
-        self.early_stopping_patience_counter = before.get("attributes", {}).get("early_stopping_patience_counter", 0)
-
-
-class TellEpoch(TrainerCallback):
-    """Tells the collator which epoch begins, or goes on after a checkpoint."""
-
-    def __init__(self, collator: Any):
-        self.collator = collator
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
-
-
-def check_classes(found: int, config: Any) -> None:
-    """Raise ValueError where the dataset's classes are not as many as the model's."""
-    if found != config.num_labels:
-        raise ValueError(
-            f"The dataset has {found} classes and the model {config.num_labels}: "
-            "build the model with the dataset's id2label."
-        )

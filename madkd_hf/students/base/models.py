@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
@@ -105,3 +106,12 @@ def _files_on_hub(name: str, revision: str | None) -> list[str]:
                 f"({str(error).splitlines()[0]}): check the spelling and the connection."
             ) from error
         return [path.name for path in cached.iterdir()]
+
+
+def check_classes(found: int, config: Any) -> None:
+    """Raise ValueError where the dataset's classes are not as many as the model's."""
+    if found != config.num_labels:
+        raise ValueError(
+            f"The dataset has {found} classes and the model {config.num_labels}: "
+            "build the model with the dataset's id2label."
+        )

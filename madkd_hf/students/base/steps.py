@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import GradientState
 
-from ..losses.classification import UNCOUNTED
+from ..losses.base import UNCOUNTED
 
 
 def without_repeats(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:

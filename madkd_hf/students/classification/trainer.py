@@ -16,12 +16,14 @@ from ...data.columns import check_answers
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup
-from ..base.distilling import DistillingTrainer, TellEpoch, check_classes
+from ..base.callbacks import TellEpoch
+from ..base.distilling import DistillingTrainer
+from ..base.models import check_classes
 from ..base.processors import ordinary
 from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
 from ..base.training_args import MadkdTrainingArguments
-from ..losses.classification import madkd_loss
+from ..losses import Loss, MadkdLoss
 from .data import AspectCollator
 from .image_batches import StoreCollator, StoredRows, store_collator
 from .modeling_madkd import MadkdForImageClassification
@@ -56,6 +58,8 @@ class MadkdTrainer(DistillingTrainer):
             the head is trained in full. `trainer.model` is then a `LoraStudent` around the model given. What is saved
             and published is the merged student, an ordinary one, with the adapter beside it in `adapter/`;
             `trainer.model.merged()` is the same in memory.
+        loss: takes the place of cross-entropy and BCE, see `madkd_hf.students.losses.Loss`; aspect_alpha and
+            label_smoothing_factor are those of the usual `MadkdLoss`.
         kwargs: of `Trainer`.
 
     Raises:
@@ -66,7 +70,7 @@ class MadkdTrainer(DistillingTrainer):
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
-    parts = ("class_loss", "aspect_loss")
+    metrics = (*OF_CLASSES, *OF_ASPECTS)
     _own_metrics = staticmethod(all_metrics)
     splits_batches = True  # the losses are taken of all its rows, once the devices' outputs are together again
 
@@ -82,6 +86,7 @@ class MadkdTrainer(DistillingTrainer):
         image_column: str = "image",
         label_column: str = "label",
         peft_config: LoraConfig | None = None,
+        loss: Loss | None = None,
         **kwargs: Any,
     ):
         if peft_config is not None:
@@ -107,6 +112,7 @@ class MadkdTrainer(DistillingTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics or all_metrics,
+            loss=loss,
             **kwargs,
         )
         if data_collator is None:
@@ -123,7 +129,7 @@ class MadkdTrainer(DistillingTrainer):
             self.train_collator = make(
                 augment=True, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip, seed=args.seed
             )
-            self.eval_collator = make()
+            self.eval_collator = self.test_collator = make()
             self.add_callback(TellEpoch(self.train_collator))
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._finish: Callable[[dict], None] | None = None
@@ -152,7 +158,7 @@ class MadkdTrainer(DistillingTrainer):
                 "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
             )
 
-    def _served(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
+    def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
         """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""
         if not isinstance(rows, Dataset) or not isinstance(collator, AspectCollator) or not len(rows):
             return rows, collator
@@ -194,37 +200,21 @@ class MadkdTrainer(DistillingTrainer):
     def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
         return rows_per_batch(batches, self.accelerator)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Class loss plus `aspect_alpha` times the aspect loss, see `losses.madkd_loss`; each is logged by name.
+    def default_loss(self) -> Loss:
+        return MadkdLoss(self.args.aspect_alpha, self.args.label_smoothing_factor)
 
-        Means over the batch's rows, or in training, with `num_items_in_batch`, such that they add up to means over the
-        rows of all accumulated batches and all processes.
-        """
-        pixel_values, parts = inputs["pixel_values"], [(1.0, inputs)]
+    def _losses(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], rows: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], Any]:
+        loss, pixel_values, shares = self.loss or self.default_loss(), inputs["pixel_values"], [(1.0, inputs)]
         if model.training and self.args.mixup_alpha:
-            pixel_values, parts = mixup(inputs, self.args.mixup_alpha, self._draw_of_batch())
+            pixel_values, shares = mixup(inputs, self.args.mixup_alpha, self._draw_of_batch())
         outputs = model(pixel_values=pixel_values)
         losses: dict[str, torch.Tensor] = {}
-        for share, part in parts:
-            found = madkd_loss(
-                outputs.logits,
-                part["labels"],
-                outputs.aspect_logits,
-                part.get("aspect_logits") if self.model.config.num_aspects else None,
-                self.args.aspect_alpha,
-                self.args.label_smoothing_factor,
-                num_items_in_batch,
-            )
-            losses = {name: losses.get(name, 0) + share * value for name, value in found.items()}
-        if model.training and num_items_in_batch is not None:
-            self._note(losses)
-        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+        for share, targets in shares:
+            for name, value in loss(outputs, targets, rows).items():
+                losses[name] = losses.get(name, 0) + share * value
+        return losses, outputs
 
     def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = self.model(pixel_values=self._prepare_inputs(inputs)["pixel_values"])

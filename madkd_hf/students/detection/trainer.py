@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,10 +15,12 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 from ...data.columns import check_answers
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS
-from ..base.distilling import DistillingTrainer, TellEpoch
+from ..base.callbacks import TellEpoch
+from ..base.distilling import DistillingTrainer
 from ..base.steps import own_rows
 from ..base.training_args import MadkdTrainingArguments
-from ..losses.detection import aspect_loss, objects_of_all_processes
+from ..losses import Loss, MadkdDetectionLoss
+from ..losses.madkd_detection import objects_of_all_processes
 from .checks import check_has_column, check_objects
 from .data import DetectionCollator
 from .evaluation import SizedCollator, detection_metrics, detections, frames_of, matched_answers, references
@@ -27,8 +28,7 @@ from .metrics import STATISTICS
 from .modeling_madkd_detection import MadkdForObjectDetection
 
 
-OF_LAST_LAYER = re.compile(r"loss_[a-z]+")  # loss_ce_0, loss_bbox_aux_1, loss_vfl_dn_0 ... are of other layers
-ZOOM = 0.25  # by which share training images grow or shrink at most
+ZOOM = 0.25
 
 
 class MadkdDetectionTrainer(DistillingTrainer):
@@ -77,6 +77,8 @@ class MadkdDetectionTrainer(DistillingTrainer):
             `evaluation.detection_metrics`, which it takes the place of.
         image_column, boxes_column: names of the columns.
         box_format: of the boxes, `coco`, `pascal_voc` or `yolo`.
+        loss: takes the place of the detector's loss and BCE, see `madkd_hf.students.losses.Loss`; aspect_alpha is that
+            of the usual `MadkdDetectionLoss`.
         kwargs: of `Trainer`.
 
     Raises:
@@ -86,7 +88,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         HubError: `push_to_hub=True`, and a push cannot succeed.
     """
 
-    parts = ("detector_loss", "aspect_loss")
+    metrics = (*STATISTICS, *OF_ASPECTS)
     _own_metrics = staticmethod(detection_metrics)
 
     def __init__(
@@ -101,6 +103,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         image_column: str = "image",
         boxes_column: str = "objects",
         box_format: str = "coco",
+        loss: Loss | None = None,
         **kwargs: Any,
     ):
         self.image_column, self.boxes_column, self.box_format = image_column, boxes_column, box_format
@@ -114,9 +117,9 @@ class MadkdDetectionTrainer(DistillingTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics or detection_metrics,
+            loss=loss,
             **kwargs,
         )
-        self._test_collator = data_collator  # of images to predict for, which may have no objects
         if self._own_collator:
             return
         config = self.model.config
@@ -128,7 +131,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         columns = processing_class, image_column, boxes_column, box_format
         evaluating = DetectionCollator(*columns, **settings)
         self.eval_collator = SizedCollator(evaluating, with_labels=True)
-        self._test_collator = SizedCollator(evaluating)
+        self.test_collator = SizedCollator(evaluating)
         if train_dataset is not None:  # evaluation alone does without albumentations
             self.train_collator = DetectionCollator(
                 *columns,
@@ -136,14 +139,10 @@ class MadkdDetectionTrainer(DistillingTrainer):
                 pixel_mask=self.model.takes_mask,
                 augment=True,
                 horizontal_flip=self.args.horizontal_flip,
-                zoom=self._zoom,
+                zoom=_zoom(self.args),
                 seed=self.args.seed,
             )
             self.add_callback(TellEpoch(self.train_collator))
-
-    @property
-    def _zoom(self) -> float:
-        return ZOOM if self.args.crop_scale < 1 else 0.0
 
     def _refuse_unfit(self) -> None:
         args = self.args
@@ -169,17 +168,10 @@ class MadkdDetectionTrainer(DistillingTrainer):
                     "classifiers."
                 )
 
-    def _fitting(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
+    def _checked_rows(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
         if isinstance(dataset, IterableDataset) and dataset.features and with_labels and not self._own_collator:
             check_has_column(dataset.features, name, self.boxes_column)
-        return super()._fitting(dataset, name, with_labels)
-
-    def get_test_dataloader(self, test_dataset):
-        kept, self.eval_collator = self.eval_collator, self._test_collator
-        try:
-            return super().get_test_dataloader(test_dataset)
-        finally:
-            self.eval_collator = kept
+        return super()._checked_rows(dataset, name, with_labels)
 
     def metric_names(self, rows: Any) -> list[str]:
         answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
@@ -239,31 +231,14 @@ class MadkdDetectionTrainer(DistillingTrainer):
         outputs = self._forward(self.model, inputs)
         return outputs.logits, outputs.pred_boxes, outputs.aspect_logits
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The detector's loss plus `aspect_alpha` times the aspect loss; each is logged by name.
+    def default_loss(self) -> Loss:
+        return MadkdDetectionLoss(self.args.aspect_alpha, self.model.config.aspect_level)
 
-        Args:
-            num_items_in_batch: what the sum over answered objects (or images) is divided by, see the class; by default
-                the number of those in the batch.
-        """
+    def _losses(
+        self, model: nn.Module, inputs: dict[str, Any], rows: torch.Tensor | None
+    ) -> tuple[dict[str, torch.Tensor], Any]:
         outputs = self._forward(model, inputs)
-        share = 0.0 if inputs.get("repeated") else 1.0
-        losses = {"loss": share * outputs.loss, "detector_loss": share * outputs.loss}
-        if self.model.config.num_aspects:
-            losses["aspect_loss"] = aspect_loss(
-                outputs, inputs["labels"], self.model.config.aspect_level, num_items_in_batch
-            )
-            losses["loss"] = losses["loss"] + self.args.aspect_alpha * losses["aspect_loss"]
-        if model.training and num_items_in_batch is not None:
-            parts = {name: share * value for name, value in (outputs.loss_dict or {}).items()}
-            self._note(losses | {name: value for name, value in parts.items() if OF_LAST_LAYER.fullmatch(name)})
-        return (losses["loss"], outputs) if return_outputs else losses["loss"]
+        return (self.loss or self.default_loss())(outputs, inputs, rows), outputs
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss of the batch in all processes; what was found and what is there is kept for `evaluation_loop`."""
@@ -299,7 +274,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
             known = [{name: value for name, value in each.items() if name != "aspect_logits"} for each in known]
         return list(zip(found, known))
 
-    def _measured(
+    def _run_evaluation(
         self,
         dataloader: Any,
         description: str,
@@ -308,7 +283,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         metric_key_prefix: str,
     ) -> EvalLoopOutput:
         self._seen = []
-        output = super()._measured(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super()._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         processes = gather_object([self._seen])  # the same steps in each, one batch beside the other
         seen = [pair for step in zip(*processes) for batch in step for pair in batch]
         self._seen = []
@@ -324,7 +299,13 @@ class MadkdDetectionTrainer(DistillingTrainer):
             each.pop("matched_aspect_logits", None)
         return output._replace(predictions=found, label_ids=known, metrics={**metrics, **output.metrics})
 
-    def _hyperparameters(self) -> dict[str, Any]:
+    @staticmethod
+    def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:
         of_classifiers = "mixup_alpha", "label_smoothing_factor", "crop_scale"
-        kept = {name: value for name, value in super()._hyperparameters().items() if name not in of_classifiers}
-        return kept | {"zoom": self._zoom}
+        kept = {name: value for name, value in args.hyperparameters().items() if name not in of_classifiers}
+        return kept | {"zoom": _zoom(args)}
+
+
+def _zoom(args: MadkdTrainingArguments) -> float:
+    """By which share training images grow or shrink at most."""
+    return ZOOM if args.crop_scale < 1 else 0.0

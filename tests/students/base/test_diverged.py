@@ -19,7 +19,7 @@ from builders.quick_python import quick_python
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.students.base.checkpoints import last_whole
 from madkd_hf.students.base.finite import TrainingDiverged, Watch
-from madkd_hf.students.losses.classification import madkd_loss
+from madkd_hf.students.losses import MadkdLoss
 
 
 ROOT = Path(__file__).parents[3]
@@ -54,14 +54,15 @@ def test_with_few_logs_the_first_step_is_named_all_the_same(tmp_path):
     assert run.state.global_step == 9
 
 
-def test_the_part_of_the_loss_is_named(tmp_path, monkeypatch):
-    run, losses = trainer(tmp_path), madkd_loss
+def test_the_part_of_the_loss_is_named(tmp_path):
+    run = trainer(tmp_path)
 
-    def spoiled(*args):
-        found = losses(*args)
-        return found | ({"aspect_loss": found["loss"] * torch.nan} if run.state.global_step == 2 else {})
+    class Spoilt(MadkdLoss):
+        def __call__(self, *args):
+            losses = super().__call__(*args)
+            return losses | ({"aspect_loss": losses["loss"] * torch.nan} if run.state.global_step == 2 else {})
 
-    monkeypatch.setattr("madkd_hf.students.classification.trainer.madkd_loss", spoiled)
+    run.loss = Spoilt(alpha=1.0)
     with pytest.raises(TrainingDiverged, match="at step 3: aspect_loss is not finite"):
         run.train()
 

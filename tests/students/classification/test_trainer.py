@@ -211,13 +211,16 @@ def test_later_datasets_lose_their_unreadable_rows_too(tmp_path, caplog):
 
 
 def test_the_recipe_leaves_unreadable_rows_out_before_it_splits(tmp_path, caplog):
-    from madkd_hf.cli.train import StudentArguments, prepare_splits
+    from madkd_hf.cli import preflight
+    from madkd_hf.cli.tasks import classification
+    from madkd_hf.data.problems import Problems
 
-    splits = DatasetDict(train=with_broken_images(rows(40), *range(0, 20, 2)))
-    prepared = prepare_splits(splits, StudentArguments(validation_fraction=0.2), seed=0)
+    DatasetDict(train=with_broken_images(rows(40), *range(0, 20, 2))).save_to_disk(tmp_path)
+    args = classification.StudentArguments(validation_fraction=0.2, dataset=str(tmp_path))
+    prepared = preflight.rows_of(Problems(), classification.COMMAND, args, 0, "unused").splits
     assert {split: len(part) for split, part in prepared.items()} == {"train": 24, "validation": 6}
     assert all(row["image"].size == (20, 20) for part in prepared.values() for row in part)
-    assert "Left out 10 of the 40 rows of split 'train'" in caplog.text
+    assert "Left out 10 of the 40 images of split 'train'" in caplog.text
 
 
 def test_predictions_of_rows_without_labels_are_class_logits(tmp_path):

@@ -43,7 +43,7 @@ from transformers.utils import ModelOutput
 
 from madkd_hf.students.detection import MadkdDetectionConfig, MadkdForObjectDetection
 from madkd_hf.students.detection.checks import check_detector
-from madkd_hf.students.losses.detection import aspect_loss
+from madkd_hf.students.losses.madkd_detection import aspect_loss
 
 
 DENOISING = ["rt_detr", "rt_detr_v2", "d_fine"]

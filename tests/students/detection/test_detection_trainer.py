@@ -48,7 +48,7 @@ from transformers import (
 from madkd_hf import MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainer, MadkdTrainingArguments
 from madkd_hf.students.detection.data import DetectionCollator
 from madkd_hf.students.detection.metrics import CocoAp
-from madkd_hf.students.losses.detection import aspect_loss
+from madkd_hf.students.losses.madkd_detection import aspect_loss
 
 
 ROOT = Path(__file__).parents[3]

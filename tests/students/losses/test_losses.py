@@ -1,12 +1,13 @@
 """The loss: named parts, the sum of two means, and nothing from rows that the teacher did not see."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from madkd_hf.students.losses.classification import UNCOUNTED, madkd_loss
+from madkd_hf.students.losses import UNCOUNTED, MadkdLoss
 
 
 B, C, Q = 4, 3, 5
@@ -22,6 +23,12 @@ def batch():
         "aspect_logits": aspects.requires_grad_(),
         "aspect_targets": 3 * targets,
     }
+
+
+def madkd_loss(logits, labels, aspect_logits, aspect_targets, alpha, label_smoothing=0.0, rows=None):
+    outputs, batch = SimpleNamespace(logits=logits, aspect_logits=aspect_logits), {"labels": labels}
+    batch |= {} if aspect_targets is None else {"aspect_logits": aspect_targets}
+    return MadkdLoss(alpha, label_smoothing)(outputs, batch, rows)
 
 
 def sigmoid(x: float) -> float:

@@ -1,15 +1,56 @@
-"""The aspect loss of a detector, about its objects or about the image, and the detector's own in several processes."""
+"""The loss of a detector with aspects: its own, and that of the answers about its objects or about the image."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.utils import reduce
-from torch.nn import functional as F
 from transformers.loss import loss_for_object_detection
+
+from .base import Loss, answer_cross_entropy
+
+
+OF_LAST_LAYER = re.compile(r"loss_[a-z]+")  # loss_ce_0, loss_bbox_aux_1, loss_vfl_dn_0 ... are of other layers
+
+
+class MadkdDetectionLoss(Loss):
+    """The detector's own loss plus the weighted aspect loss.
+
+    Args:
+        alpha: weight of the aspect loss.
+        level: what the answers are about, "object" or "image".
+    """
+
+    parts = ("detector_loss", "aspect_loss")
+
+    def __init__(self, alpha: float, level: str):
+        self.alpha, self.level = alpha, level
+
+    def __call__(
+        self, outputs: Any, batch: dict[str, Any], rows: torch.Tensor | float | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            outputs: of `MadkdForObjectDetection`, given the labels.
+            batch: with `labels`, see `aspect_loss`; with `repeated`, the detector's loss is left out: all its images
+                are there for other processes' sake.
+            rows: what the sum over answered objects, or images, is divided by; by default their number in the batch.
+
+        Returns:
+            Scalars `loss`, `detector_loss`, where the student has aspects `aspect_loss` (without alpha), and the parts
+            of the detector's loss in its last layer, with or without their weights, as the detector tells them.
+        """
+        share = 0.0 if batch.get("repeated") else 1.0
+        losses = {"loss": share * outputs.loss, "detector_loss": share * outputs.loss}
+        if outputs.aspect_logits.shape[-1]:
+            losses["aspect_loss"] = aspect_loss(outputs, batch["labels"], self.level, rows)
+            losses["loss"] = losses["loss"] + self.alpha * losses["aspect_loss"]
+        parts = {name: share * value for name, value in (outputs.loss_dict or {}).items()}
+        return losses | {name: value for name, value in parts.items() if OF_LAST_LAYER.fullmatch(name)}
 
 
 def aspect_loss(
@@ -34,13 +75,10 @@ def aspect_loss(
         ValueError: the level is another, there are no matches, or answers of another shape than the model's.
     """
     scores, targets, weights = _pairs(outputs, labels, level)
-    known = torch.isfinite(targets)
-    each = F.binary_cross_entropy_with_logits(
-        scores.float(), torch.where(known, targets, 0.0).sigmoid(), reduction="none"
-    )
+    values, known = answer_cross_entropy(scores, targets)
     if rows is None:
         rows = (weights * known.any(dim=1)).sum().clamp(min=1)
-    return (weights * torch.where(known, each, 0.0).sum(dim=1)).sum() / (rows * max(scores.shape[1], 1))
+    return (weights * values.sum(dim=1)).sum() / (rows * max(scores.shape[1], 1))
 
 
 def _pairs(outputs: Any, labels: list[dict[str, Any]], level: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -83,9 +121,9 @@ def objects_of_all_processes() -> Iterator[None]:
     def summed(tensor: torch.Tensor, reduction: str = "sum", scale: float = 1.0) -> torch.Tensor:
         return reduce(tensor, reduction, scale)
 
-    kept = getattr(loss_for_object_detection, "reduce", None)
+    original = getattr(loss_for_object_detection, "reduce", None)
     loss_for_object_detection.reduce = summed
     try:
         yield
     finally:
-        loss_for_object_detection.reduce = kept
+        loss_for_object_detection.reduce = original

@@ -1,0 +1,149 @@
+"""What the commands ask of a task: its options, its look at a dataset, what its trainer is given and leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from ...data.check import Unreadable
+from ...data.problems import Problems
+from ...students.tasks import TASKS, Task
+from ..teachers import OwnTeacherArguments
+
+
+TestUse = Literal["scored", "predicted", "unused"]  # what the images of the test split are for
+PREDICTIONS = "test_predictions.npz"  # beside a student; what is in it, each task says in `predicted_arrays`
+
+
+@dataclass
+class TrainArguments(OwnTeacherArguments):
+    """The student and its data, whatever its task."""
+
+    _argument_group_name = "student and data"
+
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the student does; by default detection where a detector is named, else classification.",
+            "choices": list(TASKS),
+        },
+    )
+    pretrained: bool = field(
+        default=True, metadata={"help": "Start from the model's weights; false takes its architecture alone."}
+    )
+    aspect_control: Literal["none", "shuffled", "constant"] = field(
+        default="none",
+        metadata={
+            "help": "Controls that a real gain must beat: aspects of other images or objects (shuffled), or each "
+            "aspect's mean for all (constant)."
+        },
+    )
+    comparison: str | None = field(
+        default=None,
+        metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
+    )
+
+
+class TaskCommand:
+    """One task, as the commands see it. `args` are always its `arguments`, or a comparison's that name the same.
+
+    Attributes:
+        task: its row in `madkd_hf.students.tasks`.
+        description: of `madkd train --help`.
+        arguments: the dataclass of its options.
+        more_arguments: name of a field of `arguments` -> dataclass of options that stand in a group of their own.
+        controls: condition of a comparison -> the `aspect_control` of its students.
+        about_images: those conditions whose students learn answers about images where others learn of objects.
+        shared_options: those of a comparison that all its students are given as they are.
+    """
+
+    task: Task
+    description: str
+    arguments: type
+    more_arguments: Mapping[str, type] = {}
+    controls: Mapping[str, str]
+    about_images: Sequence[str] = ()
+    shared_options: Sequence[str] = ()
+
+    # Before anything long or paid
+
+    def check_model(self, args: Any) -> None:
+        """Raise what building a student would fail at."""
+        self.task.check(getattr(args, self.task.starts_from), args.pretrained)
+
+    def stratify_by(self, args: Any) -> str | None:
+        """The column of classes of which each part of the rows is to have some."""
+        return None
+
+    def unusable(self, rows: Dataset, args: Any, split: str) -> list[Unreadable]:
+        """The rows with something wrong beside their image."""
+        return []
+
+    def with_classes(
+        self,
+        problems: Problems,
+        splits: DatasetDict,
+        args: Any,
+        used: Sequence[str],
+        test: TestUse,
+        doubtful: Sequence[str],
+    ) -> DatasetDict | None:
+        """The splits with classes; a test split of which none is known loses the column for them.
+
+        Args:
+            used: those that are looked at.
+            doubtful: those in which broken rows were found.
+        """
+        raise NotImplementedError
+
+    def largest_draw(self, students: Sequence[Any]) -> list[Any]:
+        """The arguments of the student that draws most training images, if any draws."""
+        raise NotImplementedError
+
+    def check_draw(self, rows: Dataset, args: Any) -> None:
+        """Raise ValueError where there are fewer images than are to be drawn."""
+        raise NotImplementedError
+
+    # The training
+
+    def draw(self, rows: Dataset, args: Any, seed: int) -> Dataset:
+        """The rows to train on."""
+        raise NotImplementedError
+
+    def classes(self, rows: Dataset, args: Any) -> ClassLabel:
+        """The classes that the rows name."""
+        raise NotImplementedError
+
+    def shown_classes(self, rows: Dataset, args: Any) -> set[int]:
+        """Those of them that the rows show."""
+        raise NotImplementedError
+
+    def labelling_options(self, args: Any) -> dict[str, Any]:
+        """What `attach_aspects` has to know beside the rows."""
+        return {}
+
+    def model_options(self, args: Any) -> dict[str, Any]:
+        """What `Task.build` is given beside classes and bank."""
+        return {}
+
+    def trainer_options(self, args: Any) -> dict[str, Any]:
+        """What the trainer is given beside model, datasets and image processor."""
+        raise NotImplementedError
+
+    def hyperparameters(self, args: Any) -> dict[str, Any]:
+        """For a card, those that the training arguments do not know."""
+        return {}
+
+    def predicted_arrays(self, output: Any) -> dict[str, np.ndarray]:
+        """What stays of `trainer.predict` beside the student."""
+        raise NotImplementedError
+
+    # The comparison
+
+    def student_options(self, args: Any, condition: str) -> list[str]:
+        """The words of a student's command line that follow from the condition and this task alone."""
+        return []

@@ -1,0 +1,194 @@
+"""Train a student: classes alone, or classes and aspects.
+
+The aspects come with the dataset (written by attach_aspects.py), or a teacher answers the bank's questions about the
+training images first. Leaves in --output_dir a student that `from_pretrained` and `pipeline` load, and
+all_results.json. With --task detection the student finds objects; `--task detection --help` shows its options.
+
+    accelerate launch recipes/train_student.py --config recipes/easy_vqa/distill.yaml --output_dir runs/student
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from ...data.check import counted, listed, names_of, without
+from ...data.problems import Problems
+from ...metrics import joined
+from ...students.tasks import TASKS
+from ...text import get_logger
+from ..arguments import ClassArguments
+from ..splits import check_count, with_class_labels
+from .base import TaskCommand, TestUse, TrainArguments
+
+
+logger = get_logger(__name__)
+
+DESCRIPTION = __doc__
+
+
+@dataclass
+class LoraArguments:
+    """Adapters in a backbone that stays as it is, in place of training it whole; needs peft."""
+
+    _argument_group_name = "LoRA"
+
+    lora_rank: int = field(
+        default=0, metadata={"help": "Rank of the adapters; the head is trained in full; 0 trains the whole student."}
+    )
+    lora_alpha: int = field(default=16, metadata={"help": "The adapters are scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={
+            "help": "Layers that get one, by the ends of their names: q_proj v_proj; all-linear for all linear."
+        },
+    )
+
+    def peft_config(self) -> Any:
+        """A `LoraConfig`, or None."""
+        if self.lora_rank == 0:
+            return None
+        from ...students.classification.lora import ALL_LINEAR, LoraConfig
+
+        targets = ALL_LINEAR if self.lora_target_modules == [ALL_LINEAR] else self.lora_target_modules
+        return LoraConfig(
+            r=self.lora_rank, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout, target_modules=targets
+        )
+
+
+@dataclass
+class StudentArguments(TrainArguments, ClassArguments):
+    """A classifier and its data."""
+
+    backbone: str = field(
+        default="microsoft/resnet-18",
+        metadata={"help": "Any image-classification architecture of transformers: a Hub id, or a folder."},
+    )
+    lora: LoraArguments = field(default_factory=LoraArguments, init=False)
+
+
+class Classification(TaskCommand):
+    """An image has one class."""
+
+    task = TASKS["classification"]
+    description = DESCRIPTION
+    arguments = StudentArguments
+    more_arguments = {"lora": LoraArguments}
+    controls = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
+    shared_options = ("label_column", "images_per_class")
+
+    def check_model(self, args: StudentArguments) -> None:
+        super().check_model(args)
+        args.lora.peft_config()
+
+    def stratify_by(self, args: ClassArguments) -> str:
+        return args.label_column
+
+    def with_classes(
+        self,
+        problems: Problems,
+        splits: DatasetDict,
+        args: ClassArguments,
+        used: Sequence[str],
+        test: TestUse,
+        doubtful: Sequence[str],
+    ) -> DatasetDict | None:
+        column, splits = args.label_column, DatasetDict(splits)
+        feature = splits[args.train_split].features.get(column)
+        for split in used if feature else []:
+            rows = splits[split]
+            if column not in rows.features:
+                if split != args.test_split or test == "scored":
+                    problems.add(f"The split {split!r} has no column {column!r}, only {rows.column_names}: add it.")
+                continue
+            if isinstance(feature, ClassLabel) and rows.features[column] != feature:
+                problems.add(
+                    f"The column {column!r} of split {split!r} is {rows.features[column]}, that of "
+                    f"{args.train_split!r} {feature}: give both the same classes in the same order."
+                )
+                continue
+            missing = _without_class(rows, column, split == args.train_split)
+            if len(missing) == len(rows) and len(rows) and split == args.test_split and test == "predicted":
+                splits[split] = rows.remove_columns(column)
+                logger.warning("The split %r has no classes: it is predicted, and there is no score.", split)
+            elif missing:
+                names = names_of(rows, missing, args.image_column, split)
+                remedy = "drop them, or give them their class"
+                if split == args.test_split and test == "scored":
+                    remedy = "the comparison needs a score: pass another --test_split, or give them their class"
+                have = "has" if len(missing) == 1 else "have"
+                problems.add(
+                    f"{len(missing)} of the {counted(len(rows))} of split {split!r} {have} no class (null, -1, or "
+                    f"none of those that column {column!r} names): {listed(names)}: {remedy}."
+                )
+                splits[split] = without(rows, missing)
+        return problems.step(with_class_labels, splits, column, args.train_split)
+
+    def largest_draw(self, students: Sequence[StudentArguments]) -> list[StudentArguments]:
+        drawing = [student for student in students if student.images_per_class]
+        return sorted(drawing, key=lambda student: student.images_per_class)[-1:]
+
+    def check_draw(self, rows: Dataset, args: ClassArguments) -> None:
+        if args.images_per_class is not None:
+            check_count(rows, args.label_column, args.images_per_class)
+
+    def draw(self, rows: Dataset, args: ClassArguments, seed: int) -> Dataset:
+        if args.images_per_class is None:
+            return rows
+        return draw(rows, args.label_column, args.images_per_class, seed)
+
+    def classes(self, rows: Dataset, args: ClassArguments) -> ClassLabel:
+        return rows.features[args.label_column]
+
+    def shown_classes(self, rows: Dataset, args: ClassArguments) -> set[int]:
+        return set(rows[args.label_column])
+
+    def trainer_options(self, args: StudentArguments) -> dict[str, Any]:
+        columns = {"image_column": args.image_column, "label_column": args.label_column}
+        return {**columns, "peft_config": args.lora.peft_config()}
+
+    def hyperparameters(self, args: StudentArguments) -> dict[str, Any]:
+        lora = args.lora
+        values = {**asdict(lora), "lora_target_modules": ", ".join(sorted(lora.lora_target_modules))}
+        return values if lora.lora_rank else {}
+
+    def predicted_arrays(self, output: Any) -> dict[str, np.ndarray]:
+        """Class logits [n, C], and labels [n] where they are known."""
+        values = {"logits": output.predictions, "labels": output.label_ids}
+        arrays = {name: joined(value) for name, value in values.items() if value is not None}
+        return {name: array[0] if isinstance(array, tuple) else array for name, array in arrays.items()}
+
+
+COMMAND = Classification()
+
+
+def _without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
+    """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
+    feature = rows.features[column]
+    values = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    if isinstance(feature, ClassLabel):
+        known = range(feature.num_classes)
+        return [row for row, value in enumerate(values) if value not in known]
+    hidden = (None,) if trained_on else (None, -1)
+    return [row for row, value in enumerate(values) if value is None or (not trained_on and value in hidden)]
+
+
+def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:
+    """The same number of images of each class, by seed.
+
+    Raises:
+        ValueError: classes have too few; all of them are named.
+    """
+    check_count(rows, label_column, images_per_class)
+    labels = np.array(rows[label_column])
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for index in range(rows.features[label_column].num_classes):
+        (of_class,) = np.nonzero(labels == index)
+        drawn.append(generator.choice(of_class, images_per_class, replace=False))
+    return rows.select(np.concatenate(drawn))

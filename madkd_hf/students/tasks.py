@@ -1,0 +1,90 @@
+"""The kinds of students: one row a task. A new task is a folder beside this file and a row in `TASKS`."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every caller has to know of a kind of student. Classes are imported when they are asked for.
+
+    Attributes:
+        name: of the task, and of its folder in `madkd_hf.students`.
+        model_class, trainer_class: module.class in that folder.
+        starts_from: what a student is made of ("backbone"): the name of the option that takes its Hub id or folder,
+            and of the model's class method `from_backbone`.
+        check_function: module.function that refuses a model that no such student can be made of; no weights are read.
+        score: the metric that students are compared by.
+        pipelines: the tasks of `transformers.pipeline` that a student serves, without and with aspects.
+    """
+
+    name: str
+    model_class: str
+    trainer_class: str
+    starts_from: str
+    check_function: str
+    score: str
+    pipelines: tuple[str, str]
+
+    @property
+    def model(self) -> Any:
+        """The class of its students."""
+        return self._load(self.model_class)
+
+    @property
+    def config(self) -> Any:
+        """The class of its students' configuration."""
+        return self.model.config_class
+
+    @property
+    def trainer(self) -> Any:
+        """The class of its trainer."""
+        return self._load(self.trainer_class)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all numbers that an evaluation may give."""
+        return self.trainer.metrics
+
+    def build(self, pretrained_model: str, **options: Any) -> Any:
+        """A new student, see `MadkdForImageClassification.from_backbone`."""
+        return getattr(self.model, f"from_{self.starts_from}")(pretrained_model, **options)
+
+    def check(self, pretrained_model: str, pretrained: bool = True, **options: Any) -> None:
+        """
+        Raises:
+            ValueError, ImportError: no student can be made of this model, in one sentence.
+        """
+        self._load(self.check_function)(pretrained_model, pretrained, **options)
+
+    def _load(self, place: str) -> Any:
+        module, name = place.split(".")
+        return getattr(importlib.import_module(f"{__package__}.{self.name}.{module}"), name)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(
+            "classification",
+            model_class="modeling_madkd.MadkdForImageClassification",
+            trainer_class="trainer.MadkdTrainer",
+            starts_from="backbone",
+            check_function="backbones.check_backbone",
+            score="accuracy",
+            pipelines=("image-classification", "aspect-classification"),
+        ),
+        Task(
+            "detection",
+            model_class="modeling_madkd_detection.MadkdForObjectDetection",
+            trainer_class="trainer.MadkdDetectionTrainer",
+            starts_from="detector",
+            check_function="checks.check_detector",
+            score="map",
+            pipelines=("object-detection", "aspect-detection"),
+        ),
+    )
+}
