@@ -9,8 +9,8 @@ from .aspects import Aspect, AspectBank
 from .hub import push_aspect_dataset
 from .labelling import attach_aspects
 from .students.classification import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from .students.classification.modeling_madkd import AspectClassificationPipeline
 from .students.detection import MadkdDetectionConfig, MadkdDetectionTrainer, MadkdForObjectDetection
+from .students.models.modeling_madkd import AspectClassificationPipeline
 from .teachers import Reading
 from .teachers.mllm import AspectTeacher
 

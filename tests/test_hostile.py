@@ -40,7 +40,7 @@ from madkd_hf.selection.choice import select_questions
 from madkd_hf.selection.evidence import evidence_table, write_evidence
 from madkd_hf.selection.information import QuestionEvidence
 from madkd_hf.selection.page import write_selection
-from madkd_hf.students.classification.modeling_madkd import AspectAnswers
+from madkd_hf.students.models.modeling_madkd import AspectAnswers
 from madkd_hf.text import hidden_character
 
 

@@ -26,7 +26,7 @@ from ..students.classification.data import AspectCollator
 from ..students.detection.data import DetectionCollator
 from ..students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
 from ..students.detection.metrics import CocoAp
-from ..students.detection.modeling_madkd_detection import MadkdForObjectDetection
+from ..students.models.modeling_madkd_detection import MadkdForObjectDetection
 from ..teachers import Teacher
 from . import train
 from .conditions import CompareArguments, student_argv

@@ -31,6 +31,7 @@ OURS = (
     "config.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "aspects_of_madkd.py",
     "configuration_madkd.py",
     "configuration_madkd_detection.py",
     "modeling_madkd.py",

@@ -1,4 +1,4 @@
-"""The kinds of students: one row a task. A new task is a folder beside this file and a row in `TASKS`."""
+"""The kinds of students: one row a task. A new task is a folder beside this file, its model, and a row in `TASKS`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ class Task:
     """What every caller has to know of a kind of student. Classes are imported when they are asked for.
 
     Attributes:
-        name: of the task, and of its folder in `madkd_hf.students`.
-        model_class, trainer_class: module.class in that folder.
+        name: of the task, and of its folder here.
+        model_class, trainer_class: module.class in `madkd_hf.students`.
         starts_from: what a student is made of ("backbone"): the name of the option that takes its Hub id or folder,
             and of the model's class method `from_backbone`.
-        check_function: module.function that refuses a model that no such student can be made of; no weights are read.
+        check_function: module.function there that refuses a model that no such student can be made of, before its
+            weights are read.
         score: the metric that students are compared by.
         pipelines: the tasks of `transformers.pipeline` that a student serves, without and with aspects.
     """
@@ -61,8 +62,8 @@ class Task:
         self._load(self.check_function)(pretrained_model, pretrained, **options)
 
     def _load(self, place: str) -> Any:
-        module, name = place.split(".")
-        return getattr(importlib.import_module(f"{__package__}.{self.name}.{module}"), name)
+        module, _, name = place.rpartition(".")
+        return getattr(importlib.import_module(f"{__package__}.{module}"), name)
 
 
 TASKS = {
@@ -70,19 +71,19 @@ TASKS = {
     for task in (
         Task(
             "classification",
-            model_class="modeling_madkd.MadkdForImageClassification",
-            trainer_class="trainer.MadkdTrainer",
+            model_class="models.modeling_madkd.MadkdForImageClassification",
+            trainer_class="classification.trainer.MadkdTrainer",
             starts_from="backbone",
-            check_function="backbones.check_backbone",
+            check_function="classification.backbones.check_backbone",
             score="accuracy",
             pipelines=("image-classification", "aspect-classification"),
         ),
         Task(
             "detection",
-            model_class="modeling_madkd_detection.MadkdForObjectDetection",
-            trainer_class="trainer.MadkdDetectionTrainer",
+            model_class="models.modeling_madkd_detection.MadkdForObjectDetection",
+            trainer_class="detection.trainer.MadkdDetectionTrainer",
             starts_from="detector",
-            check_function="checks.check_detector",
+            check_function="detection.checks.check_detector",
             score="map",
             pipelines=("object-detection", "aspect-detection"),
         ),

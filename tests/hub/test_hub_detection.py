@@ -31,7 +31,7 @@ from madkd_hf.students.detection import MadkdDetectionConfig
 
 ROOT = Path(__file__).parents[2]
 DATA, STUDENT = "you/scenes", "you/finder"
-CODE = {"configuration_madkd_detection.py", "modeling_madkd_detection.py"}
+CODE = {"aspects_of_madkd.py", "configuration_madkd_detection.py", "modeling_madkd_detection.py"}
 PLAIN_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 SQUARE = {"height": SIDE, "width": SIDE}
 BACKBONE = "PekingU/rtdetr_r18vd"  # of the dataset card's snippet

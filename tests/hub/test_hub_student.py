@@ -34,9 +34,9 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "hf_thetokenthatnobodymayfind"
 CLASSES = dict(enumerate(["cat", "dog", "cow", "hen"]))
 BANK = tiny.bank(3)
-ASPECT_FILES = {"README.md", "config.json", "configuration_madkd.py", "model.safetensors", "modeling_madkd.py"}
-ASPECT_FILES |= {".gitattributes", "preprocessor_config.json"}
-PLAIN_FILES = ASPECT_FILES - {"configuration_madkd.py", "modeling_madkd.py"}
+CODE = {"aspects_of_madkd.py", "configuration_madkd.py", "modeling_madkd.py"}
+PLAIN_FILES = {"README.md", "config.json", "model.safetensors", ".gitattributes", "preprocessor_config.json"}
+ASPECT_FILES = PLAIN_FILES | CODE
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
 
 
@@ -110,7 +110,8 @@ def test_old_configs_load_and_new_ones_remember_their_origin(tmp_path):
         "base_model_revision": "a" * 40,
         "aspect_teacher": {"model": "m", "commit": None},
     }
-    config = MadkdConfig(tiny.resnet(), BANK.ids, BANK.questions, BANK.fingerprint, **origin)
+    aspects = {"aspect_ids": BANK.ids, "aspect_questions": BANK.questions, "aspect_bank": BANK.fingerprint}
+    config = MadkdConfig(tiny.resnet(), **aspects, **origin)
     config.save_pretrained(tmp_path)
     loaded = MadkdConfig.from_pretrained(tmp_path)
     assert {name: getattr(loaded, name) for name in origin} == origin

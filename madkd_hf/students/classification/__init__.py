@@ -1,6 +1,6 @@
 from ..base.training_args import MadkdTrainingArguments
-from .configuration_madkd import MadkdConfig
-from .modeling_madkd import MadkdForImageClassification
+from ..models.configuration_madkd import MadkdConfig
+from ..models.modeling_madkd import MadkdForImageClassification
 from .trainer import MadkdTrainer
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from ..base.models import check_model
-from .configuration_madkd import MadkdConfig
-from .modeling_madkd import _head_parameters, check_architecture, config_of
+from ..models.configuration_madkd import MadkdConfig
+from ..models.modeling_madkd import check_architecture, config_of, head_parameters
 
 
 def check_backbone(backbone: str, pretrained: bool = True, revision: str | None = None) -> None:
@@ -23,6 +23,6 @@ def check_backbone(backbone: str, pretrained: bool = True, revision: str | None 
 
     def check(config: PretrainedConfig) -> None:
         check_architecture(config)
-        _head_parameters(config.backbone_config if isinstance(config, MadkdConfig) else config)
+        head_parameters(config.backbone_config if isinstance(config, MadkdConfig) else config)
 
     check_model(backbone, pretrained, revision, config_of, check)

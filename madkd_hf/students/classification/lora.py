@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..base.saved import ADAPTER
-from .modeling_madkd import MadkdForImageClassification, _head_parameters
+from ..models.modeling_madkd import MadkdForImageClassification, head_parameters
 
 
 try:
@@ -160,7 +160,7 @@ def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraSt
 
 def head_modules(model: MadkdForImageClassification) -> list[str]:
     """The layers with one row per output, by their names in the student: mostly `backbone.classifier`."""
-    names = _head_parameters(model.config.backbone_config)
+    names = head_parameters(model.config.backbone_config)
     return sorted({f"backbone.{name.rpartition('.')[0]}" for name in names})
 
 

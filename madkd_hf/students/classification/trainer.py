@@ -24,9 +24,9 @@ from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
 from ..base.training_args import MadkdTrainingArguments
 from ..losses import Loss, MadkdLoss
+from ..models.modeling_madkd import MadkdForImageClassification
 from .data import AspectCollator
 from .image_batches import StoreCollator, StoredRows, store_collator
-from .modeling_madkd import MadkdForImageClassification
 
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 from transformers import AutoConfig, AutoModelForObjectDetection
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_madkd_detection import MadkdDetectionConfig
-from .modeling_madkd_detection import AspectDetectionPipeline, MadkdForObjectDetection
+from ..models.configuration_madkd_detection import MadkdDetectionConfig
+from ..models.modeling_madkd_detection import AspectDetectionPipeline, MadkdForObjectDetection
 from .trainer import MadkdDetectionTrainer
 
 

@@ -13,8 +13,8 @@ from transformers import PretrainedConfig
 from ...data.boxes import BOX_FORMATS
 from ...data.objects import BOX, CATEGORY, iter_field, object_fields
 from ..base.models import check_classes, check_model
-from .configuration_madkd_detection import MadkdDetectionConfig
-from .modeling_madkd_detection import MadkdForObjectDetection, check_architecture, config_of
+from ..models.configuration_madkd_detection import MadkdDetectionConfig
+from ..models.modeling_madkd_detection import MadkdForObjectDetection, check_architecture, config_of
 
 
 def check_detector(

@@ -10,9 +10,9 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.image_transforms import center_to_corners_format
 
 from ...metrics import AspectAuroc, AspectBce
+from ..models.modeling_madkd_detection import DetectedQueries, queries_of
 from .data import DetectionCollator
 from .metrics import CocoAp
-from .modeling_madkd_detection import DetectedQueries, queries_of
 
 
 MOST = 100  # detections an image, as COCO counts them

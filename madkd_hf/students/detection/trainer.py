@@ -21,11 +21,11 @@ from ..base.steps import own_rows
 from ..base.training_args import MadkdTrainingArguments
 from ..losses import Loss, MadkdDetectionLoss
 from ..losses.madkd_detection import objects_of_all_processes
+from ..models.modeling_madkd_detection import MadkdForObjectDetection
 from .checks import check_has_column, check_objects
 from .data import DetectionCollator
 from .evaluation import SizedCollator, detection_metrics, detections, frames_of, matched_answers, references
 from .metrics import STATISTICS
-from .modeling_madkd_detection import MadkdForObjectDetection
 
 
 ZOOM = 0.25

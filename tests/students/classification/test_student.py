@@ -36,7 +36,7 @@ from transformers import (
 )
 
 from madkd_hf import MadkdConfig, MadkdForImageClassification
-from madkd_hf.students.classification.modeling_madkd import AspectClassificationPipeline, _head_parameters
+from madkd_hf.students.models.modeling_madkd import AspectClassificationPipeline, head_parameters
 
 
 CLASSES = {0: "cat", 1: "dog", 2: "cow", 3: "hen"}
@@ -128,7 +128,7 @@ def test_to_plain_is_the_transformers_class_with_the_same_class_logits(name, tmp
     assert type(plain).__module__.startswith("transformers.") and type(plain) is type(model.backbone)
     assert_same(outputs(plain), outputs(model))
     assert plain.config.num_labels == 4 and plain.config.id2label == CLASSES
-    widths = _head_parameters(model.backbone.config)
+    widths = head_parameters(model.backbone.config)
     for key, value in plain.state_dict().items():
         wide = model.backbone.state_dict()[key]
         assert torch.equal(value, wide[:4] if key in widths else wide), key
@@ -170,7 +170,7 @@ def test_a_pretrained_backbone_keeps_every_weight_but_the_head(tmp_path, name, c
     pretrained.save_pretrained(tmp_path)
     model = MadkdForImageClassification.from_backbone(str(tmp_path), CLASSES, tiny.bank(3))
     assert outputs(model).shape == (2, 4)
-    head = _head_parameters(model.backbone.config)
+    head = head_parameters(model.backbone.config)
     old = pretrained.state_dict()
     for key, value in model.backbone.state_dict().items():
         if key in head:
@@ -189,7 +189,7 @@ def test_a_student_lends_its_backbone_to_another(tmp_path, named):
     second = MadkdForImageClassification.from_backbone(str(tmp_path), {0: "a", 1: "b"}, tiny.bank(2))
     assert type(second.backbone) is type(first.backbone) and outputs(second).shape == (2, 2)
     assert second.config.base_model == first.config.base_model
-    head, old = _head_parameters(second.backbone.config), first.backbone.state_dict()
+    head, old = head_parameters(second.backbone.config), first.backbone.state_dict()
     for key, value in second.backbone.state_dict().items():
         assert value.shape[0] == 4 if key in head else torch.equal(value, old[key]), key
     assert outputs(second.to_plain()).shape == (2, 2)
@@ -394,7 +394,7 @@ def test_what_a_trainer_says_about_the_loss_does_not_reach_the_backbone(name):
 
 def test_weights_travel_as_safetensors_with_their_code(saved):
     names = {path.name for path in saved[0].iterdir()}
-    assert {"model.safetensors", "config.json", "configuration_madkd.py", "modeling_madkd.py"} <= names
+    assert {"model.safetensors", "aspects_of_madkd.py", "configuration_madkd.py", "modeling_madkd.py"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 

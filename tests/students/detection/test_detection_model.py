@@ -515,7 +515,7 @@ def saved(tmp_path_factory):
 
 def test_weights_travel_as_safetensors_with_their_code(saved):
     names = {path.name for path in saved[0].iterdir()}
-    assert {"model.safetensors", "configuration_madkd_detection.py", "modeling_madkd_detection.py"} <= names
+    assert {"aspects_of_madkd.py", "configuration_madkd_detection.py", "modeling_madkd_detection.py"} <= names
     assert type(AutoModelForObjectDetection.from_pretrained(saved[0])) is MadkdForObjectDetection
 
 

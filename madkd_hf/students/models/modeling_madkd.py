@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForImageClassification,
     ImageClassificationPipeline,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-from transformers.utils import ModelOutput, cached_file, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
+from .aspects_of_madkd import AspectModel, aspects_of, built, commit_of, inner_config, printable, scored_answers
 from .configuration_madkd import MadkdConfig
 
 
@@ -57,7 +55,7 @@ class MadkdImageClassifierOutput(ModelOutput):
 LAYER_OUTPUTS = ["hidden_states", "reshaped_hidden_states", "attentions", "cross_attentions"]
 
 
-class MadkdForImageClassification(PreTrainedModel):
+class MadkdForImageClassification(AspectModel):
     """An image classifier whose last layer also answers Q aspect questions (paper section 3.3).
 
     The backbone is an ordinary classifier of transformers built with C + Q outputs: the first C are the classes, the
@@ -67,14 +65,12 @@ class MadkdForImageClassification(PreTrainedModel):
 
     config_class = MadkdConfig
     base_model_prefix = "backbone"
-    main_input_name = "pixel_values"
-    # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps itself.
-    accepts_loss_kwargs = False
+    pipelines = PIPELINES
 
     def __init__(self, config: MadkdConfig):
         super().__init__(config)
         check_architecture(config.backbone_config)
-        self.backbone = _built(config.backbone_config)
+        self.backbone = built(AutoModelForImageClassification, config.backbone_config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
@@ -89,11 +85,8 @@ class MadkdForImageClassification(PreTrainedModel):
             kwargs: for the backbone: `output_hidden_states`, `output_attentions`, `interpolate_pos_encoding`, ...; and
                 `return_dict` (False for a tuple without what is None).
         """
-        kwargs.pop("num_items_in_batch", None)  # of a Trainer, about the loss
-        for name in ("output_hidden_states", "output_attentions"):
-            if kwargs.get(name) is None and getattr(self.config, name):
-                kwargs[name] = True
-        outputs = self.backbone(pixel_values=pixel_values, **kwargs)
+        options = self._options(kwargs)
+        outputs = self.backbone(pixel_values=pixel_values, **options)
         sizes = [self.config.num_labels, self.config.num_aspects]
         if outputs.logits.shape[-1] != sum(sizes):
             raise ValueError(_wrong_head(self.backbone, outputs.logits.shape[-1], sum(sizes)))
@@ -105,33 +98,6 @@ class MadkdForImageClassification(PreTrainedModel):
             aspect_logits=aspect_logits,
             **{name: outputs.get(name) for name in LAYER_OUTPUTS},
         )
-
-    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        """The backbone knows how: those of timm do it in a way of their own."""
-        self.backbone._set_gradient_checkpointing(*args, **kwargs)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As usual; the code that is saved along has the aspect pipeline, and the config announces it."""
-        self.config.custom_pipelines = PIPELINES if self.config.num_aspects else None
-        return super().save_pretrained(*args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As usual. Another `id2label` renames the classes; for another number of them, the head must be a new one.
-
-        Raises:
-            ValueError: another number of classes, without `ignore_mismatched_sizes=True`.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"The student {pretrained_model_name_or_path} has another number of classes or aspects than was asked "
-                "for: leave num_labels out and pass as many names as it has, or ignore_mismatched_sizes=True for a "
-                "new, untrained head."
-            ) from error
 
     @classmethod
     def from_backbone(
@@ -155,13 +121,13 @@ class MadkdForImageClassification(PreTrainedModel):
         Raises:
             ValueError: no image classifier, one with code of its own, or one whose head cannot be widened.
         """
-        origin = {} if bank is None else _aspects_of(bank)
+        origin = {} if bank is None else aspects_of(bank)
         kwargs["trust_remote_code"] = False  # a student carries no code but its own
         if isinstance(backbone, PretrainedConfig):
             config, pretrained = backbone, False
         else:
             if not Path(backbone).is_dir():
-                kwargs["revision"] = commit = _commit_of(backbone, **kwargs)
+                kwargs["revision"] = commit = commit_of(backbone, **kwargs)
                 origin |= {"base_model": str(backbone), "base_model_revision": commit} if pretrained else {}
             config = config_of(backbone, **kwargs)
         is_student = config.model_type == MadkdConfig.model_type
@@ -171,7 +137,7 @@ class MadkdForImageClassification(PreTrainedModel):
         label2id = {name: index for index, name in id2label.items()}
         backbone_config = config.backbone_config if is_student else config
         model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **origin))
-        head = _head_parameters(model.config.backbone_config)
+        head = head_parameters(model.config.backbone_config)
         if pretrained:
             if (getattr(config, "model_args", None) or {}).pop("num_classes", None):  # of timm, told by the head, too
                 kwargs["config"] = config
@@ -196,7 +162,7 @@ class MadkdForImageClassification(PreTrainedModel):
             self.config.backbone_config.to_dict(), list(self.config.id2label.values())
         )
         plain = type(self.backbone)(config).to(self.device, self.dtype)
-        head = _head_parameters(self.config.backbone_config)
+        head = head_parameters(self.config.backbone_config)
         plain.load_state_dict(
             {
                 name: value[: self.config.num_labels] if name in head else value
@@ -210,13 +176,8 @@ class AspectAnswers(dict):
     """What a student sees in one image; printed, one line per class and per aspect: `striped wings: 0.93`."""
 
     def __str__(self) -> str:
-        lines = {part: [f"  {_printable(e['label'])}: {e['score']:.2f}" for e in self[part]] for part in self}
+        lines = {part: [f"  {printable(e['label'])}: {e['score']:.2f}" for e in self[part]] for part in self}
         return "\n".join("\n".join([part, *found]) for part, found in lines.items())
-
-
-def _printable(name: str) -> str:
-    """A name that strangers may have chosen, without what moves a terminal's cursor."""
-    return "".join(c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode() for c in name)
 
 
 class AspectClassificationPipeline(ImageClassificationPipeline):
@@ -232,63 +193,13 @@ class AspectClassificationPipeline(ImageClassificationPipeline):
     """
 
     def postprocess(self, model_outputs: ModelOutput, **kwargs: Any) -> AspectAnswers:
-        config = self.model.config
-        scores = model_outputs["aspect_logits"][0].float().sigmoid().tolist()
-        aspects = [
-            {"label": name, "question": question, "score": score}
-            for name, question, score in zip(config.aspect_ids, config.aspect_questions, scores)
-        ]
-        aspects.sort(key=lambda aspect: -aspect["score"])
+        aspects = scored_answers(self.model.config, model_outputs["aspect_logits"][0])
         return AspectAnswers(classes=super().postprocess(model_outputs, **kwargs), aspects=aspects)
 
 
-def _aspects_of(bank: Any) -> dict[str, Any]:
-    groups = [aspect.group for aspect in bank]
-    return {
-        "aspect_ids": bank.ids,
-        "aspect_questions": bank.questions,
-        "aspect_bank": bank.fingerprint,
-        "aspect_groups": groups if any(groups) else None,
-        "aspect_teacher": _teacher_of(bank.provenance),
-    }
-
-
-def _teacher_of(provenance: dict[str, Any] | None) -> dict[str, str | None] | None:
-    """Model and commit; of a folder only the name, which tells a stranger more than a path of another machine."""
-    name = (provenance or {}).get("model")
-    if not name:
-        return None
-    on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not Path(name).exists()
-    commit = provenance.get("commit")
-    if commit is None and re.fullmatch("[0-9a-f]{40}", provenance.get("revision") or ""):
-        commit = provenance["revision"]
-    return {"model": name if on_the_hub else Path(name).name, "commit": commit}
-
-
-def _commit_of(repo: str, revision: str | None = None, **kwargs: Any) -> str | None:
-    """The commit of the configuration that `from_pretrained` would take, or the revision as it came."""
-    names = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
-    options = {name: kwargs[name] for name in names if name in kwargs}
-    path = cached_file(repo, "config.json", revision=revision, **options)
-    found = re.search(r"/snapshots/([0-9a-f]{40})/", Path(path).as_posix())
-    return found[1] if found else revision
-
-
 def config_of(backbone: str, **kwargs: Any) -> PretrainedConfig:
-    """The configuration in a folder or on the Hub.
-
-    Raises:
-        ValueError: it needs code of its own.
-    """
-    content, _ = PretrainedConfig.get_config_dict(backbone, **kwargs)
-    if content.get("model_type") == MadkdConfig.model_type:
-        return MadkdConfig.from_pretrained(backbone, **kwargs)
-    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(
-            f"{backbone} needs code of its own (trust_remote_code), which a student cannot carry: choose a backbone "
-            "that transformers has itself."
-        )
-    return AutoConfig.from_pretrained(backbone, **kwargs)
+    """The configuration in a folder or on the Hub, see `inner_config`."""
+    return inner_config(MadkdConfig, backbone, "backbone", **kwargs)
 
 
 def check_architecture(config: PretrainedConfig) -> None:
@@ -318,13 +229,6 @@ def check_architecture(config: PretrainedConfig) -> None:
             )
 
 
-def _built(config: PretrainedConfig) -> PreTrainedModel:
-    try:
-        return AutoModelForImageClassification.from_config(config, trust_remote_code=False)
-    except ImportError as error:
-        raise ImportError(" ".join(str(error).split())) from error
-
-
 def _wrong_head(backbone: nn.Module, received: int | str, expected: int) -> str:
     return (
         f"{type(backbone).__name__} has {received} outputs where {expected} were asked for (classes and aspects): its "
@@ -332,7 +236,7 @@ def _wrong_head(backbone: nn.Module, received: int | str, expected: int) -> str:
     )
 
 
-def _head_parameters(config: PretrainedConfig) -> set[str]:
+def head_parameters(config: PretrainedConfig) -> set[str]:
     """Names of the tensors with one row per output: those whose shape changes with the number of outputs.
 
     Raises:
@@ -342,7 +246,7 @@ def _head_parameters(config: PretrainedConfig) -> set[str]:
     for extra in (0, 1):
         outputs = [str(i) for i in range(config.num_labels + extra)]
         with torch.device("meta"):
-            model = _built(MadkdConfig.backbone_config_for(config.to_dict(), outputs))
+            model = built(AutoModelForImageClassification, MadkdConfig.backbone_config_for(config.to_dict(), outputs))
         shapes.append({name: value.shape for name, value in model.state_dict().items()})
     head = {name: shape for name, shape in shapes[0].items() if shape != shapes[1][name]}
     if not head or any(shape[0] != config.num_labels for shape in head.values()):

@@ -15,9 +15,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from transformers import (
-    CONFIG_MAPPING,
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
-    AutoConfig,
     AutoModelForObjectDetection,
     BaseImageProcessor,
     ObjectDetectionPipeline,
@@ -28,7 +26,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .configuration_madkd_detection import MadkdDetectionConfig, aspects_of, commit_of
+from .aspects_of_madkd import AspectModel, aspects_of, built, commit_of, inner_config, printable, scored_answers
+from .configuration_madkd_detection import MadkdDetectionConfig
 
 
 PIPELINES = {
@@ -77,7 +76,7 @@ LAYER_OUTPUTS = [
 ]
 
 
-class MadkdForObjectDetection(PreTrainedModel):
+class MadkdForObjectDetection(AspectModel):
     """A detector that also answers Q aspect questions, about each object or about the image.
 
     About objects, the aspect head reads what the class head reads: the last state of each query. About the image, it
@@ -88,13 +87,11 @@ class MadkdForObjectDetection(PreTrainedModel):
 
     config_class = MadkdDetectionConfig
     base_model_prefix = "detector"
-    main_input_name = "pixel_values"
-    # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps itself.
-    accepts_loss_kwargs = False
+    pipelines = PIPELINES
 
     def __init__(self, config: MadkdDetectionConfig):
         super().__init__(config)
-        self.detector = _built(config.detector_config)
+        self.detector = built(AutoModelForObjectDetection, config.detector_config)
         _check_outputs(self.detector, config.aspect_level)
         self.takes_mask = "pixel_mask" in inspect.signature(self.detector.forward).parameters
         self.aspect_head = nn.Linear(config.aspect_width, config.num_aspects)
@@ -118,10 +115,7 @@ class MadkdForObjectDetection(PreTrainedModel):
             kwargs: of any model of transformers: `output_hidden_states`, `output_attentions`, `return_dict` (False for
                 a tuple without what is None), ...
         """
-        kwargs.pop("num_items_in_batch", None)  # of a Trainer, about the loss
-        for name in ("output_hidden_states", "output_attentions"):
-            if kwargs.get(name) is None and getattr(self.config, name):
-                kwargs[name] = True
+        options = self._options(kwargs)
         if labels is not None:
             labels = [{name: label[name] for name in label if name != "aspect_logits"} for label in labels]
         mask = {"pixel_mask": pixel_mask} if self.takes_mask and pixel_mask is not None else {}
@@ -129,7 +123,7 @@ class MadkdForObjectDetection(PreTrainedModel):
         encoder = getattr(self.detector.base_model, "encoder", None) if about_image and mask else None
         asked = nullcontext([]) if labels is None else _first_matching(self.detector.training)
         with asked as matching, _mask_of(encoder) as encoder_mask:
-            outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **kwargs)
+            outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **options)
         if outputs.logits.shape[-1] - self.config.num_labels not in (0, 1):
             raise ValueError(
                 f"{type(self.detector).__name__} has {outputs.logits.shape[-1]} outputs for {self.config.num_labels} "
@@ -192,33 +186,6 @@ class MadkdForObjectDetection(PreTrainedModel):
         grid = [pixels // each for pixels, each in zip(shape, sizes)]
         tokens = _states(outputs)[:, :-rows][:, -grid[0] * grid[1] :]
         return tokens.transpose(1, 2).unflatten(2, grid)
-
-    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
-        """The detector knows how."""
-        self.detector._set_gradient_checkpointing(*args, **kwargs)
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
-        """As usual; the code that is saved along has the aspect pipeline, and the config announces it."""
-        self.config.custom_pipelines = PIPELINES if self.config.num_aspects else None
-        return super().save_pretrained(*args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """As usual. Another `id2label` renames the classes; for another number of them, the head must be a new one.
-
-        Raises:
-            ValueError: another number of classes, without `ignore_mismatched_sizes=True`.
-        """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise ValueError(
-                f"The student {pretrained_model_name_or_path} has another number of classes or aspects than was asked "
-                "for: leave num_labels out and pass as many names as it has, or ignore_mismatched_sizes=True for a "
-                "new, untrained head."
-            ) from error
 
     @classmethod
     def from_detector(
@@ -295,13 +262,7 @@ class AspectDetections(dict):
             place = ", ".join(str(side) for side in each["box"].values())
             lines += [f"{each['label']}: {each['score']:.2f} ({place})", *_lines(each.get("aspects", []))]
         lines += ["image", *_lines(self["aspects"])] if "aspects" in self else []
-        return "\n".join(map(_printable, lines))
-
-
-def _printable(line: str) -> str:
-    """A line with names that strangers may have chosen, without what moves a terminal's cursor."""
-    shown = (c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode() for c in line)
-    return "".join(shown)
+        return "\n".join(map(printable, lines))
 
 
 class AspectDetectionPipeline(ObjectDetectionPipeline):
@@ -320,10 +281,10 @@ class AspectDetectionPipeline(ObjectDetectionPipeline):
         config, answers = self.model.config, model_outputs["aspect_logits"]
         objects = super().postprocess(model_outputs, threshold)
         if config.aspect_level == "image":
-            return AspectDetections(objects=objects, aspects=_answers(config, answers[0]))
+            return AspectDetections(objects=objects, aspects=scored_answers(config, answers[0]))
         queries = queries_of(self.image_processor, model_outputs["logits"], threshold)[0].tolist()
         for each, query in zip(objects, queries):
-            each["aspects"] = _answers(config, answers[0, query])
+            each["aspects"] = scored_answers(config, answers[0, query])
         return AspectDetections(objects=objects)
 
 
@@ -352,32 +313,13 @@ def queries_of(processor: BaseImageProcessor, logits: torch.Tensor, threshold: f
     return [image["boxes"][:, 0].round().long() for image in found]
 
 
-def _answers(config: PretrainedConfig, logits: torch.Tensor) -> list[dict[str, Any]]:
-    scores = logits.float().sigmoid().tolist()
-    asked = zip(config.aspect_ids, config.aspect_questions, scores)
-    answers = [{"label": name, "question": question, "score": score} for name, question, score in asked]
-    return sorted(answers, key=lambda aspect: -aspect["score"])
-
-
 def _lines(answers: list[dict[str, Any]]) -> list[str]:
     return [f"  {each['label']}: {each['score']:.2f}" for each in answers]
 
 
 def config_of(detector: str, **kwargs: Any) -> PretrainedConfig:
-    """The configuration in a folder or on the Hub.
-
-    Raises:
-        ValueError: it needs code of its own.
-    """
-    content, _ = PretrainedConfig.get_config_dict(detector, **kwargs)
-    if content.get("model_type") == MadkdDetectionConfig.model_type:
-        return MadkdDetectionConfig.from_pretrained(detector, **kwargs)
-    if content.get("auto_map") and content.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(
-            f"{detector} needs code of its own (trust_remote_code), which a student cannot carry: choose a detector "
-            "that transformers has itself."
-        )
-    return AutoConfig.from_pretrained(detector, **kwargs)
+    """The configuration in a folder or on the Hub, see `inner_config`."""
+    return inner_config(MadkdDetectionConfig, detector, "detector", **kwargs)
 
 
 def check_architecture(config: PretrainedConfig, name: str | None = None) -> None:
@@ -385,13 +327,6 @@ def check_architecture(config: PretrainedConfig, name: str | None = None) -> Non
     if not isinstance(config, MadkdDetectionConfig) and type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING:
         received = name or type(config).__name__
         raise ValueError(f"Expected a detector; {received} is a model of type {config.model_type!r}: {REMEDY}.")
-
-
-def _built(config: PretrainedConfig) -> PreTrainedModel:
-    try:
-        return AutoModelForObjectDetection.from_config(config, trust_remote_code=False)
-    except ImportError as error:
-        raise ImportError(" ".join(str(error).split())) from error
 
 
 def _check_outputs(detector: nn.Module, level: str) -> None:
