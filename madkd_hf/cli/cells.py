@@ -83,6 +83,7 @@ class Cell:
         dataset, bank = Path(options["dataset"] or "nowhere"), options["bank"]
         if (dataset / BANK_FILE).is_file():  # its answers are there: no teacher is asked
             options |= dict.fromkeys(("teacher", "teacher_revision"))
+            options.pop("teacher_options", None)
         if states := [*dataset.glob("state.json"), *dataset.glob("*/state.json")]:
             options["dataset"] = {str(state.parent.relative_to(dataset)): _fingerprint(state) for state in states}
         if bank and Path(bank).exists():
@@ -139,67 +140,100 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     """Train what is not trained yet, `jobs` at a time; returns each cell's numbers by its name.
 
     Among them are the `score` that counts (per cent; AP in points), its `curve` on the validation images, `seconds`,
-    and all `metrics` of the recipe.
+    and all `metrics` of the training.
 
     A student that is there, but that something else has decided, is replaced, and that is said.
 
     Raises:
         ValueError: a student failed, and the message names its log; or a worker was killed.
     """
-    done, todo = {}, []
+    results = _finished_results(cells)
+    todo = [cell for cell in cells if cell.name not in results]
+    if todo:
+        _train_side_by_side(todo, min(jobs or _jobs(), len(todo)), results)
+    return {cell.name: results[cell.name] for cell in cells}
+
+
+def _finished_results(cells: list[Cell]) -> dict[str, dict[str, Any]]:
+    """Of the students that are there already, by name.
+
+    Raises:
+        ValueError: the place of another student holds files that are not ours.
+    """
+    results = {}
     for cell in cells:
-        found = _found(cell)
-        if found and found["key"] == cell.key:
-            done[cell.name] = found["result"]
+        before = _read_result(cell)
+        if before and before["key"] == cell.key:
+            results[cell.name] = before["result"]
             continue
         check_removable(cell.folder, "student")  # before the first of them is trained
-        todo.append(cell)
-        if found:
-            print(f"The student {cell.name} in {cell.folder} is trained again: {_what_changed(found, cell)}.")
-    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
-    workers, spawn = min(jobs or _jobs(), len(todo)) or 1, multiprocessing.get_context("spawn")
-    turns = spawn.SimpleQueue()  # no thread of its own that an interruption would have to end
-    for turn in range(workers):
-        turns.put(turn)
-    pool = ProcessPoolExecutor(workers, spawn, initializer=_begin_worker, initargs=(turns, devices()))
+        if before:
+            print(f"The student {cell.name} in {cell.folder} is trained again: {_what_changed(before, cell)}.")
+    return results
+
+
+def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[str, Any]]) -> None:
+    """Each student in a process, into `results`, which may hold some already.
+
+    Raises:
+        ValueError: see `run_cells`.
+    """
+    pool = _start_workers(workers)
     by_the_user = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
     futures = {pool.submit(train_cell, cell): cell for cell in todo}
     signal.signal(signal.SIGINT, by_the_user)
+    cell, total = todo[0], len(todo) + len(results)
     try:
-        with tqdm(total=len(cells), initial=len(done), unit=" students", desc="training") as bar:
+        with tqdm(total=total, initial=len(results), unit=" students", desc="training") as bar:
             for future in as_completed(futures):
                 cell = futures[future]
-                done[cell.name] = future.result()
+                results[cell.name] = future.result()
                 bar.update()
-                bar.set_postfix_str(f"{cell.name}: {cell.score} {done[cell.name][cell.score]:.1f}")
+                bar.set_postfix_str(f"{cell.name}: {cell.score} {results[cell.name][cell.score]:.1f}")
     except BaseException as error:
         for worker in pool._processes.values():
             worker.terminate()
-        if isinstance(error, BrokenProcessPool):
-            fewer = (
-                "with a lower per_device_train_batch_size"
-                if workers == 1
-                else f"with --jobs 1 (here it was {workers})"
-            )
-            error = ValueError(
-                "A process that trained a student was killed from outside, most likely because memory ran out: run "
-                f"the same command again, {fewer}; of {len(cells)} students {len(done)} are finished and kept."
-            )
-        elif isinstance(error, KeyboardInterrupt):
-            kept = f"{len(done)} of {len(cells)} students are finished and kept in {Path(cells[0].folder).parent}"
-            error = type(error)(f"{kept}; run the same command again to go on.")
-        elif isinstance(error, Exception):
-            error = ValueError(f"The student {cell.name} failed ({error}); its log is {cell.folder}/log.txt.")
-        raise error from None
+        raise _explained(error, cell, workers, f"of {total} students {len(results)} are finished and kept") from None
     finally:
         pool.shutdown(cancel_futures=True)
-    return {cell.name: done[cell.name] for cell in cells}
 
 
-def _begin_worker(turns: multiprocessing.SimpleQueue, visible: list[str]) -> None:
+def _explained(error: BaseException, cell: Cell, workers: int, kept: str) -> BaseException:
+    """What a user is told where the training of students ended too early.
+
+    Args:
+        cell: the student that the error is about.
+        kept: how many are finished, in words.
+    """
+    if isinstance(error, BrokenProcessPool):
+        fewer = f"with --jobs 1 (here it was {workers})"
+        if workers == 1:
+            fewer = "with a lower per_device_train_batch_size"
+        return ValueError(
+            "A process that trained a student was killed from outside, most likely because memory ran out: run the "
+            f"same command again, {fewer}; {kept}."
+        )
+    if isinstance(error, KeyboardInterrupt):
+        return type(error)(f"{kept} in {Path(cell.folder).parent}; run the same command again to go on.")
+    if isinstance(error, Exception):
+        return ValueError(f"The student {cell.name} failed ({error}); its log is {cell.folder}/log.txt.")
+    return error
+
+
+def _start_workers(count: int) -> ProcessPoolExecutor:
+    """Processes that train, each on a GPU of its own as far as there are some."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
+    spawn = multiprocessing.get_context("spawn")
+    numbers = spawn.SimpleQueue()  # of the workers; no thread of its own that an interruption would have to end
+    for number in range(count):
+        numbers.put(number)
+    return ProcessPoolExecutor(count, spawn, initializer=_begin_worker, initargs=(numbers, devices()))
+
+
+def _begin_worker(numbers: multiprocessing.SimpleQueue, visible: list[str]) -> None:
     """A GPU of its own, as far as there are some; and no student is trained on when the user killed the command."""
     if visible:
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[turns.get() % len(visible)]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[numbers.get() % len(visible)]
 
     def wait() -> None:
         multiprocessing.parent_process().join()
@@ -221,7 +255,7 @@ def _jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _found(cell: Cell) -> dict[str, Any] | None:
+def _read_result(cell: Cell) -> dict[str, Any] | None:
     """What stands in the folder of a student that was finished once, whatever decided it: key, decides, result.
 
     None where there is none, or a damaged one, which is said.
@@ -231,20 +265,20 @@ def _found(cell: Cell) -> dict[str, Any] | None:
         return None
     again = "its student is trained again"
     try:
-        found = read_json(path, "result of a student", again)
-        if "decides" not in found:
-            return {**found, "key": None}
-        if found.pop("checksum", None) != checksum(found):
+        content = read_json(path, "result of a student", again)
+        if "decides" not in content:
+            return {**content, "key": None}
+        if content.pop("checksum", None) != checksum(content):
             raise ValueError(f"{path} is damaged (it does not match its checksum): {again}.")
-        if found["decides"].pop("script", None):  # as earlier versions named the task
-            found["key"] = _key(found["decides"])
-        now, then = _files(cell), found["files"]
+        if content["decides"].pop("script", None):  # as earlier versions named the task
+            content["key"] = _key(content["decides"])
+        now, then = _files(cell), content["files"]
         if changed := sorted(name for name in now | then if now.get(name) != then.get(name)):
             raise ValueError(f"{path.parent / changed[0]} is damaged or missing: {again}.")
     except ValueError as error:
         print(error)
         return None
-    return found
+    return content
 
 
 def _files(cell: Cell) -> dict[str, str]:
@@ -254,18 +288,18 @@ def _files(cell: Cell) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
 
 
-def _what_changed(found: dict[str, Any], cell: Cell) -> str:
+def _what_changed(content: dict[str, Any], cell: Cell) -> str:
     """In which options it differs from the student that is asked for; the first three."""
-    if "decides" not in found:
+    if "decides" not in content:
         return "an earlier version of this recipe did not note all that decides it"
-    before, now = found["decides"], cell.decides
-    told = []
+    before, now = content["decides"], cell.decides
+    changes = []
     for name in before | now:
         pair = before.get(name), now.get(name)
         if pair[0] != pair[1]:
             long = any(isinstance(value, (dict, list)) for value in pair)
-            told.append(f"{name} is not the same" if long else f"{name} was {pair[0]} and is {pair[1]}")
-    return ", ".join(told[:3]) + (f", and {len(told) - 3} more" if told[3:] else "")
+            changes.append(f"{name} is not the same" if long else f"{name} was {pair[0]} and is {pair[1]}")
+    return ", ".join(changes[:3]) + (f", and {len(changes) - 3} more" if changes[3:] else "")
 
 
 def train_cell(cell: Cell) -> dict[str, Any]:

@@ -54,19 +54,21 @@ def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any)
     return retrying(call, *args, **kwargs)
 
 
-def sentence(raised: BaseException, what: str) -> str:
+def sentence(raised: BaseException, what: str, goes_on: bool = True) -> str:
     """What went wrong, and the remedy.
 
     Args:
         raised: by the client.
         what: was to be published, such as "the dataset you/birds".
+        goes_on: whether the command that published it goes on where it was.
     """
     error = _of_the_hub(raised)
-    return _told(error, what, _reason(error), _status(error))
+    again = "the files there are as they were" + (", and the same command goes on" if goes_on else "")
+    return _told(error, what, _reason(error), _status(error), again)
 
 
-def _told(error: BaseException, what: str, reason: str, status: int | None) -> str:
-    hub, again = constants.ENDPOINT, "the files there are as they were, and the same command goes on"
+def _told(error: BaseException, what: str, reason: str, status: int | None, again: str) -> str:
+    hub = constants.ENDPOINT
     if status == 401:
         return (
             f"The Hub does not accept the token ({reason}): log in again with `hf auth login`, or set HF_TOKEN to one "

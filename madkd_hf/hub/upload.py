@@ -270,7 +270,9 @@ class HubRepo:
         except HubError:
             raise
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
-            raise HubError(sentence(error, f"the {self.repo_type} {self.repo_id}")) from None
+            raise HubError(
+                sentence(error, f"the {self.repo_type} {self.repo_id}", self.repo_type == "dataset")
+            ) from None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
