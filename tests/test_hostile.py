@@ -132,18 +132,18 @@ def test_pictures_with_their_names(tmp_path):
     report.summarise([{"condition": "base", "seed": 0, "accuracy": 1.0}])
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_report(tmp_path, seed):
-    draw = random.Random(seed).choice
+def test_the_report(tmp_path):
+    draw = random.Random(0).choice
     cells = [{"condition": name, "seed": k, "accuracy": 50 + k} for name in ("base", "madkd") for k in range(2)]
-    about = {name: draw(ALL) for name in ("dataset", "student", "command")}
-    about |= {"teacher": {draw(ALL): draw(ALL) for _ in range(20)} | {"model": draw(ALL)}}
-    about |= {"seconds": {draw(ALL): 1.0 for _ in range(5)}}
-    page = report.write_report({**report.summarise(cells), **about}, tmp_path).read_text(encoding="utf-8")
-    sound(page, 4)
+    for _ in range(5):
+        about = {name: draw(ALL) for name in ("dataset", "student", "command")}
+        about |= {"teacher": {draw(ALL): draw(ALL) for _ in range(20)} | {"model": draw(ALL)}}
+        about |= {"seconds": {draw(ALL): 1.0 for _ in range(5)}}
+        page = report.write_report({**report.summarise(cells), **about}, tmp_path).read_text(encoding="utf-8")
+        sound(page, 4)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_card_of_a_dataset(rows, tmp_path, seed):
     draw = random.Random(seed).choice
     image, label = draw(WRITABLE), "label"
@@ -220,18 +220,18 @@ LICENCES = {
 }
 
 
-@pytest.mark.parametrize("stated", LICENCES.values(), ids=LICENCES)
-def test_licences_that_are_none_reach_the_card_as_text(hub, rows, tmp_path, stated):
-    commit = hub.add_repo("stranger/birds", {"README.md": f"---\n{stated}\n---\n".encode()}, "dataset")
-    terms = source_terms({"id": "stranger/birds", "commit": commit}, None, HubRepo("you/birds", "dataset"))
-    assert all(isinstance(value, (str, list)) for value in terms.values())
-    assert terms.get("license_link", hub.url).startswith(hub.url)
+def test_licences_that_are_none_reach_the_card_as_text(hub, rows, tmp_path):
     evidence = write_evidence(rows, BANK, tmp_path)
     splits = [SplitInfo("train", 10, len(rows))]
-    facts = DatasetFacts("you/birds", rows.features, splits, {"train": [0]}, 1, BANK, "image", None, terms)
-    card = dataset_card(facts, evidence)
-    sound(card.text, 6)
-    card.validate()
+    for stated in LICENCES.values():
+        commit = hub.add_repo("stranger/birds", {"README.md": f"---\n{stated}\n---\n".encode()}, "dataset")
+        terms = source_terms({"id": "stranger/birds", "commit": commit}, None, HubRepo("you/birds", "dataset"))
+        assert all(isinstance(value, (str, list)) for value in terms.values())
+        assert terms.get("license_link", hub.url).startswith(hub.url)
+        facts = DatasetFacts("you/birds", rows.features, splits, {"train": [0]}, 1, BANK, "image", None, terms)
+        card = dataset_card(facts, evidence)
+        sound(card.text, 6)
+        card.validate()
 
 
 DAMAGE = {
@@ -245,13 +245,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("key", DAMAGE)
-def test_a_comparison_with_texts_in_the_place_of_numbers_is_refused(tmp_path, key):
+def test_a_comparison_with_texts_in_the_place_of_numbers_is_refused(tmp_path):
     known = json.loads((Path(__file__).parents[1] / "recipes/easy_vqa/results/report.json").read_text())
-    (tmp_path / "report.json").write_text(json.dumps(known | {key: DAMAGE[key]}))
-    with pytest.raises(ValueError, match="holds no comparison") as told:
-        read_comparison(tmp_path)
-    assert alive_in_terminal(str(told.value)) == []
+    for key, value in DAMAGE.items():
+        (tmp_path / "report.json").write_text(json.dumps(known | {key: value}))
+        with pytest.raises(ValueError, match="holds no comparison") as caught:
+            read_comparison(tmp_path)
+        assert alive_in_terminal(str(caught.value)) == []
 
 
 def test_pictures_of_a_comparison_are_pictures_and_no_links(tmp_path):
@@ -288,16 +288,15 @@ def server_that_says(answer: bytes, length: str) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
-@pytest.mark.parametrize(
-    "length",
-    [*(f"Content-Length: {size}" for size in (10**15, 10**30, -5, "x")), "X: y", "Transfer-Encoding: chunked"],
-)
-def test_a_server_that_says_any_size_gets_a_sentence_and_no_memory(length):
-    for url in server_that_says(b'{"choices"', length):
-        llm = ServerLLM("m", url, "sk-" + "k" * 30, retries=0, timeout=20)
-        with pytest.raises(LLMError) as told:
-            llm.complete([{"role": "user", "content": "x"}])
-        assert str(told.value).startswith("The server at 127.0.0.1") and alive_in_terminal(str(told.value)) == []
+def test_a_server_that_says_any_size_gets_a_sentence_and_no_memory():
+    sizes = [f"Content-Length: {size}" for size in (10**15, 10**30, -5, "x")]
+    for length in [*sizes, "X: y", "Transfer-Encoding: chunked", "Content-Encoding: gzip"]:
+        for url in server_that_says(b'{"choices"', length):
+            llm = ServerLLM("m", url, "sk-" + "k" * 30, retries=0, timeout=20)
+            with pytest.raises(LLMError) as caught:
+                llm.complete([{"role": "user", "content": "x"}])
+            assert str(caught.value).startswith("The server at 127.0.0.1")
+            assert alive_in_terminal(str(caught.value)) == []
 
 
 ROW = {"round": 0, "llm": "m", "id": "red", "question": "Is it red?", "group": "visual"}
@@ -316,16 +315,16 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 @pytest.mark.parametrize("name", ["candidates.jsonl", "rejected.jsonl"])
-def test_lines_that_are_no_questions_are_named(tmp_path, line, name):
+def test_lines_that_are_no_questions_are_named(tmp_path, name):
     task = Task(("cat", "dog"), "", "m")
     store = Store(tmp_path, task, Rules())
     store.add(Aspect("red", "Is it red?", "visual"), 0)
     good = json.dumps(ROW) + "\n"
-    (tmp_path / name).write_text(good + json.dumps(line) + "\n" + good)
-    with pytest.raises(ValueError, match=f"Line 2 of .*{name}"):
-        Store(tmp_path, task, Rules())
+    for line in LINES.values():
+        (tmp_path / name).write_text(good + json.dumps(line) + "\n" + good)
+        with pytest.raises(ValueError, match=f"Line 2 of .*{name}"):
+            Store(tmp_path, task, Rules())
 
 
 def test_questions_with_hidden_characters_are_not_taken_from_an_llm_either(tmp_path):

@@ -31,7 +31,7 @@ from ..data.origin import Origin, RefusedFile
 from ..files import check_name, remove_stale, temporary
 from ..selection.evidence import write_evidence
 from ..text import get_logger
-from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_terms, told_source
+from .cards.dataset import DatasetFacts, ObjectFacts, dataset_card, source_of, source_terms
 from .sources import DataSource
 from .upload import HubRepo
 
@@ -98,7 +98,7 @@ def push_aspect_dataset(
     label = _label(next(iter(splits.values())).features, label_column, boxes_column)
     repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check(license)
     bank = _with_source(bank, splits)
-    kept = source_terms(told_source(bank.provenance.get("dataset")), license, repo) | repo.kept()
+    kept = source_terms(source_of(bank.provenance.get("dataset")), license, repo) | repo.manual_metadata()
     features = Features({**next(iter(splits.values())).features, image_column: Image()})  # not `decode=False`
     with _staged(work_dir) as folder:
         files = Path(folder) / "files"

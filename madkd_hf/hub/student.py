@@ -105,7 +105,7 @@ def _push(
     blocking: bool = True,
 ) -> CommitInfo | Future[CommitInfo]:
     repo = repo.check(facts and facts.license)
-    kept = repo.kept()
+    kept = repo.manual_metadata()
     staged = tempfile.TemporaryDirectory(prefix="madkd-student-")
 
     def push() -> CommitInfo:
@@ -120,7 +120,7 @@ def _push(
     if blocking:
         return push()
     future = run_as_future(push)
-    future.add_done_callback(_tell_failure)
+    future.add_done_callback(_log_failure)
     return future
 
 
@@ -157,6 +157,6 @@ def stage_student(
     write_card(folder, model, repo, facts, plain, kept)
 
 
-def _tell_failure(future: Future) -> None:
+def _log_failure(future: Future) -> None:
     if not future.cancelled() and (error := future.exception()):
         logger.error("The student was not published: %s", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -32,7 +32,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from ..text import keep_secret
-from .retries import ATTEMPTS, ATTEMPTS_BEFORE, HubError, retried, sentence
+from .retries import ATTEMPTS_BEFORE, HubError, explain, is_refusal, reason_of, retried
 
 
 TAG = "madkd"  # in the card of everything that this package publishes
@@ -97,11 +97,11 @@ class HubRepo:
                 f"Cannot publish {self.repo_id} without a token: run `hf auth login`, or set HF_TOKEN, with a token "
                 f"that may write ({constants.ENDPOINT}/settings/tokens)."
             )
-        with self._one_sentence():
-            user = self._retried(self._api.whoami, attempts=ATTEMPTS_BEFORE)
+        with self._explained_errors():
+            user = retried(self._api.whoami, attempts=ATTEMPTS_BEFORE)
             repo = self if "/" in self.repo_id else replace(self, repo_id=f"{user['name']}/{self.repo_id}")
             repo._check_rights(user)
-            self._retried(repo._check_not_taken, attempts=ATTEMPTS_BEFORE)
+            retried(repo._check_not_taken, attempts=ATTEMPTS_BEFORE)
             if license is not None and not self.knows_license(license):
                 raise HubError(
                     f"The Hub knows no licence {license!r}: pass one of its identifiers, such as apache-2.0, or other."
@@ -112,27 +112,27 @@ class HubRepo:
         """Whether the Hub accepts it in a card."""
         card = RepoCard(f"---\nlicense: {json.dumps(license)}\n---\n")
         try:
-            self._retried(card.validate, self.repo_type, attempts=ATTEMPTS_BEFORE)
+            retried(card.validate, self.repo_type, attempts=ATTEMPTS_BEFORE)
         except ValueError:
             return False
         return True
 
-    def kept(self) -> dict[str, Any]:
+    def manual_metadata(self) -> dict[str, Any]:
         """What the front matter of the card there holds that a person added: a licence, gating, the viewer's settings.
 
         Raises:
             HubError: the Hub does not say.
         """
-        with self._one_sentence(), tempfile.TemporaryDirectory() as fresh:
+        with self._explained_errors(), tempfile.TemporaryDirectory() as fresh:
             place = {**self._named, "revision": self.revision, "token": self._token, "cache_dir": fresh}
             try:
-                path = self._retried(hf_hub_download, filename="README.md", **place)
-                found = RepoCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
+                path = retried(hf_hub_download, filename="README.md", **place)
+                metadata = RepoCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
             except (RepositoryNotFoundError, RevisionNotFoundError, RemoteEntryNotFoundError):
                 return {}
             except (ValueError, yaml.YAMLError):  # no card that could be read
                 return {}
-        return {name: value for name, value in found.items() if name not in WRITTEN}
+        return {name: value for name, value in metadata.items() if name not in WRITTEN}
 
     def push(self, folder: str | Path, message: str, ours: Sequence[str]) -> CommitInfo:
         """Check, make the repo where it is missing, and commit the folder to it: all its files in one commit.
@@ -149,27 +149,40 @@ class HubRepo:
             HubError: it failed, and the repo is as it was.
         """
         repo = self.check()
-        with repo._one_sentence():
+        with repo._explained_errors():
             return repo._push(Path(folder), message, ours)
 
     def _push(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
         if self.create_pr:
-            before = self._retried(self._pull_requests, message)
-            return self._retried(self._commit, folder, message, ours, before)
-        self._retried(self._api.create_repo, **self._named, private=self.private, exist_ok=True)
+            return self._open_pull_request(folder, message, ours)
+        retried(self._api.create_repo, **self._named, private=self.private, exist_ok=True)
         if self.revision and not self.revision.startswith("refs/"):
-            self._retried(self._api.create_branch, **self._named, branch=self.revision, exist_ok=True)
-        return self._retried(self._commit, folder, message, ours)
+            retried(self._api.create_branch, **self._named, branch=self.revision, exist_ok=True)
+        return retried(self._commit, folder, message, ours)
 
-    def _commit(self, folder: Path, message: str, ours: Sequence[str], before: Set[int] = frozenset()) -> CommitInfo:
-        """One attempt. An earlier one may have succeeded and only its answer been lost: then nothing is left to do."""
-        if self.create_pr and (made := self._pull_requests(message) - before):
-            return self._pull_request(made.pop(), message)
+    def _open_pull_request(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
+        """One attempt: where the answer was lost, another one would open a second pull request."""
+        try:
+            commit = self._commit(folder, message, ours)
+        except (HTTPError, OSError, RuntimeError) as error:
+            if is_refusal(error):
+                raise
+            kind = "datasets/" if self.repo_type == "dataset" else ""
+            raise HubError(
+                f"Whether a pull request was opened on {self.repo_id} is not known ({reason_of(error)}): look at "
+                f"{constants.ENDPOINT}/{kind}{self.repo_id}/discussions, and publish again where it is not there."
+            ) from None
+        if not commit.pr_url:
+            raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
+        return commit
+
+    def _commit(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
+        """One attempt. An earlier one may have succeeded and only its answer been lost: then nothing changes."""
         head = self._api.repo_info(**self._named, revision=self.revision).sha
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         adds = [CommitOperationAdd(name, path) for name, path in files.items()]
         stale = [name for name in self._files(head) if name not in files and _matches(name, ours)]
-        pushed = self._api.create_commit(
+        return self._api.create_commit(
             **self._named,
             operations=[*adds, *map(CommitOperationDelete, stale)],
             commit_message=message,
@@ -177,9 +190,6 @@ class HubRepo:
             create_pr=self.create_pr,
             parent_commit=head,
         )
-        if self.create_pr and not pushed.pr_url:
-            raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
-        return pushed
 
     @property
     def _token(self) -> str | None:
@@ -243,36 +253,15 @@ class HubRepo:
         tree = self._api.list_repo_tree(**self._named, recursive=True, revision=revision)
         return [entry.path for entry in tree if isinstance(entry, RepoFile)]
 
-    def _pull_requests(self, title: str) -> set[int]:
-        author = self._api.whoami()["name"]
-        found = self._api.get_repo_discussions(**self._named, author=author, discussion_type="pull_request")
-        return {request.num for request in found if (request.title, request.author) == (title, author)}
-
-    def _pull_request(self, number: int, message: str) -> CommitInfo:
-        oid = self._api.repo_info(**self._named, revision=f"refs/pr/{number}").sha
-        kind = "datasets/" if self.repo_type == "dataset" else ""
-        url = f"{constants.ENDPOINT}/{kind}{self.repo_id}"
-        return CommitInfo(
-            commit_url=f"{url}/commit/{oid}",
-            commit_message=message,
-            commit_description="",
-            oid=oid,
-            pr_url=f"{url}/discussions/{number}",
-        )
-
-    def _retried(self, call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any) -> Any:
-        return retried(call, *args, attempts=attempts, **kwargs)
-
     @contextlib.contextmanager
-    def _one_sentence(self) -> Iterator[None]:
+    def _explained_errors(self) -> Iterator[None]:
         try:
             yield
         except HubError:
             raise
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
-            raise HubError(
-                sentence(error, f"the {self.repo_type} {self.repo_id}", self.repo_type == "dataset")
-            ) from None
+            what = f"the {self.repo_type} {self.repo_id}"
+            raise HubError(explain(error, what, goes_on=self.repo_type == "dataset")) from None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -94,7 +94,7 @@ def alive_in_markdown(text: str, ours: re.Pattern = OURS) -> list[str]:
             found.append(str(token.attrs))
         if token.type in ("text", "s_open"):
             found += AUTOLINK.findall(token.content)
-    bare = re.sub(r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"(?ms)^```.*?^```$", "", text))
+    bare = re.sub(r"(?<![`\\])(`+)(?!`).*?(?<!`)\1(?!`)", "", re.sub(r"(?ms)^```.*?^```$", "", text))
     return found + re.findall(r"(?<!\\)\$|\\\\[(\[]", bare)  # formulas on GitHub and the Hub
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import socket
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
 
 from madkd_hf.hub import HubError, HubRepo, retries
 
@@ -63,13 +66,10 @@ def test_a_folder_becomes_one_commit_in_a_private_repo(hub, birds, folder):
     assert hub.repos()["dataset", "you/birds"].private
 
 
-def test_public_when_asked(hub, birds, folder):
+def test_public_when_asked_and_a_name_alone_is_the_user_s(hub, birds, folder):
+    assert HubRepo("birds", "dataset").check() == birds
     HubRepo("you/birds", "dataset", private=False).push(folder, "Birds", OURS)
     assert not hub.repos()["dataset", "you/birds"].private
-
-
-def test_a_name_alone_is_the_user_s(birds):
-    assert HubRepo("birds", "dataset").check() == birds
 
 
 def test_the_same_again_commits_nothing(hub, birds, folder):
@@ -87,8 +87,11 @@ def test_stale_files_of_ours_go_in_the_same_commit_and_others_stay(hub, birds, f
     assert commits(hub) == 1
 
 
-@pytest.mark.parametrize("call", ["GET .*/whoami", "POST .*/repos/create", "GET /api/datasets/you/birds", COMMIT])
-@pytest.mark.parametrize("fault", ["500", "503", "429", "drop", "drop_after"])
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [("GET .*/whoami", "500"), ("POST .*/repos/create", "drop_after"), ("GET /api/datasets/you/birds", "503")]
+    + [(COMMIT, fault) for fault in ("429", "412", "drop", "drop_after")],
+)
 def test_what_passes_is_tried_again(hub, birds, folder, pauses, call, fault):
     kind, options = ("status", {"status": int(fault)}) if fault.isdigit() else (fault, {})
     hub.fault(call, kind, times=2, **options)
@@ -98,12 +101,6 @@ def test_what_passes_is_tried_again(hub, birds, folder, pauses, call, fault):
     assert len(pauses) == (1 if fault == "drop_after" and call == COMMIT else 2)
 
 
-def test_a_cut_upload_is_sent_again(hub, birds, folder):
-    hub.fault("PUT .*", "cut")
-    birds.push(folder, "Birds", OURS)
-    assert on_the_hub(hub) == content(folder)
-
-
 def test_the_hub_says_how_long_to_wait(hub, birds, folder, pauses):
     hub.fault(COMMIT, "status", status=429, retry_after=7)
     hub.fault("POST .*/repos/create", "status", status=429, retry_after=10**6)
@@ -111,12 +108,13 @@ def test_the_hub_says_how_long_to_wait(hub, birds, folder, pauses):
     assert pauses == [retries.LONGEST_WAIT, 7]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_what_will_not_pass_is_not(hub, birds, folder, pauses, status):
-    hub.fault(WRITES, "status", status=status, times=None)
-    with pytest.raises(HubError, match=str(status) if status != 404 else "you/birds"):
-        birds.push(folder, "Birds", OURS)
-    assert asked(hub, WRITES) == 1
+def test_what_will_not_pass_is_not(hub, birds, folder, pauses):
+    for status in (401, 403, 404):
+        hub.fault(WRITES, "status", status=status)
+        before = asked(hub, WRITES)
+        with pytest.raises(HubError, match=str(status) if status != 404 else "you/birds"):
+            birds.push(folder, "Birds", OURS)
+        assert asked(hub, WRITES) == before + 1
     assert not pauses
 
 
@@ -134,18 +132,14 @@ def test_a_failed_push_leaves_the_old_state_and_is_repeated_by_the_same_call(hub
     assert (on_the_hub(hub), commits(hub)) == (content(folder), 2)
 
 
-def test_what_is_up_is_not_sent_again(hub, birds, folder):
+def test_a_cut_upload_is_sent_again_and_what_is_up_is_not(hub, birds, folder):
+    hub.fault("PUT .*", "cut")
     hub.fault(COMMIT, "status", status=403)
     with pytest.raises(HubError):
         birds.push(folder, "Birds", OURS)
     sent = asked(hub, "PUT")
     birds.push(folder, "Birds", OURS)
-    assert asked(hub, "PUT") == sent == 1
-
-
-def test_somebody_commits_in_between(hub, birds, folder):
-    hub.fault(COMMIT, "status", status=412)
-    birds.push(folder, "Birds", OURS)
+    assert asked(hub, "PUT") == sent == 2
     assert on_the_hub(hub) == content(folder)
 
 
@@ -159,11 +153,8 @@ def test_a_branch_of_its_own(hub, birds, folder):
     assert on_the_hub(hub, "next") == content(folder)
 
 
-@pytest.mark.parametrize("fault", ["none", "drop", "drop_after"])
-def test_one_pull_request(hub, folder, pauses, fault):
+def test_one_pull_request(hub, folder):
     hub.add_repo("you/birds", {"README.md": b"# Birds", "birds.csv": b"1"}, "dataset")
-    if fault != "none":
-        hub.fault(COMMIT, fault)
     pushed = HubRepo("you/birds", "dataset", create_pr=True).check().push(folder, "Birds", OURS)
     assert on_the_hub(hub) == {"README.md": b"# Birds", "birds.csv": b"1"}
     assert pushed.pr_url.endswith("/datasets/you/birds/discussions/1")
@@ -171,15 +162,31 @@ def test_one_pull_request(hub, folder, pauses, fault):
     assert set(hub.repos()["dataset", "you/birds"].refs) == {"refs/heads/main", "refs/pr/1"}
 
 
+@pytest.mark.parametrize("fault", ["drop", "drop_after"])
+def test_a_pull_request_without_an_answer_is_not_opened_twice(hub, folder, pauses, fault):
+    hub.add_repo("you/birds", {"README.md": b"# Birds", "birds.csv": b"1"}, "dataset")
+    hub.fault(COMMIT, fault)
+    repo = HubRepo("you/birds", "dataset", create_pr=True).check()
+    with pytest.raises(HubError, match="is not known .*: look at .*/datasets/you/birds/discussions, and"):
+        repo.push(folder, "Birds", OURS)
+    assert on_the_hub(hub) == {"README.md": b"# Birds", "birds.csv": b"1"}
+    opened = {"refs/pr/1"} if fault == "drop_after" else set()
+    assert set(hub.repos()["dataset", "you/birds"].refs) == {"refs/heads/main"} | opened
+    assert asked(hub, COMMIT) == 1
+
+
 def test_a_pull_request_needs_a_repo(hub, pauses):
     with pytest.raises(HubError, match="no dataset you/birds to open a pull request on"):
         HubRepo("you/birds", "dataset", create_pr=True).check()
 
 
-def test_a_taken_name(hub, birds):
-    hub.add_repo("you/birds", {"README.md": b"# Mine", "birds.csv": b"1"}, "dataset")
-    with pytest.raises(HubError, match="The name you/birds is taken: that dataset holds birds.csv .*another name"):
-        birds.check()
+def test_a_taken_name_is_not_overwritten(hub, birds, folder):
+    files = {"README.md": b"# Mine", "birds.csv": b"1"}
+    hub.add_repo("you/birds", files, "dataset")
+    for step in (birds.check, lambda: birds.push(folder, "Birds", OURS)):  # it may be taken meanwhile
+        with pytest.raises(HubError, match="The name you/birds is taken: that dataset holds birds.csv .*another name"):
+            step()
+    assert on_the_hub(hub) == files
 
 
 def test_a_repo_made_by_hand_is_not_taken(hub, birds):
@@ -193,34 +200,30 @@ def test_somebody_else_s_name(hub, pauses):
     assert HubRepo("birders/birds", "dataset").check()
 
 
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
+def test_a_token_that_will_not_do(hub, pauses, monkeypatch):
+    for token, message in [
         ("hf_wrong", "does not accept the token .401.*hf auth login"),
         ("hf_readonlytokenofyou", "The token of you may only read: make one that may write"),
-    ],
-)
-def test_a_token_that_will_not_do(hub, pauses, token, message, monkeypatch):
-    with pytest.raises(HubError, match=message):
-        HubRepo("you/birds", "dataset", token=token).check()
-    monkeypatch.setenv("HF_TOKEN", token)
-    with pytest.raises(HubError, match=message):
-        HubRepo("you/birds", "dataset").check()
+    ]:
+        with pytest.raises(HubError, match=message):
+            HubRepo("you/birds", "dataset", token=token).check()
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(HubError, match=message):
+            HubRepo("you/birds", "dataset").check()
     assert not pauses
 
 
-def test_no_token(hub, monkeypatch, tmp_path):
+def test_no_token_no_name_and_offline(hub, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(HubError, match="without a token: run `hf auth login`, or set HF_TOKEN"):
         HubRepo("you/birds", "dataset").check()
-    assert not hub.requests
-
-
-def test_offline(hub, monkeypatch):
+    with pytest.raises(HubError, match="'you/my birds' is no name for a repo"):
+        HubRepo("you/my birds", "dataset").check()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE=1 is set; unset it"):
         HubRepo("you/birds", "dataset").check()
+    assert not hub.requests
 
 
 def test_no_hub_there(hub, pauses, monkeypatch):
@@ -230,11 +233,6 @@ def test_no_hub_there(hub, pauses, monkeypatch):
         with pytest.raises(HubError, match="The Hub at http://127.0.0.1:.* cannot be reached"):
             HubRepo("you/birds", "dataset").check()
     assert len(pauses) == retries.ATTEMPTS_BEFORE
-
-
-def test_no_name(hub):
-    with pytest.raises(HubError, match="'you/my birds' is no name for a repo"):
-        HubRepo("you/my birds", "dataset").check()
 
 
 def test_the_card_s_mistakes_are_told(hub, birds, folder):
@@ -269,25 +267,19 @@ def test_the_end_of_line_of_a_token_file_is_not_part_of_the_token(hub, folder, p
     assert hub.token not in str(told.value) + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("rights", "repo", "message"),
-    [
-        ({"role": "read"}, "birders/birds", "you may not write to birders/birds: pass a name under one of you,"),
-        ({"permissions": ["repo.content.read"]}, "you/birds", "fine-grained token of you may write to no repo"),
-        ({"permissions": ["repo.write"]}, "you/birds", None),
-    ],
-)
-def test_rights_are_known_before_the_work(hub, monkeypatch, rights, repo, message):
-    if "role" in rights:
-        monkeypatch.setitem(hub.users, hub.token, {"name": "you", "role": "write", "orgs": {"birders": "read"}})
-    else:
-        scopes = [{"entity": {"type": "user", "name": "you"}, "permissions": rights["permissions"]}]
-        monkeypatch.setitem(hub.users, hub.token, {"name": "you", "role": "fineGrained", "scopes": scopes})
-    if message is None:
-        assert HubRepo(repo, "dataset").check()
-    else:
-        with pytest.raises(HubError, match=message):
-            HubRepo(repo, "dataset").check()
+def test_rights_are_known_before_the_work(hub, monkeypatch):
+    def of_the_token(**rights):
+        monkeypatch.setitem(hub.users, hub.token, {"name": "you", **rights})
+
+    of_the_token(role="write", orgs={"birders": "read"})
+    with pytest.raises(HubError, match="you may not write to birders/birds: pass a name under one of you,"):
+        HubRepo("birders/birds", "dataset").check()
+    scope = {"entity": {"type": "user", "name": "you"}, "permissions": ["repo.content.read"]}
+    of_the_token(role="fineGrained", scopes=[scope])
+    with pytest.raises(HubError, match="fine-grained token of you may write to no repo"):
+        HubRepo("you/birds", "dataset").check()
+    of_the_token(role="fineGrained", scopes=[scope | {"permissions": ["repo.write"]}])
+    assert HubRepo("you/birds", "dataset").check()
 
 
 def test_a_licence_that_the_hub_does_not_know(birds):
@@ -313,28 +305,10 @@ def test_a_pull_request_of_one_s_own_is_updated(hub, folder):
     assert set(hub.repos()["dataset", "you/birds"].refs) == {"refs/heads/main", "refs/pr/1"}
 
 
-def test_the_pull_request_of_somebody_else_is_not_ours(hub, folder, pauses, tmp_path):
-    hub.add_repo("you/birds", {"README.md": b"# Birds"}, "dataset")
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs/README.md").write_text("theirs")
-    theirs = HubRepo("you/birds", "dataset", token="hf_tokenofsomebodyelse", create_pr=True)
-    ours = HubRepo("you/birds", "dataset", create_pr=True)
-    before = ours._pull_requests("Birds")
-    theirs.push(tmp_path / "theirs", "Birds", OURS)
-    assert ours._pull_requests("Birds") == before == set()
-
-
 def test_nothing_to_propose(hub, birds, folder):
     birds.push(folder, "Birds", OURS)
     with pytest.raises(HubError, match="nothing to propose: you/birds holds these very files already"):
         HubRepo("you/birds", "dataset", create_pr=True).push(folder, "Birds", OURS)
-
-
-def test_a_name_taken_meanwhile_is_not_overwritten(hub, birds, folder):
-    hub.add_repo("you/birds", {"birds.csv": b"1"}, "dataset")
-    with pytest.raises(HubError, match="is taken"):
-        birds.push(folder, "Birds", OURS)
-    assert on_the_hub(hub) == {"birds.csv": b"1"}
 
 
 def test_files_in_folders_of_ours_that_others_put_there_stay(hub, birds, folder):
@@ -345,25 +319,22 @@ def test_files_in_folders_of_ours_that_others_put_there_stay(hub, birds, folder)
 
 
 def test_what_a_person_added_to_the_card_is_known(hub, birds):
-    assert birds.kept() == {}
+    assert birds.manual_metadata() == {}
     card = b"---\nlicense: cc-by-nc-4.0\nextra_gated_prompt: Be kind.\ntags: [madkd]\npretty_name: B\n---\n# Birds\n"
     hub.add_repo("you/birds", {"README.md": card}, "dataset")
-    assert birds.kept() == {"license": "cc-by-nc-4.0", "extra_gated_prompt": "Be kind."}
+    assert birds.manual_metadata() == {"license": "cc-by-nc-4.0", "extra_gated_prompt": "Be kind."}
     hub.add_repo("you/birds", {"README.md": b"---\n: [\n---\n"}, "dataset")
-    assert birds.kept() == {}
+    assert birds.manual_metadata() == {}
 
 
-@pytest.mark.parametrize(
-    ("headers", "least", "most"),
-    [
+def test_all_ways_to_say_how_long():
+    for headers, least, most in [
         ({"RateLimit": '"api";r=0;t=55'}, 55, 57),
-        ({"Retry-After": "Wed, 21 Oct 2099 07:28:00 GMT"}, 1e8, 1e10),
-        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0, 0),
         ({"Retry-After": "7", "RateLimit": '"api";r=0;t=55'}, 7, 7),
-        ({"Retry-After": "soon"}, None, None),
-        ({}, None, None),
-    ],
-)
-def test_all_ways_to_say_how_long(headers, least, most):
-    asked = retries._asked(headers)
-    assert asked is None if least is None else least <= asked <= most
+        ({"Retry-After": "soon"}, 0, 4),
+        ({}, 0, 4),
+    ]:
+        response = httpx2.Response(429, headers=headers, request=httpx2.Request("POST", "http://hub"))
+        error = HfHubHTTPError("busy", response=response)
+        state = SimpleNamespace(attempt_number=1, outcome=SimpleNamespace(exception=lambda error=error: error))
+        assert least <= retries._pause(state) <= most, headers

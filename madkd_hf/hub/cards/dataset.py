@@ -22,7 +22,7 @@ from ...data.objects import BOX, CATEGORY, feature_path, object_fields
 from ...report.comparison import markdown_table
 from ...selection.evidence import Evidence, evidence_table, evidence_terms, evidence_warnings
 from ...text import code, front, markdown, python
-from ..retries import HubError, retried, sentence
+from ..retries import HubError, reason_of, retried
 from ..sources import HUB_ID, link
 from ..upload import TAG, HubRepo
 
@@ -108,7 +108,7 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
             return {}
         raise HubError(
             f"Cannot read in the card of {source['id']} under which licence the images are "
-            f"({sentence(error, source['id'])}): try again, or pass a license (--hub_license)."
+            f"({reason_of(error)}): try again, or pass a license (--hub_license)."
         ) from None
     stated = front({name: stated[name] for name in TERMS if stated.get(name)})
     terms = {name: stated[name] for name in ("license", "language") if _is_text(stated.get(name))}
@@ -126,7 +126,7 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
 def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
     """The card; the pictures of `write_evidence` are expected in `figures/`."""
     provenance = dict(facts.bank.provenance or {})
-    source = told_source(provenance.pop("dataset", None))
+    source = source_of(provenance.pop("dataset", None))
     who = [[markdown(name), code(value)] for name, value in provenance.items() if value is not None]
     model = provenance.get("model")
     train = max(facts.answered, key=lambda split: len(facts.answered[split]))
@@ -160,7 +160,7 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
     )
 
 
-def told_source(told: Any) -> dict[str, str]:
+def source_of(told: Any) -> dict[str, str]:
     """What a bank's provenance says of the dataset, as texts; of an id that can be none of the Hub, no commit."""
     told = told if isinstance(told, Mapping) else {}
     source = {name: told[name] for name in ("id", "config", "revision", "commit") if isinstance(told.get(name), str)}
