@@ -145,6 +145,7 @@ def label(args: AttachArguments, splits: Splits, workers: Workers | None = None)
         box_margin=args.box_margin,
         box_padding=args.box_padding,
         files_from=files_from(args),
+        stream_name=args.dataset if args.streaming else None,
     )
     told = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
     return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher

@@ -65,6 +65,7 @@ def attach_aspects(
     box_margin: float = 0.1,
     box_padding: float | None = None,
     files_from: str | os.PathLike | None = None,
+    stream_name: str | None = None,
 ) -> AnyDataset:
     """Let a multimodal LLM answer the bank's questions about every image, and store the answers as columns.
 
@@ -112,6 +113,9 @@ def attach_aspects(
         files_from: where rows name files in place of images, the folder in which these lie. By default, rows from the
             Hub may name files of their own repo, and rows of your own program image files of this machine. All others,
             addresses, and files that are no images, are refused or with `on_error="skip"` left empty.
+        stream_name: for a stream that is made by functions (`from_generator`, `map`, `filter`): a name that stands for
+            them, to be changed whenever they change. A job that is continued is refused where the name, the files or
+            other steps of the stream are not the same.
 
     Returns:
         The same rows with the three columns added; for a stream, the stream that reads the Parquet shards.
@@ -125,7 +129,7 @@ def attach_aspects(
     boxes = _boxes(boxes_column, box_format, box_margin, box_padding)
     if on_error not in ("raise", "skip"):
         raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
-    sources = sources_of(dataset, splits, image_column, boxes, files_from, on_error)
+    sources = sources_of(dataset, splits, image_column, boxes, files_from, on_error, stream_name)
     if int(shard_size) < 1:
         raise ValueError(f"A shard holds at least one image: received shard_size={shard_size}.")
     streams = isinstance(dataset, (IterableDataset, IterableDatasetDict))

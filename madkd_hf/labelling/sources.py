@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -34,9 +33,9 @@ from ..data.images import to_rgb
 from ..data.objects import Boxes, count_objects
 from ..data.origin import Origin, RefusedFile, check_format
 from ..data.rows import file_name, named
+from ..data.streams import UnknownFunction, digest, steps
 from ..files import check_name
 from ..text import terminal
-from .identity import digest_of_steps, steps
 
 
 REORDERING = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")  # the length is unknown
@@ -125,7 +124,8 @@ class Rows:
 class Stream:
     """A split of an `IterableDataset`: its shards hold all columns, images as bytes, so that they travel alone.
 
-    Attributes: as those of `Rows`.
+    Attributes: as those of `Rows`, and
+        name: what stands for the functions that the stream is made by, see `attach_aspects`.
 
     Raises:
         ValueError: the stream does not say what its columns are.
@@ -138,6 +138,8 @@ class Stream:
     boxes: Boxes | None = None
     origin: Origin = field(default_factory=Origin)
     on_error: str = "raise"
+
+    name: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -162,14 +164,17 @@ class Stream:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """What the manifest says of this split: a stream is known by its card, its steps and its first image."""
-        info = self.data.info
-        made = digest_of_steps(self.data)
+        """What the manifest says of this split: a stream is known by how it is made, and by its first image."""
+        try:
+            known = hashlib.sha256(digest(self.data, self.name).encode())
+        except UnknownFunction as function:
+            raise ValueError(
+                f"The stream of split {self.split!r} is made by the function {function}, which another process cannot "
+                "compare: pass stream_name, any name that you change whenever the function changes."
+            ) from None
         first = next((row[self.image_column] for row in self.head()), None)
-        content = [info.builder_name, info.dataset_name, str(self.data.split), str(self.data.features), made]
-        digest = hashlib.sha256(json.dumps(content).encode())
-        digest.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
-        return {"rows": None, "fingerprint": digest.hexdigest()[:16], "labelled": self.labelled}
+        known.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
+        return {"rows": None, "fingerprint": known.hexdigest()[:16], "labelled": self.labelled}
 
     def name_of(self, row: int, path: str | None) -> str:
         """A row in messages."""
@@ -314,6 +319,7 @@ def sources_of(
     boxes: Boxes | None = None,
     files_from: str | os.PathLike | None = None,
     on_error: str = "raise",
+    stream_name: str | None = None,
 ) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
@@ -335,9 +341,9 @@ def sources_of(
         _check_name(split, isinstance(rows, IterableDataset))
     sources = []
     for split, rows in parts.items():
-        kind = Rows if isinstance(rows, Dataset) else Stream
         origin = folder_of(rows, files_from) or Origin.of(rows)
-        sources.append(kind(split, rows, image_column, split in wanted, boxes, origin, on_error))
+        settings = (split, rows, image_column, split in wanted, boxes, origin, on_error)
+        sources.append(Rows(*settings) if isinstance(rows, Dataset) else Stream(*settings, stream_name))
     for source in sources:
         _check(source.data.features, image_column, boxes)
     return sources

@@ -5,8 +5,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import subprocess
-import sys
 import threading
 import time
 from datetime import datetime
@@ -41,7 +39,7 @@ from madkd_hf.files import LOCK_FILE, remove_stale
 from madkd_hf.labelling import Workers, reading
 from madkd_hf.labelling.job import _Job
 from madkd_hf.labelling.shards import WorkDir
-from madkd_hf.labelling.sources import Stream, sources_of
+from madkd_hf.labelling.sources import sources_of
 from madkd_hf.teachers import UnreadableImage
 
 
@@ -618,96 +616,7 @@ def test_a_stream_that_does_not_know_its_columns_is_told_how_to_say_them(tmp_pat
     with pytest.raises(ValueError, match=r"does not say what its columns are.*features=Features\(\{'image': Image"):
         attach_aspects(source, BANK, teacher(), work_dir=tmp_path)
     source = IterableDataset.from_generator(images, features=Features({"image": Image()}))
-    assert len(list(attach_aspects(source, BANK, teacher(), work_dir=tmp_path))) == 2
-
-
-SCRIPT = """
-import sys
-import numpy as np
-from builders import tiny
-from datasets import Dataset, Features, Image, IterableDataset, Value, load_dataset
-from madkd_hf.labelling.sources import Stream
-
-rows = Dataset.from_dict({"image": tiny.images(6), "label": range(6)})
-rows = rows.cast(Features({"image": Image(), "label": Value("int64")}))
-names = {"cat", "dog", "fox"}
-
-def keep(row):
-    return row["label"] in {1, 2} or str(row["label"]) in {"one", "two", "three"} or row["label"] in names
-
-def make(count):
-    yield from ({"image": image} for image in tiny.images(count))
-
-mapped = rows.to_iterable_dataset().map(lambda row: {**row, "label": len(names)}, features=rows.features)
-streams = [
-    rows.to_iterable_dataset().filter(keep),
-    mapped.shuffle(seed=3, buffer_size=2).take(4),
-    IterableDataset.from_generator(make, gen_kwargs={"count": 3}, features=Features({"image": Image()})),
-    load_dataset(sys.argv[1], split="train", streaming=True),
-    load_dataset(sys.argv[2], split="train", streaming=True).shuffle(seed=1).skip(1),
-]
-for stream in streams:
-    first = Stream("train", stream, "image").state["fingerprint"]
-    list(stream)
-    assert Stream("train", stream, "image").state["fingerprint"] == first
-    print(first)
-print(*names)
-"""
-
-
-def test_a_stream_made_anew_in_another_process_is_the_same(tmp_path):
-    (tmp_path / "parquet").mkdir()
-    rows(6).to_parquet(tmp_path / "parquet" / "a.parquet")
-    (tmp_path / "images").mkdir()
-    for i, image in enumerate(tiny.images(3)):
-        image.save(tmp_path / "images" / f"{i}.png")
-    said = []
-    for seed in "12":
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = f"{Path(__file__).parents[2]}:{Path(__file__).parent}"
-        (tmp_path / "script.py").write_text(SCRIPT)
-        words = [sys.executable, tmp_path / "script.py", tmp_path / "parquet", tmp_path / "images"]
-        done = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        said.append(done.stdout.split())
-    assert said[0][5:] != said[1][5:]  # the order of a set, or the test shows nothing
-    assert len(set(said[0][:5])) == 5 and said[0][:5] == said[1][:5]
-
-
-def test_another_filter_shuffle_or_function_is_another_stream():
-    source = rows(6)
-    bound = lambda least: lambda row: row["label"] < least  # noqa: E731
-    streams = [
-        source.to_iterable_dataset(),
-        source.to_iterable_dataset().filter(lambda row: row["label"] < 2),
-        source.to_iterable_dataset().filter(lambda row: row["label"] < 3),
-        source.to_iterable_dataset().filter(bound(4)),
-        source.to_iterable_dataset().filter(bound(5)),
-        source.to_iterable_dataset().shuffle(seed=1, buffer_size=2),
-        source.to_iterable_dataset().shuffle(seed=2, buffer_size=2),
-        source.to_iterable_dataset().map(lambda row, add: row, fn_kwargs={"add": 1}, features=source.features),
-        source.to_iterable_dataset().map(lambda row, add: row, fn_kwargs={"add": 2}, features=source.features),
-    ]
-    assert len({Stream("train", stream, "image").state["fingerprint"] for stream in streams}) == len(streams)
-
-
-@pytest.mark.parametrize("change", ["a file more", "a file rewritten"])
-def test_a_stream_over_changed_files_is_refused(tmp_path, change):
-    (tmp_path / "source").mkdir()
-    rows(5).to_parquet(tmp_path / "source" / "a.parquet")
-    load = lambda: load_dataset(str(tmp_path / "source"), split="train", streaming=True)  # noqa: E731
-    attach_aspects(load(), BANK, teacher(), work_dir=tmp_path / "work")
-    attach_aspects(load(), BANK, Asleep(tiny.internvl(), tiny.processor()), work_dir=tmp_path / "work")
-    both = datasets.concatenate_datasets([rows(1), rows(4, seed=3)])
-    both.to_parquet(tmp_path / "source" / ("b.parquet" if change == "a file more" else "a.parquet"))
-    with pytest.raises(ValueError, match="holds another labelling job"):
-        attach_aspects(load(), BANK, teacher(), work_dir=tmp_path / "work")
-
-
-def test_an_unseeded_shuffle_is_refused(tmp_path):
-    stream = rows().to_iterable_dataset().shuffle(buffer_size=2)
-    with pytest.raises(ValueError, match=r"shuffled without a seed.*pass shuffle\(seed=...\)"):
-        attach_aspects(stream, BANK, teacher(), work_dir=tmp_path)
+    assert len(list(attach_aspects(source, BANK, teacher(), work_dir=tmp_path, stream_name="two"))) == 2
 
 
 def test_workers_that_read_other_rows_stop(tmp_path):
