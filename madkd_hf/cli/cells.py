@@ -198,12 +198,12 @@ def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[
         pool.shutdown(cancel_futures=True)
 
 
-def _explained(error: BaseException, cell: Cell, workers: int, kept: str) -> BaseException:
+def _explained(error: BaseException, cell: Cell, workers: int, finished: str) -> BaseException:
     """What a user is told where the training of students ended too early.
 
     Args:
         cell: the student that the error is about.
-        kept: how many are finished, in words.
+        finished: how many are, in words.
     """
     if isinstance(error, BrokenProcessPool):
         fewer = f"with --jobs 1 (here it was {workers})"
@@ -211,10 +211,10 @@ def _explained(error: BaseException, cell: Cell, workers: int, kept: str) -> Bas
             fewer = "with a lower per_device_train_batch_size"
         return ValueError(
             "A process that trained a student was killed from outside, most likely because memory ran out: run the "
-            f"same command again, {fewer}; {kept}."
+            f"same command again, {fewer}; {finished}."
         )
     if isinstance(error, KeyboardInterrupt):
-        return type(error)(f"{kept} in {Path(cell.folder).parent}; run the same command again to go on.")
+        return type(error)(f"{finished} in {Path(cell.folder).parent}; run the same command again to go on.")
     if isinstance(error, Exception):
         return ValueError(f"The student {cell.name} failed ({error}); its log is {cell.folder}/log.txt.")
     return error

@@ -44,7 +44,17 @@ from ..teachers import Teacher
 from ..text import terminal
 from .arguments import ClassArguments, ObjectArguments, RecipeParser, source
 from .cells import Cell, run_cells
-from .conditions import CompareArguments, TaskArguments, check, label, look, plan, points, read_grid, student_argv
+from .conditions import (
+    CompareArguments,
+    TaskArguments,
+    check,
+    label,
+    load_checked,
+    plan,
+    points,
+    read_grid,
+    student_argv,
+)
 from .outputs import COMPARING, COMPARISON, working_in
 from .pictures import draw_figures
 from .preflight import Ready
@@ -183,7 +193,7 @@ def main() -> None:
     args = parse()
     problems = Problems()
     repo = problems.step(check_publishing, args)
-    ready = look(args, problems, problems.step(check, args), "scored")
+    ready = load_checked(args, problems, problems.step(check, args), "scored")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _compare(args, ready, repo)
 

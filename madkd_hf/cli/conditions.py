@@ -116,8 +116,8 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
         return {name: known[name] for name in self.conditions or known}
 
 
-def look(args: CompareArguments, problems: Problems, students: list[Any] | None, test: TestUse) -> Ready:
-    """Whatever can be known to be wrong is told before the teacher is asked; see `preflight.comparison`."""
+def load_checked(args: CompareArguments, problems: Problems, students: list[Any] | None, test: TestUse) -> Ready:
+    """The dataset, after all checks that need no teacher; see `preflight.comparison`."""
     for point in (problems.step(points, args) or []) if args.bank else []:
         if "aspects" in point:
             problems.step(lambda count: check_count(count, AspectBank.load(args.bank)), point["aspects"])
@@ -201,7 +201,7 @@ def check(args: CompareArguments) -> list[Any]:
         settings = of_condition(point, condition)
         settings.pop("aspects", None)
         argv = student_argv(args, condition, 0, args.output_dir)
-        student = parsed([*argv, *(f"--{k}={v}" for k, v in settings.items())])
+        student = student_arguments([*argv, *(f"--{k}={v}" for k, v in settings.items())])
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append(student)
     check_place(args.output_dir, args, COMPARING, COMPARISON)
@@ -209,7 +209,7 @@ def check(args: CompareArguments) -> list[Any]:
     return students
 
 
-def parsed(argv: Sequence[str]) -> Any:
+def student_arguments(argv: Sequence[str]) -> Any:
     """The arguments of one student."""
     return train.parse(list(argv))[0]
 
@@ -239,18 +239,18 @@ def plan(
             argv = student_argv(args, condition, seed, folder)
             if (count := settings.pop("aspects", len(bank))) != len(bank):
                 check_count(count, bank)
-                place = keep(labelled, bank, bank.ids[:count], args)
+                place = save_subset(labelled, bank, bank.ids[:count], args)
                 argv += ["--dataset", place, "--bank", place]
             argv += [f"--{option}={value}" for option, value in settings.items()]
             cells[condition, seed] = Cell(name, tuple(argv), folder, metric)
     return cells
 
 
-def keep(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: CompareArguments) -> str:
+def save_subset(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: CompareArguments) -> str:
     """A folder of the labelled dataset with the answers to these questions alone."""
-    rows, kept = subset(labelled, bank, ids)
-    folder = Path(args.output_dir) / "sets" / kept.fingerprint
-    attach_aspects.save(rows, kept, folder)
+    rows, smaller_bank = subset(labelled, bank, ids)
+    folder = Path(args.output_dir) / "sets" / smaller_bank.fingerprint
+    attach_aspects.save(rows, smaller_bank, folder)
     return str(folder)
 
 

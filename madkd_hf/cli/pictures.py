@@ -144,7 +144,7 @@ def aspect_auroc(
         )
         found = trainer.predict(rows, metric_key_prefix="eval").metrics["eval_auroc"]
     else:
-        answers = look(student, args, rows)[1]
+        answers = student_logits(student, args, rows)[1]
         metric = AspectAuroc(keep_in_memory=True).compute(predictions=answers, references=rows["aspect_logits"])
         found = metric["per_aspect"]
     return dict(zip(bank.ids, found or []))
@@ -223,7 +223,7 @@ def class_ap(found: list[dict[str, np.ndarray]], there: list[dict[str, np.ndarra
 # Classifiers
 
 
-def look(student: Path, args: CompareArguments, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
+def student_logits(student: Path, args: CompareArguments, rows: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """What a saved student says of images: class logits [n, C] and aspect logits [n, Q]."""
     model = MadkdForImageClassification.from_pretrained(student).eval()
     processor = load_image_processor(student)
@@ -244,7 +244,7 @@ def draw_examples(
     test = labelled[args.test_split]
     names = labelled[args.train_split].features[args.label_column].names
     rows = test.shuffle(seed=0).select(range(min(EXAMPLES, len(test))))
-    logits, aspects = look(student, args, rows)
+    logits, aspects = student_logits(student, args, rows)
     plot_examples(
         rows[args.image_column],
         [names[label] for label in rows[args.label_column]],

@@ -7,7 +7,6 @@ from collections import Counter
 
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from ..data.columns import drop_skipped_rows
 from ..data.image_columns import check_image_column
 from ..data.labels import class_label, with_whole_numbers, without_class
 from ..hub.sources import note_drawn
@@ -18,12 +17,6 @@ from .arguments import SplitArguments
 logger = get_logger(__name__)
 
 PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # as one says it
-
-
-def readable_splits(splits: DatasetDict, args: SplitArguments) -> DatasetDict:
-    """The splits without rows whose images the labelling could not read, once the columns are there."""
-    check_columns(splits, args)
-    return DatasetDict({split: drop_skipped_rows(rows, f"split {split!r}") for split, rows in splits.items()})
 
 
 def check_columns(splits: DatasetDict, args: SplitArguments) -> None:

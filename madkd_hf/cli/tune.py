@@ -19,7 +19,16 @@ from ..data.problems import Problems
 from ..files import write_whole
 from .arguments import RecipeParser
 from .cells import Cell, cell_name, run_cells
-from .conditions import CompareArguments, check, label, look, of_condition, parsed, read_grid, student_argv
+from .conditions import (
+    CompareArguments,
+    check,
+    label,
+    load_checked,
+    of_condition,
+    read_grid,
+    student_arguments,
+    student_argv,
+)
 from .outputs import COMPARING, COMPARISON, working_in
 from .preflight import Ready
 
@@ -62,8 +71,8 @@ def main() -> None:
     problems = Problems()
     problems.step(check, args)
     planned = problems.step(plan, args) or {}
-    students = [problems.step(parsed, cell.argv) for cells in planned.values() for cell in cells]
-    ready = look(args, problems, [each for each in students if each], "unused")
+    students = [problems.step(student_arguments, cell.argv) for cells in planned.values() for cell in cells]
+    ready = load_checked(args, problems, [each for each in students if each], "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _tune(args, planned, ready)
 

@@ -78,34 +78,6 @@ def push_student(
         ValueError: a comparison that is none, or one about other questions.
         HubError: it cannot be published; the repo is as it was.
     """
-    if not blocking or unpublished is None:
-        return _push(model, processor, repo, facts, plain, adapter, commit_message, blocking)
-    try:
-        commit = _push(model, processor, repo, facts, plain, adapter, commit_message)
-    except (HubError, KeyboardInterrupt) as error:
-        with contextlib.suppress(OSError, ValueError):  # a full disk, or somebody's own files there
-            with new_folder(unpublished, "student") as folder:
-                stage_student(folder, model, processor, repo, facts, plain, adapter=adapter)
-            sentence = f"The student is saved; publish it with: {_upload_command(repo, unpublished)}"
-            error.args = (f"{error} {sentence}".strip(),)
-        raise
-    with contextlib.suppress(ValueError):
-        remove_folder(unpublished, "student")
-    return commit
-
-
-def _push(
-    model: PreTrainedModel,
-    processor: BaseImageProcessor,
-    repo: HubRepo,
-    facts: StudentFacts | None,
-    plain: bool,
-    adapter: str | os.PathLike | None,
-    commit_message: str,
-    blocking: bool = True,
-) -> CommitInfo | Future[CommitInfo]:
-    repo = repo.check(facts and facts.license)
-    kept = repo.manual_metadata()
     staged = tempfile.TemporaryDirectory(prefix="madkd-student-")
 
     def push() -> CommitInfo:
@@ -113,15 +85,26 @@ def _push(
             return repo.push(staged.name, commit_message, OURS)
 
     try:
-        stage_student(staged.name, model, processor, repo, facts, plain, kept, adapter)
-    except BaseException:
+        repo = repo.check(facts and facts.license)
+        stage_student(staged.name, model, processor, repo, facts, plain, repo.manual_metadata(), adapter)
+        if not blocking:
+            future = run_as_future(push)
+            future.add_done_callback(_log_failure)
+            return future
+        commit = push()
+    except BaseException as error:
         staged.cleanup()
+        if blocking and unpublished and isinstance(error, (HubError, KeyboardInterrupt)):
+            with contextlib.suppress(OSError, ValueError):  # a full disk, or somebody's own files there
+                with new_folder(unpublished, "student") as folder:
+                    stage_student(folder, model, processor, repo, facts, plain, adapter=adapter)
+                sentence = f"The student is saved; publish it with: {_upload_command(repo, unpublished)}"
+                error.args = (f"{error} {sentence}".strip(),)
         raise
-    if blocking:
-        return push()
-    future = run_as_future(push)
-    future.add_done_callback(_log_failure)
-    return future
+    if unpublished:
+        with contextlib.suppress(ValueError):
+            remove_folder(unpublished, "student")
+    return commit
 
 
 def _upload_command(repo: HubRepo, folder: str | os.PathLike) -> str:

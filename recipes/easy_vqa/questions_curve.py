@@ -23,7 +23,7 @@ from datasets import Dataset, DatasetDict
 from madkd_hf import AspectBank
 from madkd_hf.cli.arguments import RecipeParser
 from madkd_hf.cli.cells import Cell, run_cells
-from madkd_hf.cli.conditions import CompareArguments, check, keep, label, look, student_argv
+from madkd_hf.cli.conditions import CompareArguments, check, label, load_checked, save_subset, student_argv
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
 from madkd_hf.cli.preflight import Ready
 from madkd_hf.cli.tasks.classification import draw
@@ -90,7 +90,7 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
             ids = [] if method == "base" else bank.ids
             if method in args.methods:
                 ids = choose(method, count, seed, labelled[args.train_split], bank, args)
-                place = keep(labelled, bank, ids, args)
+                place = save_subset(labelled, bank, ids, args)
                 argv += ["--dataset", place, "--bank", place]
             point = {"method": method, "asked": count, "kept": len(ids), "seed": seed, "questions": ids}
             cells[name] = (Cell(name, (*argv, "--do_predict", "false"), folder, metric="eval_accuracy"), point)
@@ -102,7 +102,7 @@ def main() -> None:
     problems = Problems()
     students = problems.step(check, args)
     problems.step(check_methods, args)
-    ready = look(args, problems, students, "unused")
+    ready = load_checked(args, problems, students, "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _draw_curve(args, ready)
 

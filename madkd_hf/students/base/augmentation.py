@@ -15,8 +15,8 @@ RATIOS = (3 / 4, 4 / 3)
 
 def image_key(image: Image.Image) -> int:
     """A number by which an image is known again wherever it is stored: from its size and a glance at its pixels."""
-    look = image.resize((8, 8), Image.Resampling.NEAREST).tobytes()
-    return zlib.crc32(f"{image.size} ".encode() + look)
+    pixels = image.resize((8, 8), Image.Resampling.NEAREST).tobytes()
+    return zlib.crc32(f"{image.size} ".encode() + pixels)
 
 
 def chances(seed: int, epoch: int, keys: np.ndarray, count: int) -> np.ndarray:

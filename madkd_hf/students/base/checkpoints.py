@@ -126,7 +126,7 @@ def _fault_without_record(folder: Path, quick: bool, student_only: bool) -> str 
         patterns |= {name: re.escape(name) for name in ("optimizer.pt", "scheduler.pt")}
         patterns["rng_state.pth"] = r"rng_state(_\d+)?\.pth"
     patterns = {STATE: re.escape(STATE), **({} if sharded else patterns)}
-    missing = [name for name, each in patterns.items() if not any(re.fullmatch(each, found) for found in names)]
+    missing = [name for name in patterns if not any(re.fullmatch(patterns[name], there) for there in names)]
     if missing:
         return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
     for path in _files(folder):
@@ -161,8 +161,8 @@ def _unreadable(path: Path) -> str | None:
 def steps(folder: str | Path) -> dict[int, Path]:
     """The checkpoints in an output folder, whole or not, by step, the last one first."""
     folder = Path(folder)
-    found = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))}
-    return {step: found[step] for step in sorted(found, reverse=True) if found[step].is_dir()}
+    by_step = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))}
+    return {step: by_step[step] for step in sorted(by_step, reverse=True) if by_step[step].is_dir()}
 
 
 def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, dict[Path, str]]:
@@ -190,12 +190,14 @@ def last_of_run(folder: str | Path, run: str | None) -> Path | None:
     return whole if whole and noted(whole, "run") == run else None
 
 
-def find_checkpoint(asked: str | os.PathLike | bool | None, output_dir: str | Path) -> tuple[Path | None, list[str]]:
+def find_checkpoint(
+    resume_from: str | os.PathLike | bool | None, output_dir: str | Path
+) -> tuple[Path | None, list[str]]:
     """The checkpoint that a training is to go on from.
 
     Args:
-        asked: True or "true" for the last whole one in the output folder, or the folder of one; nothing, False or
-            "false" for none.
+        resume_from: True or "true" for the last whole one in the output folder, or the folder of one; nothing, False
+            or "false" for none.
         output_dir: of the training.
 
     Returns:
@@ -204,13 +206,13 @@ def find_checkpoint(asked: str | os.PathLike | bool | None, output_dir: str | Pa
     Raises:
         ValueError: there is none, or not a whole one, in one sentence.
     """
-    if not asked or str(asked).lower() == "false":
+    if not resume_from or str(resume_from).lower() == "false":
         return None, []
-    if str(asked).lower() != "true":
-        return _named(Path(asked), Path(output_dir)), []
-    found, passed = last_whole(output_dir)
-    if found is not None:
-        return found, [f"{path} is passed over: {reason}." for path, reason in passed.items()]
+    if str(resume_from).lower() != "true":
+        return _checked_folder(Path(resume_from), Path(output_dir)), []
+    whole, passed = last_whole(output_dir)
+    if whole is not None:
+        return whole, [f"{path} is passed over: {reason}." for path, reason in passed.items()]
     if not passed:
         raise ValueError(
             f"There is no checkpoint in {output_dir} to resume from: pass a checkpoint-N folder, or leave {RESUME} "
@@ -223,7 +225,7 @@ def find_checkpoint(asked: str | os.PathLike | bool | None, output_dir: str | Pa
     )
 
 
-def _named(folder: Path, output_dir: Path) -> Path:
+def _checked_folder(folder: Path, output_dir: Path) -> Path:
     if not folder.is_dir() and len(folder.parts) == 1 and (output_dir / folder).is_dir():
         folder = output_dir / folder
     if not folder.is_dir():

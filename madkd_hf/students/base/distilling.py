@@ -102,11 +102,10 @@ class DistillingTrainer(SafeTrainer):
         self._in_its_format(self.model)
         self.train_dataset = self._checked_rows(train_dataset, "the training dataset")
         if isinstance(eval_dataset, dict):
-            named = {
+            self.eval_dataset = {
                 name: self._checked_rows(rows, f"the evaluation dataset {name!r}")
                 for name, rows in eval_dataset.items()
             }
-            self.eval_dataset = named
         else:
             self.eval_dataset = self._checked_rows(eval_dataset, "the evaluation dataset")
         self._check_settings()

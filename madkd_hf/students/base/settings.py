@@ -165,14 +165,14 @@ def check_metric(args: TrainingArguments, names: Iterable[str]) -> None:
     Raises:
         ValueError: it is none of them.
     """
-    asked = args.metric_for_best_model
-    if asked is None:
+    wanted = args.metric_for_best_model
+    if wanted is None:
         return
     known = list(dict.fromkeys([*names, *OF_A_RUN]))
-    if asked.removeprefix("eval_") not in known and asked not in known:
-        close = difflib.get_close_matches(asked.removeprefix("eval_"), known, n=1)
+    if wanted.removeprefix("eval_") not in known and wanted not in known:
+        close = difflib.get_close_matches(wanted.removeprefix("eval_"), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"metric_for_best_model={asked!r} is nothing that an evaluation gives here: {hint}expected one of "
+            f"metric_for_best_model={wanted!r} is nothing that an evaluation gives here: {hint}expected one of "
             f"{', '.join(name for name in known if name not in OF_A_RUN[1:])}."
         )
