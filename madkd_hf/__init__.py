@@ -1,21 +1,47 @@
-"""Multi-aspect knowledge distillation for the Hugging Face ecosystem."""
+"""Multi-aspect knowledge distillation for the Hugging Face ecosystem.
 
-from . import _torchvision  # noqa: F401  # isort: skip  # before transformers looks for it
+What is here is imported when it is used: `import madkd_hf` itself imports neither torch nor transformers.
+"""
 
-from transformers import AutoConfig, AutoModelForImageClassification
-from transformers.pipelines import PIPELINE_REGISTRY
+from __future__ import annotations
 
-from .aspects import Aspect, AspectBank
-from .hub import push_aspect_dataset
-from .labelling import attach_aspects
-from .students.classification import MadkdConfig, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from .students.detection import MadkdDetectionConfig, MadkdDetectionTrainer, MadkdForObjectDetection
-from .students.models.modeling_madkd import AspectClassificationPipeline
-from .teachers import Reading
-from .teachers.mllm import AspectTeacher
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import _on_import
+
+
+if TYPE_CHECKING:
+    from .aspects import Aspect, AspectBank
+    from .hub import push_aspect_dataset
+    from .labelling import attach_aspects
+    from .students.base.training_args import MadkdTrainingArguments
+    from .students.classification.trainer import MadkdTrainer
+    from .students.detection.trainer import MadkdDetectionTrainer
+    from .students.models.configuration_madkd import MadkdConfig
+    from .students.models.configuration_madkd_detection import MadkdDetectionConfig
+    from .students.models.modeling_madkd import MadkdForImageClassification
+    from .students.models.modeling_madkd_detection import MadkdForObjectDetection
+    from .teachers import Reading
+    from .teachers.mllm import AspectTeacher
 
 
 __version__ = "0.1.0"
+_MODULES = {  # what is public -> where it is
+    "Aspect": "aspects",
+    "AspectBank": "aspects",
+    "AspectTeacher": "teachers.mllm",
+    "MadkdConfig": "students.models.configuration_madkd",
+    "MadkdDetectionConfig": "students.models.configuration_madkd_detection",
+    "MadkdDetectionTrainer": "students.detection.trainer",
+    "MadkdForImageClassification": "students.models.modeling_madkd",
+    "MadkdForObjectDetection": "students.models.modeling_madkd_detection",
+    "MadkdTrainer": "students.classification.trainer",
+    "MadkdTrainingArguments": "students.base.training_args",
+    "Reading": "teachers",
+    "attach_aspects": "labelling",
+    "push_aspect_dataset": "hub",
+}
 __all__ = [
     "Aspect",
     "AspectBank",
@@ -32,8 +58,16 @@ __all__ = [
     "push_aspect_dataset",
 ]
 
-AutoConfig.register("madkd", MadkdConfig, exist_ok=True)
-AutoModelForImageClassification.register(MadkdConfig, MadkdForImageClassification, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "aspect-classification", AspectClassificationPipeline, pt_model=AutoModelForImageClassification, type="image"
-)
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+_on_import.prepare()

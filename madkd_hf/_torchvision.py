@@ -9,8 +9,6 @@ import importlib.util
 import logging
 import sys
 
-import torch
-
 
 def hide_if_broken() -> None:
     """Let transformers find no torchvision, if the one that is there cannot be imported."""
@@ -22,6 +20,8 @@ def hide_if_broken() -> None:
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
         _let_transformers_find_none()
+        import torch
+
         logging.getLogger(__name__).warning(
             f"torchvision is installed and cannot be imported ({error}), so it is left out: remove it (pip uninstall "
             f"torchvision), or install the one that was built for torch {torch.__version__}."
@@ -38,6 +38,3 @@ def _let_transformers_find_none() -> None:
             look()
     finally:
         del sys.modules["torchvision"]
-
-
-hide_if_broken()

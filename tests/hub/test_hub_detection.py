@@ -17,7 +17,7 @@ from datasets import DatasetDict, Features, Value, concatenate_datasets
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForObjectDetection, RTDetrImageProcessorPil, YolosImageProcessorPil
 
-from madkd_hf import AspectBank, AspectTeacher, MadkdConfig, push_aspect_dataset
+from madkd_hf import AspectBank, AspectTeacher, MadkdConfig, MadkdDetectionConfig, push_aspect_dataset
 from madkd_hf.data.objects import count_objects, object_fields
 from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.comparison import read_comparison
@@ -26,7 +26,6 @@ from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
 from madkd_hf.report import summarise
-from madkd_hf.students.detection import MadkdDetectionConfig
 
 
 ROOT = Path(__file__).parents[2]

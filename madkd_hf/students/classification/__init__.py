@@ -1,7 +1,1 @@
-from ..base.training_args import MadkdTrainingArguments
-from ..models.configuration_madkd import MadkdConfig
-from ..models.modeling_madkd import MadkdForImageClassification
-from .trainer import MadkdTrainer
-
-
-__all__ = ["MadkdConfig", "MadkdForImageClassification", "MadkdTrainer", "MadkdTrainingArguments"]
+"""Students that classify: any image classifier of transformers, with yes/no aspects beside its classes."""

@@ -41,7 +41,7 @@ from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 from transformers.utils import ModelOutput
 
-from madkd_hf.students.detection import MadkdDetectionConfig, MadkdForObjectDetection
+from madkd_hf import MadkdDetectionConfig, MadkdForObjectDetection
 from madkd_hf.students.detection.checks import check_detector
 from madkd_hf.students.losses.madkd_detection import aspect_loss
 
