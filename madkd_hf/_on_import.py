@@ -58,13 +58,15 @@ REGISTER = {  # module of transformers -> what to do when it is there
     "transformers.pipelines": _register_pipelines,
 }
 LOOKS_FOR_TORCHVISION = "transformers.utils.import_utils"
-OURS = (
+NEEDED = (  # by what is registered
+    "transformers.modeling_utils",
+    "madkd_hf.students.models.aspects_of_madkd",
     "madkd_hf.students.models.configuration_madkd",
     "madkd_hf.students.models.modeling_madkd",
     "madkd_hf.students.models.configuration_madkd_detection",
     "madkd_hf.students.models.modeling_madkd_detection",
 )
-WATCHED = {LOOKS_FOR_TORCHVISION, *REGISTER, *OURS}
+WATCHED = {LOOKS_FOR_TORCHVISION, *REGISTER, *NEEDED}
 
 
 class _Finder:

@@ -8,6 +8,7 @@ import sys
 
 from .. import __version__
 from . import interrupts
+from .launch import asks_for_launch, launch
 
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
@@ -18,6 +19,7 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "compare": "Compare students with and without answers over seeds, and write a report.",
     "tune": "Choose training arguments on validation images, over equal grids.",
 }
+LAUNCHED = ("label", "train")  # run in several processes
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"
 MORE = "`madkd COMMAND --help` lists the options of a command; `madkd --version` prints the version."
 
@@ -26,6 +28,8 @@ def main() -> None:
     """The console command."""
     verb, *options = sys.argv[1:] or [""]
     if verb in COMMANDS:
+        if verb in LAUNCHED and asks_for_launch(options):
+            launch(verb, options)
         sys.argv[1:] = options
         run_command(verb)
     elif verb in ("-h", "--help", "help"):

@@ -1,0 +1,70 @@
+"""`madkd train` and `madkd label` in several processes: what `accelerate launch` takes goes to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+
+from .interrupts import INTERRUPTED
+
+
+LAUNCHES = ("--num_processes", "--config_file")  # options that ask for it
+OURS = ("--help", "--debug", "--gradient_accumulation_steps")  # accelerate has them, too; a command's own come first
+QUIET = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # its defaults
+
+
+def asks_for_launch(argv: Iterable[str]) -> bool:
+    """Whether the words of a command ask for several processes."""
+    return any(word.partition("=")[0] in LAUNCHES for word in argv)
+
+
+def split(argv: Iterable[str], launch_options: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Words for `accelerate launch`, and those for the command."""
+    theirs, ours = [], []
+    words = ours
+    for word in argv:
+        if word.startswith("--"):
+            option = word.partition("=")[0]
+            words = theirs if option in launch_options and option not in OURS else ours
+        words.append(word)
+    return theirs, ours
+
+
+def launch(verb: str, argv: list[str]) -> None:
+    """Run a command in the processes that it asks for; does not return.
+
+    Without a configuration, N processes are started also where there is no GPU.
+    """
+    from accelerate.commands.config.config_args import default_config_file
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    parser = launch_command_parser()
+    theirs, ours = split(argv, {option for action in parser._actions for option in action.option_strings})
+    args = parser.parse_args([*theirs, "--module", "madkd_hf", verb, *ours])
+    if args.config_file is None and not os.path.isfile(default_config_file):
+        kinds = (args.multi_gpu, args.cpu, args.tpu, args.use_deepspeed, args.use_fsdp, args.use_megatron_lm)
+        several = ["--multi_gpu"] if args.num_processes > 1 and not any(kinds) else []
+        args = parser.parse_args([*QUIET, *several, *theirs, "--module", "madkd_hf", verb, *ours])
+    try:
+        launch_command(args)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except subprocess.CalledProcessError as failed:
+        _exit(failed.returncode)
+    except ChildFailedError as failed:
+        _exit(failed.get_first_failure()[1].exitcode)
+    sys.exit(0)
+
+
+def _exit(code: int) -> None:
+    """As the process did that failed first and has said why; -9 if signal 9 ended it."""
+    if code == -signal.SIGKILL:
+        print("error: A process was killed from outside, most likely because memory ran out.", file=sys.stderr)
+    sys.exit(128 - code if code < 0 else code)
