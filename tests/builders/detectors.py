@@ -20,7 +20,7 @@ from transformers import (
     YolosConfig,
 )
 
-from madkd_hf.students.detection import MadkdForObjectDetection
+from madkd_hf import MadkdForObjectDetection
 
 
 CLASSES = {0: "cat", 1: "dog", 2: "cow"}
