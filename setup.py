@@ -30,7 +30,7 @@ setup(
         "filelock>=3.12",
         "huggingface_hub>=2.4",
         "jinja2>=3.1.6",
-        "json_repair>=0.50",
+        "json_repair>=0.60",
         "matplotlib>=3.9",
         "numpy>=2.0",
         "pillow>=11.0",
