@@ -38,7 +38,7 @@ from .upload import HubRepo
 
 logger = get_logger(__name__)
 
-OURS = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
+OWN_FILES = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
 SPLIT = re.compile(r"\w+(\.\w+)*")
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 SHARD_BYTES = 500_000_000
@@ -98,7 +98,7 @@ def push_aspect_dataset(
     label = _label(next(iter(splits.values())).features, label_column, boxes_column)
     repo = HubRepo(repo_id, "dataset", private, token, revision, create_pr).check(license)
     bank = _with_source(bank, splits)
-    kept = source_terms(source_of(bank.provenance.get("dataset")), license, repo) | repo.manual_metadata()
+    terms = source_terms(source_of(bank.provenance.get("dataset")), license, repo) | repo.manual_metadata()
     features = Features({**next(iter(splits.values())).features, image_column: Image()})  # not `decode=False`
     with _staged(work_dir) as folder:
         files = Path(folder) / "files"
@@ -121,12 +121,12 @@ def push_aspect_dataset(
             bank,
             image_column,
             label,
-            {**kept, "license": license} if license else kept,
+            {**terms, "license": license} if license else terms,
             _objects(answers, features, boxes_column, box_format),
         )
         dataset_card(facts, evidence).save(files / "README.md")
         (Path(folder) / "figures").rename(files / "figures")
-        return repo.push(files, commit_message, OURS)
+        return repo.push(files, commit_message, OWN_FILES)
 
 
 @contextmanager
@@ -217,8 +217,13 @@ def _with_source(bank: AspectBank, splits: Mapping[str, Rows]) -> AspectBank:
     if not bank.provenance:
         logger.warning("The bank does not say who answered: pass AspectBank(bank.aspects, teacher.provenance).")
     provenance = dict(bank.provenance or {})
-    if "dataset" not in provenance and (found := DataSource.of(next(iter(splits.values())))):
-        provenance["dataset"] = {"id": found.name, "config": found.config, "revision": None, "commit": found.revision}
+    if "dataset" not in provenance and (source := DataSource.of(next(iter(splits.values())))):
+        provenance["dataset"] = {
+            "id": source.name,
+            "config": source.config,
+            "revision": None,
+            "commit": source.revision,
+        }
     model = str(provenance.get("model", ""))
     if not provenance.get("commit") and re.search(r"^[/~.]|\.\.|[\\:]", model):
         provenance["model"] = PureWindowsPath(model).name  # whose separators are both / and \

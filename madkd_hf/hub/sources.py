@@ -31,8 +31,8 @@ def note_drawn(rows: Dataset, how: str) -> None:
 
 def how_drawn(rows: Any) -> str | None:
     """How rows were chosen that are no split of their dataset, where that was noted."""
-    told = getattr(getattr(rows, "info", None), "description", None) or ""
-    notes = [line.removeprefix(DRAWN) for line in told.splitlines() if line.startswith(DRAWN)]
+    description = getattr(getattr(rows, "info", None), "description", None) or ""
+    notes = [line.removeprefix(DRAWN) for line in description.splitlines() if line.startswith(DRAWN)]
     return " ".join(notes[-1].split())[:200] if notes else None
 
 
@@ -46,7 +46,7 @@ class DataSource:
     """The images that a student learnt from, or was measured on.
 
     Attributes:
-        name: a Hub id, or what else they are called; of a path only the last part is told.
+        name: a Hub id, or what else they are called; of a path only the last part is shown.
         revision: the commit of the Hub dataset.
         config: the configuration of the Hub dataset.
         on_the_hub: the name is a Hub id. Without it and without a commit, it is not taken for one.
@@ -62,12 +62,12 @@ class DataSource:
         """Where rows were loaded from, as far as their cache files tell: from the Hub, at which commit."""
         for file in rows.cache_files if isinstance(rows, Dataset) else ():
             path = Path(file["filename"]).as_posix()
-            if found := re.search(rf"/([\w.-]+)___[\w.-]+/[^/]+/[^/]+/({COMMIT.pattern})/[^/]+$", path):
+            if match := re.search(rf"/([\w.-]+)___[\w.-]+/[^/]+/[^/]+/({COMMIT.pattern})/[^/]+$", path):
                 # The folder's name is not quite that of the dataset (OxfordPets is oxford_pets there).
-                for download in Path(constants.HF_HUB_CACHE).glob(f"datasets--{found[1]}--*/snapshots/{found[2]}"):
+                for download in Path(constants.HF_HUB_CACHE).glob(f"datasets--{match[1]}--*/snapshots/{match[2]}"):
                     name = download.parents[1].name.removeprefix("datasets--").replace("--", "/", 1)
                     config = rows.info.config_name
-                    return cls(name, found[2], None if config == "default" else config)
+                    return cls(name, match[2], None if config == "default" else config)
         return None
 
     @property

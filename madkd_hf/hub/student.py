@@ -26,7 +26,7 @@ from .upload import HubRepo
 logger = get_logger(__name__)
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-OURS = (
+OWN_FILES = (
     "README.md",
     "config.json",
     "preprocessor_config.json",
@@ -82,7 +82,7 @@ def push_student(
 
     def push() -> CommitInfo:
         with staged:
-            return repo.push(staged.name, commit_message, OURS)
+            return repo.push(staged.name, commit_message, OWN_FILES)
 
     try:
         repo = repo.check(facts and facts.license)
@@ -122,7 +122,7 @@ def stage_student(
     repo: HubRepo,
     facts: StudentFacts | None = None,
     plain: bool = False,
-    kept: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     adapter: str | os.PathLike | None = None,
 ) -> None:
     """Everything that a push uploads, in a folder: no network, and the same files for the same student."""
@@ -137,7 +137,7 @@ def stage_student(
             f"{type(processor).__name__} cannot be saved, and the student needs its image processor: pass "
             "madkd_hf.students.base.processors.ordinary(processor)."
         )
-    write_card(folder, model, repo, facts, plain, kept)
+    write_card(folder, model, repo, facts, plain, metadata)
 
 
 def _log_failure(future: Future) -> None:

@@ -134,7 +134,7 @@ class HubRepo:
                 return {}
         return {name: value for name, value in metadata.items() if name not in WRITTEN}
 
-    def push(self, folder: str | Path, message: str, ours: Sequence[str]) -> CommitInfo:
+    def push(self, folder: str | Path, message: str, own: Sequence[str]) -> CommitInfo:
         """Check, make the repo where it is missing, and commit the folder to it: all its files in one commit.
 
         Repeated after a failure, it uploads only what is missing; repeated after a success, it commits nothing (but
@@ -143,27 +143,27 @@ class HubRepo:
         Args:
             folder: what is to be published, complete.
             message: the commit's title.
-            ours: patterns of paths in the repo; files there that match and are not in the folder any more are deleted.
+            own: patterns of paths in the repo; files there that match and are not in the folder any more are deleted.
 
         Raises:
             HubError: it failed, and the repo is as it was.
         """
         repo = self.check()
         with repo._explained_errors():
-            return repo._push(Path(folder), message, ours)
+            return repo._push(Path(folder), message, own)
 
-    def _push(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
+    def _push(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         if self.create_pr:
-            return self._open_pull_request(folder, message, ours)
+            return self._open_pull_request(folder, message, own)
         retried(self._api.create_repo, **self._named, private=self.private, exist_ok=True)
         if self.revision and not self.revision.startswith("refs/"):
             retried(self._api.create_branch, **self._named, branch=self.revision, exist_ok=True)
-        return retried(self._commit, folder, message, ours)
+        return retried(self._commit, folder, message, own)
 
-    def _open_pull_request(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
+    def _open_pull_request(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         """One attempt: where the answer was lost, another one would open a second pull request."""
         try:
-            commit = self._commit(folder, message, ours)
+            commit = self._commit(folder, message, own)
         except (HTTPError, OSError, RuntimeError) as error:
             if is_refusal(error):
                 raise
@@ -176,12 +176,12 @@ class HubRepo:
             raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
         return commit
 
-    def _commit(self, folder: Path, message: str, ours: Sequence[str]) -> CommitInfo:
+    def _commit(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         """One attempt. An earlier one may have succeeded and only its answer been lost: then nothing changes."""
         head = self._api.repo_info(**self._named, revision=self.revision).sha
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         adds = [CommitOperationAdd(name, path) for name, path in files.items()]
-        stale = [name for name in self._files(head) if name not in files and _matches(name, ours)]
+        stale = [name for name in self._files(head) if name not in files and _matches(name, own)]
         return self._api.create_commit(
             **self._named,
             operations=[*adds, *map(CommitOperationDelete, stale)],

@@ -234,26 +234,22 @@ def test_a_small_comparison_promises_no_more_than_it_holds(tmp_path):
     assert "1 student was trained for the comparison" in text and "1 condition with one seed; the student in" in text
 
 
-@pytest.mark.parametrize("changed", [{"seeds": None}, {"seeds": [0]}, {"accuracy": {}}, {"gain": {"mean": 1}}])
-def test_what_the_card_cannot_use_is_no_comparison(tmp_path, changed):
-    compared(tmp_path / "compared", **changed)
-    with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
-        read_comparison(tmp_path / "compared")
+def test_what_the_card_cannot_use_is_no_comparison(tmp_path):
+    for number, changed in enumerate([{"seeds": None}, {"seeds": [0]}, {"accuracy": {}}, {"gain": {"mean": 1}}]):
+        compared(tmp_path / str(number), **changed)
+        with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
+            read_comparison(tmp_path / str(number))
 
 
-@pytest.mark.parametrize("changed", [{"bank": "0" * 16}, {"bank": None, "aspect_auroc": {"other": 0.5}}])
-def test_a_comparison_about_other_questions_is_refused(tmp_path, changed):
-    compared(tmp_path / "compared", **changed)
-    with pytest.raises(
-        ValueError, match="is about other questions than the student's, .*: pass one with the same bank"
-    ):
-        staged(tmp_path / "out", comparison=tmp_path / "compared")
-    staged(tmp_path / "out", student(None), comparison=tmp_path / "compared")
-
-
-def test_a_folder_without_a_comparison_is_refused(tmp_path):
+def test_a_comparison_about_other_questions_and_none_are_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no comparison .*: pass the output folder of a finished"):
         staged(tmp_path / "out", comparison=tmp_path)
+    for number, changed in enumerate([{"bank": "0" * 16}, {"bank": None, "aspect_auroc": {"other": 0.5}}]):
+        place = compared(tmp_path / str(number), **changed)
+        message = "is about other questions than the student's, .*: pass one with the same bank"
+        with pytest.raises(ValueError, match=message):
+            staged(tmp_path / "out", comparison=place)
+        staged(tmp_path / "out", student(None), comparison=place)
 
 
 # With a Hub

@@ -119,8 +119,8 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
         "shuffled": f"gives each {words.about} the answers of another",
         "constant": f"gives all {words.about}s the same answers",
     }
-    told = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)
-    parts += [f"{real_gain(report)}: {told}."] if real_gain(report) else []
+    meanings = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)
+    parts += [f"{real_gain(report)}: {meanings}."] if real_gain(report) else []
     parts += filter(None, [over_controls(report)])
     return " ".join(parts)
 

@@ -160,17 +160,19 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
     )
 
 
-def source_of(told: Any) -> dict[str, str]:
+def source_of(provenance: Any) -> dict[str, str]:
     """What a bank's provenance says of the dataset, as texts; of an id that can be none of the Hub, no commit."""
-    told = told if isinstance(told, Mapping) else {}
-    source = {name: told[name] for name in ("id", "config", "revision", "commit") if isinstance(told.get(name), str)}
+    values = provenance if isinstance(provenance, Mapping) else {}
+    source = {
+        name: values[name] for name in ("id", "config", "revision", "commit") if isinstance(values.get(name), str)
+    }
     if not HUB_ID.fullmatch(source.get("id", "")):
         source.pop("commit", None)
     return source
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def _listed(value: str | Sequence[str] | None) -> list[str]:
@@ -235,10 +237,10 @@ def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCard
 
 def _split_table(facts: DatasetFacts) -> str:
     if facts.objects:
-        found, answered = facts.objects.counts, facts.objects.answered
+        n_objects, answered = facts.objects.counts, facts.objects.answered
         head = ["Split", "Images", "Objects", "Objects with answers" if facts.by_object else "Images with answers"]
         counts = {split: len(rows) for split, rows in facts.answered.items()} if answered is None else answered
-        numbers = [[split.num_examples, found[split.name], counts[split.name]] for split in facts.splits]
+        numbers = [[split.num_examples, n_objects[split.name], counts[split.name]] for split in facts.splits]
         rows = [[split.name, *(f"{number:,}" for number in of)] for split, of in zip(facts.splits, numbers)]
         return markdown_table([head, *rows], right=(1, 2, 3))
     rows = [[split.name, f"{split.num_examples:,}", f"{len(facts.answered[split.name]):,}"] for split in facts.splits]

@@ -57,19 +57,23 @@ class Evaluation:
     drawn: str | None = None
 
 
-def told(evaluations: Sequence[Evaluation], config: Any, plain: bool, data: DataSource | None) -> list[Evaluation]:
+def published_evaluations(
+    evaluations: Sequence[Evaluation], config: Any, plain: bool, data: DataSource | None
+) -> list[Evaluation]:
     """What is worth telling of this model: numbers, those we know first; images that gave none are left out."""
     silent = [*OF_THE_RUN, *(["top5_accuracy"] if config.num_labels <= 5 else [])]
     silent += ["aspect_auroc", "aspect_bce"] if plain else []
-    found = []
-    for each in evaluations:
-        names = [name for name in dict.fromkeys([*METRICS, *each.metrics]) if name not in silent]
-        values = {name: each.metrics.get(name) for name in names}
+    published = []
+    for evaluation in evaluations:
+        names = [name for name in dict.fromkeys([*METRICS, *evaluation.metrics]) if name not in silent]
+        values = {name: evaluation.metrics.get(name) for name in names}
         numbers = {name: float(value) for name, value in values.items() if _is_number(value)}
-        auroc = None if plain else each.aspect_auroc
+        auroc = None if plain else evaluation.aspect_auroc
         if numbers:
-            found.append(replace(each, metrics=numbers, aspect_auroc=auroc, dataset=each.dataset or data))
-    return found
+            published.append(
+                replace(evaluation, metrics=numbers, aspect_auroc=auroc, dataset=evaluation.dataset or data)
+            )
+    return published
 
 
 def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResult]:
@@ -81,55 +85,57 @@ def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResul
             dataset_type=(data and data.id) or "local",
             dataset_name=seen(data.shown) if data else "local images",
             dataset_config=seen(data.config) if data and data.config else None,
-            dataset_split=seen(each.split or each.drawn or each.name),
+            dataset_split=seen(evaluation.split or evaluation.drawn or evaluation.name),
             dataset_revision=data.revision if data and data.id and COMMIT.fullmatch(data.revision or "") else None,
             metric_type=seen(METRICS.get(metric, (metric,))[0]),
             metric_name=seen(METRICS.get(metric, (None, metric))[1]),
             metric_value=round(value, 4),
         )
-        for each in evaluations
-        for data in [each.dataset]
-        for metric, value in each.metrics.items()
+        for evaluation in evaluations
+        for data in [evaluation.dataset]
+        for metric, value in evaluation.metrics.items()
     ]
 
 
 def results_table(evaluations: Sequence[Evaluation], escape: Any) -> str:
     """A row for each metric, a column for each evaluation; "" without any."""
-    names = list(dict.fromkeys(name for each in evaluations for name in each.metrics))
+    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics))
     if not names:
         return ""
-    rows = [["Metric", *(escape(_heading(each, evaluations)) for each in evaluations)]]
+    rows = [["Metric", *(escape(_heading(evaluation, evaluations)) for evaluation in evaluations)]]
     for name in names:
         _, title, share = METRICS.get(name, (name, name, False))
-        values = [each.metrics.get(name) for each in evaluations]
+        values = [evaluation.metrics.get(name) for evaluation in evaluations]
         rows.append([escape(title), *("" if value is None else _shown(value, share) for value in values)])
     return markdown_table(rows, right=range(1, len(rows[0])))
 
 
 def measured_on(evaluations: Sequence[Evaluation], link: Any, escape: Any) -> str:
     """One sentence, without its full stop, on whose images the numbers are from; "" where nobody knows."""
-    drawn = dict.fromkeys(f"the {each.name} images are {each.drawn}" for each in evaluations if each.drawn)
-    told = "; ".join(filter(None, [_measured_on(evaluations, link), *map(escape, drawn)]))
-    return told[:1].upper() + told[1:]
+    drawn = dict.fromkeys(
+        f"the {evaluation.name} images are {evaluation.drawn}" for evaluation in evaluations if evaluation.drawn
+    )
+    text = "; ".join(filter(None, [_measured_on(evaluations, link), *map(escape, drawn)]))
+    return text[:1].upper() + text[1:]
 
 
 def _measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
     names: dict[str, list[str]] = {}
-    for each in evaluations:
-        if each.dataset:
-            names.setdefault(link(each.dataset), []).append(markdown(each.name))
-    if len(names) == 1 and all(each.dataset for each in evaluations):
+    for evaluation in evaluations:
+        if evaluation.dataset:
+            names.setdefault(link(evaluation.dataset), []).append(markdown(evaluation.name))
+    if len(names) == 1 and all(evaluation.dataset for evaluation in evaluations):
         return f"Measured on {next(iter(names))}"
     parts = [f"{' and '.join(dict.fromkeys(of))} on {dataset}" for dataset, of in names.items()]
     return f"Measured: {', '.join(parts)}" if parts else ""
 
 
 def _heading(evaluation: Evaluation, among: Sequence[Evaluation]) -> str:
-    alone = sum(each.name == evaluation.name for each in among) == 1
+    alone = sum(other.name == evaluation.name for other in among) == 1
     dataset = "" if alone or not evaluation.dataset else f" of {evaluation.dataset.shown}"
     images = f"{evaluation.images} images" if evaluation.images else None
-    told = "; ".join(filter(None, [evaluation.drawn, images]))
-    return f"{evaluation.name.capitalize()}{dataset}{f' ({told})' if told else ''}"
+    text = "; ".join(filter(None, [evaluation.drawn, images]))
+    return f"{evaluation.name.capitalize()}{dataset}{f' ({text})' if text else ''}"
 
 
 def _shown(value: float, share: bool) -> str:

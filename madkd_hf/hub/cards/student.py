@@ -20,7 +20,7 @@ from ...text import code, front, markdown, python
 from ..sources import HUB_ID, DataSource, link
 from ..upload import TAG, HubRepo
 from .comparison import comparison_text, copy_figures, read_comparison
-from .results import Evaluation, eval_results, measured_on, results_table, told
+from .results import Evaluation, eval_results, measured_on, published_evaluations, results_table
 
 
 TEMPLATE = Path(__file__).with_name("student.md")
@@ -89,14 +89,14 @@ def write_card(
     repo: HubRepo,
     facts: StudentFacts | None = None,
     plain: bool = False,
-    kept: Mapping[str, Any] | None = None,
+    manual_metadata: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """README.md and the pictures of the comparison.
 
     Args:
         folder: where to.
         model, repo, facts, plain: as `push_student` has them.
-        kept: front matter of the card that is there, see `HubRepo.kept`.
+        manual_metadata: front matter of the card that is there, see `HubRepo.manual_metadata`.
 
     Raises:
         ValueError: a comparison that is none, or one about other questions.
@@ -107,7 +107,7 @@ def write_card(
         comparison = read_comparison(facts.comparison, model.config)
         pictures = copy_figures(facts.comparison, folder)
     adapted = (folder / "adapter" / "adapter_config.json").is_file()
-    card = student_card(model, repo, facts, plain, comparison, pictures, kept or {}, adapted)
+    card = student_card(model, repo, facts, plain, comparison, pictures, manual_metadata or {}, adapted)
     card.save(folder / "README.md")
     return card
 
@@ -119,14 +119,14 @@ def student_card(
     plain: bool,
     comparison: Mapping[str, Any] | None,
     pictures: Mapping[str, str],
-    kept: Mapping[str, Any],
+    manual_metadata: Mapping[str, Any],
     adapted: bool = False,
 ) -> ModelCard:
     """The card; `comparison` is a report.json, `pictures` are names in `figures/` and captions."""
     config = model.config
     detects = _detects(config)
-    evaluations = told(facts.evaluations, config, plain, facts.dataset)
-    data = _front_matter(config, repo, facts, evaluations, kept)
+    evaluations = published_evaluations(facts.evaluations, config, plain, facts.dataset)
+    data = _front_matter(config, repo, facts, evaluations, manual_metadata)
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -162,7 +162,11 @@ def student_card(
 
 
 def _front_matter(
-    config: Any, repo: HubRepo, facts: StudentFacts, evaluations: Sequence[Evaluation], kept: Mapping[str, Any]
+    config: Any,
+    repo: HubRepo,
+    facts: StudentFacts,
+    evaluations: Sequence[Evaluation],
+    manual_metadata: Mapping[str, Any],
 ) -> ModelCardData:
     data = facts.dataset
     ids = [*([data.id] if data and data.id else []), *facts.datasets]
@@ -178,7 +182,7 @@ def _front_matter(
         "eval_results": eval_results(evaluations, _task(config)) or None,
     }
     ours = {name: value if name == "eval_results" else front(value) for name, value in ours.items()}
-    return ModelCardData(**{**kept, **{name: value for name, value in ours.items() if value is not None}})
+    return ModelCardData(**{**manual_metadata, **{name: value for name, value in ours.items() if value is not None}})
 
 
 def _detects(config: Any) -> bool:
