@@ -35,7 +35,7 @@ _SECRET_SHAPES = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{8,}|(?:sk|gsk|xai)-?_?[A-Za-z0-9_-]{16,})|(?<=[Bb]earer )[^\s\"',;)]{8,}"
 )
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]{1,400}@")
-_KEPT: set[str] = set()  # secrets that this process was given
+_SECRETS: set[str] = set()  # secrets that this process was given
 
 
 def hidden_character(text: str) -> str | None:
@@ -143,7 +143,7 @@ def jsonable(value: Any) -> Any:
 def keep_secret(secret: str | None) -> None:
     """Never show this token, key or password, in whatever message of this process."""
     if _may_be_secret(secret or ""):
-        _KEPT.add(secret.strip())
+        _SECRETS.add(secret.strip())
 
 
 def masked(value: Any) -> str:
@@ -153,7 +153,7 @@ def masked(value: Any) -> str:
     shortened: of a token that was cut, the rest would not be known any more.
     """
     text = _text(value)
-    for secret in sorted({*_KEPT, *_of_environment()}, key=len, reverse=True):
+    for secret in sorted({*_SECRETS, *_of_environment()}, key=len, reverse=True):
         for each in _forms(secret):
             text = _without(text, each)
     return _PASSWORD.sub("***@", _SECRET_SHAPES.sub("***", text))
@@ -171,8 +171,8 @@ def message(error: BaseException | str) -> str:
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     """For `sys.excepthook`: a traceback without control characters and secrets."""
-    told = "".join(traceback.format_exception(kind, error, trace))
-    print(terminal_lines(masked(told)).rstrip(), file=sys.stderr)
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    print(terminal_lines(masked(lines)).rstrip(), file=sys.stderr)
 
 
 def get_logger(name: str) -> logging.Logger:

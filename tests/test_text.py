@@ -125,7 +125,7 @@ def forms(secret: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("secret", [TOKEN, "s3cr3t/with+strange=signs&more", "hf_with a\nline break in it"])
 def test_secrets_are_masked_in_every_form(monkeypatch, secret):
-    monkeypatch.setattr(text, "_KEPT", set())
+    monkeypatch.setattr(text, "_SECRETS", set())
     text.keep_secret(secret)
     for form in forms(secret).values():
         masked = text.masked(form)
@@ -136,7 +136,7 @@ def test_secrets_are_masked_in_every_form(monkeypatch, secret):
 
 
 def test_secrets_of_the_environment_and_what_looks_like_one_are_masked(monkeypatch):
-    monkeypatch.setattr(text, "_KEPT", set())
+    monkeypatch.setattr(text, "_SECRETS", set())
     monkeypatch.setenv("OPENAI_API_KEY", "plainwordsthatareakey")
     monkeypatch.setenv("SOME_SERVICE_TOKEN", "abcdefgh12345678")
     told = "plainwordsthatareakey abcdefgh12345678 hf_unknownButATokenAllTheSame sk-proj-zyxwvutsrqponmlk1234 https://me:pw@host/"
@@ -147,7 +147,7 @@ def test_secrets_of_the_environment_and_what_looks_like_one_are_masked(monkeypat
 
 
 def test_no_part_of_a_secret_is_left_where_a_message_is_cut(monkeypatch):
-    monkeypatch.setattr(text, "_KEPT", set())
+    monkeypatch.setattr(text, "_SECRETS", set())
     text.keep_secret(TOKEN)
     for place in range(400):
         shown = text.excerpt("x" * place + " " + TOKEN + " " + "y" * 400)
@@ -155,7 +155,7 @@ def test_no_part_of_a_secret_is_left_where_a_message_is_cut(monkeypatch):
 
 
 def test_logs_have_an_exit_of_their_own(caplog, monkeypatch):
-    monkeypatch.setattr(text, "_KEPT", set())
+    monkeypatch.setattr(text, "_SECRETS", set())
     text.keep_secret(TOKEN)
     with caplog.at_level(logging.WARNING):
         text.get_logger("madkd_hf.tests").warning("%s said %s: %d", "\x1b[2Jserver", TOKEN, 3)
@@ -163,7 +163,7 @@ def test_logs_have_an_exit_of_their_own(caplog, monkeypatch):
 
 
 def test_tracebacks_and_messages_of_errors_have_neither_secrets_nor_control_characters(capsys, monkeypatch):
-    monkeypatch.setattr(text, "_KEPT", set())
+    monkeypatch.setattr(text, "_SECRETS", set())
     text.keep_secret(TOKEN)
     try:
         try:

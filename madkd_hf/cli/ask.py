@@ -6,7 +6,7 @@ candidates.jsonl, rejected.jsonl with the reason of each, and generation.json, w
 as it comes: killed, stopped or out of luck, the same command goes on where it was.
 
 The classes come from --class_names, --class_names_file or the labels of a --dataset. An LLM of Inference Providers
-(log in by `hf auth login`, or set HF_TOKEN; --dry_run tells what it would take, and asks nothing):
+(pip install "madkd_hf[openai]"; log in by `hf auth login`, or set HF_TOKEN; --dry_run shows what it would take):
 
     python recipes/generate_questions.py --dataset dpdl-benchmark/oxford_iiit_pet --domain "photographs of pets" \\
         --llm Qwen/Qwen3-235B-A22B-Instruct-2507 --price_in 0.2 --price_out 0.6 --dry_run --output_dir runs/questions
@@ -143,7 +143,7 @@ class LLMArguments:
     price_in: float | None = field(default=None, metadata={"help": "USD per million tokens read, for the estimate."})
     price_out: float | None = field(default=None, metadata={"help": "USD per million tokens written."})
     dry_run: bool = field(
-        default=False, metadata={"help": "Tell what it would take, and stop before the first request."}
+        default=False, metadata={"help": "Show what it would take, and stop before the first request."}
     )
 
 

@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 
 
 class TooFewQuestionsError(ValueError):
-    """The LLM did not write enough good questions; those that are good are kept."""
+    """The LLM did not write enough good questions; those that are good are saved."""
 
 
 class Generated(NamedTuple):

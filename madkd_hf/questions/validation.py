@@ -1,6 +1,6 @@
 """Whether a text is a question that an image answers by yes or no, and one that was not asked before.
 
-Everything here is a pure function of texts. What is wrong with a question is told in a few words, such as
+Everything here is a pure function of texts. What is wrong with a question is a few words, such as
 "names the class 'black circle'".
 """
 
@@ -46,7 +46,7 @@ class Rules:
     """What makes a question good.
 
     Attributes:
-        class_names: names that no question may tell.
+        class_names: names that no question may have in it.
         allow_class_names: whether one may all the same.
         any_language: take questions of every language; how they begin is looked at in English only.
         max_characters: the longest question, in characters.

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from builders import tiny
 from builders.openai_server import OpenAIServer
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from madkd_hf import AspectBank
 from madkd_hf.llm import LLMError
@@ -65,6 +68,22 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path):
         LocalLLM("x.gguf")
     with pytest.raises(LLMError, match="Cannot load the LLM .*: expected a Hub id, a folder or a .gguf file"):
         LocalLLM(str(tmp_path)).complete(SAY)
+
+
+def test_a_language_model_of_transformers_answers_the_same_for_the_same_seed(tmp_path):
+    torch.manual_seed(0)
+    tokenizer = tiny.tokenizer(special=())
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64, eos_token_id=None,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    llm = LocalLLM(str(tmp_path), device="cpu")
+    first, other = llm.complete(SAY, None, 16, seed=1), llm.complete(SAY, None, 16, seed=2)
+    assert llm.name == tmp_path.name and first == llm.complete(SAY, None, 16, seed=1) != other
+    with pytest.raises(LLMError, match="reads 64 tokens at most.*--per_request or --max_tokens"):
+        llm.complete(SAY, None, 100)
 
 
 @pytest.mark.slow
