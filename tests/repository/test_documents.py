@@ -99,7 +99,8 @@ def folder(tmp_path, hub, python):
     birds = {}
     for i, image in enumerate(tiny.images(48, 64)):
         image.save(tmp_path / "photo.jpg")
-        birds[f"train/{['finch', 'heron'][i % 2]}/{i}.jpg"] = (tmp_path / "photo.jpg").read_bytes()
+        name = f"{'train' if i < 36 else 'test'}/{['finch', 'heron'][i % 2]}/{i}.jpg"
+        birds[name] = (tmp_path / "photo.jpg").read_bytes()
     hub.add_repo("you/birds", birds, "dataset")
     hub.add_repo("microsoft/resnet-18", student_files(tmp_path))
     hub.add_repo("facebook/dinov2-small", dinov2(tmp_path / "dinov2"))
