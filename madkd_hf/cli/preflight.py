@@ -12,26 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Image, IterableDatasetDict
+from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from .. import AspectBank, text
-from ..data.boxes import corners
-from ..data.check import (
-    Unreadable,
-    check_first,
-    check_images,
-    check_room,
-    counted,
-    encoded_bytes,
-    listed,
-    names_of,
-    upright_size,
-    without,
-)
-from ..data.columns import is_labelled, skipped_rows
+from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
+from ..data.decoding import Unreadable, check_first
 from ..data.embedding import folder_of
-from ..data.image_columns import check_image_column, check_image_feature
-from ..data.images import load_image
+from ..data.image_columns import check_image_column
 from ..data.objects import Boxes
 from ..data.origin import Origin
 from ..data.problems import Problems
@@ -45,15 +32,6 @@ from .teachers import bank_of, check_control
 
 
 logger = text.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Rows of a split, as it was loaded, that nothing can be done with: their numbers and their images' names."""
-
-    rows: list[int]
-    names: list[str]
-    total: int
 
 
 @dataclass
@@ -175,10 +153,10 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
                 _look_at_beginnings(problems, splits, args)
             else:
 
-                def more(rows: Dataset, _: Any, split: str) -> list[Unreadable]:
+                def more(rows: Dataset, split: str) -> list[Unreadable]:
                     return bad_boxes(rows, args.image_column, boxes, split) if boxes and split in args.splits else []
 
-                look_at(problems, splits, args, list(splits), more, "No answers for")
+                find_unusable(problems, splits, list(splits), args.image_column, args.on_error, more, "No answers for")
                 times = 2 if args.push_to_hub else 1  # what is published is prepared beside it
                 problems.step(check_labelled_room, splits, args.image_column, bank, args.output_dir, times)
         problems.tell()
@@ -208,7 +186,7 @@ def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: A
         found += check_first(rows, args.image_column, split, origin)
     if found and args.on_error == "raise":
         problems.add(
-            f"Images at the beginning of the stream cannot be used: {_reasons(found)}: repair or remove them, or pass "
+            f"Images at the beginning of the stream cannot be used: {reasons(found)}: repair or remove them, or pass "
             "--on_error skip to leave their answers empty."
         )
     if not problems.found:
@@ -223,18 +201,9 @@ def sample(rows: Dataset, args: Any) -> Dataset:
     """
     problems, name = Problems(), "+".join(args.splits)
     problems.step(AspectBank.load, args.bank)
-    left_out, _ = look_at(problems, {name: rows}, args, [name])
+    left_out, _ = find_unusable(problems, {name: rows}, [name], args.image_column, args.on_error)
     problems.tell()
     return _left(DatasetDict({name: rows}), left_out)[name]
-
-
-def check_labelled_room(
-    splits: DatasetDict, image_column: str, bank: AspectBank | None, folder: str, times: int = 1
-) -> None:
-    """Raise ValueError where the disk has no room for these rows with their images and answers, so many times."""
-    answers = 8 * len(bank or ()) * sum(map(len, splits.values()))
-    images = sum(encoded_bytes(rows, image_column) for rows in splits.values())
-    check_room(folder, times * (images + answers), "The labelled dataset")
 
 
 def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test: TestUse) -> Ready | None:
@@ -251,7 +220,14 @@ def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test
     if test != "unused":
         problems.step(check_test_split, splits, args)
     used = _used(splits, args, test)
-    left_out, doubtful = look_at(problems, splits, args, used, command.unusable)
+    left_out, doubtful = find_unusable(
+        problems,
+        splits,
+        used,
+        args.image_column,
+        args.on_error,
+        lambda rows, split: command.unusable(rows, args, split),
+    )
     return _made(problems, command, splits, args, used, seed, test, left_out, doubtful)
 
 
@@ -262,7 +238,7 @@ def _used(splits: DatasetDict, args: SplitArguments, test: TestUse) -> list[str]
 
 def _left(splits: DatasetDict, left_out: dict[str, LeftOut]) -> DatasetDict:
     return DatasetDict(
-        {split: without(rows, left_out[split].rows if split in left_out else []) for split, rows in splits.items()}
+        {split: drop_rows(rows, left_out[split].rows if split in left_out else []) for split, rows in splits.items()}
     )
 
 
@@ -287,100 +263,3 @@ def _made(
         return None
     splits = problems.step(with_validation, splits, args, seed, command.stratify_by(args))
     return splits and Ready(splits, left_out)
-
-
-def look_at(
-    problems: Problems,
-    splits: DatasetDict,
-    args: Any,
-    used: Sequence[str],
-    more: Callable[[Dataset, Any, str], list[Unreadable]] | None = None,
-    done: str = "Left out",
-) -> tuple[dict[str, LeftOut], list[str]]:
-    """Which rows of the splits nothing can be done with: with --on_error skip left out, else a problem.
-
-    Rows that the labelling has skipped are left out in any case.
-
-    Returns:
-        What is left out of each split, and the splits that have a problem.
-
-    Args:
-        more: what else can be wrong with a row.
-    """
-    left_out, doubtful, told, now = {}, [], [], []
-    for split in used:
-        rows = splits[split]
-        labelled = is_labelled(rows.features)
-        skipped = skipped_rows(rows) if labelled else []
-        bad = problems.step(_unusable, rows, skipped, args, split, more)
-        if not bad and not skipped:
-            continue
-        now += [each for each in bad if not each.broken]
-        broken = [each for each in bad if each.broken]
-        if broken:
-            told.append(f"{len(broken)} of the {counted(len(rows))} of split {split!r}: {_reasons(broken)}")
-        gone = names_of(rows, skipped, args.image_column, split)
-        bad += [Unreadable(*pair, "the labelling could not read it") for pair in zip(skipped, gone)]
-        bad.sort(key=lambda each: each.row)
-        if broken and args.on_error == "raise":
-            doubtful.append(split)
-            continue
-        left_out[split] = LeftOut([each.row for each in bad], [each.name for each in bad], len(rows))
-        logger.warning("%s %d of the %s of split %r: %s.", done, len(bad), counted(len(rows)), split, _reasons(bad))
-        if len(bad) == len(rows) and done == "Left out":
-            problems.add(f"None of the {counted(len(rows))} of split {split!r} can be used: {_reasons(bad)}.")
-    if told and args.on_error == "raise":
-        problems.add(
-            f"Images cannot be used: {'; '.join(told)}: repair or remove them, or pass --on_error skip to leave them "
-            "out."
-        )
-    if now:
-        problems.add(
-            f"{counted(len(now))} cannot be read now: {_reasons(now)}: that says nothing about the images; see to the "
-            "disk, the network or the memory, and run the same command again."
-        )
-    return left_out, doubtful
-
-
-def _unusable(rows: Dataset, skipped: list[int], args: Any, split: str, more: Callable | None) -> list[Unreadable]:
-    """What cannot be used of the rows, without those that were skipped before."""
-    places = np.setdiff1d(np.arange(len(rows)), skipped)
-    rows = without(rows, skipped)
-    if isinstance(rows.features[args.image_column], Image):
-        found = check_images(rows, args.image_column, split)
-    else:  # pixels, of which nothing has to be decoded
-        check_image_feature(rows.features[args.image_column], args.image_column, f"split {split!r}")
-        found = []
-    if more is not None:
-        broken = {each.row for each in found}
-        found += [each for each in more(rows, args, split) if each.row not in broken]
-    moved = (Unreadable(int(places[each.row]), each.name, each.reason, each.broken) for each in found)
-    return sorted(moved, key=lambda each: each.row)
-
-
-def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> list[Unreadable]:
-    """The images with a box that cannot be, whose answers the labelling leaves empty.
-
-    Columns `width` and `height` save a look at all images for their sizes.
-    """
-    told = {"width", "height"} <= set(rows.features)
-    facts = rows.select_columns([*(("width", "height") if told else (image_column,)), boxes.column])
-    is_file = isinstance(rows.features[image_column], Image)
-    facts = facts.cast_column(image_column, Image(decode=False)) if is_file and not told else facts
-    found = []
-    for index in range(len(facts)):
-        try:
-            row = facts[index]
-            if told:
-                size = row["width"], row["height"]
-            else:
-                size = upright_size(row[image_column]) if is_file else load_image(row[image_column]).size
-            corners(boxes.of(row[boxes.column]), boxes.format, size)
-        except Exception as error:  # decoders raise whatever they like
-            found.append((index, str(error).removesuffix(".")))
-    names = names_of(rows, [index for index, _ in found], image_column, split)
-    return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, found)]
-
-
-def _reasons(bad: Sequence[Unreadable]) -> str:
-    return listed([text.terminal(each.name) for each in bad], [each.reason for each in bad])

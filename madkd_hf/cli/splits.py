@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Value
 
 from ..data.image_columns import check_image_column
-from ..data.labels import class_label, with_whole_numbers, without_class
 from ..hub.sources import note_drawn
 from ..text import get_logger
 from .arguments import SplitArguments
@@ -91,65 +90,9 @@ def _parts(rows: Dataset, fraction: float, seed: int, column: str | None) -> tup
     return rows.select([*parts["train"]["row"][:], *alone]), rows.select(parts["test"]["row"][:])
 
 
-def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
-    """The splits with that column as ClassLabels.
-
-    Raises:
-        ValueError: no such column, or other values than classes.
-    """
-    features = splits[train_split].features
-    if label_column not in features:
-        named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-        raise ValueError(
-            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
-            + (f" {named[0]}." if len(named) == 1 else ", or put the images into a folder for each class.")
-        )
-    if missing := without_class(splits[train_split], label_column):
-        raise ValueError(
-            f"{missing} of the {len(splits[train_split])} rows of split {train_split!r} have no class in the column "
-            f"{label_column!r}: label them, or drop those rows."
-        )
-    if isinstance(features[label_column], ClassLabel):
-        return splits
-    having = {split: rows for split, rows in splits.items() if label_column in rows.features}
-    having = {split: with_whole_numbers(rows, label_column) for split, rows in having.items()}
-    label = class_label(
-        f"column {label_column!r}",
-        having[train_split].features[label_column],
-        having,
-        lambda rows: [value for value in rows.unique(label_column) if value is not None],  # null where hidden
-        train_split,
-    )
-    for split, rows in having.items():
-        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
-    return splits
-
-
-def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None:
-    """Raise ValueError where a class has fewer images than are to be drawn of each."""
-    if images_per_class < 1:
-        raise ValueError(f"--images_per_class is {images_per_class}: expected 1 or more.")
-    names, counts = rows.features[label_column].names, Counter(rows[label_column])
-    few = sorted((counts[index], name) for index, name in enumerate(names) if counts[index] < images_per_class)
-    if few:
-        count, name = few[0]
-        others = ", ".join(f"{name!r} ({count})" for count, name in few[1:5]) + (", ..." if few[5:] else "")
-        raise ValueError(
-            f"The class {name!r} has {count} image{'s'[: count != 1]} and --images_per_class asks for "
-            f"{images_per_class}{f'; too few have {others} as well' if others else ''}: "
-            "ask for fewer, or leave those classes out."
-        )
-
-
 def check_test_split(splits: DatasetDict, args: SplitArguments) -> None:
     if args.test_split not in splits:
         raise ValueError(
             f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}. Pass another "
             f"--test_split, or move some images into a folder {args.test_split!r} with folders of classes."
         )
-
-
-def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
-    """Tell which classes nobody can learn."""
-    if missing := set(range(classes.num_classes)) - found:
-        logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))

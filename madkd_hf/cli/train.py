@@ -14,6 +14,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from .. import AspectBank, MadkdTrainingArguments
+from ..data.labels import warn_of_absent
 from ..data.variants import control_answers
 from ..files import remove_folder, write_whole
 from ..hub.cards.comparison import read_comparison
@@ -34,7 +35,6 @@ from .options import task_of
 from .outputs import STUDENT, check_place, working_in
 from .preflight import Ready
 from .results import forget_damaged_results, save_arrays
-from .splits import warn_of_absent
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments
 from .teachers import attach

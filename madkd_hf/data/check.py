@@ -1,157 +1,162 @@
-"""Whether the images of a dataset can be read, seen before anything long or paid begins."""
+"""What can be known of a dataset before anything long or paid begins: unusable images and boxes, classes, room."""
 
 from __future__ import annotations
 
-import errno
-import itertools
 import os
 import shutil
-import stat
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, IterableDataset
-from datasets.table import ConcatenationTable, MemoryMappedTable
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from tqdm.auto import tqdm
+from datasets import ClassLabel, Dataset, DatasetDict
+from PIL import ExifTags, Image
 
-from ..text import markdown
-from .images import to_rgb
-from .origin import STARTS_PROGRAMS, Origin
-from .rows import file_name, named, row_number
-from .seen import Seen, key_of, key_of_bytes, key_of_file
+from ..aspects import AspectBank
+from ..text import get_logger, markdown, terminal
+from .boxes import corners
+from .columns import is_labelled, skipped_rows
+from .decoding import Unreadable, check_images
+from .image_columns import check_image_feature
+from .images import load_image
+from .objects import Boxes
+from .problems import Problems
+from .rows import row_names
 
 
-CHUNK = 32  # images handed to the threads at once
-SAVE_EVERY = 5_000  # images that a kill can make us look at again
-LONGEST = 200  # times that one side may be as long as the other: image processors refuse more, or round to nothing
-MOST_PIXELS = 1 << 26  # decoded side by side; a larger image is decoded alone
-GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
-LARGEST_READ = 1 << 26  # bytes of a file that is also known by its content
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """An image that cannot be used.
+class LeftOut:
+    """Rows of a split, as it was loaded, that nothing can be done with: their numbers and their images' names."""
 
-    Attributes:
-        row: its place in the dataset that was checked, from 0.
-        name: its file, or its row and split where it has none.
-        reason: why.
-        broken: whether the image itself is broken or gone; otherwise the machine failed, not the image.
-    """
-
-    row: int
-    name: str
-    reason: str
-    broken: bool = True
+    rows: list[int]
+    names: list[str]
+    total: int
 
 
-def check_images(
-    dataset: Dataset,
-    image_column: str = "image",
-    split: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    disable_tqdm: bool = False,
-) -> list[Unreadable]:
-    """Decode all images, in parallel, and tell which cannot be.
+def find_unusable(
+    problems: Problems,
+    splits: DatasetDict,
+    names: Sequence[str],
+    image_column: str,
+    on_error: str,
+    more: Callable[[Dataset, str], list[Unreadable]] | None = None,
+    done: str = "Left out",
+) -> tuple[dict[str, LeftOut], list[str]]:
+    """Which rows of the splits nothing can be done with: with `on_error="skip"` left out, else a problem.
 
-    What was found whole is remembered beside the cached datasets: the same images, in whatever dataset, are decoded
-    once. Images on the web are left for whoever reads them.
-
-        broken = check_images(dataset)
-        dataset = dataset.select(sorted(set(range(len(dataset))) - {each.row for each in broken}))
+    Rows that the labelling has skipped are left out in any case.
 
     Args:
-        dataset: with a column of images.
-        image_column: its name.
-        split: what names call it; by default that of the dataset.
-        cache_dir: where it is remembered; by default `madkd_checked` beside the cached datasets.
+        problems: where what is wrong is noted.
+        names: of the splits that are looked at.
+        image_column: of their images.
+        on_error: "raise" or "skip".
+        more: what else can be wrong with a row of a split.
+        done: what a warning says of the rows; any other words for rows that stay.
 
     Returns:
-        Those that cannot be read, in the order of their rows.
-
-    Raises:
-        ValueError: no such column, or one without images.
+        What is left out of each split, and the splits that have a problem.
     """
-    feature = dataset.features.get(image_column)
-    if not isinstance(feature, datasets.Image):
-        raise ValueError(
-            f"The column {image_column!r} holds {feature or 'nothing'}, not images: the dataset has "
-            f"{dataset.column_names}; name the images with image_column."
+    left_out, doubtful, reports, now = {}, [], [], []
+    for split in names:
+        rows = splits[split]
+        skipped = skipped_rows(rows) if is_labelled(rows.features) else []
+        bad = problems.step(_unusable, rows, skipped, image_column, split, more)
+        if not bad and not skipped:
+            continue
+        now += [each for each in bad if not each.broken]
+        broken = [each for each in bad if each.broken]
+        if broken:
+            reports.append(f"{len(broken)} of the {counted(len(rows))} of split {split!r}: {reasons(broken)}")
+        gone = row_names(rows, skipped, image_column, split)
+        bad += [Unreadable(*pair, "the labelling could not read it") for pair in zip(skipped, gone)]
+        bad.sort(key=lambda each: each.row)
+        if broken and on_error == "raise":
+            doubtful.append(split)
+            continue
+        left_out[split] = LeftOut([each.row for each in bad], [each.name for each in bad], len(rows))
+        logger.warning("%s %d of the %s of split %r: %s.", done, len(bad), counted(len(rows)), split, reasons(bad))
+        if len(bad) == len(rows) and done == "Left out":
+            problems.add(f"None of the {counted(len(rows))} of split {split!r} can be used: {reasons(bad)}.")
+    if reports and on_error == "raise":
+        problems.add(
+            f"Images cannot be used: {'; '.join(reports)}: repair or remove them, or pass --on_error skip to leave "
+            "them out."
         )
-    seen, whole = Seen(cache_dir), _key_of_whole(dataset, image_column)
-    if whole is not None and whole in seen:
-        return []
-    check = _Check(seen, datasets.Image(mode=feature.mode))
-    names = _names(dataset, split or str(dataset.split or "train"))
-    images = dataset.with_format(None).select_columns(image_column)
-    images = images.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
-    found, done = [], 0
-    try:
-        with (
-            ThreadPoolExecutor(_cores(), "images") as pool,
-            _without_warnings(),
-            tqdm(total=len(dataset), desc="looking at images", unit="img", delay=1, disable=disable_tqdm) as bar,
-        ):
-            for values, results in _ahead(pool, check, images.iter(CHUNK), image_column):
-                for row, (value, result) in enumerate(zip(values, results), done):
-                    if result is not None:
-                        found.append(Unreadable(row, names(row, _path(value)), *result))
-                done += len(values)
-                bar.update(len(values))
-                if len(seen.new) >= SAVE_EVERY:
-                    seen.save()
-        if whole is not None and not found and check.only_bytes:
-            seen.add([whole])
-    finally:
-        seen.save()
-    return found
+    if now:
+        problems.add(
+            f"{counted(len(now))} cannot be read now: {reasons(now)}: that says nothing about the images; see to the "
+            "disk, the network or the memory, and run the same command again."
+        )
+    return left_out, doubtful
 
 
-def without(dataset: Dataset, rows: Sequence[int]) -> Dataset:
+def _unusable(
+    rows: Dataset, skipped: list[int], image_column: str, split: str, more: Callable | None
+) -> list[Unreadable]:
+    """What cannot be used of the rows, without those that were skipped before."""
+    places = np.setdiff1d(np.arange(len(rows)), skipped)
+    rows = drop_rows(rows, skipped)
+    if isinstance(rows.features[image_column], datasets.Image):
+        found = check_images(rows, image_column, split)
+    else:  # pixels, of which nothing has to be decoded
+        check_image_feature(rows.features[image_column], image_column, f"split {split!r}")
+        found = []
+    if more is not None:
+        broken = {each.row for each in found}
+        found += [each for each in more(rows, split) if each.row not in broken]
+    moved = (Unreadable(int(places[each.row]), each.name, each.reason, each.broken) for each in found)
+    return sorted(moved, key=lambda each: each.row)
+
+
+def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> list[Unreadable]:
+    """The images with a box that cannot be, whose answers the labelling leaves empty.
+
+    Columns `width` and `height` save a look at all images for their sizes.
+    """
+    has_sizes = {"width", "height"} <= set(rows.features)
+    facts = rows.select_columns([*(("width", "height") if has_sizes else (image_column,)), boxes.column])
+    is_file = isinstance(rows.features[image_column], datasets.Image)
+    facts = facts.cast_column(image_column, datasets.Image(decode=False)) if is_file and not has_sizes else facts
+    found = []
+    for index in range(len(facts)):
+        try:
+            row = facts[index]
+            if has_sizes:
+                size = row["width"], row["height"]
+            else:
+                size = upright_size(row[image_column]) if is_file else load_image(row[image_column]).size
+            corners(boxes.of(row[boxes.column]), boxes.format, size)
+        except Exception as error:  # decoders raise whatever they like
+            found.append((index, str(error).removesuffix(".")))
+    names = row_names(rows, [index for index, _ in found], image_column, split)
+    return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, found)]
+
+
+def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
+    """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
+    feature = rows.features[column]
+    values = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    if isinstance(feature, ClassLabel):
+        known = range(feature.num_classes)
+        return [row for row, value in enumerate(values) if value not in known]
+    hidden = (None,) if trained_on else (None, -1)
+    return [row for row, value in enumerate(values) if value is None or (not trained_on and value in hidden)]
+
+
+def drop_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     """The dataset without these rows; itself where there are none."""
     if not len(rows):
         return dataset
     return dataset.select(np.setdiff1d(np.arange(len(dataset)), np.asarray(rows)))
-
-
-def check_first(
-    stream: IterableDataset, image_column: str, split: str, origin: Origin | None = None, count: int = 16
-) -> list[Unreadable]:
-    """What cannot be read of the first images of a stream; the rest of it is seen as it comes.
-
-    Args:
-        origin: says which files rows may name; what it refuses is not looked at.
-    """
-    stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
-    images = [table[image_column].to_pylist()[0] for table in itertools.islice(stored.iter(1), count)]
-    found, rows = [], []
-    for row, image in enumerate(images):
-        path = image["path"] if image and image["bytes"] is None else None
-        if origin and path and (reason := origin.refusal(path)):
-            found.append(Unreadable(row, named(path, row, split), reason))
-        else:
-            rows.append(row)
-    if not rows:
-        return found
-    feature = datasets.Image(decode=False)
-    table = Dataset(pa.table({image_column: pa.array([images[row] for row in rows], feature.pa_type)}))
-    for each in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
-        image, row = images[rows[each.row]], rows[each.row]
-        found.append(replace(each, row=row, name=named(image and image["path"], row, split)))
-    return sorted(found, key=lambda each: each.row)
 
 
 def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
@@ -165,15 +170,9 @@ def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
         return image.size[::-1] if turned else image.size
 
 
-def names_of(dataset: Dataset, rows: Sequence[int], image_column: str, split: str) -> list[str]:
-    """How messages name rows: by the files of their images, or by row and split."""
-    names = _names(dataset, split)
-    if not isinstance(dataset.features[image_column], datasets.Image):
-        return [names(row, None) for row in rows]
-    images = dataset.with_format(None).select_columns(image_column)
-    images = images.cast_column(image_column, datasets.Image(decode=False)) if len(rows) else images
-    stored = (images[int(row)][image_column] for row in rows)
-    return [names(row, (value or {}).get("path")) for row, value in zip(rows, stored)]
+def reasons(bad: Sequence[Unreadable]) -> str:
+    """The first of them by name, each with what is wrong."""
+    return listed([terminal(each.name) for each in bad], [each.reason for each in bad])
 
 
 def listed(names: Sequence[str], reasons: Sequence[str] = (), most: int = 5) -> str:
@@ -192,14 +191,12 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         left_out: split -> `images`, how many were left out, `of` how many, and the `first` of them by name.
     """
-    told = []
+    parts = []
     for split, found in left_out.items():
-        first, more = (
-            ", ".join(map(markdown, found["first"])),
-            ", ..." if found["images"] > len(found["first"]) else "",
-        )
-        told.append(f"{found['images']} of the {counted(found['of'])} of {markdown(split)} ({first}{more})")
-    return f"Left out, since nothing can be done with them: {'; '.join(told)}."
+        first = ", ".join(map(markdown, found["first"]))
+        more = ", ..." if found["images"] > len(found["first"]) else ""
+        parts.append(f"{found['images']} of the {counted(found['of'])} of {markdown(split)} ({first}{more})")
+    return f"Left out, since nothing can be done with them: {'; '.join(parts)}."
 
 
 def encoded_bytes(dataset: Dataset, image_column: str) -> int:
@@ -230,162 +227,10 @@ def check_room(folder: str | os.PathLike, needed: int, what: str) -> None:
         )
 
 
-@dataclass
-class _Check:
-    """How one image is looked at: None where it is whole, else the reason and whether the image is to blame."""
-
-    seen: Seen
-    feature: datasets.Image
-    only_bytes: bool = True
-
-    def __post_init__(self) -> None:
-        self.room = _Room(MOST_PIXELS)
-
-    def __call__(self, value: pa.StructScalar) -> tuple[str, bool] | None:
-        if not value.is_valid:
-            return "there is no image", True
-        content, path = value["bytes"], value["path"].as_py()
-        try:
-            if content.is_valid:
-                return self._content(content.as_buffer())
-            self.only_bytes = False
-            if path is None:
-                return "there is no image", True
-            return None if "://" in path else self._file(path)
-        except Exception as error:  # decoders raise whatever they like
-            return _reason(error), _is_broken(error)
-
-    def _content(self, content: pa.Buffer) -> tuple[str, bool] | None:
-        key = key_of_bytes(content, self.feature.mode)
-        if key in self.seen:
-            return None
-        if problem := self._decode(BytesIO(content), len(content)):
-            return problem, True
-        self.seen.add([key])
-        return None
-
-    def _file(self, path: str) -> tuple[str, bool] | None:
-        facts = os.stat(path)
-        if not stat.S_ISREG(facts.st_mode):
-            return "it is no file", True
-        key = key_of_file(path, facts, self.feature.mode)
-        if key in self.seen:
-            return None
-        with open(path, "rb") as file:
-            if problem := self._decode(file, facts.st_size):
-                return problem, True
-            keys = [key]
-            if facts.st_size <= LARGEST_READ:  # a labelled dataset will hold the same bytes
-                file.seek(0)
-                keys.append(key_of_bytes(file.read(), self.feature.mode))
-        self.seen.add(keys)
-        return None
-
-    def _decode(self, file: BinaryIO, size: int) -> str | None:
-        """What is wrong with an image file; decoded as `to_rgb(Image().decode_example(...))` does."""
-        if not size:
-            return "the file is empty"
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError:
-            file.seek(0)
-            begins = file.read(200).lstrip().lower()
-            text = begins.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
-            return "it is a web page or other text, no image" if text else "it is no image that Pillow can read"
-        if image.format in STARTS_PROGRAMS:
-            return f"it is {image.format}, which other programs would have to read"
-        if max(image.size) > LONGEST * min(image.size):
-            return f"it has {image.width} x {image.height} pixels, one side over {LONGEST} times the other"
-        image.draft(None, (1, 1))  # a JPEG in its smallest scale: all its data are read, and damage is found the same
-        with self.room.taken(image.width * image.height):
-            image.load()
-            if image.getexif().get(ExifTags.Base.Orientation) is not None:
-                image = ImageOps.exif_transpose(image)
-            to_rgb(image.convert(self.feature.mode) if self.feature.mode else image)
-        return None
-
-
-class _Room:
-    """So many pixels may be in memory at once; more than that only alone."""
-
-    def __init__(self, total: int):
-        self.total = self.free = total
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
-        amount = min(amount, self.total)
-        with self.changed:
-            self.changed.wait_for(lambda: self.free >= amount)
-            self.free -= amount
-        try:
-            yield
-        finally:
-            with self.changed:
-                self.free += amount
-                self.changed.notify_all()
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, check: Callable, tables: Iterator[pa.Table], column: str
-) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Values and results, chunk by chunk, while the threads work on the next chunk."""
-    waiting = None
-    for table in itertools.chain(tables, [None]):
-        coming = None
-        if table is not None:
-            values = list(table[column])
-            coming = values, [pool.submit(check, value) for value in values]
-        if waiting is not None:
-            yield waiting[0], [future.result() for future in waiting[1]]
-        waiting = coming
-
-
-def _names(dataset: Dataset, split: str) -> Callable[[int, str | None], str]:
-    """How a message names a row: by its file, or by the row that the user knows, not that of a selection."""
-
-    def name(row: int, path: str | None) -> str:
-        return file_name(path) if path else named(None, row_number(dataset, row), split)
-
-    return name
-
-
-def _path(value: pa.StructScalar) -> str | None:
-    return value["path"].as_py() if value.is_valid else None
-
-
-def _key_of_whole(dataset: Dataset, image_column: str) -> int | None:
-    """A key for all images of a dataset that lies in files alone; None where some of it is in memory."""
-    table = dataset.data
-    blocks = table.blocks if isinstance(table, ConcatenationTable) else [[table]]
-    if not all(isinstance(each, MemoryMappedTable) for row in blocks for each in row):
-        return None
-    facts = []
-    for file in dataset.cache_files:
-        found = os.stat(file["filename"])
-        facts += [os.path.abspath(file["filename"]), found.st_size, found.st_mtime_ns]
-    mode = dataset.features[image_column].mode
-    return key_of("dataset", dataset._fingerprint, len(dataset), image_column, mode, *facts)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Decoders tell of large images and odd metadata; whoever uses the images will hear of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _reason(error: Exception) -> str:
-    if getattr(error, "errno", None) in GONE:
-        return "there is no such file"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_broken(error: Exception) -> bool:
-    """See `madkd_hf.labelling.sources.is_broken`."""
-    return not isinstance(error, MemoryError) and getattr(error, "errno", None) in (None, *GONE)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def check_labelled_room(
+    splits: DatasetDict, image_column: str, bank: AspectBank | None, folder: str, times: int = 1
+) -> None:
+    """Raise ValueError where the disk has no room for these rows with their images and answers, so many times."""
+    answers = 8 * len(bank or ()) * sum(map(len, splits.values()))
+    images = sum(encoded_bytes(rows, image_column) for rows in splits.values())
+    check_room(folder, times * (images + answers), "The labelled dataset")

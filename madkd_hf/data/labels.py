@@ -1,15 +1,21 @@
-"""Columns of classes: what can be one, and what is made of words, numbers, true and false."""
+"""Columns of classes: what can be one, what is made of words, numbers, true and false, and how many rows each has."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, LargeList, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
+
+from ..text import get_logger
 
 
-def without_class(rows: Dataset, column: str) -> int:
+logger = get_logger(__name__)
+
+
+def count_without_class(rows: Dataset, column: str) -> int:
     """How many rows have no class: null, or the -1 that datasets hide labels behind."""
     values = rows.select_columns(column).with_format("arrow")[:][column]
     hidden = pc.sum(pc.equal(values, -1)).as_py() if isinstance(rows.features[column], ClassLabel) else 0
@@ -63,3 +69,59 @@ def class_label(
 def _text(value: Any) -> str:
     """As a cast to strings spells it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
+    """The splits with that column as ClassLabels.
+
+    Raises:
+        ValueError: no such column, or other values than classes.
+    """
+    features = splits[train_split].features
+    if label_column not in features:
+        named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        raise ValueError(
+            f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
+            + (f" {named[0]}." if len(named) == 1 else ", or put the images into a folder for each class.")
+        )
+    if missing := count_without_class(splits[train_split], label_column):
+        raise ValueError(
+            f"{missing} of the {len(splits[train_split])} rows of split {train_split!r} have no class in the column "
+            f"{label_column!r}: label them, or drop those rows."
+        )
+    if isinstance(features[label_column], ClassLabel):
+        return splits
+    having = {split: rows for split, rows in splits.items() if label_column in rows.features}
+    having = {split: with_whole_numbers(rows, label_column) for split, rows in having.items()}
+    label = class_label(
+        f"column {label_column!r}",
+        having[train_split].features[label_column],
+        having,
+        lambda rows: [value for value in rows.unique(label_column) if value is not None],  # null where hidden
+        train_split,
+    )
+    for split, rows in having.items():
+        splits[split] = rows.cast_column(label_column, Value("string")).cast_column(label_column, label)
+    return splits
+
+
+def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None:
+    """Raise ValueError where a class has fewer images than are to be drawn of each."""
+    if images_per_class < 1:
+        raise ValueError(f"--images_per_class is {images_per_class}: expected 1 or more.")
+    names, counts = rows.features[label_column].names, Counter(rows[label_column])
+    few = sorted((counts[index], name) for index, name in enumerate(names) if counts[index] < images_per_class)
+    if few:
+        count, name = few[0]
+        others = ", ".join(f"{name!r} ({count})" for count, name in few[1:5]) + (", ..." if few[5:] else "")
+        raise ValueError(
+            f"The class {name!r} has {count} image{'s'[: count != 1]} and --images_per_class asks for "
+            f"{images_per_class}{f'; too few have {others} as well' if others else ''}: "
+            "ask for fewer, or leave those classes out."
+        )
+
+
+def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
+    """Tell which classes nobody can learn."""
+    if missing := set(range(classes.num_classes)) - found:
+        logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import datasets
@@ -42,3 +43,23 @@ def file_name(path: str) -> str:
     """The end of a path, as it is shown."""
     parts = PurePosixPath(masked(path).replace("\\", "/").partition("?")[0]).parts
     return seen("/".join(parts[-PARTS:]).replace("//", "/"))
+
+
+def row_namer(dataset: Dataset, split: str) -> Callable[[int, str | None], str]:
+    """How a message names a row: by its file, or by the row that the user knows, not that of a selection."""
+
+    def name(row: int, path: str | None) -> str:
+        return file_name(path) if path else named(None, row_number(dataset, row), split)
+
+    return name
+
+
+def row_names(dataset: Dataset, rows: Sequence[int], image_column: str, split: str) -> list[str]:
+    """How messages name rows: by the files of their images, or by row and split."""
+    names = row_namer(dataset, split)
+    if not isinstance(dataset.features[image_column], datasets.Image):
+        return [names(row, None) for row in rows]
+    images = dataset.with_format(None).select_columns(image_column)
+    images = images.cast_column(image_column, datasets.Image(decode=False)) if len(rows) else images
+    stored = (images[int(row)][image_column] for row in rows)
+    return [names(row, (value or {}).get("path")) for row, value in zip(rows, stored)]

@@ -15,10 +15,11 @@ from PIL.Image import Image
 
 from ..aspects import AspectBank
 from ..data.columns import aspect_features
+from ..data.decoding import is_broken
 from ..data.objects import Boxes
 from ..data.origin import Origin
 from ..teachers import Teacher, UnreadableImage
-from .sources import decode, is_broken
+from .sources import decode
 
 
 Answer = tuple[np.ndarray, np.ndarray]  # log-odds and mass, [Q] each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import os
@@ -285,11 +284,6 @@ def fetch(stored: dict[str, Any], origin: Origin) -> dict[str, Any]:
     except RefusedFile as error:
         raise RefusedFile(f"{terminal(stored['path'])}: {error}") from error
     return {"bytes": content, "path": os.path.basename(stored["path"])}
-
-
-def is_broken(error: Exception) -> bool:
-    """Whether an image that could not be read is broken or gone; otherwise the machine failed, not the image."""
-    return not isinstance(error, MemoryError) and getattr(error, "errno", None) in (None, errno.ENOENT)
 
 
 def readable(source: Rows | Stream) -> Iterator[Image]:

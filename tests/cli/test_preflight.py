@@ -15,8 +15,9 @@ from builders.commands import EASY_VQA, command, recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 from PIL import Image as Pillow
 
-from madkd_hf.data import check
-from madkd_hf.data.check import check_first, check_images, listed, without
+from madkd_hf.data import decoding
+from madkd_hf.data.check import drop_rows, listed
+from madkd_hf.data.decoding import check_first, check_images
 from madkd_hf.data.images import to_rgb
 from madkd_hf.data.problems import Problems
 from madkd_hf.data.seen import Seen
@@ -144,13 +145,13 @@ def test_rows_without_files_are_named_as_the_user_knows_them():
     )
     drawn = check_images(dataset.select([3, 2, 0]), split="val")
     assert [(each.row, each.name) for each in drawn] == [(0, "q.jpg"), (1, "row 2 of split 'val'")]
-    assert without(dataset, [each.row for each in drawn]).num_rows == 2
-    assert without(dataset, []) is dataset
+    assert drop_rows(dataset, [each.row for each in drawn]).num_rows == 2
+    assert drop_rows(dataset, []) is dataset
 
 
 def count_decoded(monkeypatch) -> list[None]:
-    decoded, decode = [], check._Check._decode
-    monkeypatch.setattr(check._Check, "_decode", lambda *given: decoded.append(None) or decode(*given))
+    decoded, decode = [], decoding._Check._decode
+    monkeypatch.setattr(decoding._Check, "_decode", lambda *given: decoded.append(None) or decode(*given))
     return decoded
 
 
@@ -162,7 +163,7 @@ def test_what_was_seen_is_not_decoded_again_wherever_it_lies(tmp_path, monkeypat
     DatasetDict(train=rows(*paths)).save_to_disk(tmp_path / "saved")  # as attach_aspects.py does: with their bytes
     saved = load_from_disk(tmp_path / "saved")["train"]
     assert check_images(saved) == [] and len(decoded) == 6
-    monkeypatch.setattr(check, "key_of_bytes", None)  # the dataset as a whole is remembered, nothing of it is read
+    monkeypatch.setattr(decoding, "key_of_bytes", None)  # the dataset as a whole is remembered, nothing of it is read
     assert check_images(saved) == []
     monkeypatch.undo()
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", remembered.parent)
@@ -204,7 +205,7 @@ def test_commands_side_by_side_keep_what_both_have_seen(tmp_path):
 
 
 def test_large_photographs_are_not_decoded_side_by_side():
-    room, inside, most = check._Room(100), [0], [0]
+    room, inside, most = decoding._Room(100), [0], [0]
 
     def decode(pixels: int) -> None:
         with room.taken(pixels):
@@ -226,7 +227,7 @@ def test_what_the_machine_refuses_is_not_blamed_on_the_image(tmp_path, monkeypat
     def refuse(*_):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(check._Check, "_file", refuse)
+    monkeypatch.setattr(decoding._Check, "_file", refuse)
     (found,) = check_images(rows(path))
     assert not found.broken and "Permission denied" in found.reason
 

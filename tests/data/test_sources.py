@@ -20,6 +20,7 @@ from madkd_hf.cli import compare, conditions, splits
 from madkd_hf.cli.tasks import classification
 from madkd_hf.data import places, summary
 from madkd_hf.data.image_columns import check_image_column
+from madkd_hf.data.labels import with_class_labels
 from madkd_hf.data.rows import named, row_name
 from madkd_hf.data.sources import Loaded, load
 
@@ -448,7 +449,7 @@ def labelled_rows(labels: list, feature=None) -> DatasetDict:
     ],
 )
 def test_words_numbers_and_truth_are_classes(labels, names):
-    made = splits.with_class_labels(labelled_rows(labels), "label", "train")["train"]
+    made = with_class_labels(labelled_rows(labels), "label", "train")["train"]
     assert made.features["label"] == ClassLabel(names=names) and made["label"][:] == [1, 0, 1]
 
 
@@ -463,18 +464,18 @@ def test_words_numbers_and_truth_are_classes(labels, names):
 )
 def test_other_columns_are_no_classes(labels, said):
     with pytest.raises(ValueError, match=said):
-        splits.with_class_labels(labelled_rows(labels), "label", "train")
+        with_class_labels(labelled_rows(labels), "label", "train")
 
 
 def test_hidden_labels_are_counted_and_stay_where_nobody_trains():
     rows = labelled_rows([0, -1, 1, -1], ClassLabel(names=["a", "b"]))
     with pytest.raises(ValueError, match="2 of the 4 rows of split 'train' have no class"):
-        splits.with_class_labels(rows, "label", "train")
+        with_class_labels(rows, "label", "train")
     words = DatasetDict(train=labelled_rows(["a", "b"])["train"], test=labelled_rows(["b", None])["train"])
-    assert splits.with_class_labels(words, "label", "train")["test"]["label"][:] == [1, None]
+    assert with_class_labels(words, "label", "train")["test"]["label"][:] == [1, None]
     words = DatasetDict(train=labelled_rows(["a", "b"])["train"], test=labelled_rows(["b", "c"])["train"])
     with pytest.raises(ValueError, match="split 'test' has the label 'c', which is no class of 'train'"):
-        splits.with_class_labels(words, "label", "train")
+        with_class_labels(words, "label", "train")
 
 
 def test_the_only_image_of_a_class_stays_in_training_and_is_named(tmp_path, caplog):

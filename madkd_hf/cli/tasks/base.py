@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ...data.check import Unreadable
+from ...data.decoding import Unreadable
 from ...data.problems import Problems
 from ...students.tasks import TASKS, Task
 from ..teachers import OwnTeacherArguments

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ...data.check import counted, listed, names_of, without
+from ...data.check import counted, drop_rows, listed, rows_without_class
+from ...data.labels import check_count, with_class_labels
 from ...data.problems import Problems
+from ...data.rows import row_names
 from ...metrics import joined
 from ...students.tasks import TASKS
 from ...text import get_logger
 from ..arguments import ClassArguments
-from ..splits import check_count, with_class_labels
 from .base import TaskCommand, TestUse, TrainArguments
 
 
@@ -112,12 +113,12 @@ class Classification(TaskCommand):
                     f"{args.train_split!r} {feature}: give both the same classes in the same order."
                 )
                 continue
-            missing = _without_class(rows, column, split == args.train_split)
+            missing = rows_without_class(rows, column, split == args.train_split)
             if len(missing) == len(rows) and len(rows) and split == args.test_split and test == "predicted":
                 splits[split] = rows.remove_columns(column)
                 logger.warning("The split %r has no classes: it is predicted, and there is no score.", split)
             elif missing:
-                names = names_of(rows, missing, args.image_column, split)
+                names = row_names(rows, missing, args.image_column, split)
                 remedy = "drop them, or give them their class"
                 if split == args.test_split and test == "scored":
                     remedy = "the comparison needs a score: pass another --test_split, or give them their class"
@@ -126,7 +127,7 @@ class Classification(TaskCommand):
                     f"{len(missing)} of the {counted(len(rows))} of split {split!r} {have} no class (null, -1, or "
                     f"none of those that column {column!r} names): {listed(names)}: {remedy}."
                 )
-                splits[split] = without(rows, missing)
+                splits[split] = drop_rows(rows, missing)
         return problems.step(with_class_labels, splits, column, args.train_split)
 
     def largest_draw(self, students: Sequence[StudentArguments]) -> list[StudentArguments]:
@@ -165,17 +166,6 @@ class Classification(TaskCommand):
 
 
 COMMAND = Classification()
-
-
-def _without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
-    """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
-    feature = rows.features[column]
-    values = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
-    if isinstance(feature, ClassLabel):
-        known = range(feature.num_classes)
-        return [row for row, value in enumerate(values) if value not in known]
-    hidden = (None,) if trained_on else (None, -1)
-    return [row for row, value in enumerate(values) if value is None or (not trained_on and value in hidden)]
 
 
 def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:

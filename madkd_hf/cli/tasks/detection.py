@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ...data.check import Unreadable
+from ...data.check import bad_boxes
+from ...data.decoding import Unreadable
 from ...data.labels import class_label
 from ...data.objects import CATEGORY, Boxes, count_objects, iter_field, object_fields, with_category
 from ...data.problems import Problems
 from ...students.tasks import TASKS
 from ..arguments import ObjectArguments, SplitArguments
-from ..preflight import bad_boxes
 from ..results import load_arrays
 from .base import TaskCommand, TestUse, TrainArguments
 

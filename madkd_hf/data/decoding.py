@@ -1,0 +1,294 @@
+"""Images decoded before anything long or paid begins: in parallel, and each once, whatever dataset it is in."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import Any, BinaryIO
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, IterableDataset
+from datasets.table import ConcatenationTable, MemoryMappedTable
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from .images import to_rgb
+from .origin import STARTS_PROGRAMS, Origin
+from .rows import named, row_namer
+from .seen import Seen, key_of, key_of_bytes, key_of_file
+
+
+CHUNK = 32  # images handed to the threads at once
+SAVE_EVERY = 5_000  # images that a kill can make us look at again
+LONGEST = 200  # times that one side may be as long as the other: image processors refuse more, or round to nothing
+MOST_PIXELS = 1 << 26  # decoded side by side; a larger image is decoded alone
+GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+LARGEST_READ = 1 << 26  # bytes of a file that is also known by its content
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that cannot be used.
+
+    Attributes:
+        row: its place in the dataset that was checked, from 0.
+        name: its file, or its row and split where it has none.
+        reason: why.
+        broken: whether the image itself is broken or gone; otherwise the machine failed, not the image.
+    """
+
+    row: int
+    name: str
+    reason: str
+    broken: bool = True
+
+
+def check_images(
+    dataset: Dataset,
+    image_column: str = "image",
+    split: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    disable_tqdm: bool = False,
+) -> list[Unreadable]:
+    """Decode all images, in parallel, and tell which cannot be.
+
+    What was found whole is remembered beside the cached datasets: the same images, in whatever dataset, are decoded
+    once. Images on the web are left for whoever reads them.
+
+        broken = check_images(dataset)
+        dataset = dataset.select(sorted(set(range(len(dataset))) - {each.row for each in broken}))
+
+    Args:
+        dataset: with a column of images.
+        image_column: its name.
+        split: what names call it; by default that of the dataset.
+        cache_dir: where it is remembered; by default `madkd_checked` beside the cached datasets.
+
+    Returns:
+        Those that cannot be read, in the order of their rows.
+
+    Raises:
+        ValueError: no such column, or one without images.
+    """
+    feature = dataset.features.get(image_column)
+    if not isinstance(feature, datasets.Image):
+        raise ValueError(
+            f"The column {image_column!r} holds {feature or 'nothing'}, not images: the dataset has "
+            f"{dataset.column_names}; name the images with image_column."
+        )
+    seen, whole = Seen(cache_dir), _key_of_whole(dataset, image_column)
+    if whole is not None and whole in seen:
+        return []
+    check = _Check(seen, datasets.Image(mode=feature.mode))
+    names = row_namer(dataset, split or str(dataset.split or "train"))
+    images = dataset.with_format(None).select_columns(image_column)
+    images = images.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
+    found, done = [], 0
+    try:
+        with (
+            ThreadPoolExecutor(_cores(), "images") as pool,
+            _without_warnings(),
+            tqdm(total=len(dataset), desc="looking at images", unit="img", delay=1, disable=disable_tqdm) as bar,
+        ):
+            for values, results in _ahead(pool, check, images.iter(CHUNK), image_column):
+                for row, (value, result) in enumerate(zip(values, results), done):
+                    if result is not None:
+                        found.append(Unreadable(row, names(row, _path(value)), *result))
+                done += len(values)
+                bar.update(len(values))
+                if len(seen.new) >= SAVE_EVERY:
+                    seen.save()
+        if whole is not None and not found and check.only_bytes:
+            seen.add([whole])
+    finally:
+        seen.save()
+    return found
+
+
+def check_first(
+    stream: IterableDataset, image_column: str, split: str, origin: Origin | None = None, count: int = 16
+) -> list[Unreadable]:
+    """What cannot be read of the first images of a stream; the rest of it is seen as it comes.
+
+    Args:
+        origin: says which files rows may name; what it refuses is not looked at.
+    """
+    stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
+    images = [table[image_column].to_pylist()[0] for table in itertools.islice(stored.iter(1), count)]
+    found, rows = [], []
+    for row, image in enumerate(images):
+        path = image["path"] if image and image["bytes"] is None else None
+        if origin and path and (reason := origin.refusal(path)):
+            found.append(Unreadable(row, named(path, row, split), reason))
+        else:
+            rows.append(row)
+    if not rows:
+        return found
+    feature = datasets.Image(decode=False)
+    table = Dataset(pa.table({image_column: pa.array([images[row] for row in rows], feature.pa_type)}))
+    for each in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
+        image, row = images[rows[each.row]], rows[each.row]
+        found.append(replace(each, row=row, name=named(image and image["path"], row, split)))
+    return sorted(found, key=lambda each: each.row)
+
+
+@dataclass
+class _Check:
+    """How one image is looked at: None where it is whole, else the reason and whether the image is to blame."""
+
+    seen: Seen
+    feature: datasets.Image
+    only_bytes: bool = True
+
+    def __post_init__(self) -> None:
+        self.room = _Room(MOST_PIXELS)
+
+    def __call__(self, value: pa.StructScalar) -> tuple[str, bool] | None:
+        if not value.is_valid:
+            return "there is no image", True
+        content, path = value["bytes"], value["path"].as_py()
+        try:
+            if content.is_valid:
+                return self._content(content.as_buffer())
+            self.only_bytes = False
+            if path is None:
+                return "there is no image", True
+            return None if "://" in path else self._file(path)
+        except Exception as error:  # decoders raise whatever they like
+            return _reason(error), is_broken(error)
+
+    def _content(self, content: pa.Buffer) -> tuple[str, bool] | None:
+        key = key_of_bytes(content, self.feature.mode)
+        if key in self.seen:
+            return None
+        if problem := self._decode(BytesIO(content), len(content)):
+            return problem, True
+        self.seen.add([key])
+        return None
+
+    def _file(self, path: str) -> tuple[str, bool] | None:
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            return "it is no file", True
+        key = key_of_file(path, facts, self.feature.mode)
+        if key in self.seen:
+            return None
+        with open(path, "rb") as file:
+            if problem := self._decode(file, facts.st_size):
+                return problem, True
+            keys = [key]
+            if facts.st_size <= LARGEST_READ:  # a labelled dataset will hold the same bytes
+                file.seek(0)
+                keys.append(key_of_bytes(file.read(), self.feature.mode))
+        self.seen.add(keys)
+        return None
+
+    def _decode(self, file: BinaryIO, size: int) -> str | None:
+        """What is wrong with an image file; decoded as `to_rgb(Image().decode_example(...))` does."""
+        if not size:
+            return "the file is empty"
+        try:
+            image = Image.open(file)
+        except UnidentifiedImageError:
+            file.seek(0)
+            begins = file.read(200).lstrip().lower()
+            text = begins.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
+            return "it is a web page or other text, no image" if text else "it is no image that Pillow can read"
+        if image.format in STARTS_PROGRAMS:
+            return f"it is {image.format}, which other programs would have to read"
+        if max(image.size) > LONGEST * min(image.size):
+            return f"it has {image.width} x {image.height} pixels, one side over {LONGEST} times the other"
+        image.draft(None, (1, 1))  # a JPEG in its smallest scale: all its data are read, and damage is found the same
+        with self.room.taken(image.width * image.height):
+            image.load()
+            if image.getexif().get(ExifTags.Base.Orientation) is not None:
+                image = ImageOps.exif_transpose(image)
+            to_rgb(image.convert(self.feature.mode) if self.feature.mode else image)
+        return None
+
+
+class _Room:
+    """So many pixels may be in memory at once; more than that only alone."""
+
+    def __init__(self, total: int):
+        self.total = self.free = total
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        amount = min(amount, self.total)
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= amount)
+            self.free -= amount
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += amount
+                self.changed.notify_all()
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, check: Callable, tables: Iterator[pa.Table], column: str
+) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Values and results, chunk by chunk, while the threads work on the next chunk."""
+    waiting = None
+    for table in itertools.chain(tables, [None]):
+        coming = None
+        if table is not None:
+            values = list(table[column])
+            coming = values, [pool.submit(check, value) for value in values]
+        if waiting is not None:
+            yield waiting[0], [future.result() for future in waiting[1]]
+        waiting = coming
+
+
+def _path(value: pa.StructScalar) -> str | None:
+    return value["path"].as_py() if value.is_valid else None
+
+
+def _key_of_whole(dataset: Dataset, image_column: str) -> int | None:
+    """A key for all images of a dataset that lies in files alone; None where some of it is in memory."""
+    table = dataset.data
+    blocks = table.blocks if isinstance(table, ConcatenationTable) else [[table]]
+    if not all(isinstance(each, MemoryMappedTable) for row in blocks for each in row):
+        return None
+    facts = []
+    for file in dataset.cache_files:
+        found = os.stat(file["filename"])
+        facts += [os.path.abspath(file["filename"]), found.st_size, found.st_mtime_ns]
+    mode = dataset.features[image_column].mode
+    return key_of("dataset", dataset._fingerprint, len(dataset), image_column, mode, *facts)
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Decoders tell of large images and odd metadata; whoever uses the images will hear of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reason(error: Exception) -> str:
+    if getattr(error, "errno", None) in GONE:
+        return "there is no such file"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def is_broken(error: Exception) -> bool:
+    """Whether an image that could not be read is broken or gone; otherwise the machine failed, not the image."""
+    return not isinstance(error, MemoryError) and getattr(error, "errno", None) in (None, *GONE)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
