@@ -31,7 +31,7 @@ from datasets import load_from_disk
 from madkd_hf import AspectTeacher, attach_aspects
 
 
-START.set_forkserver_preload(["tiny", "madkd_hf", "datasets", "test_resume"])
+START.set_forkserver_preload(["madkd_hf.labelling.job", "madkd_hf.teachers.mllm"])
 
 
 # Kill -9

@@ -27,7 +27,7 @@ EVERY = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "imag
 PARTIAL = ".checkpoint@*.partial"
 LOSSES = ("loss", "class_loss", "aspect_loss")
 START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["tiny", "madkd_hf", "datasets", "test_trainer", "test_checkpoints"])
+START.set_forkserver_preload(["madkd_hf.students.classification.trainer"])
 
 
 def made(folder: Path, **settings):
