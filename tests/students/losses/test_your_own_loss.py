@@ -56,3 +56,22 @@ def test_small_batches_are_one_batch_with_it(tmp_path):
 def test_the_page_names_the_losses_that_there_are():
     text = PAGE.read_text(encoding="utf-8")
     assert MadkdLoss.__name__ in text and MadkdDetectionLoss.__name__ in text
+
+
+def test_a_detector_learns_a_part_more(tmp_path):
+    detection = pytest.importorskip("builders.detector_training")
+
+    class Sparse(MadkdDetectionLoss):
+        parts = (*MadkdDetectionLoss.parts, "size_loss")
+
+        def __call__(self, outputs, batch, rows=None):
+            losses = super().__call__(outputs, batch, rows)
+            size_loss = outputs.pred_boxes[..., 2:].mean()
+            return losses | {"loss": losses["loss"] + 3 * size_loss, "size_loss": size_loss}
+
+    trainer = detection.trainer(tmp_path, max_steps=2)
+    trainer.loss = Sparse(alpha=2.0, level="object")
+    trainer.train()
+    parts = {name: np.array(logged(trainer, name)) for name in ("loss", "detector_loss", "aspect_loss", "size_loss")}
+    expected = parts["detector_loss"] + 2 * parts["aspect_loss"] + 3 * parts["size_loss"]
+    np.testing.assert_allclose(parts["loss"], expected, atol=1e-3)
