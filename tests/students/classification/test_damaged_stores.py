@@ -2,6 +2,7 @@
 
 import multiprocessing
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from builders import damage, tiny
 from datasets import Dataset, Features, Image
 from PIL.Image import Resampling
+from tqdm import tqdm
 
 from madkd_hf.students.classification import image_store
 from madkd_hf.students.classification.image_store import ImageStore
@@ -128,6 +130,8 @@ def test_a_store_of_an_earlier_version_is_made_again(tmp_path, caplog):
 
 
 def _fill_slowly(cache: Path) -> None:
+    tqdm.set_lock(threading.RLock())  # the lock that forks share stays locked when one is killed while it holds it
+
     def render(image):
         time.sleep(0.01)
         return np.asarray(image.resize(SHAPE, Resampling.BILINEAR))
