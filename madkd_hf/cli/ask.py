@@ -33,14 +33,28 @@ import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from .. import AspectBank
+from ..aspects import BANK_FILE
+from ..data.problems import Problems
+from ..files import check_folder, check_output, own_folder, refuse_link
+from ..llm import LLM
+from ..llm.local import LocalLLM, split_gguf
+from ..questions import (
+    MANIFEST,
+    Generated,
+    Plan,
+    Rules,
+    Store,
+    counted,
+    estimate,
+    go_on,
+    open_store,
+    saved_questions,
+)
+from ..text import terminal
 from .arguments import DatasetArguments, RecipeParser, load_splits
-
-
-if TYPE_CHECKING:
-    from ..llm import LLM
-    from ..questions import Generated, Plan, Store
+from .outputs import BANK
 
 
 ALL_FILE = "aspects_all.json"
@@ -151,27 +165,16 @@ def main() -> None:
     classes, questions, args = RecipeParser(
         ClassArguments, QuestionArguments, LLMArguments, description=__doc__
     ).parse()
-    from ..data.problems import Problems
-    from ..questions import Plan, Rules, counted, open_store
-
     folder = Path(questions.output_dir)
     problems = Problems()
     if problems.passes(check_options, args, questions):
         problems.step(check_place, folder, classes.dataset)
     names = problems.step(class_names, classes)
     problems.tell()
-    plan = Plan(
-        questions.candidates,
-        questions.keep,
-        tuple(questions.groups),
-        questions.per_request,
-        questions.max_rounds,
-        args.max_tokens,
-        args.seed,
-    )
-    rules = Rules(
-        (), questions.allow_class_names, questions.any_language, questions.max_characters, questions.max_words
-    )
+    named = {name: getattr(questions, name) for name in ("candidates", "keep", "per_request", "max_rounds")}
+    plan = Plan(**named, groups=tuple(questions.groups), max_tokens=args.max_tokens, seed=args.seed)
+    named = ("allow_class_names", "any_language", "max_characters", "max_words")
+    rules = Rules(**{name: getattr(questions, name) for name in named})
     llm = load_llm(args)
     store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
     check_banks(folder, store)
@@ -207,11 +210,6 @@ def check_options(args: LLMArguments, questions: QuestionArguments) -> None:
 
 def check_place(folder: Path, dataset: str) -> None:
     """Refuse a folder that cannot be written, one whose bank a dataset needs, or one with a user's files."""
-    from ..aspects import BANK_FILE
-    from ..files import check_folder, check_output, refuse_link
-    from ..questions import MANIFEST
-    from .outputs import BANK
-
     check_output(folder, dataset)
     for name in (*BANK, BANK_FILE, ALL_FILE):  # of the last two, `check_banks` reads the questions
         refuse_link(folder / name)
@@ -278,8 +276,6 @@ def _names_of_dataset(args: ClassArguments) -> list[str]:
 def load_llm(args: LLMArguments) -> LLM:
     """What the arguments name, ready to answer; with --dry_run, one that needs no key."""
     if is_local(args):
-        from ..llm.local import LocalLLM
-
         return LocalLLM(args.llm, args.llm_revision, args.dtype, args.device, args.temperature, args.trust_remote_code)
     from ..llm.server import ROUTER, HubLLM, ServerLLM
 
@@ -304,8 +300,6 @@ def _api_key(variable: str | None) -> str | None:
 
 def is_local(args: LLMArguments) -> bool:
     """Whether the model runs in this process."""
-    from ..llm.local import split_gguf
-
     return args.local or (args.base_url is None and split_gguf(args.llm)[1] is not None)
 
 
@@ -316,9 +310,6 @@ def is_paid(args: LLMArguments, llm: LLM) -> bool:
 
 def check_banks(folder: Path, store: Store) -> None:
     """Refuse to overwrite banks with other questions than those that this command wrote."""
-    from .. import AspectBank
-    from ..aspects import BANK_FILE
-
     for path in (folder / BANK_FILE, folder / ALL_FILE):
         questions = AspectBank.load(path).questions if path.exists() else []
         foreign = next((text for text in questions if text not in store.written), None)
@@ -331,8 +322,6 @@ def check_banks(folder: Path, store: Store) -> None:
 
 def print_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> None:
     """Print what it takes, before it is paid for."""
-    from ..questions import counted, estimate
-
     of = estimate(store, llm, plan)
     print(
         f"{llm.name}: about {counted(of.requests, 'request')}, {of.tokens_in:,} tokens read and {of.tokens_out:,} "
@@ -348,11 +337,6 @@ def print_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> No
 
 def write_banks(folder: Path, store: Store, llm: LLM, plan: Plan) -> None:
     """Ask until there are enough questions, and save those and the selected ones."""
-    from ..aspects import BANK_FILE
-    from ..files import own_folder
-    from ..questions import MANIFEST, go_on, saved_questions
-    from .outputs import BANK
-
     try:
         with store.hold():
             if not (folder / MANIFEST).exists():
@@ -367,10 +351,6 @@ def write_banks(folder: Path, store: Store, llm: LLM, plan: Plan) -> None:
 
 def print_result(folder: Path, llm: LLM, plan: Plan, result: Generated) -> None:
     """Print the selected questions and the next command."""
-    from ..aspects import BANK_FILE
-    from ..questions import counted
-    from ..text import terminal
-
     if result.n_chosen < plan.keep:
         print(
             f"Warning: {llm.name} selected only {counted(result.n_chosen, 'question')} of {len(result.candidates)}; "
