@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import json
 import os
 import sys
@@ -11,22 +12,35 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from datasets import DatasetDict, IterableDatasetDict
 from huggingface_hub import get_token
-from transformers import HfArgumentParser
 
-from ..data.embedding import named_inside
 from ..data.places import commit_of, looks_like_path, similar
-from ..data.sources import load
+from ..data.problems import FailedOnOtherRank
 from ..files import disk_is_full
-from ..labelling import FailedOnOtherRank
 from ..text import keep_secret, message, show_traceback, terminal_lines
 from .interrupts import leave, stopped_like_ctrl_c
 
 
+if TYPE_CHECKING:
+    from datasets import DatasetDict, IterableDatasetDict
+
+
+def _argument_parser() -> type:
+    """transformers' own, from its file: this needs nothing of the package, which takes a second to import."""
+    folder = importlib.util.find_spec("transformers").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("hf_argparser", Path(folder, "hf_argparser.py"))
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (ImportError, OSError):  # another version, which has it elsewhere, or needs more
+        module = importlib.import_module("transformers")
+    return module.HfArgumentParser
+
+
+HfArgumentParser = _argument_parser()
 FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")
@@ -247,6 +261,9 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     Raises:
         ValueError: no dataset named, none of that name, or one that can be read in two ways.
     """
+    from ..data.embedding import named_inside
+    from ..data.sources import load
+
     loaded = load(
         args.dataset,
         args.dataset_config,

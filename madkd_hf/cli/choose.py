@@ -18,22 +18,17 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from datasets import Dataset, DatasetDict, concatenate_datasets
-
-from .. import AspectBank
-from ..aspects import BANK_FILE
-from ..data.columns import ASPECT_COLUMNS, read_answers, read_labels
-from ..data.limits import even
-from ..data.variants import subset
-from ..selection.choice import select_questions
-from ..selection.page import selection_table, write_selection
+from ..aspects import BANK_FILE, AspectBank
 from . import label as attach_aspects
 from .arguments import DatasetArguments, RecipeParser, load_splits
 from .outputs import DATASET, SELECTION, check_place, working_in
-from .preflight import sample
 from .teachers import OwnTeacherArguments
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 
 HEAD = 15  # lines of the table that are printed
@@ -97,12 +92,19 @@ def check(args: SelectArguments, splits: DatasetDict) -> bool:
 
 def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
     """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
+    from ..data.limits import even
+
     labels = rows.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
     return rows.select(even([None if label == -1 else label for label in labels], count, seed, without_class=False))
 
 
 def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
     """The rows to look at, without their images, and the bank of all candidates."""
+    from datasets import DatasetDict, concatenate_datasets
+
+    from ..data.columns import ASPECT_COLUMNS
+    from .preflight import sample
+
     names = [*ASPECT_COLUMNS, args.label_column]
     rows = concatenate_datasets([splits[split] for split in args.splits])
     name = args.splits[0] if len(args.splits) == 1 else "sample"  # messages name rows by the split
@@ -155,6 +157,11 @@ def main() -> None:
 
 
 def _select(args: SelectArguments) -> None:
+    from ..data.columns import read_answers, read_labels
+    from ..data.variants import subset
+    from ..selection.choice import select_questions
+    from ..selection.page import selection_table, write_selection
+
     splits = load_splits(args)
     labelled = check(args, splits)
     if args.write_dataset:

@@ -32,15 +32,10 @@ import shutil
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, DatasetDict, IterableDatasetDict, concatenate_datasets
-
-from .. import AspectBank, attach_aspects, push_aspect_dataset
-from ..aspects import BANK_FILE
-from ..data.columns import ASPECT_COLUMNS, skipped_rows
-from ..data.objects import flatten_objects
+from ..aspects import BANK_FILE, AspectBank
+from ..data.problems import FailedOnOtherRank
 from ..files import (
     MARK_FILE,
     check_name,
@@ -53,19 +48,21 @@ from ..files import (
     write_checksums,
     writing,
 )
-from ..hub import HubError, HubRepo
-from ..labelling import FailedOnOtherRank, Workers
-from ..labelling.shards import check_work_dir
-from ..selection.evidence import write_evidence
-from ..teachers import Teacher
 from ..text import terminal
 from .arguments import BoxArguments, DatasetArguments, RecipeParser, files_from, source
 from .outputs import DATASET, check_place, working_in
-from .preflight import labelling
 from .teachers import TeacherArguments, load_bank_and_teacher
 
 
-Splits = DatasetDict | IterableDatasetDict
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    from ..labelling import Workers
+    from ..teachers import Teacher
+
+    Splits = DatasetDict | IterableDatasetDict
+
+
 KIND, SPLIT = "labelled dataset", "split of a dataset"  # folders that we write, as their marks say
 KEPT = "the answers are kept, none is asked twice"
 
@@ -126,6 +123,8 @@ class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
 
 def label(args: AttachArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:
     """The labelled splits, the bank with its provenance, and the teacher."""
+    from ..labelling import Workers, attach_aspects
+
     workers = workers or Workers()
     if args.output_dir:
         workers.agree(lambda: check_splits(splits, Path(args.output_dir)))
@@ -158,6 +157,8 @@ def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
         ValueError: files of a user are in the way; nothing is changed.
         OSError: it cannot be written.
     """
+    from datasets import DatasetDict
+
     folder = Path(output_dir)
     check_splits(labelled, folder)
     with writing(output_dir, KEPT):
@@ -170,6 +171,8 @@ def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
 
 def check_splits(labelled: Splits, folder: Path) -> None:
     """Raise ValueError where the name of a split is no name of a folder, or a user's folder has that name."""
+    from datasets import DatasetDict
+
     for split in labelled:
         check_name(split, "split")
         if isinstance(labelled, DatasetDict):
@@ -198,6 +201,12 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
 
 def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
     """Answers and classes of a labelled split, without the images beside them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    from ..data.columns import ASPECT_COLUMNS
+
     rows = labelled[split]
     names = [name for name in (*ASPECT_COLUMNS, args.label_column, args.boxes_column) if name in rows.features]
     if isinstance(rows, Dataset):
@@ -209,6 +218,12 @@ def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
 
 def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Teacher) -> None:
     """Print what came out: what each question is worth, what was skipped, and what to do next."""
+    from datasets import concatenate_datasets
+
+    from ..data.columns import skipped_rows
+    from ..data.objects import flatten_objects
+    from ..selection.evidence import write_evidence
+
     parts = {split: answers(args, labelled, split) for split in args.splits}
     for split, rows in parts.items():
         if found := skipped_rows(rows):
@@ -244,6 +259,8 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Tea
 
 def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     """Push the dataset, prepared beside it: there is room where it was written."""
+    from ..hub import HubError, push_aspect_dataset
+
     objects = {"boxes_column": args.boxes_column, "box_format": args.box_format} if args.boxes_column else {}
     try:
         pushed = push_aspect_dataset(
@@ -271,6 +288,8 @@ def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
 
 def check_hub(args: AttachArguments) -> None:
     """See that publishing can succeed before hours of labelling."""
+    from ..hub import HubRepo
+
     if not args.push_to_hub:
         return
     if args.hub_dataset_id is None:
@@ -282,6 +301,8 @@ def check_hub(args: AttachArguments) -> None:
 
 def check(args: AttachArguments) -> None:
     """Refuse what needs no loading to be seen."""
+    from ..labelling.shards import check_work_dir
+
     check_place(args.output_dir, args, KIND, DATASET)
     folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
     if args.streaming and (folder / "dataset_dict.json").exists():
@@ -296,6 +317,9 @@ def check(args: AttachArguments) -> None:
 
 def main() -> None:
     (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
+    from ..labelling import Workers
+    from .preflight import labelling
+
     workers = Workers.of_launch()
     with contextlib.ExitStack() as stack:
         try:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from datasets import Dataset
-
-from .. import AspectBank, attach_aspects
-from ..data.columns import LOGITS, check_bank, stored
-from ..labelling import Workers
-from ..teachers import Teacher, load_teacher
-from ..teachers.mllm.prompt import DATE
+from ..aspects import AspectBank
 from .arguments import BankArguments, RecipeParser, files_from, tokens
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..labelling import Workers
+    from ..teachers import Teacher
 
 
 @dataclass
@@ -71,7 +71,7 @@ class TeacherArguments(LabellingArguments):
         default=None,
         metadata={
             "help": "What day it is to a chat template that writes today's date (YYYY-MM-DD); by default always "
-            f"{DATE}, so that the answers do not change overnight."
+            "the same day, so that the answers do not change overnight."
         },
     )
     answer_tokens: list[str] | None = field(
@@ -110,6 +110,8 @@ class OwnTeacherArguments(LabellingArguments):
 
 def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, Teacher]:
     """What the arguments name; a teacher on this process's own device where there are several processes."""
+    from ..teachers import load_teacher
+
     for name in ("bank", "teacher"):
         if getattr(args, name) is None:
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
@@ -141,6 +143,9 @@ def attach(
         args: which also name the dataset, its training split and its images.
         boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
     """
+    from ..data.columns import LOGITS
+    from ..labelling import Workers, attach_aspects
+
     bank = bank_of(rows, args, alpha)
     if bank is None or LOGITS in rows.features:
         return rows, bank
@@ -156,6 +161,8 @@ def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBan
     Raises:
         ValueError: no answers and nobody who could give them, or answers to other questions.
     """
+    from ..data.columns import LOGITS, check_bank, stored
+
     if alpha == 0:
         return None
     labelled = LOGITS in rows.features
@@ -179,6 +186,8 @@ def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBan
 
 def check_control(rows: Dataset, args: Any, alpha: float) -> None:
     """Raise ValueError where there will be no answers to make a control of."""
+    from ..data.columns import LOGITS
+
     coming = alpha != 0 and args.bank and args.teacher
     if args.aspect_control != "none" and LOGITS not in rows.features and not coming:
         raise ValueError(
@@ -191,6 +200,8 @@ def _devices(device_map: dict[str, Any] | str | None) -> list[Any]:
 
 
 def _refuse_absent(devices: list[Any]) -> None:
+    import torch
+
     for device in devices:
         try:
             torch.empty(0, device=device)

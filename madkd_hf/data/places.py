@@ -7,12 +7,6 @@ import functools
 import os
 from pathlib import Path
 
-import datasets
-from datasets.naming import camelcase_to_snakecase
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import validate_repo_id
-
 
 PATIENCE = 15  # seconds for the one question whether the Hub has such a dataset
 OF_FILES = (".csv", ".json", ".jsonl", ".parquet", ".arrow", ".zip", ".tar", ".gz", ".jpg", ".jpeg", ".png", ".txt")
@@ -52,6 +46,9 @@ def commit_of(name: str, revision: str | None) -> str | None:
     Raises:
         ValueError: there is no such folder, nor such a dataset; in one sentence with what is nearly called so.
     """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     path = Path(name)
     nothing = f"There is no folder {name} here{similar(path)}"
     if looks_like_path(name):
@@ -69,6 +66,9 @@ def commit_of(name: str, revision: str | None) -> str | None:
 @functools.cache
 def _ask(name: str, revision: str | None) -> tuple[str | None, str | None]:
     """The commit, or what the Hub said instead; asked once, so that what is read and what is written of it agree."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=PATIENCE).sha, None
     except RevisionNotFoundError:
@@ -82,6 +82,9 @@ def _ask(name: str, revision: str | None) -> tuple[str | None, str | None]:
 
 def _is_cached(name: str) -> bool:
     """Whether `load_dataset` finds the dataset, prepared before, without the Hub."""
+    import datasets
+    from datasets.naming import camelcase_to_snakecase
+
     *owner, last = name.split("/")
     folder = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(last)]))
     return any(folder.glob("*/*/*"))

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class FailedOnOtherRank(RuntimeError):
+    """Another worker failed and says why: there is nothing to add here."""
+
+
 class Problems:
     """Collects what keeps a command from beginning, one sentence each."""
 

@@ -10,12 +10,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from ..data.problems import FailedOnOtherRank
+
 
 Result = TypeVar("Result")
-
-
-class FailedOnOtherRank(RuntimeError):
-    """Another worker failed and says why: there is nothing to add here."""
 
 
 @dataclass(frozen=True)
