@@ -11,26 +11,18 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ..data.check import left_out_sentence
 from ..data.problems import Problems
 from ..files import write_whole
 from .arguments import RecipeParser
-from .cells import Cell, cell_name, run_cells
-from .conditions import (
-    CompareArguments,
-    check,
-    label,
-    load_checked,
-    of_condition,
-    read_grid,
-    student_arguments,
-    student_argv,
-)
+from .compare import CompareArguments, check_given
 from .outputs import COMPARING, COMPARISON, working_in
-from .preflight import Ready
+
+
+if TYPE_CHECKING:
+    from .cells import Cell
+    from .preflight import Ready
 
 
 @dataclass
@@ -45,6 +37,8 @@ class TuneArguments(CompareArguments):
 
 def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
     """(condition, settings) -> one cell a seed."""
+    from .conditions import of_condition, read_grid
+
     cells = {}
     for condition in ("base", "madkd"):
         grid = read_grid(args.grid)
@@ -59,6 +53,9 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 
 
 def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
+    from .cells import Cell, cell_name
+    from .conditions import student_argv
+
     name = cell_name(condition, *("_".join(pair) for pair in point), seed)
     folder = str(Path(args.output_dir) / "cells" / name)
     argv = student_argv(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
@@ -68,6 +65,9 @@ def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed
 
 def main() -> None:
     (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
+    check_given(args)
+    from .conditions import check, load_checked, student_arguments
+
     problems = Problems()
     problems.step(check, args)
     planned = problems.step(plan, args) or {}
@@ -78,6 +78,12 @@ def main() -> None:
 
 
 def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready: Ready) -> None:
+    import numpy as np
+
+    from ..data.check import left_out_sentence
+    from .cells import run_cells
+    from .conditions import label
+
     label(args, ready.splits)
     results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)
     lines = ["| student | settings | validation accuracy, % | over seeds |", "| --- | --- | ---: | --- |"]

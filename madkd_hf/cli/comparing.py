@@ -1,0 +1,221 @@
+"""What `madkd compare` does: labels, trains the students of all conditions, reports and publishes."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import transformers
+from datasets import DatasetDict
+from huggingface_hub import ModelCard
+
+from .. import report
+from ..data.objects import flatten_objects
+from ..data.problems import Problems
+from ..files import new_folder
+from ..hub import HubRepo, push_student
+from ..hub.cards.results import Evaluation
+from ..hub.cards.student import StudentFacts
+from ..hub.sources import how_drawn
+from ..report.classes import calibration_sentence
+from ..report.comparison import over_controls, terms
+from ..report.grid import grid_table, grid_verdict, write_grid
+from ..students.base.processors import load_image_processor
+from ..students.base.saved import ADAPTER
+from ..teachers import Teacher
+from ..text import terminal
+from .arguments import source
+from .cells import Cell, run_cells
+from .conditions import (
+    CompareArguments,
+    check,
+    label,
+    load_checked,
+    plan,
+    points,
+    read_grid,
+    student_argv,
+)
+from .outputs import COMPARING, COMPARISON, working_in
+from .pictures import draw_figures
+from .preflight import Ready
+from .train import about_dataset
+from .train import parse as parse_student
+
+
+def keep_student(args: CompareArguments) -> Path | None:
+    """Copy the first distilled student to where users look for it."""
+    treated = terms({"task": args.objects.task}).treated
+    cell, kept = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
+    if treated not in args.controls():
+        return None
+    others = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
+    with new_folder(kept, "student") as new:
+        shutil.copytree(cell, new, ignore=others, dirs_exist_ok=True)
+    return kept
+
+
+def compare_points(
+    args: CompareArguments,
+    planned: list[tuple[dict[str, Any], dict[tuple[str, int], Cell]]],
+    results: dict[str, dict[str, Any]],
+    about: dict[str, Any],
+) -> None:
+    """The report of a grid."""
+    found = []
+    for point, cells in planned:
+        both = [
+            report.summarise(
+                [
+                    {"condition": condition, "seed": seed, "accuracy": 100 * results[cell.name]["metrics"][metric]}
+                    for (condition, seed), cell in cells.items()
+                ]
+            )
+            for metric in ("test_accuracy", "eval_accuracy")
+        ]
+        found.append({"point": point, **both[0], "validation": both[1]["accuracy"]})
+    written = write_grid({"points": found, **about}, args.output_dir)
+    print(f"\n{grid_table(found)}\n\n{grid_verdict(found)}\nReport and pictures: {written}")
+
+
+def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
+    """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
+    rows = labelled[args.train_split]
+    rows = flatten_objects(rows) if args.detects else rows
+    mass = np.array([each for each in rows["aspect_mass"] if each is not None])
+    about = {**teacher.provenance, "mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
+    card = Path(args.teacher) / "README.md"
+    if card.is_file():
+        results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
+        about["card"] = {f"{result.dataset_name}: {result.metric_name}": result.metric_value for result in results}
+    return about
+
+
+def check_publishing(args: CompareArguments) -> HubRepo | None:
+    """Where the student goes; what would keep it from going there is told before anything starts."""
+    if not args.push_to_hub:
+        return None
+    if read_grid(args.grid):
+        raise ValueError("A grid has no one student to publish: choose a point, and publish without --grid.")
+    treated = terms({"task": args.objects.task}).treated
+    if treated not in args.controls():
+        raise ValueError(
+            f"There is no distilled student to publish in {args.conditions}: add {treated} to --conditions."
+        )
+    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    to = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
+    return HubRepo(name, "model", **to).check(args.hub_license)
+
+
+def publish(
+    args: CompareArguments,
+    repo: HubRepo,
+    student: Path,
+    metrics: dict[str, Any],
+    summary: dict[str, Any],
+    labelled: DatasetDict,
+) -> str:
+    """One commit with the student that is kept, and a card with its own numbers and the comparison's; where it is."""
+    evaluations = [
+        Evaluation(
+            name,
+            {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")},
+            len(labelled[split]),
+            None if how_drawn(labelled[split]) else split,
+            list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None,
+            drawn=how_drawn(labelled[split]),
+        )
+        for name, prefix, split in (("validation", "eval", args.eval_split), ("test", "test", args.test_split))
+    ]
+    facts = {
+        "dataset": about_dataset(args, labelled[args.train_split]),
+        "evaluations": evaluations,
+        "comparison": args.output_dir,
+        "compared": True,
+        "license": args.hub_license,
+    }
+    command, treated = args.command, terms({"task": args.objects.task}).treated
+    asked, training_args = parse_student(student_argv(args, treated, 0, str(student)))
+    trained_with = command.task.trainer.hyperparameters(training_args) | command.hyperparameters(asked)
+    commit = push_student(
+        command.task.model.from_pretrained(student),
+        load_image_processor(student),
+        repo,
+        StudentFacts(**facts, hyperparameters=trained_with),
+        plain=args.push_plain,
+        adapter=student / ADAPTER if (student / ADAPTER).is_dir() else None,
+        commit_message="Upload a distilled student",
+    )
+    return commit.pr_url or commit.repo_url
+
+
+def compare(args: CompareArguments) -> None:
+    """All of it: check, label, train, report, and with --push_to_hub publish."""
+    problems = Problems()
+    repo = problems.step(check_publishing, args)
+    ready = load_checked(args, problems, problems.step(check, args), "scored")
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _compare(args, ready, repo)
+
+
+def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None:
+    datasets.disable_progress_bars()  # ours remain: images labelled, students trained
+    transformers.utils.logging.disable_progress_bar()
+    started = [time.perf_counter()]
+    labelled, bank, teacher = label(args, ready.splits)
+    started.append(time.perf_counter())
+    planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
+    results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
+    classes = args.command.classes(labelled[args.train_split], args)
+    about = {
+        "dataset": args.dataset,
+        "commit": source(args)["commit"],
+        "classes": classes.num_classes,
+        "bank": bank.fingerprint,
+        "teacher": about_teacher(teacher, labelled, args),
+        "left_out": ready.summary,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    if planned[0][0]:
+        return compare_points(args, planned, results, about)
+    student = keep_student(args)
+    started.append(time.perf_counter())
+    cells = [
+        {**results[cell.name], "condition": condition, "seed": seed}
+        for (condition, seed), cell in planned[0][1].items()
+    ]
+    summary = report.summarise(cells, args.objects.task)
+    pictures, by_class = draw_figures(args, labelled, bank, teacher, cells, summary, student)
+    started.append(time.perf_counter())
+    summary |= about | {
+        "images_per_class": args.images_per_class,
+        "scenes": args.objects.scenes,
+        "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
+        "figures": pictures,
+    }
+    written = report.write_report(summary, args.output_dir)
+    print(f"\n{report.table(summary)}\n")
+    if "gain" in summary:
+        print(f"{report.verdict(summary['gain'], terms(summary).score)}.")
+    if args.detects and over_controls(summary):
+        print(over_controls(summary))
+    if by_class and "calibration" in by_class:
+        print(calibration_sentence(by_class))
+    print(f"Report and pictures: {written}")
+    if repo:
+        metrics = results[f"{terms(summary).treated}-0"]["metrics"]
+        url = publish(args, repo, student, metrics, summary, labelled)
+        print(f"Published: {terminal(url)}")
+    if args.detects:
+        return
+    print("Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:")
+    print(
+        "  python recipes/attach_aspects.py --dataset PHOTOS --bank aspects.json "
+        "--teacher OpenGVLab/InternVL3-1B-hf --output_dir runs/labelled"
+    )
