@@ -7,8 +7,10 @@ import importlib
 import sys
 
 from .. import __version__
+from ..text import message
 from . import interrupts
 from .launch import asks_for_launch, launch
+from .options import check_paths
 
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
@@ -28,9 +30,10 @@ def main() -> None:
     """The console command."""
     verb, *options = sys.argv[1:] or [""]
     if verb in COMMANDS:
-        if verb in LAUNCHED and asks_for_launch(options):
-            launch(verb, options)
         sys.argv[1:] = options
+        if verb in LAUNCHED and asks_for_launch(options):
+            _check_paths()
+            launch(verb, options)
         run_command(verb)
     elif verb in ("-h", "--help", "help"):
         print(overview())
@@ -66,8 +69,16 @@ def run_command(verb: str, *options: str) -> None:
     interrupts.watch()
     sys.argv[1:1] = options
     if verb in COMMANDS:
+        _check_paths()
         verb = f"{__package__}.{verb}"
     command = importlib.import_module(verb)
     from .arguments import run
 
     run(command.main)
+
+
+def _check_paths() -> None:
+    try:
+        check_paths(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {message(error)}")

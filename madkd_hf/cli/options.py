@@ -8,7 +8,11 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ..data.places import looks_like_path, similar
 from ..students.tasks import TASKS
+
+
+NAMED = ("dataset", "bank", "teacher", "backbone", "detector")  # options that name something here or on the Hub
 
 
 class OptionParser(ArgumentParser):
@@ -49,3 +53,17 @@ def content_of(config: str | None) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def check_paths(argv: list[str]) -> None:
+    """See that what a command line names by a path is there: it is told at once, and nobody asks the Hub for it.
+
+    Raises:
+        ValueError: in one sentence, with what is nearly called so.
+    """
+    given = vars(OptionParser(*(f"--{name}" for name in NAMED)).parse_known_args(argv)[0])
+    for name, value in given.items():
+        if value and ":" not in value and not Path(value).expanduser().exists() and looks_like_path(value):
+            others = "a Hub id, or module:function" if name == "dataset" else "or a Hub id"
+            remedy = f"pass --{name} with a folder that exists, {others}"
+            raise ValueError(f"There is no folder {value} here{similar(Path(value))}: {remedy}.")

@@ -15,11 +15,12 @@ OF_FILES = (".csv", ".json", ".jsonl", ".parquet", ".arrow", ".zip", ".tar", ".g
 def looks_like_path(name: str) -> bool:
     """Whether a name that is nothing here cannot be a Hub id, or is hardly meant as one.
 
-    A Hub id is `name` or `owner/name`. Where there is a folder called like the owner, a path was meant.
+    A Hub id is `name` or `owner/name`. Where there is a folder called like the owner, or a path with nearly the same
+    name, a path was meant.
     """
     if name.startswith((".", "/", "~")) or name.endswith(("/", *OF_FILES)) or "\\" in name or name.count("/") > 1:
         return True
-    return "/" in name and Path(name.split("/")[0]).is_dir()
+    return "/" in name and (Path(name.split("/")[0]).is_dir() or bool(similar(Path(name))))
 
 
 def similar(path: Path) -> str:
