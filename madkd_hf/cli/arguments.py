@@ -212,9 +212,11 @@ class RecipeParser(HfArgumentParser):
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds {type(content).__name__}: expected lines of `option: value`.")
         known = {action.dest for action in self._actions}
-        for key in content:
-            if key not in known:
-                raise ValueError(f"Unknown key {key!r} in {path}{self._suggest(str(key))}; --help lists them all.")
+        if unknown := [str(key) for key in content if key not in known]:
+            raise ValueError(
+                _unknown_keys(path, unknown, content, known)
+                or f"Unknown key {unknown[0]!r} in {path}{self._suggest(unknown[0])}; --help lists them all."
+            )
         for key in READ:
             overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
             if isinstance(content.get(key), str) and not overridden:
@@ -225,6 +227,14 @@ class RecipeParser(HfArgumentParser):
         known = [action.dest for action in self._actions]
         close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
         return f": did you mean {close[0]!r}?" if close else ""
+
+
+def _unknown_keys(path: Path, unknown: list[str], content: dict[str, Any], known: set[str]) -> str | None:
+    """What to say where a file belongs to another command."""
+    from .parsers import command_for
+
+    command, some = command_for(map(str, content), known), ", ".join(unknown[:3])
+    return command and f"{path} has keys of `madkd {command}` ({some}): pass it to that command, or another --config."
 
 
 def _found(config: Path, key: str, value: str) -> str:

@@ -1,0 +1,37 @@
+"""The parser of each command, to ask which options it has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from .arguments import RecipeParser
+
+
+GROUPS = {  # command -> its groups of options, in its module
+    "label": ("AttachArguments",),
+    "ask": ("ClassArguments", "QuestionArguments", "LLMArguments"),
+    "choose": ("SelectArguments",),
+    "compare": ("CompareArguments", "TaskArguments"),
+    "tune": ("TuneArguments",),
+}
+OF_A_TRAINING = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
+
+
+def parser_of(command: str) -> RecipeParser:
+    """The parser of any command but `train`, whose options take seconds to import."""
+    module = importlib.import_module(f"{__package__}.{command}")
+    return RecipeParser(*(getattr(module, name) for name in GROUPS[command]), description=module.__doc__)
+
+
+def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:
+    """The command that has all these options, if one has; two of some tell a training.
+
+    Args:
+        known: the options of the command that was given these, and that does not have them all.
+    """
+    options = set(options)
+    for command in GROUPS:
+        if options <= {action.dest for action in parser_of(command)._actions}:
+            return command
+    return "train" if len(options & OF_A_TRAINING - set(known)) > 1 else None

@@ -1,0 +1,87 @@
+"""Which options each command has, and what is said where they are another command's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from builders.commands import EASY_VQA, ROOT, refuse
+
+from madkd_hf.cli.parsers import GROUPS, parser_of
+from madkd_hf.cli.tasks import command_of
+from madkd_hf.students.tasks import TASKS
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "command", "keys"),
+    [
+        ("attach_aspects", "distill.yaml", "train", "backbone, pretrained"),
+        ("compare", "attach.yaml", "label", "splits"),
+        ("train_student", "attach.yaml", "label", "splits"),
+        ("train_student", "compare.yaml", "compare", "baseline, distill"),
+        ("generate_questions", "select.yaml", "choose", "bank, teacher"),
+    ],
+)
+def test_a_file_of_another_command_is_told_with_that_command(script, file, command, keys, tmp_path):
+    said = refuse(script, "--config", EASY_VQA / file, "--output_dir", tmp_path / "out")
+    assert said.startswith(f"error: {EASY_VQA / file} has keys of `madkd {command}` ({keys}") and "\n" not in said
+    assert "pass it to that command" in said
+
+
+def test_a_typing_error_in_a_file_gets_the_option_that_was_meant(tmp_path):
+    for script, line in (
+        ("attach_aspects", "teachr: x"),
+        ("train_student", "backbone: x\nlearning_rte: 1\nmax_steps: 2"),
+    ):
+        (tmp_path / "a.yaml").write_text(line)
+        said = refuse(script, "--config", tmp_path / "a.yaml")
+        assert "Unknown key" in said and ("did you mean 'teacher'?" in said or "did you mean 'learning_rate'?" in said)
+
+
+@pytest.mark.parametrize("name", ["baseline", "distill"])
+def test_files_of_a_comparison_are_found_beside_its_own_first(name, tmp_path, monkeypatch):
+    from madkd_hf.cli.compare import parse
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.yaml").write_text("")
+    (tmp_path / "a.yaml").write_text("")
+    (tmp_path / "here" / "compare.yaml").write_text(f"{name}: a.yaml")
+    monkeypatch.chdir(tmp_path)
+    assert getattr(parse(["--config", "here/compare.yaml"]), name) == "here/a.yaml"
+    (tmp_path / "here" / "a.yaml").unlink()
+    assert getattr(parse(["--config", "here/compare.yaml"]), name) == "a.yaml"
+    (tmp_path / "here" / "b.yaml").write_text("")
+    (tmp_path / "a.yaml").unlink()
+    said = refuse("compare", "--config", tmp_path / "here" / "compare.yaml")
+    assert f"`{name}: a.yaml`" in said and "neither beside it nor in" in said and "\n" not in said
+
+
+def test_the_help_of_a_comparison_names_all_conditions():
+    (conditions,) = [action.help for action in parser_of("compare")._actions if action.dest == "conditions"]
+    for task in TASKS:
+        assert f"or {task}: {', '.join(command_of(task).controls)}" in conditions
+
+
+HEAVY = ("torch", "transformers", "datasets", "sklearn", "matplotlib", "jinja2", "peft", "pandas", "pyarrow", "scipy")
+
+
+@pytest.mark.parametrize("commands", [[""], list(GROUPS)])
+def test_help_and_mistakes_come_before_anything_large_is_imported(commands):
+    code = f"""
+import contextlib, io, sys
+from madkd_hf.cli.main import main
+for command in {commands}:
+    for words in (["--help"], ["--dataset", "recipes/easyvqa"], ["--limmit", "3"], ["--config", "recipes/nix.yaml"]):
+        sys.argv, said = ["madkd", *filter(None, [command]), *words], io.StringIO()
+        with contextlib.redirect_stdout(said):
+            try:
+                main()
+            except SystemExit as stopped:
+                print(stopped.code)
+        print(len(said.getvalue()), command, words, said.getvalue()[:200], [m for m in {HEAVY} if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.endswith(" []") for line in lines) == 4 * len(commands), done.stdout
