@@ -1,4 +1,4 @@
-"""What every recipe shares: YAML under the command line, datasets by name, and errors in one sentence."""
+"""What all commands share: YAML under the command line, datasets by name, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable
@@ -304,6 +305,11 @@ def source(args: DatasetArguments) -> dict[str, str | None]:
             commit = commit_of(args.dataset, args.dataset_revision)
     name = path.resolve().name if path.exists() else args.dataset  # not where it is on somebody's machine
     return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}
+
+
+def command_line() -> str:
+    """What the user typed, to be typed again."""
+    return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
 
 
 def run(main: Callable[[], None]) -> None:

@@ -8,21 +8,21 @@ as it comes: killed, stopped or out of luck, the same command goes on where it w
 The classes come from --class_names, --class_names_file or the labels of a --dataset. An LLM of Inference Providers
 (pip install "madkd_hf[openai]"; log in by `hf auth login`, or set HF_TOKEN; --dry_run shows what it would take):
 
-    python recipes/generate_questions.py --dataset dpdl-benchmark/oxford_iiit_pet --domain "photographs of pets" \\
+    madkd ask --dataset dpdl-benchmark/oxford_iiit_pet --domain "photographs of pets" \\
         --llm Qwen/Qwen3-235B-A22B-Instruct-2507 --price_in 0.2 --price_out 0.6 --dry_run --output_dir runs/questions
 
 Any OpenAI-compatible server, such as vLLM, TGI, llama.cpp, Ollama, or OpenAI; its key is in an environment variable:
 
-    python recipes/generate_questions.py ... --base_url http://localhost:11434/v1 --llm llama3.3
-    python recipes/generate_questions.py ... --base_url https://api.openai.com/v1 --llm gpt-4o \\
+    madkd ask ... --base_url http://localhost:11434/v1 --llm llama3.3
+    madkd ask ... --base_url https://api.openai.com/v1 --llm gpt-4o \\
         --api_key_env OPENAI_API_KEY
 
 A model on this machine, by folder or Hub id, or from a GGUF file (takes the package gguf):
 
-    python recipes/generate_questions.py ... --local --llm Qwen/Qwen2.5-7B-Instruct
-    python recipes/generate_questions.py ... --llm bartowski/Qwen2.5-7B-Instruct-GGUF:Qwen2.5-7B-Instruct-Q4_K_M.gguf
+    madkd ask ... --local --llm Qwen/Qwen2.5-7B-Instruct
+    madkd ask ... --llm bartowski/Qwen2.5-7B-Instruct-GGUF:Qwen2.5-7B-Instruct-Q4_K_M.gguf
 
-Next: python recipes/attach_aspects.py --bank DIR ... labels images with the answers to the questions.
+Next: madkd label --bank DIR ... labels images with the answers to the questions.
 """
 
 from __future__ import annotations
@@ -360,6 +360,6 @@ def print_result(folder: Path, llm: LLM, plan: Plan, result: Generated) -> None:
         print(f"  {terminal(aspect.group):14} {terminal(aspect.id):24} {terminal(aspect.question)}")
     print(
         f"Now {folder / BANK_FILE} has {counted(plan.keep, 'question')}, selected from {len(result.candidates)} in "
-        f"{folder / ALL_FILE}. Next:\n  python recipes/attach_aspects.py --bank {shlex.quote(str(folder))} "
+        f"{folder / ALL_FILE}. Next:\n  madkd label --bank {shlex.quote(str(folder))} "
         "--dataset ... --teacher ... --output_dir runs/labelled"
     )

@@ -1,4 +1,4 @@
-"""Many students, side by side: what compare.py and tune.py train."""
+"""Many students, side by side: what `madkd compare` and `madkd tune` train."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _options(parsed: Any) -> dict[str, Any]:
 
 def _fingerprint(state: Path) -> str:
     """Of a saved dataset."""
-    remedy = "save the dataset again, such as by the same attach_aspects.py into another folder"
+    remedy = "save the dataset again, such as by the same `madkd label` into another folder"
     found = read_json(state, "state of a saved dataset", remedy).get("_fingerprint")
     if not isinstance(found, str):
         raise ValueError(f"{state} is damaged, it holds no fingerprint of a dataset: {remedy}.")
@@ -291,7 +291,7 @@ def _files(cell: Cell) -> dict[str, str]:
 def _what_changed(content: dict[str, Any], cell: Cell) -> str:
     """In which options it differs from the student that is asked for; the first three."""
     if "decides" not in content:
-        return "an earlier version of this recipe did not note all that decides it"
+        return "an earlier version of this command did not note all that decides it"
     before, now = content["decides"], cell.decides
     changes = []
     for name in before | now:

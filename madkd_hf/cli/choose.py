@@ -1,28 +1,27 @@
 """Keep the questions that are worth asking, by the answers about a small sample of images.
 
-From a dataset that attach_aspects.py labelled with all candidates. Leaves in --output_dir the kept questions as
+From a dataset that `madkd label` labelled with all candidates. Leaves in --output_dir the kept questions as
 aspects.json, in order of choice, and why each candidate was kept or dropped: selection.md, selection.json and
 figures/selection.png. With --write_dataset, the dataset with the answers to the kept questions alone, so that nobody
 labels twice:
 
-    python recipes/select_questions.py --dataset runs/labelled --keep 12 --write_dataset --output_dir runs/selected
+    madkd choose --dataset runs/labelled --keep 12 --write_dataset --output_dir runs/selected
 
 Or from images that no one has labelled: a teacher answers all candidates about a sample of each class first:
 
-    python recipes/select_questions.py --config recipes/easy_vqa/select.yaml --output_dir runs/selected
+    madkd choose --config recipes/easy_vqa/select.yaml --output_dir runs/selected
 """
 
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..aspects import BANK_FILE, AspectBank
 from . import label as attach_aspects
-from .arguments import DatasetArguments, RecipeParser, load_splits
+from .arguments import DatasetArguments, RecipeParser, command_line, load_splits
 from .outputs import DATASET, SELECTION, check_place, working_in
 from .teachers import OwnTeacherArguments
 
@@ -79,7 +78,7 @@ def check(args: SelectArguments, splits: DatasetDict) -> bool:
         return True
     if args.bank is None or args.teacher is None or args.sample is None:
         raise ValueError(
-            f"The dataset has no aspect columns: label it with recipes/attach_aspects.py --splits "
+            f"The dataset has no aspect columns: label it with madkd label --splits "
             f"{' '.join(args.splits)}, or pass --bank, --teacher and --sample to label some images now."
         )
     if args.write_dataset:
@@ -127,11 +126,11 @@ def next_step(args: SelectArguments, labelled: bool) -> str:
     folder = shlex.quote(args.output_dir)
     if args.write_dataset:
         student = "--backbone microsoft/resnet-18 --output_dir runs/student"
-        return f"python recipes/train_student.py --dataset {folder} {student}"
+        return f"madkd train --dataset {folder} {student}"
     if labelled:
-        return f"{shlex.join(['python', *sys.argv])} --write_dataset"
+        return f"{command_line()} --write_dataset"
     return (
-        f"python recipes/attach_aspects.py --dataset {shlex.quote(args.dataset)} --bank {folder}/aspects.json "
+        f"madkd label --dataset {shlex.quote(args.dataset)} --bank {folder}/aspects.json "
         f"--teacher {shlex.quote(args.teacher)} --output_dir runs/labelled"
     )
 

@@ -8,8 +8,8 @@ are kept, so that the same command goes on where it stopped. Leaves report.json,
 dataset and one distilled student in --output_dir, and with --push_to_hub publishes that student, its card holding the
 comparison. (The token is HF_TOKEN, or the one that `hf auth login` stored.)
 
-    python recipes/compare.py --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
-    python recipes/compare.py --config recipes/easy_vqa/detect_compare.yaml --output_dir runs/detect
+    madkd compare --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
+    madkd compare --config recipes/easy_vqa/detect_compare.yaml --output_dir runs/detect
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
     output_dir: str = field(default="", metadata={"help": "The folder for report, figures and students."})
     baseline: str = field(
         default="",
-        metadata={
-            "help": "YAML of a training of that task (train_student.py, train_detector.py) for the plain student."
-        },
+        metadata={"help": "YAML of a training of that task (`madkd train`) for the plain student."},
     )
     distill: str = field(default="", metadata={"help": "Likewise for the distilled ones and their controls."})
     conditions: list[str] = field(
@@ -68,7 +66,7 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
     grid: str = field(
         default="{}",
         metadata={
-            "help": "Option of train_student.py, or `aspects` (the first so many questions), -> values; all "
+            "help": "Option of `madkd train`, or `aspects` (the first so many questions), -> values; all "
             "conditions and seeds are trained at every point (JSON): '{\"images_per_class\": [5, 10, 20, 50]}'."
         },
     )

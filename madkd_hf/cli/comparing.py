@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from ..students.base.processors import load_image_processor
 from ..students.base.saved import ADAPTER
 from ..teachers import Teacher
 from ..text import terminal
-from .arguments import source
+from .arguments import command_line, source
 from .cells import Cell, run_cells
 from .conditions import (
     CompareArguments,
@@ -180,7 +178,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         "bank": bank.fingerprint,
         "teacher": about_teacher(teacher, labelled, args),
         "left_out": ready.summary,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
     }
     if planned[0][0]:
         return compare_points(args, planned, results, about)
@@ -216,6 +214,6 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         return
     print("Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:")
     print(
-        "  python recipes/attach_aspects.py --dataset PHOTOS --bank aspects.json "
+        "  madkd label --dataset PHOTOS --bank aspects.json "
         "--teacher OpenGVLab/InternVL3-1B-hf --output_dir runs/labelled"
     )

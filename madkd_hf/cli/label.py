@@ -3,23 +3,23 @@
 Leaves in --output_dir what `datasets.load_from_disk` reads, with the columns aspect_logits, aspect_mass and
 aspect_bank, and the bank itself as aspects.json. Killed or stopped, the same command goes on where it was.
 
-    python recipes/attach_aspects.py --config recipes/easy_vqa/attach.yaml --output_dir runs/labelled
+    madkd label --config recipes/easy_vqa/attach.yaml --output_dir runs/labelled
 
 On several GPUs, or on several machines that share the folders (--work_dir, --output_dir), each with its own part:
 
-    accelerate launch --num_processes 4 recipes/attach_aspects.py --config ... --output_dir ...
+    madkd label --num_processes 4 --config ... --output_dir ...
 
 A dataset larger than the disk, as a stream; leaves Parquet files that `load_dataset(output_dir)` reads anywhere:
 
-    python recipes/attach_aspects.py --streaming --dataset ILSVRC/imagenet-1k --bank ... --teacher ... --output_dir ...
+    madkd label --streaming --dataset ILSVRC/imagenet-1k --bank ... --teacher ... --output_dir ...
 
 The objects of a detection dataset, each one cut out by its box:
 
-    python recipes/attach_aspects.py --dataset rishitdagli/cppe-5 --boxes_column objects --label_column category ...
+    madkd label --dataset rishitdagli/cppe-5 --boxes_column objects --label_column category ...
 
 For others, with a card that says what each question is worth (private, unless --hub_private_repo false):
 
-    python recipes/attach_aspects.py --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
+    madkd label --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Tea
     following = (
         ""
         if args.boxes_column
-        else f" Next:\n  python recipes/train_student.py --dataset {shlex.quote(args.output_dir)} --backbone "
+        else f" Next:\n  madkd train --dataset {shlex.quote(args.output_dir)} --backbone "
         "microsoft/resnet-18 --output_dir runs/student"
     )
     print(

@@ -69,6 +69,7 @@ def run_command(verb: str, *options: str) -> None:
     interrupts.watch()
     sys.argv[1:1] = options
     if verb in COMMANDS:
+        sys.argv[0] = f"madkd {verb}"
         _check_paths()
         verb = f"{__package__}.{verb}"
     command = importlib.import_module(verb)

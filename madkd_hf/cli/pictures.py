@@ -1,4 +1,4 @@
-"""What compare.py draws beside its table: what the kept student says, which classes gained, what the teacher saw."""
+"""What `madkd compare` draws beside its table: what the student says, which classes gained, what the teacher saw."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What commands find out before anything long or paid begins; all that is wrong is told at once.
 
-`student`, `comparison`, `labelling` and `sample` come first in the recipes. They return the rows that are left to work
-with, and what --on_error skip left out of them.
+`student`, `comparison`, `labelling` and `sample` come first in the commands. They return the rows that are left to
+work with, and what --on_error skip left out of them.
 """
 
 from __future__ import annotations

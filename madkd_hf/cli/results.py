@@ -1,4 +1,4 @@
-"""What a recipe leaves beside a student, read again: it may have been damaged since."""
+"""What a training leaves beside a student, read again: it may have been damaged since."""
 
 from __future__ import annotations
 

@@ -88,13 +88,13 @@ class OwnTeacherArguments(LabellingArguments):
     teacher_options: str = field(
         default="{}",
         metadata={
-            "help": "How the teacher is loaded and asked, where this command labels: options of attach_aspects.py as "
+            "help": "How the teacher is loaded and asked, where this command labels: options of `madkd label` as "
             'a mapping in YAML, JSON on the command line, such as \'{"dtype": "bfloat16", "prompt": "..."}\'.'
         },
     )
 
     def teacher_arguments(self) -> TeacherArguments:
-        """The options of the teacher, as those who label with `attach_aspects.py` give them.
+        """The options of the teacher, as those who label with `madkd label` give them.
 
         Raises:
             ValueError: no mapping, or no such option.
@@ -168,7 +168,7 @@ def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBan
     labelled = LOGITS in rows.features
     if not labelled and (args.bank is None or args.teacher is None):
         raise ValueError(
-            f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with recipes/attach_aspects.py, "
+            f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with madkd label, "
             "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
         )
     bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
@@ -178,7 +178,7 @@ def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBan
     if stored(rows, LOGITS).null_count == len(rows):
         raise ValueError(
             f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
-            f"recipes/attach_aspects.py --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
+            f"madkd label --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
         )
     check_bank(rows, bank.fingerprint, holder=f"{args.bank or args.dataset} holds")
     return bank

@@ -3,7 +3,7 @@
 Trains every point of the grid with every seed, writes the table of all cells, and names the winners; they go into the
 YAML files by hand. The test images are not touched.
 
-    python recipes/tune.py --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
+    madkd tune --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TuneArguments(CompareArguments):
-    """`compare.py`'s, and the grid."""
+    """`madkd compare`'s, and the grid."""
 
     grid: str = field(
         default="{}", metadata={"help": "Option of the training -> values to try, for both students (JSON)."}
@@ -58,7 +58,7 @@ def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed
 
     name = cell_name(condition, *("_".join(pair) for pair in point), seed)
     folder = str(Path(args.output_dir) / "cells" / name)
-    argv = student_argv(args, condition, 1000 + seed, folder)  # seeds other than compare.py's
+    argv = student_argv(args, condition, 1000 + seed, folder)  # seeds other than `madkd compare`'s
     argv += [f"--{option}={value}" for option, value in point]
     return Cell(name, (*argv, "--do_predict", "false"), folder, metric=f"eval_{args.command.task.score}")
 

@@ -9,7 +9,7 @@ from ..files.seals import is_whole
 
 
 INDEX, STREAMED = "dataset_dict.json", "manifest.json"
-REMEDY = "run the command that saved the dataset again, such as attach_aspects.py"
+REMEDY = "run the command that saved the dataset again, such as `madkd label`"
 
 
 def check_saved(folder: Path) -> None:

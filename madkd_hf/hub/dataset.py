@@ -71,7 +71,7 @@ def push_aspect_dataset(
 
     Args:
         dataset: what `attach_aspects` returns: one split or several, streams included.
-        bank: its bank, as recipes/attach_aspects.py leaves it beside the dataset, or
+        bank: its bank, as `madkd label` leaves it beside the dataset, or
             `AspectBank(bank.aspects, teacher.provenance)`: without provenance, the card cannot say who answered. Where
             that has an entry `dataset` (`id`, `commit`), or `datasets` knows where the rows came from, the card names
             the source and takes over its licence.

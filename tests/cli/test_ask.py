@@ -69,7 +69,7 @@ def test_the_whole_command_with_a_key_that_stays_secret(tmp_path, ask, monkeypat
     names = ["aspects.json", "aspects_all.json", "candidates.jsonl", "generation.json"]
     assert sorted(path.name for path in out.glob("[!.]*")) == names
     assert "photographs of pets" in server.bodies[1]["messages"][1]["content"]
-    assert "attach_aspects.py --bank" in printed
+    assert "madkd label --bank" in printed
     assert KEY not in printed + "".join(path.read_text() for path in out.iterdir())
 
 

@@ -273,7 +273,7 @@ def test_the_plain_detector_differs_from_the_distilled_one_in_the_aspects_alone(
 def test_help_teaches(capsys):
     assert refuse("train_detector", "--help") == "0"
     said = capsys.readouterr().out
-    assert "accelerate launch recipes/train_detector.py" in said and "--aspect_level" in said
+    assert "madkd train --config" in said and "--aspect_level" in said
 
 
 @pytest.mark.parametrize(

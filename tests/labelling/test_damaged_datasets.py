@@ -45,7 +45,7 @@ def fuzz(saved: Path, rounds: int) -> int:
             check_saved(saved)
         except ValueError as error:
             assert str(path) in str(error) or path.name == CHECKSUM_FILE, error
-            assert str(path.parent) in str(error) and "attach_aspects.py" in str(error)
+            assert str(path.parent) in str(error) and "madkd label" in str(error)
             named += 1
         else:  # a change that JSON does not mind, in the list of checksums
             assert path.name == CHECKSUM_FILE

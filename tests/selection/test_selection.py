@@ -336,7 +336,7 @@ def test_the_command_keeps_questions_and_answers(candidates, tmp_path, capsys):
     recipe("select_questions", *words)
     said = capsys.readouterr().out
     assert "Kept 11 of 36 questions, by their answers about 168 images of 24 classes." in said
-    assert f"train_student.py --dataset {tmp_path / 'kept'} " in said and "and 21 more in" in said
+    assert f"madkd train --dataset {tmp_path / 'kept'} " in said and "and 21 more in" in said
     bank, rows = AspectBank.load(tmp_path / "kept"), load_from_disk(tmp_path / "kept")
     good = set(AspectBank.load(EASY_VQA).questions)
     assert len(good & set(bank.questions)) >= 7 and bank.provenance["model"] == "recipes/easy_vqa/teacher"
@@ -383,9 +383,7 @@ def test_the_command_says_what_is_wrong(candidates, tmp_path, words, message):
 
 def test_the_command_without_answers_asks_for_a_teacher(tmp_path):
     dataset = ["--dataset", "recipes.easy_vqa.data:load_easy_vqa", "--limit", "50", "--output_dir", tmp_path]
-    assert "label it with recipes/attach_aspects.py --splits train, or pass --bank" in refuse(
-        "select_questions", *dataset
-    )
+    assert "label it with madkd label --splits train, or pass --bank" in refuse("select_questions", *dataset)
     said = refuse("select_questions", "--config", EASY_VQA / "select.yaml", *dataset, "--write_dataset")
     assert "Only a sample is to be labelled, and --write_dataset needs" in said
 

@@ -44,7 +44,7 @@ class TrainArguments(OwnTeacherArguments):
     )
     comparison: str | None = field(
         default=None,
-        metadata={"help": "Output folder of compare.py, whose results go into the card of a published student."},
+        metadata={"help": "Output folder of `madkd compare`, whose results go into the card of a published student."},
     )
 
 

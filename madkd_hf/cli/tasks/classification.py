@@ -1,10 +1,10 @@
 """Train a student: classes alone, or classes and aspects.
 
-The aspects come with the dataset (written by attach_aspects.py), or a teacher answers the bank's questions about the
+The aspects come with the dataset (written by `madkd label`), or a teacher answers the bank's questions about the
 training images first. Leaves in --output_dir a student that `from_pretrained` and `pipeline` load, and
 all_results.json. With --task detection the student finds objects; `--task detection --help` shows its options.
 
-    accelerate launch recipes/train_student.py --config recipes/easy_vqa/distill.yaml --output_dir runs/student
+    madkd train --config recipes/easy_vqa/distill.yaml --output_dir runs/student
 """
 
 from __future__ import annotations

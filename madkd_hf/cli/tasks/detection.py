@@ -1,11 +1,11 @@
 """Train a student that detects: classes and boxes alone, or with aspects of each object, or of each image.
 
-The aspects come with the dataset (written by attach_aspects.py), or a teacher answers the bank's questions about the
+The aspects come with the dataset (written by `madkd label`), or a teacher answers the bank's questions about the
 training images first: about every object, cut out by its box, or with --aspect_level image about the whole image.
 Leaves in --output_dir a student that `from_pretrained` and `pipeline` load, all_results.json, and what it found in the
 test images.
 
-    accelerate launch recipes/train_detector.py --config recipes/easy_vqa/detect.yaml --output_dir runs/detector
+    madkd train --config recipes/easy_vqa/detect.yaml --output_dir runs/detector
 """
 
 from __future__ import annotations

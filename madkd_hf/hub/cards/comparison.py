@@ -1,4 +1,4 @@
-"""What compare.py found, for the card of a student."""
+"""What `madkd compare` found, for the card of a student."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURES = {  # none of them shows an image of the dataset
 
 
 def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, Any]:
-    """What compare.py found.
+    """What `madkd compare` found.
 
     Args:
         folder: its output.
@@ -35,7 +35,7 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
         ValueError: there is no finished comparison in the folder, or it is about other questions than the student's.
     """
     try:
-        report = read_json(Path(folder) / "report.json", "report of a comparison", "run compare.py again")
+        report = read_json(Path(folder) / "report.json", "report of a comparison", "run `madkd compare` again")
         words = terms(report)
         scores = {name: report[words.key][name] for name in words.conditions if name in report[words.key]}
         _check_values({**report, words.key: scores}, words.key)
@@ -46,7 +46,7 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         reason = terminal(repr(error) if isinstance(error, LookupError) else error)
         raise ValueError(
-            f"{folder} holds no comparison ({reason}): pass the output folder of a finished recipes/compare.py."
+            f"{folder} holds no comparison ({reason}): pass the output folder of a finished `madkd compare`."
         ) from error
     detects = report.get("task") == "detection"
     if config is not None and detects != hasattr(config, "detector_config"):

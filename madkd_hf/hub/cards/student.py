@@ -34,7 +34,7 @@ class StudentFacts:
         dataset: what it was trained on.
         datasets: Hub ids of datasets, beside that one.
         evaluations: what it scored.
-        comparison: the output folder of recipes/compare.py.
+        comparison: the output folder of `madkd compare`.
         compared: the student is one of those compared there.
         hyperparameters: name -> value.
         license: one of the Hub's identifiers.
