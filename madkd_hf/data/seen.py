@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
 import numpy as np
 import PIL
+
+from ..files import whole_file
 
 
 FORMAT = 1
@@ -55,16 +56,9 @@ class Seen:
         there = self._load()
         keys = np.union1d(there if len(there) + len(mine) <= MOST else there[:0], mine)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(keys.astype("<u8").tobytes())
-                os.replace(partial, self.path)
-            except BaseException:
-                Path(partial).unlink(missing_ok=True)
-                raise
-        except OSError:  # no room, or not ours to write: the next command looks again
+            with whole_file(self.path) as file:
+                file.write(keys.astype("<u8").tobytes())
+        except (OSError, ValueError):  # no room, or not ours to write: the next command looks again
             return
         self.keys, self.new = keys, set()
 

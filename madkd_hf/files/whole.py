@@ -21,17 +21,22 @@ import xxhash
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 TEMPORARY = re.compile(r"\..+@(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}\.(partial|old)")
 FULL_WORDS = r"No space left on device|os error 28\b|Disk quota exceeded|File too large|PytorchStreamWriter failed"
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # some network file systems
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Folder = str | os.PathLike
 
 
 @contextmanager
-def whole_file(path: Folder) -> Iterator[BinaryIO]:
-    """A file to write into, which takes its name when it is complete; a failure or a kill leaves what was there.
+def whole_file(path: Folder, new: bool = False) -> Iterator[BinaryIO]:
+    """A file to write and read, which takes its name when it is complete; a failure or a kill leaves what was there.
+
+    Args:
+        new: whether the name must be free when the file is complete: of two that write it at once, one is the first.
 
     Raises:
         ValueError: the name is a link, which would be replaced or followed, or that of a folder.
+        FileExistsError: it is `new`, and the name is not free.
     """
     path = Path(path)
     refuse_link(path)
@@ -40,13 +45,26 @@ def whole_file(path: Folder) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary(path)
     try:
-        with open(partial, "xb") as file:
+        with open(partial, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        if new:
+            _link(partial, path)
+        else:
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file a name that must be free, as far as the file system knows links."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        os.replace(partial, path)
 
 
 def write_whole(path: Folder, content: str | bytes) -> Path:

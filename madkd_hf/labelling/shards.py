@@ -6,12 +6,10 @@ the next one finds whole shards only and makes the missing ones.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
 from tqdm.auto import tqdm
 
-from ..files import refuse_link, remove_stale, temporary
+from ..files import refuse_link, remove_stale, whole_file
 from ..files.seals import OPEN_SEAL, is_whole, seal
 from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another, sealed_manifest
 
@@ -31,7 +29,6 @@ from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_anoth
 logger = logging.getLogger(__name__)
 
 MARK = b"madkd_hf"  # whose a shard is and which, in the metadata of its file
-NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # some network file systems
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 
 
@@ -111,8 +108,8 @@ class WorkDir:
         if before is not None:
             refuse_another(self.folder, before, self.manifest)
             self.manifest = merged(before, self.manifest)
-        with self._writing():
-            self._replace(self.folder / MANIFEST_FILE, self._write_manifest)
+        with self._writing(), whole_file(self.folder / MANIFEST_FILE) as file:
+            self._write_manifest(file)
 
     def save_card(self, finished: bool) -> None:
         """Say which Parquet files are which split, so that `load_dataset(folder)` need not guess; a card stays.
@@ -129,8 +126,8 @@ class WorkDir:
         ]
         configs = json.dumps([{"config_name": "default", "data_files": files}])  # which is YAML, too
         text = "" if finished else "\nThe labelling is not finished: run the same command again to go on.\n"
-        with self._writing():
-            self._replace(card, lambda file: file.write(f"---\nconfigs: {configs}\n---\n{text}".encode()))
+        with self._writing(), whole_file(card) as file:
+            file.write(f"---\nconfigs: {configs}\n---\n{text}".encode())
 
     def path(self, split: str, index: int) -> Path:
         """The file of a split's shard."""
@@ -144,13 +141,10 @@ class WorkDir:
         """
         with self._writing(split):
             metadata = {**(table.schema.metadata or {}), MARK: self._mark(split, index)}
-            table, to_file = table.replace_schema_metadata(metadata), _write_parquet if self.streams else _write_arrow
-
-            def write(file: BinaryIO) -> None:
-                to_file(table, file)
+            table = table.replace_schema_metadata(metadata)
+            with whole_file(self.path(split, index)) as file:
+                (_write_parquet if self.streams else _write_arrow)(table, file)
                 seal(file)
-
-            self._replace(self.path(split, index), write)
 
     def indexes(self, split: str) -> list[int]:
         """The shards of a split that are there, complete or not; what else has been put beside them is none."""
@@ -287,38 +281,15 @@ class WorkDir:
 
     def _create(self) -> bool:
         """Write the manifest, if there is none yet: of two jobs that begin at once, one is the first."""
-
-        def link(partial: Path, path: Path) -> None:
-            try:
-                os.link(partial, path)
-            except OSError as error:
-                if error.errno not in NO_LINKS:
-                    raise
-                os.replace(partial, path)
-
         try:
-            with self._writing():
-                self._replace(self.folder / MANIFEST_FILE, self._write_manifest, link)
+            with self._writing(), whole_file(self.folder / MANIFEST_FILE, new=True) as file:
+                self._write_manifest(file)
         except FileExistsError:
             return False
         return True
 
     def _write_manifest(self, file: BinaryIO) -> None:
         file.write((json.dumps(sealed_manifest(self.manifest), indent=2, ensure_ascii=False) + "\n").encode())
-
-    def _replace(
-        self, path: Path, write: Callable[[BinaryIO], Any], name: Callable[[Path, Path], None] | None = None
-    ) -> None:
-        refuse_link(path)
-        partial = temporary(path)
-        try:
-            with open(partial, "w+b") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            (name or os.replace)(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @contextmanager
     def _writing(self, split: str | None = None) -> Iterator[None]:

@@ -15,9 +15,9 @@ from .information import (
     SAME_QUESTION,
     SHUFFLES,
     QuestionEvidence,
-    binary_entropy,
     class_codes,
     class_entropy,
+    conditional_information,
     question_evidence,
 )
 
@@ -238,7 +238,7 @@ class _Search:
         high, p = _high(self.p[:, best]).astype(int), self.p[:, self.left]
         told, limit, shared = np.zeros((3, len(self.evidence)))
         told[self.left], limit[self.left] = _beyond_chance(p, self.codes, high)
-        shared[self.left] = _information(p, high, np.zeros_like(high))
+        shared[self.left] = conditional_information(p, high)
         self.told = np.vstack([self.told, told])
         self.enough = np.vstack([self.enough, told > np.maximum(limit, (1 - TOLD) * self.information)])
         self.shared = np.vstack([self.shared, shared])
@@ -280,21 +280,6 @@ def _high(p: np.ndarray) -> np.ndarray:
     return p > values[between.argmax()] if between.max() > 0 else np.zeros(len(p), dtype=bool)
 
 
-def _information(p: np.ndarray, codes: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """I(A_i; codes | cells) for each column of p, in bits: [N]."""
-    count = codes.max() + 1
-    return _within(p, cells) - _within(p, cells * count + codes)
-
-
-def _within(p: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Mean entropy of the answers where the group of an image is known, in bits: [N]."""
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
-    counts = np.diff(starts, append=len(groups))
-    means = np.add.reduceat(p[order], starts, axis=0) / counts[:, None]
-    return (counts[:, None] * binary_entropy(means.clip(0, 1))).sum(axis=0) / len(groups)
-
-
 def _beyond_chance(p: np.ndarray, codes: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """I(A_i; class | cells) less what chance gives, and what that has to exceed: [N] bits each."""
     generator = np.random.default_rng(0)
@@ -303,6 +288,6 @@ def _beyond_chance(p: np.ndarray, codes: np.ndarray, cells: np.ndarray) -> tuple
     for _ in range(SHUFFLES):
         mixed = np.empty_like(codes)
         mixed[order] = codes[np.lexsort((generator.random(len(cells)), cells))]  # within each cell
-        by_chance.append(_information(p, mixed, cells))
+        by_chance.append(conditional_information(p, mixed, cells))
     mean = np.mean(by_chance, axis=0)
-    return _information(p, codes, cells) - mean, SURE * np.std(by_chance, axis=0, ddof=1) + 1e-9
+    return conditional_information(p, codes, cells) - mean, SURE * np.std(by_chance, axis=0, ddof=1) + 1e-9

@@ -122,12 +122,31 @@ def _known(probabilities: np.ndarray, labels: Sequence[Any]) -> Iterator[tuple[n
 
 
 def _information(p: np.ndarray, codes: np.ndarray) -> float:
-    if not len(p):
-        return math.nan
-    counts = np.bincount(codes)
-    means = np.bincount(codes, weights=p) / np.maximum(counts, 1)
-    within = (counts * binary_entropy(means.clip(0, 1))).sum() / len(p)
-    return max(0.0, float(binary_entropy(p.mean()) - within))
+    return max(0.0, float(conditional_information(p[:, None], codes)[0])) if len(p) else math.nan
+
+
+def conditional_information(p: np.ndarray, codes: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
+    """What soft answers tell about the class where the cell of an image is known, in bits, see `mutual_information`.
+
+    Args:
+        p: [n, N] probabilities of yes.
+        codes: [n] class indices.
+        cells: [n] cell indices; None: nothing is known beside the answers.
+
+    Returns:
+        [N].
+    """
+    cells = np.zeros_like(codes) if cells is None else cells
+    return _entropy_within(p, cells) - _entropy_within(p, cells * (codes.max() + 1) + codes)
+
+
+def _entropy_within(p: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Mean entropy of the answers where the group of an image is known, in bits: [N]."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    counts = np.diff(starts, append=len(groups))
+    means = np.add.reduceat(p[order], starts, axis=0) / counts[:, None]
+    return (counts[:, None] * binary_entropy(means.clip(0, 1))).sum(axis=0) / len(groups)
 
 
 def question_evidence(
