@@ -284,3 +284,12 @@ def test_make_targets_that_are_named_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     named = re.findall(r"(?:`|^)make ([a-z][a-z-]*)", "\n".join(PAGES.values()), flags=re.MULTILINE)
     assert named and set(named) <= targets
+
+
+def test_files_that_are_named_are_there():
+    named = {
+        path
+        for page in BLOCKS
+        for path in re.findall(r"(?<![\w/.])(?:benchmarks|madkd_hf|recipes|tests)/[\w/.]+\.\w+", PAGES[page])
+    }
+    assert len(named) > 20 and [path for path in sorted(named) if not (ROOT / path).exists()] == []
