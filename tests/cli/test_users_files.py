@@ -255,7 +255,8 @@ def test_a_stopped_labelling_says_what_is_kept_and_exits_as_shells_expect(sent, 
 
 @pytest.mark.parametrize(("command", "sent", "code"), [("compare", "SIGINT", 130), ("train_student", "SIGTERM", 143)])
 def test_a_command_that_is_stopped_while_it_loads_says_so(command, sent, code, tmp_path):
-    with start(f"recipes/{command}.py", "--output_dir", tmp_path / "out") as job:
+    config = EASY_VQA / ("compare.yaml" if command == "compare" else "baseline.yaml")
+    with start(f"recipes/{command}.py", "--config", config, "--output_dir", tmp_path / "out") as job:
         time.sleep(1.0)
         os.kill(job.pid, signal.Signals[sent])
         said = job.stdout.read()

@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks import exactness, training
+from benchmarks import exactness, startup, training
 
 
 def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
@@ -26,3 +26,13 @@ def test_the_table_of_training(tmp_path, capsys, monkeypatch):
     assert all(row["ratio"] > 0 for row in rows.values()) and rows["example"]["ratio"] == 1
     low, high = rows["distilled_step"]["ci95"]
     assert low < rows["distilled_step"]["ratio"] < high
+
+
+def test_the_table_of_startup(tmp_path, capsys, monkeypatch):
+    quick = {name: startup.COMMANDS[name] for name in ("madkd --help", "madkd label --help")}
+    monkeypatch.setattr(startup, "COMMANDS", quick)
+    monkeypatch.setattr("sys.argv", ["startup.py", "--rounds", "1", "--json", str(tmp_path / "rows.json")])
+    startup.main()
+    assert "| madkd label --help |" in capsys.readouterr().out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["madkd --help"]["ratio"] == 1 < rows["madkd label --help"]["ratio"]
