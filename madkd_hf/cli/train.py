@@ -48,14 +48,18 @@ def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingA
     """
     argv = sys.argv[1:] if argv is None else argv
     task = task_of(argv)
-    command = command_of(task)
-    more = command.more_arguments
-    parser = RecipeParser(command.arguments, *more.values(), MadkdTrainingArguments, description=command.description)
-    args, *groups, training_args = parser.parse(argv)
+    args, *groups, training_args = parser_of(task).parse(argv)
     args.task = task
-    for name, group in zip(more, groups):
+    for name, group in zip(command_of(task).more_arguments, groups):
         setattr(args, name, group)
     return args, training_args
+
+
+def parser_of(task: str) -> RecipeParser:
+    """The options of a training of this task."""
+    command = command_of(task)
+    types = command.arguments, *command.more_arguments.values(), MadkdTrainingArguments
+    return RecipeParser(*types, description=command.description)
 
 
 def train(
