@@ -40,7 +40,7 @@ from ..files import (
     write_whole,
 )
 from ..students.base.saved import ADAPTER
-from . import train
+from . import train, training
 from .outputs import CELL
 
 
@@ -315,7 +315,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         contextlib.redirect_stderr(log),
     ):
         try:
-            trainer = train.train(*train.parse(list(cell.argv)))
+            trainer = training.train(*train.parse(list(cell.argv)))
         except Exception:
             traceback.print_exc()
             raise

@@ -43,8 +43,8 @@ from .conditions import (
 from .outputs import COMPARING, COMPARISON, working_in
 from .pictures import draw_figures
 from .preflight import Ready
-from .train import about_dataset
 from .train import parse as parse_student
+from .training import about_dataset
 
 
 def keep_student(args: CompareArguments) -> Path | None:

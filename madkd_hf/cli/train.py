@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from datasets import Dataset
-from transformers import set_seed
-from transformers.trainer_callback import PrinterCallback
-
-from .. import AspectBank, MadkdTrainingArguments
-from ..data.labels import warn_of_absent
-from ..data.variants import control_answers
-from ..files import remove_folder, write_whole
-from ..hub.cards.comparison import read_comparison
-from ..hub.sources import DataSource
-from ..labelling import FailedOnOtherRank
-from ..students.base import checkpoints
-from ..students.base.distilling import DistillingTrainer
-from ..students.base.finite import TrainingDiverged
-from ..students.base.processors import load_image_processor
-from ..students.base.publishing import UNPUBLISHED
-from ..students.base.resuming import SavingError
-from ..students.base.settings import check_metric
 from ..students.tasks import TASKS
 from ..text import terminal
-from . import preflight
-from .arguments import DatasetArguments, RecipeParser, source
+from .arguments import RecipeParser
 from .options import task_of
 from .outputs import STUDENT, check_place, working_in
-from .preflight import Ready
-from .results import forget_damaged_results, save_arrays
 from .tasks import command_of
-from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments
-from .teachers import attach
+
+
+if TYPE_CHECKING:
+    from .. import MadkdTrainingArguments
+    from ..students.base.distilling import DistillingTrainer
+    from .tasks.base import TrainArguments
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingArguments]:
@@ -57,146 +38,17 @@ def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingA
 
 def parser_of(task: str) -> RecipeParser:
     """The options of a training of this task."""
+    from .. import MadkdTrainingArguments
+
     command = command_of(task)
     types = command.arguments, *command.more_arguments.values(), MadkdTrainingArguments
     return RecipeParser(*types, description=command.description)
 
 
-def train(
-    args: TrainArguments, training_args: MadkdTrainingArguments, ready: Ready | None = None
-) -> DistillingTrainer:
-    """Train, evaluate and save one student, and publish nothing; the trainer's `state.log_history` holds its curves.
-
-    With --push_to_hub, it first looks whether publishing can succeed.
-    """
-    command, ready = command_of(args.task), ready or check(args, training_args)
-    set_seed(training_args.seed)
-    train_set, bank = prepare(args, training_args, ready)
-    pretrained_model = getattr(args, command.task.starts_from)
-    trainer_options = command.trainer_options(args)
-    model = command.task.build(
-        pretrained_model,
-        id2label=dict(enumerate(command.classes(train_set, args).names)),
-        bank=bank,
-        pretrained=args.pretrained,
-        **command.model_options(args),
-    )
-    if args.comparison:
-        read_comparison(args.comparison, model.config)
-    trainer = command.task.trainer(
-        model,
-        training_args,
-        train_dataset=train_set,
-        eval_dataset=ready.splits[args.eval_split],
-        processing_class=load_image_processor(pretrained_model),
-        **trainer_options,
-    )
-    trainer.remove_callback(PrinterCallback)
-    metrics = {"train": fit(trainer), "eval": trainer.evaluate()}
-    if training_args.do_predict:
-        metrics["test"] = predict(trainer, command, ready, args.test_split)
-    save_metrics(trainer, metrics, ready)
-    return trainer
-
-
-def check(args: TrainArguments, training_args: MadkdTrainingArguments, *checks: Callable[[], Any]) -> Ready:
-    """Refuse whatever can be known to be wrong before anything begins; returns the rows to work with."""
-    command = command_of(args.task)
-    return preflight.student(
-        command,
-        args,
-        training_args,
-        lambda: check_metric(training_args, command.task.metrics),
-        *checks,
-        partial(check_publishing, args, training_args),
-        partial(checkpoints.find_checkpoint, training_args.resume_from_checkpoint, training_args.output_dir),
-    )
-
-
-def prepare(
-    args: TrainArguments, training_args: MadkdTrainingArguments, ready: Ready
-) -> tuple[Dataset, AspectBank | None]:
-    """The rows to train on, and the bank that their answers belong to."""
-    command = command_of(args.task)
-    with training_args.main_process_first(desc="preparing the data"):
-        train_set = command.draw(ready.splits[args.train_split], args, training_args.seed)
-        warn_of_absent(command.classes(train_set, args), command.shown_classes(train_set, args))
-        train_set, bank = attach(train_set, args, training_args.aspect_alpha, command.labelling_options(args))
-    if args.aspect_control != "none":
-        train_set = control_answers(train_set, args.aspect_control, training_args.seed)
-    return train_set, bank
-
-
-def fit(trainer: DistillingTrainer) -> dict[str, float]:
-    """Train and save."""
-    folder, is_first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
-    try:
-        metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
-        trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
-    except (TrainingDiverged, SavingError):
-        if is_first:
-            raise
-        raise FailedOnOtherRank from None  # all processes know, and one says it
-    trainer.save_state()
-    if is_first:
-        # of an earlier student: save_metrics adds to the one, and nobody is to publish the other as this one
-        (folder / "all_results.json").unlink(missing_ok=True)
-        remove_folder(folder / UNPUBLISHED, "student")
-    return metrics
-
-
-def predict(trainer: DistillingTrainer, command: TaskCommand, ready: Ready, split: str) -> dict[str, float]:
-    """Metrics on the test images; what was predicted for each stays beside the student.
-
-    With it stand the numbers `rows` [n] of these rows in the dataset, where images were left out.
-    """
-    output = trainer.predict(ready.splits[split])
-    if trainer.is_world_process_zero():
-        arrays, rows = command.predicted_arrays(output), ready.kept_rows(split)
-        save_arrays(Path(trainer.args.output_dir) / PREDICTIONS, arrays | ({} if rows is None else {"rows": rows}))
-    return output.metrics
-
-
-def save_metrics(trainer: DistillingTrainer, metrics: dict[str, dict[str, float]], ready: Ready) -> None:
-    """Log and save what was measured, by split, and with it which images were left out."""
-    path, is_first = Path(trainer.args.output_dir) / "all_results.json", trainer.is_world_process_zero()
-    for split, values in metrics.items():
-        trainer.log_metrics(split, values)
-        if is_first:
-            forget_damaged_results(path.parent)
-        trainer.save_metrics(split, values)
-    if ready.left_out and is_first:
-        results = json.loads(path.read_text(encoding="utf-8")) | {"left_out": ready.summary}
-        write_whole(path, json.dumps(results, indent=4, sort_keys=True))
-
-
-def check_publishing(args: TrainArguments, training_args: MadkdTrainingArguments) -> None:
-    """Refuse, before it is trained, a student that could not be published."""
-    if args.comparison:
-        read_comparison(args.comparison)
-    if training_args.push_to_hub:
-        training_args.hub_repo().check(training_args.hub_license)  # in one process: the others wait for its word
-
-
-def publish(trainer: DistillingTrainer, args: TrainArguments) -> str | None:
-    """One commit with the student and its card; returns where it is, in the first process.
-
-    Raises:
-        HubError: it cannot be published now; what was to go up is in the output folder, and the message says how to
-            upload it.
-    """
-    commit = trainer.push_to_hub(comparison=args.comparison, dataset=about_dataset(args, trainer.train_dataset))
-    return commit and (commit.pr_url or commit.repo_url)
-
-
-def about_dataset(args: DatasetArguments, rows: Dataset) -> DataSource:
-    """Rows of a folder may still know which dataset of the Hub they came from."""
-    named = source(args)
-    return DataSource.of(rows) or DataSource(named["id"], named["commit"], named["config"])
-
-
 def main() -> None:
     args, training_args = parse()
+    from .training import check, publish, train
+
     place = (training_args.output_dir, args, "student", STUDENT)
     ready = check(args, training_args, partial(check_place, *place))
     with working_in(*place, training_args.process_index == 0):

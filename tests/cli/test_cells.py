@@ -134,7 +134,7 @@ def _train(args, training_args):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("madkd_hf.cli.train.train", _train)
+    monkeypatch.setattr("madkd_hf.cli.training.train", _train)
     fork = multiprocessing.get_context("fork")  # a worker that is spawned imports torch for a minute
     monkeypatch.setattr("madkd_hf.cli.cells.multiprocessing.get_context", lambda kind: fork)
 

@@ -101,15 +101,16 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     answers = load_from_disk(tmp_path / "labelled")["train"]["aspect_logits"][:]
     assert [each and len(each) for each in answers] == [2, 2, None] + [2] * 7
 
-    trainings, seen = importlib.import_module("madkd_hf.cli.train"), []
+    parse = importlib.import_module("madkd_hf.cli.train").parse
+    training, seen = importlib.import_module("madkd_hf.cli.training"), []
     train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *words]
     train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
     train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
     train += ["--per_device_train_batch_size", "4"]
     for dataset, *more in ("labelled", "--bank", tmp_path / "labelled"), ("coco", "--aspect_alpha", "0"), ("coco",):
-        given = trainings.parse([*map(str, [*train, "--dataset", tmp_path / dataset, *more])])
-        ready = trainings.check(*given)
-        rows, bank = trainings.prepare(*given, ready)
+        given = parse([*map(str, [*train, "--dataset", tmp_path / dataset, *more])])
+        ready = training.check(*given)
+        rows, bank = training.prepare(*given, ready)
         seen.append([rows["image_id"][:], ready.splits["validation"]["image_id"][:]])
         assert (bank is None) == ("--aspect_alpha" in more)
     assert seen[0] == seen[1] == seen[2] and set(sum(seen[0], [])) == set(range(10)) - {2}
@@ -137,17 +138,17 @@ def test_broken_images_are_skipped_where_training_labels_them(tmp_path, caplog):
     DatasetDict(train=rows, validation=splits["validation"].select(range(8))).save_to_disk(tmp_path / "broken")
     words = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
     words += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
-    train_student = importlib.import_module("madkd_hf.cli.train")
-    args, training_args = train_student.parse([*map(str, words), "--on_error", "skip"])
+    training = importlib.import_module("madkd_hf.cli.training")
+    args, training_args = importlib.import_module("madkd_hf.cli.train").parse([*map(str, words), "--on_error", "skip"])
     args.images_per_class = None
-    trainer = train_student.train(args, training_args)
+    trainer = training.train(args, training_args)
     assert len(trainer.train_dataset) == 39
     assert "Left out 1 of the 40 images of split 'train': row 7 of split 'train' (it is no image" in caplog.text
     args.on_error = "raise"
     with pytest.raises(
         ValueError, match="cannot be used: 1 of the 40 images of split 'train': row 7 of .*on_error skip"
     ):
-        train_student.train(args, training_args)
+        training.train(args, training_args)
 
 
 def test_attach_keeps_one_dataset_in_one_folder(labelled, tmp_path):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict
-
-from ...data.decoding import Unreadable
-from ...data.problems import Problems
 from ...students.tasks import TASKS, Task
 from ..teachers import OwnTeacherArguments
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    from datasets import ClassLabel, Dataset, DatasetDict
+
+    from ...data.decoding import Unreadable
+    from ...data.problems import Problems
 
 
 TestUse = Literal["scored", "predicted", "unused"]  # what the images of the test split are for

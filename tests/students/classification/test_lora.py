@@ -243,7 +243,7 @@ def test_what_is_published_is_the_merged_student_and_its_adapter(tmp_path, hub, 
 
 
 def test_the_recipe_trains_and_publishes_with_it(tmp_path, hub):
-    from madkd_hf.cli import train
+    from madkd_hf.cli import train, training
     from madkd_hf.cli.tasks.classification import COMMAND
 
     DatasetDict(train=rows(), validation=rows()).save_to_disk(tmp_path / "data")
@@ -254,8 +254,8 @@ def test_the_recipe_trains_and_publishes_with_it(tmp_path, hub):
     words += ["--max_steps", 2, "--use_cpu", "--report_to", "none", "--disable_tqdm", "true", "--push_to_hub"]
     words += ["--lora_rank", 4, "--lora_target_modules", "q_proj", "v_proj", "--save_strategy", "no"]
     args, training_args = train.parse([*map(str, words)])
-    run = train.train(args, training_args)
-    assert train.publish(run, args) == f"{hub.url}/you/birds"
+    run = training.train(args, training_args)
+    assert training.publish(run, args) == f"{hub.url}/you/birds"
     assert "adapter/adapter_config.json" in hub.files("you/birds")
     assert re.search(r"`lora_target_modules` +\| `?q_proj, v_proj", hub.files("you/birds")["README.md"].decode())
     assert COMMAND.hyperparameters(args) == run.model.hyperparameters()  # compare.py has the options alone
