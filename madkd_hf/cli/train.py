@@ -16,8 +16,8 @@ from .tasks import command_of
 
 
 if TYPE_CHECKING:
-    from .. import MadkdTrainingArguments
     from ..students.base.distilling import DistillingTrainer
+    from ..students.base.training_args import MadkdTrainingArguments
     from .tasks.base import TrainArguments
 
 
@@ -38,7 +38,7 @@ def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingA
 
 def parser_of(task: str) -> RecipeParser:
     """The options of a training of this task."""
-    from .. import MadkdTrainingArguments
+    from ..students.base.training_args import MadkdTrainingArguments
 
     command = command_of(task)
     types = command.arguments, *command.more_arguments.values(), MadkdTrainingArguments

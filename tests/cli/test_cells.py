@@ -153,7 +153,7 @@ def test_a_student_that_is_trained_again_is_named_with_the_reason(tmp_path, quic
     content = json.loads(kept.read_text())
     kept.write_text(json.dumps({"key": "0", "result": content["result"]}))
     said = ask("--learning_rate", 0.02)[1]
-    assert said == f"{begin}an earlier version of this recipe did not note all that decides it.\n"
+    assert said == f"{begin}an earlier version of this command did not note all that decides it.\n"
 
 
 def test_a_worker_that_is_killed_is_told_with_the_remedy(tmp_path, quick):

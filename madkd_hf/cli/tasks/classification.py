@@ -20,7 +20,6 @@ from ...data.check import counted, drop_rows, listed, rows_without_class
 from ...data.labels import check_count, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
-from ...metrics import joined
 from ...students.tasks import TASKS
 from ...text import get_logger
 from ..arguments import ClassArguments
@@ -160,6 +159,8 @@ class Classification(TaskCommand):
 
     def predicted_arrays(self, output: Any) -> dict[str, np.ndarray]:
         """Class logits [n, C], and labels [n] where they are known."""
+        from ...metrics import joined
+
         values = {"logits": output.predictions, "labels": output.label_ids}
         arrays = {name: joined(value) for name, value in values.items() if value is not None}
         return {name: array[0] if isinstance(array, tuple) else array for name, array in arrays.items()}
