@@ -170,7 +170,7 @@ def main() -> None:
     if problems.passes(check_options, args, questions):
         problems.step(check_place, folder, classes.dataset)
     names = problems.step(class_names, classes)
-    problems.tell()
+    problems.raise_all()
     named = {name: getattr(questions, name) for name in ("candidates", "keep", "per_request", "max_rounds")}
     plan = Plan(**named, groups=tuple(questions.groups), max_tokens=args.max_tokens, seed=args.seed)
     named = ("allow_class_names", "any_language", "max_characters", "max_words")

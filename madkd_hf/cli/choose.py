@@ -91,10 +91,12 @@ def check(args: SelectArguments, splits: DatasetDict) -> bool:
 
 def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
     """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
-    from ..data.limits import even
+    from ..data.limits import draw_evenly
 
     labels = rows.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
-    return rows.select(even([None if label == -1 else label for label in labels], count, seed, without_class=False))
+    return rows.select(
+        draw_evenly([None if label == -1 else label for label in labels], count, seed, without_class=False)
+    )
 
 
 def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:

@@ -82,7 +82,7 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
             problems.step(command.check_draw, train_set, args)
             problems.step(bank_of, train_set, args, training_args.aspect_alpha)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
-        problems.tell()
+        problems.raise_all()
         here.append(ready)
         return ready.left_out
 
@@ -91,7 +91,7 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
         splits, problems = load_splits(args), Problems()
         used = _used(splits, args, test)
         here.append(_made(problems, command, splits, args, used, training_args.seed, test, left_out))
-        problems.tell()
+        problems.raise_all()
     return here[0]
 
 
@@ -126,7 +126,7 @@ def comparison(problems: Problems, command: TaskCommand, args: Any, students: Se
         for each in command.largest_draw(students):
             problems.step(command.check_draw, train_set, each)
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
-    problems.tell()
+    problems.raise_all()
     return ready
 
 
@@ -159,7 +159,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
                 find_unusable(problems, splits, list(splits), args.image_column, args.on_error, more, "No answers for")
                 times = 2 if args.push_to_hub else 1  # what is published is prepared beside it
                 problems.step(check_labelled_room, splits, args.image_column, bank, args.output_dir, times)
-        problems.tell()
+        problems.raise_all()
         here.append(splits)
 
     workers.from_main(look)
@@ -169,7 +169,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
 def _tell_before_download(problems: Problems, args: Any) -> None:
     """A dataset of the Hub may be hours away: what is wrong already is told before it is fetched."""
     if ":" not in args.dataset and not os.path.exists(os.path.expanduser(args.dataset)):
-        problems.tell()
+        problems.raise_all()
 
 
 def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: Boxes | None) -> None:
@@ -189,7 +189,7 @@ def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: A
             f"Images at the beginning of the stream cannot be used: {reasons(found)}: repair or remove them, or pass "
             "--on_error skip to leave their answers empty."
         )
-    if not problems.found:
+    if not problems.errors:
         print("The first images of each split can be read; the rest of the stream is looked at as it comes.")
 
 
@@ -202,7 +202,7 @@ def sample(rows: Dataset, args: Any) -> Dataset:
     problems, name = Problems(), "+".join(args.splits)
     problems.step(AspectBank.load, args.bank)
     left_out, _ = find_unusable(problems, {name: rows}, [name], args.image_column, args.on_error)
-    problems.tell()
+    problems.raise_all()
     return _left(DatasetDict({name: rows}), left_out)[name]
 
 

@@ -27,7 +27,7 @@ def limited(rows: Rows, limit: int | None, label_column: str) -> Rows:
         return rows.take(limit)
     if limit >= len(rows):
         return rows
-    return rows.select(even(labels_of(rows, label_column), limit))
+    return rows.select(draw_evenly(labels_of(rows, label_column), limit))
 
 
 def labels_of(rows: Dataset, column: str) -> list[Any]:
@@ -38,7 +38,7 @@ def labels_of(rows: Dataset, column: str) -> list[Any]:
     return [None] * len(rows)
 
 
-def even(labels: list[Any], count: int, seed: int = SEED, without_class: bool = True) -> list[int]:
+def draw_evenly(labels: list[Any], count: int, seed: int = SEED, without_class: bool = True) -> list[int]:
     """The places of so many rows drawn by the seed, evenly of all classes as far as they reach, in order.
 
     Args:

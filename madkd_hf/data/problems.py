@@ -15,7 +15,7 @@ class Problems:
     """Collects what keeps a command from beginning, one sentence each."""
 
     def __init__(self) -> None:
-        self.found: list[Exception] = []
+        self.errors: list[Exception] = []
 
     @contextmanager
     def noted(self) -> Iterator[None]:
@@ -23,8 +23,8 @@ class Problems:
         try:
             yield
         except (ValueError, OSError, ImportError) as error:
-            if str(error) not in map(str, self.found):
-                self.found.append(error)
+            if str(error) not in map(str, self.errors):
+                self.errors.append(error)
 
     def step(self, function: Callable, *args: Any) -> Any:
         """What a step returns; None where it found something wrong."""
@@ -33,18 +33,18 @@ class Problems:
 
     def passes(self, function: Callable, *args: Any) -> bool:
         """Whether a step found nothing wrong."""
-        before = len(self.found)
+        before = len(self.errors)
         self.step(function, *args)
-        return len(self.found) == before
+        return len(self.errors) == before
 
     def add(self, sentence: str) -> None:
         with self.noted():
             raise ValueError(sentence)
 
-    def tell(self) -> None:
+    def raise_all(self) -> None:
         """Raise what was found: a single error as it is, several as a ValueError that lists them."""
-        if len(self.found) == 1:
-            raise self.found[0]
-        if self.found:
-            lines = [" ".join(str(error).split("\n")) for error in self.found]
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            lines = [" ".join(str(error).split("\n")) for error in self.errors]
             raise ValueError("\n - ".join([f"{len(lines)} things are wrong before we can begin:", *lines]))

@@ -85,10 +85,10 @@ def load(
     splits = {split: as_images(rows, image_column, path if path.is_dir() else None) for split, rows in splits.items()}
     notes = _notes(splits, left_out) + limits.notes(splits, limit, label_column)
     splits = {split: limits.limited(rows, limit, label_column) for split, rows in splits.items()}
-    told = summary.lines(name, splits, label_column, left_out, notes)
+    lines = summary.lines(name, splits, label_column, left_out, notes)
     if streaming:
         splits = {split: _stream(rows) for split, rows in splits.items()}
-    return Loaded((IterableDatasetDict if streaming else DatasetDict)(splits), left_out, "\n".join(told))
+    return Loaded((IterableDatasetDict if streaming else DatasetDict)(splits), left_out, "\n".join(lines))
 
 
 def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, list[str]]) -> Splits | Dataset:
@@ -96,7 +96,7 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
         raise ValueError(f"{path} is a file: pass the folder that holds the dataset; an archive has to be unpacked.")
     check_saved(path)
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-        return _told(path, datasets.load_from_disk, path)
+        return _load(path, datasets.load_from_disk, path)
     if "::" in str(path.absolute()):
         raise ValueError(
             f"The path {path.absolute()} holds ::, which datasets takes for an archive: rename that folder."
@@ -112,14 +112,14 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
     if of_hub or not (files.images or files.undecodable):
         if not files.tables and not files.images:
             raise ValueError(f"There is no image in {path}{_only(files.left_out)}: pass the folder that has them.")
-        return _told(path, datasets.load_dataset, str(path), config, streaming=streaming)
+        return _load(path, datasets.load_dataset, str(path), config, streaming=streaming)
     if not files.images:
         raise ValueError(f"There is no image in {path} that can be read{_only(files.left_out)}.")
     if config is not None:
         raise ValueError(f"--dataset_config {seen(config, 60)}: a folder of images has none; leave it out.")
     tables = tables_of(path, files)
     if tables and not all(FILE_NAME in table.column_names for table in tables.values()):
-        return _told(path, datasets.load_dataset, "imagefolder", data_dir=str(path), streaming=streaming)
+        return _load(path, datasets.load_dataset, "imagefolder", data_dir=str(path), streaming=streaming)
     found = read_with_metadata(path, files, tables) if tables else read_folder(path, files)
     left_out |= files.left_out
     return found
@@ -139,8 +139,8 @@ def _notes(splits: Mapping[str, Dataset | IterableDataset], left_out: Mapping[st
 
 
 def _only(left_out: dict[str, list[str]]) -> str:
-    told = summary.left_out_lines(left_out)
-    return f", only {'; '.join(told)}" if told else ", it is empty"
+    reasons = summary.left_out_lines(left_out)
+    return f", only {'; '.join(reasons)}" if reasons else ", it is empty"
 
 
 def _is_hub_repo(path: Path) -> bool:
@@ -160,10 +160,10 @@ def _is_hub_repo(path: Path) -> bool:
 
 
 def _downloaded(name: str, config: str | None, revision: str | None, streaming: bool) -> Splits:
-    return _told(name, datasets.load_dataset, name, config, revision=revision, streaming=streaming)
+    return _load(name, datasets.load_dataset, name, config, revision=revision, streaming=streaming)
 
 
-def _told(name: str | Path, read, *args, **options) -> Splits | Dataset:
+def _load(name: str | Path, read, *args, **options) -> Splits | Dataset:
     """What `read` gives; what keeps it from that is told in one sentence, in the words of a command line."""
     try:
         return read(*args, **options)

@@ -24,24 +24,24 @@ def lines(
     notes: list[str],
 ) -> list[str]:
     """Rows, classes and splits; what was left out, each with its reason; and the notes."""
-    told = [f"Dataset {seen(name)}:"]
+    parts = [f"Dataset {seen(name)}:"]
     for split, rows in splits.items():
-        told.append(f"  {_shown(split)}: {_rows(rows)}{_classes(rows, label_column)}")
+        parts.append(f"  {_shown(split)}: {_rows(rows)}{_classes(rows, label_column)}")
     if found := left_out_lines(left_out):
-        told.append(f"  left out: {'; '.join(found)}")
-    return told + [f"  {note}" for note in notes]
+        parts.append(f"  left out: {'; '.join(found)}")
+    return parts + [f"  {note}" for note in notes]
 
 
 def left_out_lines(left_out: Mapping[str, list[str]], most: int = REASONS) -> list[str]:
     """How many files were left out for which reason, most of them first; each with an example."""
     found = sorted(((len(names), reason, names) for reason, names in left_out.items() if names), reverse=True)
-    told = [
+    parts = [
         f"{count} {seen(reason)} ({_shown(names[0])}{', ...' if count > 1 else ''})" for count, reason, names in found
     ]
-    if len(told) > most:
+    if len(parts) > most:
         rest = sum(count for count, *_ in found[most:])
-        told[most:] = [f"{rest} files for {len(found) - most} other reasons"]
-    return told
+        parts[most:] = [f"{rest} files for {len(found) - most} other reasons"]
+    return parts
 
 
 def _rows(rows: Dataset | IterableDataset) -> str:
@@ -65,8 +65,8 @@ def _classes(rows: Dataset | IterableDataset, column: str) -> str:
     found = Counter(rows.select_columns(column).with_format("arrow")[:][column].to_pylist())
     unlabelled = found.pop(None, 0) + (found.pop(-1, 0) if isinstance(feature, ClassLabel) else 0)
     counts |= {name_of(value): count for value, count in found.items()}
-    told = _counted(counts) if any(counts.values()) else ""
-    return told + (f", {unlabelled or 'none'} without a class" if unlabelled else "")
+    text = _counted(counts) if any(counts.values()) else ""
+    return text + (f", {unlabelled or 'none'} without a class" if unlabelled else "")
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -74,12 +74,12 @@ def _counted(counts: dict[str, int]) -> str:
     present = {name: count for name, count in counts.items() if count}
     classes = "1 class" if len(present) == 1 else f"{len(present)} classes"
     if len(present) <= CLASSES:
-        told = f", {classes} ({', '.join(f'{_shown(name)} {count}' for name, count in present.items())})"
+        text = f", {classes} ({', '.join(f'{_shown(name)} {count}' for name, count in present.items())})"
     else:
         least = min(present, key=present.__getitem__)
-        told = f", {classes} of {present[least]} ({_shown(least)}) to {max(present.values())} images"
+        text = f", {classes} of {present[least]} ({_shown(least)}) to {max(present.values())} images"
     some = ", ".join(map(_shown, missing[:3])) + (", ..." if len(missing) > 3 else "")
-    return told + (f", none of {some}" if missing else "")
+    return text + (f", none of {some}" if missing else "")
 
 
 def _shown(name: str) -> str:

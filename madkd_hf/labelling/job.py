@@ -39,7 +39,7 @@ from ..teachers import Teacher, UnreadableImage
 from .manifest import FORMAT_VERSION, difference_of
 from .reading import Reader
 from .shards import WorkDir
-from .sources import Rows, Stream, readable, sources_of
+from .sources import Rows, Stream, readable_images, sources_of
 from .workers import Workers
 
 
@@ -209,20 +209,20 @@ class _Job:
             work.save_card(finished=set(work.manifest["splits"]) <= set(work.manifest["complete"]))
         return labelled
 
-    def _compare(self, told: dict[str, Any], sources: list[Rows | Stream]) -> None:
+    def _compare(self, of_main: dict[str, Any], sources: list[Rows | Stream]) -> None:
         """Workers that read other rows than the main process, or ask otherwise, would mix answers of two kinds."""
         for source in sources:
-            if json.loads(json.dumps(source.state)) != told["splits"][source.split]:
+            if json.loads(json.dumps(source.state)) != of_main["splits"][source.split]:
                 raise ValueError(
                     f"Worker {self.workers.index} does not read the rows of split {source.split!r} that the main "
                     "process reads: give all of them the same files, and every shuffle a seed."
                 )
         teacher = dict(self.teacher.identity)
         if "model" in teacher:
-            teacher["model"] = told["teacher"].get("model")  # machines may differ in where it is
+            teacher["model"] = of_main["teacher"].get("model")  # machines may differ in where it is
         ours = {"teacher": json.loads(json.dumps(teacher)), "prompts": self.teacher.prompts(self.bank)}
         for name, now in ours.items():
-            if difference := difference_of(told[name], now, name):
+            if difference := difference_of(of_main[name], now, name):
                 raise ValueError(
                     f"Worker {self.workers.index} does not ask what the main process asks: {difference}; give all of "
                     "them the same files of the model, the same packages and the same locale."
@@ -292,7 +292,7 @@ class _Job:
 
     def _plan(self, sources: list[Rows | Stream]) -> dict[str, Any] | None:
         """How the teacher reads, chosen on the first two images that it can read; None where there is not one."""
-        images = (image for source in sources for image in readable(source))
+        images = (image for source in sources for image in readable_images(source))
         first = list(itertools.islice(images, 2))
         self.teacher.plan = None
         while first:
@@ -308,8 +308,7 @@ class _Job:
             try:
                 self._fill(work, source, done)
             except KeyboardInterrupt as stopped:
-                kept = work.kept(source.split)
-                raise type(stopped)(f"{kept}; run the same command again to go on.") from None
+                raise type(stopped)(f"{work.progress(source.split)}; run the same command again to go on.") from None
             if self.streams:
                 self.workers.from_main(lambda: work.check(source.split, sorted(done)))
         if self.streams:
@@ -343,7 +342,7 @@ class _Job:
                     continue
                 rows = source.fetched(rows)
                 if source.labelled:
-                    answers = reader.answers(rows, index * size, images_per_call, bar.update)
+                    answers = reader.read(rows, index * size, images_per_call, bar.update)
                 else:
                     answers = null_answers(self.features, len(rows))
                     bar.update(len(rows))

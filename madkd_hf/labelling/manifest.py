@@ -92,8 +92,8 @@ def difference_of(then: Any, now: Any, name: str) -> str | None:
             if then.get("rows") != now.get("rows"):
                 return f"its split {split!r} has {then.get('rows')} rows, here {now.get('rows')} (another --limit?)"
             if then.get("labelled") != now.get("labelled"):
-                asked = ("is", "is not") if then.get("labelled") else ("is not", "is")
-                return f"its split {split!r} {asked[0]} among those to label, here it {asked[1]}"
+                is_labelled = ("is", "is not") if then.get("labelled") else ("is not", "is")
+                return f"its split {split!r} {is_labelled[0]} among those to label, here it {is_labelled[1]}"
             name = f"rows of split {split!r}"
         keys = dict.fromkeys([*then, *now])
         return next(
@@ -107,8 +107,8 @@ def difference_of(then: Any, now: Any, name: str) -> str | None:
 def _of_prompts(then: dict[str, str], now: dict[str, str]) -> str:
     if then["example"] == now["example"]:
         return f"the tokens of its prompts are others ({then['tokens']}, here {now['tokens']}: another tokenizer?)"
-    told = [repr(part) for part in first_difference(then["example"], now["example"])]
-    return f"its prompts are others ({told[0]}, here {told[1]}: another --date, or another chat template?)"
+    parts = [repr(part) for part in first_difference(then["example"], now["example"])]
+    return f"its prompts are others ({parts[0]}, here {parts[1]}: another --date, or another chat template?)"
 
 
 def _short(value: Any) -> str:

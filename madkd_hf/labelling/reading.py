@@ -27,7 +27,7 @@ Answer = tuple[np.ndarray, np.ndarray]  # log-odds and mass, [Q] each
 
 @dataclass(frozen=True)
 class Unit:
-    """What the teacher is asked about: an image, or one object of it; two with the same key get one answer."""
+    """What the teacher reads: an image, or one object of it; two with the same key get one answer."""
 
     key: Hashable
     image: Image
@@ -50,25 +50,32 @@ class Reader:
     boxes: Boxes | None = None
     origin: Origin = field(default_factory=Origin)
 
-    def answers(self, rows: Dataset, start: int, images_per_call: int, tell: Callable[[int], Any]) -> pa.Table:
-        """The new columns for a shard whose first row is `start`: the same rows always make the same calls."""
+    def read(self, rows: Dataset, start: int, images_per_call: int, on_progress: Callable[[int], Any]) -> pa.Table:
+        """The new columns for a shard whose first row is `start`.
+
+        Images wait until there are enough of them for a call, and those that look the same are read once. So the same
+        rows always make the same calls.
+
+        Args:
+            on_progress: is told how many more images or objects have been dealt with.
+        """
         names = [self.image_column, *([self.boxes.column] if self.boxes else [])]
-        asked: list[list[Hashable] | None] = []  # for each row the keys of its units; None where it cannot be read
+        keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, Answer | None] = {}
         waiting: dict[Hashable, Unit] = {}
-        seen, told = 0, 0
+        n_met, n_reported = 0, 0
         for number, row in enumerate(rows.select_columns(names), start):
             units = self._units(row, number)
-            asked.append(None if units is None else [unit.key for unit in units])
+            keys_of_rows.append(None if units is None else [unit.key for unit in units])
             waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
-            seen += len(self.boxes.of(row[self.boxes.column])) if self.boxes else 1
+            n_met += len(self.boxes.of(row[self.boxes.column])) if self.boxes else 1
             while len(waiting) >= images_per_call:
                 answers |= self._read([waiting.pop(key) for key in list(itertools.islice(waiting, images_per_call))])
-                tell(seen - len(waiting) - told)
-                told = seen - len(waiting)
+                on_progress(n_met - len(waiting) - n_reported)
+                n_reported = n_met - len(waiting)
         answers |= self._read(list(waiting.values()))
-        tell(seen - told)
-        return self._table([None if keys is None else [answers[key] for key in keys] for keys in asked])
+        on_progress(n_met - n_reported)
+        return self._table([None if keys is None else [answers[key] for key in keys] for keys in keys_of_rows])
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
         """What to ask about in a row; None where it cannot be read and is to be skipped."""

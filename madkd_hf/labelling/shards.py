@@ -210,7 +210,7 @@ class WorkDir:
         """How many objects of a complete shard have answers, where each object has its own."""
         return pc.sum(pc.list_value_length(self._logits(split, index))).as_py() or 0
 
-    def kept(self, split: str | None = None) -> str:
+    def progress(self, split: str | None = None) -> str:
         """What a job that stops here leaves to the next one, in words."""
         splits = [split] if split else list(self.manifest["splits"])
         counts = []
@@ -301,7 +301,7 @@ class WorkDir:
             what = "is a file" if self.folder.is_file() else "lies in a file"
             raise OSError(f"Cannot write to {self.folder}, which {what}: pass another work_dir.") from error
         except OSError as error:
-            kept = self.kept(split) if self._shards.is_dir() else "nothing is lost"
+            kept = self.progress(split) if self._shards.is_dir() else "nothing is lost"
             raise OSError(
                 f"Cannot write to {self.folder} ({error.strerror or error}): {kept}; make room there or make it "
                 "writable, and run the same command again."

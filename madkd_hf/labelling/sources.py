@@ -48,8 +48,8 @@ class Rows:
         split: its name.
         data: the rows.
         image_column: where their images are.
-        labelled: whether the teacher is asked; otherwise the new columns are null.
-        boxes: where the objects are, if the teacher is asked about each object and not about the images.
+        labelled: whether the teacher reads it; otherwise the new columns are null.
+        boxes: where the objects are, if the teacher reads each object and not the whole image.
         origin: which files the rows may name.
         on_error: what to do about a file that must not be read, or that is no image: "raise", or "skip".
     """
@@ -286,8 +286,8 @@ def fetch(stored: dict[str, Any], origin: Origin) -> dict[str, Any]:
     return {"bytes": content, "path": os.path.basename(stored["path"])}
 
 
-def readable(source: Rows | Stream) -> Iterator[Image]:
-    """What the teacher is asked about, images or objects, of those rows that can be read."""
+def readable_images(source: Rows | Stream) -> Iterator[Image]:
+    """What the teacher reads, images or objects, of those rows that can be read."""
     for row in source.head():
         try:
             image = decode(row[source.image_column], source.origin)

@@ -247,17 +247,17 @@ def test_the_first_images_of_a_stream_are_looked_at(tmp_path):
 
 def test_everything_that_is_wrong_is_told_at_once():
     problems = Problems()
-    problems.tell()
+    problems.raise_all()
     with problems.noted():
         raise OSError("No room on the disk.")
     with pytest.raises(OSError, match="^No room on the disk.$"):
-        problems.tell()
+        problems.raise_all()
     for _ in range(2):
         problems.add("The class 'a' has 1 image.")
     with problems.noted():
         raise ImportError("Install\nthis.")
     with pytest.raises(ValueError) as told:
-        problems.tell()
+        problems.raise_all()
     assert str(told.value).splitlines() == [
         "3 things are wrong before we can begin:",
         " - No room on the disk.",
