@@ -233,14 +233,14 @@ def test_a_dataset_with_a_broken_file_is_told_in_one_sentence(tmp_path):
 
 
 def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
-    attach_aspects, taken = importlib.import_module("madkd_hf.cli.label"), {}
+    taken = {}
     stop = ValueError("enough")
 
     def from_pretrained(name, **options):
         taken.update(options)
         raise stop
 
-    monkeypatch.setattr(attach_aspects.AspectTeacher, "from_pretrained", from_pretrained)
+    monkeypatch.setattr("madkd_hf.AspectTeacher.from_pretrained", from_pretrained)
     config = yaml.safe_load((EASY_VQA / "attach.yaml").read_text())
     config |= {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}, "teacher_revision": "v1"}
     (tmp_path / "attach.yaml").write_text(yaml.safe_dump(config))
@@ -248,7 +248,7 @@ def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
     assert "enough" in refuse("attach_aspects", *words, "--attn_implementation", "eager", "--device_map", "auto")
     assert taken["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert (taken["attn_implementation"], taken["device_map"], taken["revision"]) == ("eager", "auto", "v1")
-    assert taken["trust_remote_code"] is False
+    assert not taken.get("trust_remote_code")
     refuse("attach_aspects", *words, "--device_map", '{"": "cpu"}', "--quantization_config", '{"load_in_8bit": true}')
     assert taken["device_map"] == {"": "cpu"} and taken["quantization_config"] == {"load_in_8bit": True}
     assert "is no JSON" in refuse("attach_aspects", *words, "--quantization_config", "4bit")
@@ -469,7 +469,7 @@ def test_a_mistake_ends_the_process_with_a_code_and_no_traceback():
 
 
 def test_labels_of_every_kind_become_classes():
-    with_class_labels = importlib.import_module("madkd_hf.cli.splits").with_class_labels
+    with_class_labels = importlib.import_module("madkd_hf.data.labels").with_class_labels
     for values, kind in (["cat", "dog"], "large_string"), ([3, 7], "uint8"):
         rows = Dataset.from_dict({"label": values}, features=Features({"label": Value(kind)}))
         splits = with_class_labels(
