@@ -54,7 +54,10 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
         default="",
         metadata={"help": "YAML of a training of that task (`madkd train`) for the plain student."},
     )
-    distill: str = field(default="", metadata={"help": "Likewise for the distilled ones and their controls."})
+    distill: str = field(
+        default="",
+        metadata={"help": "Likewise for the distilled ones and their controls; by default that of the baseline."},
+    )
     conditions: list[str] = field(
         default_factory=list,
         metadata={
@@ -129,8 +132,12 @@ def _changed(args: Any, name: str) -> bool:
 
 
 def check_given(args: CompareArguments) -> None:
-    """Raise ValueError for what is missing on the command line, or missing where that says it is."""
-    for name in ("output_dir", "baseline", "distill"):
+    """Raise ValueError for what is missing on the command line, or missing where that says it is.
+
+    Without `distill`, all students are trained by the YAML of the baseline.
+    """
+    args.distill = args.distill or args.baseline
+    for name in ("output_dir", "baseline"):
         if not getattr(args, name):
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
     for name in ("baseline", "distill"):

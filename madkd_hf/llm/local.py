@@ -52,7 +52,7 @@ class LocalLLM:
         self._options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         if file:
             if importlib.util.find_spec("gguf") is None:
-                raise LLMError(f"Reading {file} takes the package gguf, which is not installed: pip install gguf")
+                raise LLMError(f'Reading {file} needs the package gguf: pip install "madkd_hf[gguf]"')
             self._options["gguf_file"] = file
 
     @functools.cached_property

@@ -36,7 +36,7 @@ def _read(split: str) -> tuple[dict[int, Path], dict[int, list[tuple[str, str]]]
         import easy_vqa
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "The easy-VQA images are not installed: pip install easy-vqa", name="easy_vqa"
+            'The easy-VQA images are not installed: pip install "madkd_hf[demo]"', name="easy_vqa"
         ) from error
     paths = getattr(easy_vqa, f"get_{split}_image_paths")()
     questions: dict[int, list[tuple[str, str]]] = {image_id: [] for image_id in sorted(paths)}

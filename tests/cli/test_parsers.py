@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 from builders.commands import EASY_VQA, ROOT, refuse
 
+from madkd_hf.cli.compare import check_given, parse
 from madkd_hf.cli.parsers import GROUPS, parser_of
 from madkd_hf.cli.tasks import command_of
 from madkd_hf.students.tasks import TASKS
@@ -41,8 +43,6 @@ def test_a_typing_error_in_a_file_gets_the_option_that_was_meant(tmp_path):
 
 @pytest.mark.parametrize("name", ["baseline", "distill"])
 def test_files_of_a_comparison_are_found_beside_its_own_first(name, tmp_path, monkeypatch):
-    from madkd_hf.cli.compare import parse
-
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "a.yaml").write_text("")
     (tmp_path / "a.yaml").write_text("")
@@ -61,6 +61,22 @@ def test_the_help_of_a_comparison_names_all_conditions():
     (conditions,) = [action.help for action in parser_of("compare")._actions if action.dest == "conditions"]
     for task in TASKS:
         assert f"or {task}: {', '.join(command_of(task).controls)}" in conditions
+
+
+def test_without_a_file_for_distilled_students_they_are_trained_as_the_plain_one(tmp_path):
+    file = str(EASY_VQA / "baseline.yaml")
+    args = parse(["--baseline", file, "--output_dir", str(tmp_path)])
+    check_given(args)
+    assert args.distill == file
+    assert "No baseline given: pass --baseline" in refuse("compare", "--output_dir", tmp_path)
+
+
+def test_what_an_extra_brings_is_told_with_the_extra():
+    files = [*(ROOT / "madkd_hf").rglob("*.py"), ROOT / "recipes/easy_vqa/data.py"]
+    text = "".join(file.read_text(encoding="utf-8") for file in files)
+    extras = {"demo", "detection", "gguf", "openai", "peft"}
+    assert set(re.findall(r'pip install "madkd_hf\[(\w+)\]"', text)) == extras
+    assert all(f'    "{extra}": [' in (ROOT / "setup.py").read_text(encoding="utf-8") for extra in extras)
 
 
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "matplotlib", "jinja2", "peft", "pandas", "pyarrow", "scipy")

@@ -19,7 +19,7 @@ try:
     from peft import LoraConfig, PeftConfig, PeftModel, PeftType
     from peft.utils import load_peft_weights, set_peft_model_state_dict
 except ImportError as error:
-    raise ImportError("LoRA needs peft, which is not installed: pip install 'madkd_hf[peft]'.") from error
+    raise ImportError('LoRA needs peft, which is not installed: pip install "madkd_hf[peft]"') from error
 
 
 ALL_LINEAR = "all-linear"
