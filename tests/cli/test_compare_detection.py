@@ -104,9 +104,9 @@ def test_compare_reports_detectors_keeps_those_that_are_finished_and_publishes(h
 
 
 def test_each_student_has_the_answers_of_its_level(tmp_path):
-    conditions = importlib.import_module("madkd_hf.cli.conditions")
+    conditions, compare = (importlib.import_module(f"madkd_hf.cli.{name}") for name in ("conditions", "compare"))
     args = conditions.CompareArguments(output_dir=str(tmp_path), baseline="a.yaml", distill="b.yaml", seeds=1)
-    args.objects = conditions.TaskArguments(task="detection", scenes=7, box_format="yolo", category_field="label")
+    args.objects = compare.TaskArguments(task="detection", scenes=7, box_format="yolo", category_field="label")
     bank = AspectBank.load(EASY_VQA / "aspects.json")
     cells = {name: cell for (name, _), cell in conditions.plan(args, {}, None, bank).items()}
     assert list(cells) == CONDITIONS
@@ -212,9 +212,10 @@ def test_pictures_of_detectors(tmp_path):
 
 
 def test_ap_of_each_class_is_that_of_the_evaluation(tmp_path):
-    pictures, conditions = (importlib.import_module(f"madkd_hf.cli.{name}") for name in ("pictures", "conditions"))
+    names = ("pictures", "conditions", "compare")
+    pictures, conditions, compare = (importlib.import_module(f"madkd_hf.cli.{name}") for name in names)
     args = conditions.CompareArguments(output_dir=str(tmp_path))
-    args.objects = conditions.TaskArguments(task="detection")
+    args.objects = compare.TaskArguments(task="detection")
     rows = make_scenes()["test"]
     there = pictures.objects_in(args, rows, EASY_VQA / "detector")
     for each, row in zip(there, rows, strict=True):
