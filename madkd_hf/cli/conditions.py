@@ -28,7 +28,17 @@ from .tasks.base import TestUse
 
 LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a plain student has neither
-COMPARED = {"config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict"}
+COMPARED = {
+    "config",
+    "seed",
+    "output_dir",
+    "dataset",
+    "bank",
+    "teacher",
+    "aspect_control",
+    "do_predict",
+    "teacher_options",
+}
 COMPARED |= {"push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"}
 
 
