@@ -200,6 +200,18 @@ class RecipeParser(HfArgumentParser):
                     setattr(options, name, os.path.expanduser(getattr(options, name)))
         return tuple(parsed)
 
+    def check_names(self, argv: list[str], others: set[str]) -> None:
+        """Refuse a mistyped option before the module that knows the `others` is imported.
+
+        Raises:
+            ValueError: an option is neither one of this parser nor among the others.
+        """
+        known = {action.dest for action in self._actions} | others
+        for word in argv:
+            name = word.partition("=")[0].lstrip("-").replace("-", "_")
+            if word.startswith("--") and name and not known & {name, name.removeprefix("no_")}:
+                raise ValueError(f"Unknown option --{name}{_suggest(name, known)}; --help lists them all.")
+
     def _read(self, path: Path, args: list[str]) -> list[str]:
         """The options in a file as a command line has them; `args` are those that win over them."""
         if not path.is_file():
@@ -225,9 +237,12 @@ class RecipeParser(HfArgumentParser):
         return [token for key, value in content.items() for token in tokens(key, value)]
 
     def _suggest(self, name: str) -> str:
-        known = [action.dest for action in self._actions]
-        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
-        return f": did you mean {close[0]!r}?" if close else ""
+        return _suggest(name, {action.dest for action in self._actions})
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(known), n=1)
+    return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _unknown_keys(path: Path, unknown: list[str], content: dict[str, Any], known: set[str]) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +46,27 @@ def task_of(argv: list[str]) -> str:
             if options.get(option):
                 return name
     return next(iter(TASKS))
+
+
+def training_options() -> set[str]:
+    """The fields of `MadkdTrainingArguments`, from its source: an import takes seconds; none where it changed."""
+    folder = importlib.util.find_spec("transformers").submodule_search_locations[0]
+    files = {
+        "TrainingArguments": Path(folder, "training_args.py"),
+        "MadkdTrainingArguments": Path(__file__).parents[1] / "students" / "base" / "training_args.py",
+    }
+    names = set()
+    for class_name, file in files.items():
+        try:
+            body = ast.parse(file.read_text(encoding="utf-8")).body
+        except (OSError, SyntaxError):
+            return set()
+        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == class_name]
+        fields = [node.target.id for each in found for node in each.body if isinstance(node, ast.AnnAssign)]
+        if not fields:
+            return set()
+        names |= set(fields)
+    return names
 
 
 def content_of(config: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..students.tasks import TASKS
 from ..text import terminal
 from .arguments import RecipeParser
-from .options import task_of
+from .options import task_of, training_options
 from .outputs import STUDENT, check_place, working_in
 from .tasks import command_of
 
@@ -29,6 +29,8 @@ def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingA
     """
     argv = sys.argv[1:] if argv is None else argv
     task = task_of(argv)
+    if training := training_options():
+        light_parser(task).check_names(argv, training)
     args, *groups, training_args = parser_of(task).parse(argv)
     args.task = task
     for name, group in zip(command_of(task).more_arguments, groups):
@@ -40,9 +42,13 @@ def parser_of(task: str) -> RecipeParser:
     """The options of a training of this task."""
     from ..students.base.training_args import MadkdTrainingArguments
 
+    return light_parser(task, MadkdTrainingArguments)
+
+
+def light_parser(task: str, *more: type) -> RecipeParser:
+    """The options that need no training arguments, and those of `more`."""
     command = command_of(task)
-    types = command.arguments, *command.more_arguments.values(), MadkdTrainingArguments
-    return RecipeParser(*types, description=command.description)
+    return RecipeParser(command.arguments, *command.more_arguments.values(), *more, description=command.description)
 
 
 def main() -> None:

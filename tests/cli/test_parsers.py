@@ -10,8 +10,10 @@ import pytest
 from builders.commands import EASY_VQA, ROOT, refuse
 
 from madkd_hf.cli.compare import check_given, parse
+from madkd_hf.cli.options import training_options
 from madkd_hf.cli.parsers import GROUPS, parser_of
 from madkd_hf.cli.tasks import command_of
+from madkd_hf.cli.train import light_parser
 from madkd_hf.students.tasks import TASKS
 
 
@@ -80,6 +82,29 @@ def test_what_an_extra_brings_is_told_with_the_extra():
 
 
 HEAVY = ("torch", "transformers", "datasets", "sklearn", "matplotlib", "jinja2", "peft", "pandas", "pyarrow", "scipy")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_options_of_a_training_are_known_from_their_source(task):
+    from madkd_hf.cli.train import parser_of as whole_parser
+
+    light = {action.dest for action in light_parser(task)._actions}
+    assert {action.dest for action in whole_parser(task)._actions} <= light | training_options()
+
+
+def test_a_mistyped_option_of_a_training_is_told_before_anything_large_is_imported():
+    code = """
+import sys
+from madkd_hf.cli.main import main
+sys.argv = ["madkd", "train", "--no-bf16", "--learning-rat", "1"]
+try:
+    main()
+except SystemExit as stopped:
+    print(stopped.code, [m for m in ("torch", "transformers", "sklearn") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("error: Unknown option --learning_rat: did you mean 'learning_rate'?"), done.stderr
+    assert done.stdout.endswith("[]\n")
 
 
 @pytest.mark.parametrize("commands", [[""], list(GROUPS)])
