@@ -218,15 +218,15 @@ def _may_be_secret(value: str) -> bool:
 
 @cache
 def _forms(secret: str) -> tuple[str, ...]:
-    """A secret as it is, its parts, and as addresses, JSON and base64 hold it; the longest first."""
-    parts = {secret, *(part for part in secret.split() if len(part) > 3)}  # "and" is a word
+    """A secret as it is, its parts, and as addresses, JSON and base64 hold it; the longest first, itself before all."""
+    parts = {secret, " ".join(secret.split()), *filter(_may_be_secret, secret.split())}  # "more" is a word
     forms = {form for part in parts for form in (part, quote(part, ""), quote_plus(part), json.dumps(part)[1:-1])}
     for part in [part for part in parts if len(part) >= 8]:
         for before in range(3):  # bytes of something else: its letters depend on where it begins
             encoded = base64.b64encode(b"\0" * before + part.encode(errors="replace")).decode()
             inner = encoded[(8 * before + 5) // 6 : (8 * (before + len(part.encode(errors="replace")))) // 6]
             forms |= {inner, inner.replace("+", "-").replace("/", "_")}
-    return tuple(sorted(forms - {""}, key=len, reverse=True))
+    return tuple(sorted(forms - {""}, key=lambda form: (-len(form), form != secret)))
 
 
 def _without(text: str, secret: str) -> str:

@@ -258,7 +258,7 @@ def test_a_bank_with_other_things_than_texts_of_a_sentence_is_refused(tmp_path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[" * 100_000 + "]" * 100_000, "is no aspect bank.*RecursionError"),
+        ("[" * 100_000 + "]" * 100_000, r"is no aspect bank \(nested too deeply"),
         ('{"format_version": 1, "aspects": [{"id": "a", "id": "b", "question": "Is it?"}]}', "key 'id' appears twice"),
         ('{"format_version": 1, "aspects": [], "aspects": []}', "key 'aspects' appears twice"),
         ('{"format_version": NaN, "aspects": []}', "NaN is no JSON"),
