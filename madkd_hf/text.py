@@ -153,9 +153,11 @@ def masked(value: Any) -> str:
     shortened: of a token that was cut, the rest would not be known any more.
     """
     text = _text(value)
-    for secret in sorted({*_SECRETS, *_of_environment()}, key=len, reverse=True):
-        for each in _forms(secret):
-            text = _without(text, each)
+    forms = [form for secret in {*_SECRETS, *_of_environment()} for form in _forms(secret)]
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
+    for form in forms:
+        text = _without_beginning(text, form)
     return _PASSWORD.sub("***@", _SECRET_SHAPES.sub("***", text))
 
 
@@ -218,7 +220,7 @@ def _may_be_secret(value: str) -> bool:
 
 @cache
 def _forms(secret: str) -> tuple[str, ...]:
-    """A secret as it is, its parts, and as addresses, JSON and base64 hold it; the longest first, itself before all."""
+    """A secret as it is, its parts, and as addresses, JSON and base64 hold it; the longest first."""
     parts = {secret, " ".join(secret.split()), *filter(_may_be_secret, secret.split())}  # "more" is a word
     forms = {form for part in parts for form in (part, quote(part, ""), quote_plus(part), json.dumps(part)[1:-1])}
     for part in [part for part in parts if len(part) >= 8]:
@@ -226,13 +228,13 @@ def _forms(secret: str) -> tuple[str, ...]:
             encoded = base64.b64encode(b"\0" * before + part.encode(errors="replace")).decode()
             inner = encoded[(8 * before + 5) // 6 : (8 * (before + len(part.encode(errors="replace")))) // 6]
             forms |= {inner, inner.replace("+", "-").replace("/", "_")}
-    return tuple(sorted(forms - {""}, key=lambda form: (-len(form), form != secret)))
+    return tuple(sorted(forms - {""}, key=len, reverse=True))
 
 
-def _without(text: str, secret: str) -> str:
-    """The text without a secret; of a long one, no beginning of 8 characters or more is left either."""
+def _without_beginning(text: str, secret: str) -> str:
+    """The text without a beginning of a long secret, of 8 characters or more: what is left where a message was cut."""
     if len(secret) < 12:
-        return text.replace(secret, "***")
+        return text
     parts, place = [], 0
     while (start := text.find(secret[:8], place)) >= 0:
         end = start + len(os.path.commonprefix([secret, text[start:]]))
