@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
 
+from ..data.places import similar
 from .interrupts import INTERRUPTED
+from .options import OptionParser, content_of
 
 
 LAUNCHES = ("--num_processes", "--config_file")  # options that ask for it
@@ -18,7 +22,11 @@ QUIET = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--m
 
 def asks_for_launch(argv: Iterable[str]) -> bool:
     """Whether the words of a command ask for several processes."""
-    return any(word.partition("=")[0] in LAUNCHES for word in argv)
+    return any(word.partition("=")[0] in (*LAUNCHES, *map(_hyphenated, LAUNCHES)) for word in argv)
+
+
+def _hyphenated(option: str) -> str:
+    return f"--{option.removeprefix('--').replace('_', '-')}"
 
 
 def split(argv: Iterable[str], launch_options: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -33,23 +41,50 @@ def split(argv: Iterable[str], launch_options: Iterable[str]) -> tuple[list[str]
     return theirs, ours
 
 
+def check_config(argv: list[str]) -> None:
+    """See that `--config_file` names a configuration of accelerate; the options of a command come by `--config`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    parser = OptionParser()
+    parser.add_argument("--config_file", "--config-file", dest="file")
+    file = parser.parse_known_args(argv)[0].file
+    if file is None:
+        return
+    path, remedy = Path(file).expanduser(), "the options of a command come by --config"
+    if not path.is_file():
+        raise ValueError(
+            f"There is no file {path}{similar(path)}: pass --config_file with one that `accelerate config` wrote; "
+            f"{remedy}."
+        )
+    if "distributed_type" not in content_of(file):
+        raise ValueError(f"{path} is no configuration of accelerate, it has no distributed_type: {remedy}.")
+
+
 def launch(verb: str, argv: list[str]) -> None:
     """Run a command in the processes that it asks for; does not return.
 
     Without a configuration, N processes are started also where there is no GPU.
+
+    Raises:
+        ValueError: accelerate does not understand its options.
     """
+    check_config(argv)
     from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     parser = launch_command_parser()
+    parser.error = _refuse
     theirs, ours = split(argv, {option for action in parser._actions for option in action.option_strings})
     args = parser.parse_args([*theirs, "--module", "madkd_hf", verb, *ours])
     if args.config_file is None and not os.path.isfile(default_config_file):
         kinds = (args.multi_gpu, args.cpu, args.tpu, args.use_deepspeed, args.use_fsdp, args.use_megatron_lm)
         several = ["--multi_gpu"] if args.num_processes > 1 and not any(kinds) else []
         args = parser.parse_args([*QUIET, *several, *theirs, "--module", "madkd_hf", verb, *ours])
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on it is for the launcher
     try:
         launch_command(args)
     except KeyboardInterrupt:
@@ -61,6 +96,10 @@ def launch(verb: str, argv: list[str]) -> None:
     except ChildFailedError as failed:
         _exit(failed.get_first_failure()[1].exitcode)
     sys.exit(0)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message}: `accelerate launch --help` lists these options.")
 
 
 def _exit(code: int) -> None:

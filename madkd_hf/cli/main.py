@@ -6,11 +6,7 @@ import difflib
 import importlib
 import sys
 
-from .. import __version__
-from ..text import message
-from . import interrupts
-from .launch import asks_for_launch, launch
-from .options import check_paths
+from . import interrupts  # the others are imported where they are used: they load YAML, and a stop may come before
 
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
@@ -28,16 +24,18 @@ MORE = "`madkd COMMAND --help` lists the options of a command; `madkd --version`
 
 def main() -> None:
     """The console command."""
+    interrupts.watch()
     verb, *options = sys.argv[1:] or [""]
     if verb in COMMANDS:
         sys.argv[1:] = options
-        if verb in LAUNCHED and asks_for_launch(options):
-            _check_paths()
-            launch(verb, options)
+        if verb in LAUNCHED:
+            _launch_if_asked(verb, options)
         run_command(verb)
     elif verb in ("-h", "--help", "help"):
         print(overview())
     elif verb == "--version":
+        from .. import __version__
+
         print(f"madkd_hf {__version__}")
     elif verb:
         sys.exit(f"error: {unknown(verb)}")
@@ -78,7 +76,22 @@ def run_command(verb: str, *options: str) -> None:
     run(command.main)
 
 
+def _launch_if_asked(verb: str, options: list[str]) -> None:
+    from ..text import message
+    from .launch import asks_for_launch, launch
+
+    if asks_for_launch(options):
+        _check_paths()
+        try:
+            launch(verb, options)
+        except ValueError as error:
+            sys.exit(f"error: {message(error)}")
+
+
 def _check_paths() -> None:
+    from ..text import message
+    from .options import check_paths
+
     try:
         check_paths(sys.argv[1:])
     except ValueError as error:

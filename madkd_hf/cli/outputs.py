@@ -65,7 +65,7 @@ def working_in(output_dir: str, args: Any, kind: str, names: Sequence[str], is_m
         yield
         return
     check_place(output_dir, args, kind, names)
-    with locked(output_dir, f"it writes a {kind}"):
+    with locked(output_dir, "it writes there"):
         own_folder(output_dir, kind, names)
         yield
 

@@ -30,6 +30,32 @@ def test_as_many_processes_as_one_asks_for_and_their_error(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--config_file", "nothere.yaml"], "There is no file nothere.yaml"),
+        (["--config-file", EASY_VQA / "distill.yaml"], "the options of a command come by --config."),
+        (["--num_processes", "two"], "invalid int value: 'two'"),
+        (["--num-processes"], "expected one argument"),
+    ],
+)
+def test_what_accelerate_cannot_take_is_told_in_a_sentence(words, said):
+    done = command("-m", "madkd_hf", "train", *words, "--dataset", "you/birds")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and said in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped")])
+def test_a_launch_that_is_stopped_while_it_loads_says_so(sent, code, word, tmp_path):
+    code_of_module = "import os, signal, sys, threading\n"
+    code_of_module += "threading.Timer(0.7, os.kill, (os.getpid(), signal.Signals[sys.argv.pop(1)])).start()\n"
+    code_of_module += "from madkd_hf.cli.main import main; main()"
+    with start("-c", code_of_module, sent, *LABEL[2:], "--output_dir", tmp_path / "out") as job:
+        said = job.stdout.read()
+        job.wait(60)
+    assert job.returncode == code and said.startswith(word) and said.count("\n") == 1, said[-2000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped")])
 def test_a_stopped_launch_says_what_is_kept_and_exits_as_shells_expect(sent, code, word, tmp_path):
