@@ -32,9 +32,9 @@ def _let_transformers_find_none() -> None:
     """transformers looks for the package, without importing it, and remembers what it found."""
     sys.modules["torchvision"] = None  # such a module cannot be found
     try:
-        found = importlib.import_module("transformers.utils.import_utils")
-        for look in (found.is_torchvision_available, found.is_torchvision_v2_available):
-            look.cache_clear()
-            look()
+        import_utils = importlib.import_module("transformers.utils.import_utils")
+        for is_available in (import_utils.is_torchvision_available, import_utils.is_torchvision_v2_available):
+            is_available.cache_clear()
+            is_available()
     finally:
         del sys.modules["torchvision"]

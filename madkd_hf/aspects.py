@@ -158,14 +158,14 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
         raise FileNotFoundError(f"There is no bank at {path}: expected a JSON file, a folder, or a Hub dataset id.")
     try:
         keep_secret(token if isinstance(token, str) else None)
-        wanted = {"repo_type": "dataset", "revision": revision, "token": token}
-        size = hf_hub_download(str(source), BANK_FILE, dry_run=True, **wanted).file_size or 0
+        options = {"repo_type": "dataset", "revision": revision, "token": token}
+        size = hf_hub_download(str(source), BANK_FILE, dry_run=True, **options).file_size or 0
         if size > LARGEST_FILE:
             raise ValueError(
                 f"The {BANK_FILE} of {seen(source)} is no aspect bank: it has {size:,} bytes, at most "
                 f"{LARGEST_FILE:,} are read."
             )
-        return Path(hf_hub_download(str(source), BANK_FILE, **wanted))
+        return Path(hf_hub_download(str(source), BANK_FILE, **options))
     except OSError as error:
         reason = (masked(error).strip() or type(error).__name__).splitlines()
         raise FileNotFoundError(
@@ -186,20 +186,20 @@ def _named(aspects: Iterable[Aspect | str]) -> tuple[Aspect, ...]:
     """Aspects, those for plain questions named after their words."""
     if isinstance(aspects, (str, bytes, Mapping)):
         raise _BankError(f"The bank is {_shown(aspects)}: expected a list of questions, or of Aspect(id, question).")
-    found: list[Aspect] = []
+    result: list[Aspect] = []
     aspects = list(aspects)
-    taken = {each.id for each in aspects if isinstance(each, Aspect) and isinstance(each.id, str)}
-    for position, each in enumerate(aspects):
-        if not isinstance(each, (Aspect, str)):
-            raise _BankError(f"Aspect {position} is {_shown(each)}: expected a question, or Aspect(id, question).")
-        if isinstance(each, str):
-            words = re.findall(r"[^\W_]+", each.casefold())
+    used_ids = {aspect.id for aspect in aspects if isinstance(aspect, Aspect) and isinstance(aspect.id, str)}
+    for position, aspect in enumerate(aspects):
+        if not isinstance(aspect, (Aspect, str)):
+            raise _BankError(f"Aspect {position} is {_shown(aspect)}: expected a question, or Aspect(id, question).")
+        if isinstance(aspect, str):
+            words = re.findall(r"[^\W_]+", aspect.casefold())
             name = "_".join([word for word in words if word not in FILLERS] or words)[:40] or "aspect"
-            name = next(n for n in (name, *(f"{name}_{k}" for k in range(2, len(taken) + 3))) if n not in taken)
-            each = Aspect(name, each)
-            taken.add(name)
-        found.append(each)
-    return tuple(found)
+            name = next(n for n in (name, *(f"{name}_{k}" for k in range(2, len(used_ids) + 3))) if n not in used_ids)
+            aspect = Aspect(name, aspect)
+            used_ids.add(name)
+        result.append(aspect)
+    return tuple(result)
 
 
 def _validate(aspects: tuple[Aspect, ...]) -> None:

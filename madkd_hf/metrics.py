@@ -91,12 +91,12 @@ class AspectAuroc(_Metric):
 
     def _compute(self, predictions, references):
         scores, yes = np.asarray(predictions), np.asarray(references) > 0
-        each = [
+        per_aspect = [
             float(sk.roc_auc_score(yes[:, q], scores[:, q])) if 0 < yes[:, q].sum() < len(yes) else float("nan")
             for q in range(yes.shape[1])
         ]
-        mean = float(np.nanmean(each)) if not np.isnan(each).all() else float("nan")
-        return {"aspect_auroc": mean, "per_aspect": each}
+        mean = float(np.nanmean(per_aspect)) if not np.isnan(per_aspect).all() else float("nan")
+        return {"aspect_auroc": mean, "per_aspect": per_aspect}
 
 
 class AspectBce(_Metric):
@@ -110,8 +110,8 @@ class AspectBce(_Metric):
 
     def _compute(self, predictions, references):
         scores, targets = np.asarray(predictions, dtype=float), expit(np.asarray(references, dtype=float))
-        each = (np.logaddexp(0, scores) - targets * scores).mean(axis=0)
-        return {"aspect_bce": float(each.mean()), "per_aspect": each.tolist()}
+        per_aspect = (np.logaddexp(0, scores) - targets * scores).mean(axis=0)
+        return {"aspect_bce": float(per_aspect.mean()), "per_aspect": per_aspect.tolist()}
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -141,10 +141,10 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
     for metric in (Accuracy, *([TopK] if logits.shape[1] > TOP else []), MacroF1, CalibrationError):
         results.update(_run(metric, logits, labels))
     if paired:
-        known = np.isfinite(targets).all(axis=1)
-        if known.any():
-            ranked = _run(AspectAuroc, aspects[known], targets[known])
-            results |= {**ranked, **_run(AspectBce, aspects[known], targets[known])}
+        answered = np.isfinite(targets).all(axis=1)
+        if answered.any():
+            ranked = _run(AspectAuroc, aspects[answered], targets[answered])
+            results |= {**ranked, **_run(AspectBce, aspects[answered], targets[answered])}
             results["per_aspect"] = ranked["per_aspect"]
     return results
 

@@ -208,8 +208,8 @@ def _cut(text: str, limit: int | None) -> str:
 
 
 def _of_environment() -> Iterator[str]:
-    named = (value.strip() for name, value in os.environ.items() if _SECRET_NAMES.search(name))
-    return (value for value in named if _may_be_secret(value))
+    values = (value.strip() for name, value in os.environ.items() if _SECRET_NAMES.search(name))
+    return (value for value in values if _may_be_secret(value))
 
 
 def _may_be_secret(value: str) -> bool:

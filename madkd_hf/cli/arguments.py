@@ -351,11 +351,11 @@ def run(main: Callable[[], None]) -> None:
 
 def _full_disk(error: Exception) -> str:
     """In a sentence, whichever library met it; ours have one of their own."""
-    told = str(error)
-    if "make room" in told:
-        return told
+    text = str(error)
+    if "make room" in text:
+        return text
     place = getattr(error, "filename", None)
     return (
-        f"The disk is full{f' at {place}' if place else ''} ({' '.join(told.split())[:200]}): make room there, and "
+        f"The disk is full{f' at {place}' if place else ''} ({' '.join(text.split())[:200]}): make room there, and "
         "run the same command again; what was there before is whole."
     )

@@ -171,10 +171,10 @@ def main() -> None:
         problems.step(check_place, folder, classes.dataset)
     names = problems.step(class_names, classes)
     problems.raise_all()
-    named = {name: getattr(questions, name) for name in ("candidates", "keep", "per_request", "max_rounds")}
-    plan = Plan(**named, groups=tuple(questions.groups), max_tokens=args.max_tokens, seed=args.seed)
-    named = ("allow_class_names", "any_language", "max_characters", "max_words")
-    rules = Rules(**{name: getattr(questions, name) for name in named})
+    options = {name: getattr(questions, name) for name in ("candidates", "keep", "per_request", "max_rounds")}
+    plan = Plan(**options, groups=tuple(questions.groups), max_tokens=args.max_tokens, seed=args.seed)
+    options = ("allow_class_names", "any_language", "max_characters", "max_words")
+    rules = Rules(**{name: getattr(questions, name) for name in options})
     llm = load_llm(args)
     store = open_store(names, llm.name, classes.domain, rules, folder, args.change_llm)
     check_banks(folder, store)
@@ -264,8 +264,8 @@ def _names_of_dataset(args: ClassArguments) -> list[str]:
     label = features.get(args.label_column)
     if isinstance(label, ClassLabel):
         return label.names
-    named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    remedy = f"pass --label_column {named[0]}" if named else "pass --class_names or --class_names_file"
+    class_columns = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    remedy = f"pass --label_column {class_columns[0]}" if class_columns else "pass --class_names or --class_names_file"
     if label is None:
         raise ValueError(f"{args.dataset} has no column {args.label_column!r} but {', '.join(features)}: {remedy}.")
     raise ValueError(
@@ -322,14 +322,14 @@ def check_banks(folder: Path, store: Store) -> None:
 
 def print_estimate(args: LLMArguments, store: Store, llm: LLM, plan: Plan) -> None:
     """Print what it takes, before it is paid for."""
-    of = estimate(store, llm, plan)
+    tokens = estimate(store, llm, plan)
     print(
-        f"{llm.name}: about {counted(of.requests, 'request')}, {of.tokens_in:,} tokens read and {of.tokens_out:,} "
-        f"written; at most {of.most_requests}, {of.most_tokens_in:,} and {of.most_tokens_out:,} (--max_rounds, "
-        "--max_tokens)."
+        f"{llm.name}: about {counted(tokens.requests, 'request')}, {tokens.tokens_in:,} tokens read and "
+        f"{tokens.tokens_out:,} written; at most {tokens.most_requests}, {tokens.most_tokens_in:,} and "
+        f"{tokens.most_tokens_out:,} (--max_rounds, --max_tokens)."
     )
     if args.price_in is not None:
-        expected, most = of.cost(args.price_in, args.price_out)
+        expected, most = tokens.cost(args.price_in, args.price_out)
         print(f"About {expected:.4f} USD, at most {most:.4f} USD, without what is repeated after a time-out.")
     elif not is_local(args):
         print("With --price_in and --price_out, in USD per million tokens, this tells the cost.")

@@ -77,7 +77,7 @@ class Cell:
         """What decides the result, by name: the options as they are understood, whatever says them, what stands in the
         dataset, bank and models that they name, wherever these are, and the versions of the code."""
         parsed = train.parse(list(self.argv))
-        options = {name: value for each in parsed for name, value in _options(each).items()}
+        options = {name: value for group in parsed for name, value in _options(group).items()}
         options = {name: value for name, value in options.items() if name not in DECIDES_NOTHING}
         options = {name: value for name, value in options.items() if not name.startswith(OF_PUBLISHING)}
         dataset, bank = Path(options["dataset"] or "nowhere"), options["bank"]
@@ -118,10 +118,10 @@ def _options(parsed: Any) -> dict[str, Any]:
 def _fingerprint(state: Path) -> str:
     """Of a saved dataset."""
     remedy = "save the dataset again, such as by the same `madkd label` into another folder"
-    found = read_json(state, "state of a saved dataset", remedy).get("_fingerprint")
-    if not isinstance(found, str):
+    fingerprint = read_json(state, "state of a saved dataset", remedy).get("_fingerprint")
+    if not isinstance(fingerprint, str):
         raise ValueError(f"{state} is damaged, it holds no fingerprint of a dataset: {remedy}.")
-    return found
+    return fingerprint
 
 
 def _model(folder: Path) -> dict[str, str]:
@@ -179,9 +179,9 @@ def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[
         ValueError: see `run_cells`.
     """
     pool = _start_workers(workers)
-    by_the_user = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
+    user_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
     futures = {pool.submit(train_cell, cell): cell for cell in todo}
-    signal.signal(signal.SIGINT, by_the_user)
+    signal.signal(signal.SIGINT, user_handler)
     cell, total = todo[0], len(todo) + len(results)
     try:
         with tqdm(total=total, initial=len(results), unit=" students", desc="training") as bar:
@@ -244,8 +244,8 @@ def _begin_worker(numbers: multiprocessing.SimpleQueue, visible: list[str]) -> N
 
 def devices() -> list[str]:
     """The GPUs that this command may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [str(i) for i in range(torch.cuda.device_count())] if named is None else [n for n in named.split(",") if n]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(i) for i in range(torch.cuda.device_count())] if names is None else [n for n in names.split(",") if n]
 
 
 def _jobs() -> int:

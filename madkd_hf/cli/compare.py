@@ -117,13 +117,13 @@ def parse(args: list[str] | None = None) -> CompareArguments:
     """
     compared, compared.objects = RecipeParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
     if compared.detects:
-        of_others = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]
-        of_others += ["grid"] if _changed(compared, "grid") else []
+        unusable = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]
+        unusable += ["grid"] if _changed(compared, "grid") else []
     else:
-        of_others = [name for name in ObjectArguments.__dataclass_fields__ if _changed(compared.objects, name)]
-    if of_others:
+        unusable = [name for name in ObjectArguments.__dataclass_fields__ if _changed(compared.objects, name)]
+    if unusable:
         other = "classification" if compared.detects else "detection"
-        raise ValueError(f"{of_others[0]} is for task: {other}, and this is {compared.objects.task}: leave it out.")
+        raise ValueError(f"{unusable[0]} is for task: {other}, and this is {compared.objects.task}: leave it out.")
     return compared
 
 

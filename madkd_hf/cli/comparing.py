@@ -50,13 +50,13 @@ from .training import about_dataset
 def keep_student(args: CompareArguments) -> Path | None:
     """Copy the first distilled student to where users look for it."""
     treated = terms({"task": args.objects.task}).treated
-    cell, kept = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
+    trained, student = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
     if treated not in args.controls():
         return None
-    others = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
-    with new_folder(kept, "student") as new:
-        shutil.copytree(cell, new, ignore=others, dirs_exist_ok=True)
-    return kept
+    ignored = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
+    with new_folder(student, "student") as new:
+        shutil.copytree(trained, new, ignore=ignored, dirs_exist_ok=True)
+    return student
 
 
 def compare_points(
@@ -66,9 +66,9 @@ def compare_points(
     about: dict[str, Any],
 ) -> None:
     """The report of a grid."""
-    found = []
+    summaries = []
     for point, cells in planned:
-        both = [
+        by_metric = [
             report.summarise(
                 [
                     {"condition": condition, "seed": seed, "accuracy": 100 * results[cell.name]["metrics"][metric]}
@@ -77,16 +77,16 @@ def compare_points(
             )
             for metric in ("test_accuracy", "eval_accuracy")
         ]
-        found.append({"point": point, **both[0], "validation": both[1]["accuracy"]})
-    written = write_grid({"points": found, **about}, args.output_dir)
-    print(f"\n{grid_table(found)}\n\n{grid_verdict(found)}\nReport and pictures: {written}")
+        summaries.append({"point": point, **by_metric[0], "validation": by_metric[1]["accuracy"]})
+    report_path = write_grid({"points": summaries, **about}, args.output_dir)
+    print(f"\n{grid_table(summaries)}\n\n{grid_verdict(summaries)}\nReport and pictures: {report_path}")
 
 
 def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
     """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
     rows = labelled[args.train_split]
     rows = flatten_objects(rows) if args.detects else rows
-    mass = np.array([each for each in rows["aspect_mass"] if each is not None])
+    mass = np.array([row for row in rows["aspect_mass"] if row is not None])
     about = {**teacher.provenance, "mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
     card = Path(args.teacher) / "README.md"
     if card.is_file():
@@ -107,8 +107,8 @@ def check_publishing(args: CompareArguments) -> HubRepo | None:
             f"There is no distilled student to publish in {args.conditions}: add {treated} to --conditions."
         )
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    to = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
-    return HubRepo(name, "model", **to).check(args.hub_license)
+    options = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
+    return HubRepo(name, "model", **options).check(args.hub_license)
 
 
 def publish(
@@ -139,8 +139,8 @@ def publish(
         "license": args.hub_license,
     }
     command, treated = args.command, terms({"task": args.objects.task}).treated
-    asked, training_args = parse_student(student_argv(args, treated, 0, str(student)))
-    trained_with = command.task.trainer.hyperparameters(training_args) | command.hyperparameters(asked)
+    student_args, training_args = parse_student(student_argv(args, treated, 0, str(student)))
+    trained_with = command.task.trainer.hyperparameters(training_args) | command.hyperparameters(student_args)
     commit = push_student(
         command.task.model.from_pretrained(student),
         load_image_processor(student),
@@ -197,7 +197,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
         "figures": pictures,
     }
-    written = report.write_report(summary, args.output_dir)
+    report_path = report.write_report(summary, args.output_dir)
     print(f"\n{report.table(summary)}\n")
     if "gain" in summary:
         print(f"{report.verdict(summary['gain'], terms(summary).score)}.")
@@ -205,7 +205,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         print(over_controls(summary))
     if by_class and "calibration" in by_class:
         print(calibration_sentence(by_class))
-    print(f"Report and pictures: {written}")
+    print(f"Report and pictures: {report_path}")
     if repo:
         metrics = results[f"{terms(summary).treated}-0"]["metrics"]
         url = publish(args, repo, student, metrics, summary, labelled)

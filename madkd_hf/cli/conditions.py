@@ -61,14 +61,14 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any
     if args.detects:
         places = {LABELLED: args.objects.boxes}
         places |= {LABELLED_IMAGES: {}} if set(args.command.about_images) & set(args.controls()) else {}
-    found = {}
+    results = {}
     for place, boxes in places.items():
         if args.work_dir and place != LABELLED:
             shared["work_dir"] = f"{args.work_dir}_{place}"  # a job of its own
         attach = attach_aspects.AttachArguments(**shared, **boxes, splits=[args.train_split, args.eval_split])
-        found[place] = attach_aspects.label(attach, splits)
-        attach_aspects.save(*found[place][:2], Path(args.output_dir) / place)
-    return found[LABELLED]
+        results[place] = attach_aspects.label(attach, splits)
+        attach_aspects.save(*results[place][:2], Path(args.output_dir) / place)
+    return results[LABELLED]
 
 
 def read_grid(text: str, name: str = "grid") -> dict[str, list[Any]]:

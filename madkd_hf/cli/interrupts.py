@@ -27,8 +27,8 @@ def leave(stopped: KeyboardInterrupt) -> NoReturn:
     """Exit with a line that says what is kept; of an `accelerate launch`, the first process says it for all."""
     code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
     if os.environ.get("RANK", "0") == "0":
-        told = str(stopped).rstrip(".") or KEPT
-        print(f"{WORDS[code]}: {told}.", file=sys.stderr, flush=True)
+        reason = str(stopped).rstrip(".") or KEPT
+        print(f"{WORDS[code]}: {reason}.", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -60,12 +60,12 @@ def watch() -> None:
     """Until `arguments.run` takes over: called before the large libraries are imported."""
     if multiprocessing.parent_process() is not None:
         return
-    process, shown = os.getpid(), sys.excepthook
+    process, original = os.getpid(), sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, trace: Any) -> None:
         if issubclass(kind, KeyboardInterrupt):
             _end_while_loading(INTERRUPTED)
-        shown(kind, error, trace)
+        original(kind, error, trace)
 
     def stop(*_: Any) -> None:
         if os.getpid() == process:

@@ -146,8 +146,8 @@ def label(args: AttachArguments, splits: Splits, workers: Workers | None = None)
         files_from=files_from(args),
         stream_name=args.dataset if args.streaming else None,
     )
-    told = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
-    return labelled, AspectBank(bank.aspects, {**teacher.provenance, **told, "dataset": source(args)}), teacher
+    box_settings = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
+    return labelled, AspectBank(bank.aspects, {**teacher.provenance, **box_settings, "dataset": source(args)}), teacher
 
 
 def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
@@ -226,11 +226,14 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Tea
 
     parts = {split: answers(args, labelled, split) for split in args.splits}
     for split, rows in parts.items():
-        if found := skipped_rows(rows):
-            some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
-            what = "that cannot be read, or a box in them" if args.boxes_column else "that cannot be read"
-            doubt = f" So many: is --box_format {args.box_format} right?" if 10 * len(found) > len(rows) else ""
-            print(f"Skipped {len(found)} images of {split} {what}: rows {some}.{doubt if args.boxes_column else ''}")
+        if skipped := skipped_rows(rows):
+            some = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
+            fault, doubt = "that cannot be read", ""
+            if args.boxes_column:
+                fault += ", or a box in them"
+                many = 10 * len(skipped) > len(rows)
+                doubt = f" So many: is --box_format {args.box_format} right?" if many else ""
+            print(f"Skipped {len(skipped)} images of {split} {fault}: rows {some}.{doubt}")
     everything, unit = concatenate_datasets(list(parts.values())), "image"
     if args.boxes_column:
         everything, unit = flatten_objects(everything, args.boxes_column, args.label_column), "object"

@@ -87,6 +87,6 @@ def check_paths(argv: list[str]) -> None:
     given = vars(OptionParser(*(f"--{name}" for name in NAMED)).parse_known_args(argv)[0])
     for name, value in given.items():
         if value and ":" not in value and not Path(value).expanduser().exists() and looks_like_path(value):
-            others = "a Hub id, or module:function" if name == "dataset" else "or a Hub id"
-            remedy = f"pass --{name} with a folder that exists, {others}"
+            alternatives = "a Hub id, or module:function" if name == "dataset" else "or a Hub id"
+            remedy = f"pass --{name} with a folder that exists, {alternatives}"
             raise ValueError(f"There is no folder {value} here{similar(Path(value))}: {remedy}.")

@@ -70,5 +70,5 @@ def working_in(output_dir: str, args: Any, kind: str, names: Sequence[str], is_m
         yield
 
 
-def _same(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    return os.path.realpath(one) == os.path.realpath(other)
+def _same(path: str | os.PathLike, other_path: str | os.PathLike) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other_path)

@@ -119,12 +119,12 @@ def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectB
 def tell_aspects(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     """Into the summary, condition -> for each seed how well the student's aspects rank validation images, or the
     objects in them, as the teacher's answers do (mean AUROC); returns a sentence on it, behind a space."""
-    found: dict[str, list[float]] = {}
+    auroc: dict[str, list[float]] = {}
     for cell in cells:
         if cell["metrics"].get("eval_aspect_auroc") is not None:
-            found.setdefault(cell["condition"], []).append(cell["metrics"]["eval_aspect_auroc"])
-    summary["aspects_learnt"] = found
-    means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in found.items())
+            auroc.setdefault(cell["condition"], []).append(cell["metrics"]["eval_aspect_auroc"])
+    summary["aspects_learnt"] = auroc
+    means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in auroc.items())
     return (
         " How well their aspects rank what is in the validation images as the teacher's answers do (mean AUROC; 0.5 "
         f"is chance): {means or 'not known'}."
@@ -140,14 +140,14 @@ def aspect_auroc(
     rows = labelled[args.eval_split]
     if args.detects:
         trainer = detector_trainer(
-            args, labelled, student, lambda seen: {"auroc": detection_metrics(seen).get("per_aspect")}
+            args, labelled, student, lambda prediction: {"auroc": detection_metrics(prediction).get("per_aspect")}
         )
-        found = trainer.predict(rows, metric_key_prefix="eval").metrics["eval_auroc"]
+        per_aspect = trainer.predict(rows, metric_key_prefix="eval").metrics["eval_auroc"]
     else:
         answers = student_logits(student, args, rows)[1]
         metric = AspectAuroc(keep_in_memory=True).compute(predictions=answers, references=rows["aspect_logits"])
-        found = metric["per_aspect"]
-    return dict(zip(bank.ids, found or []))
+        per_aspect = metric["per_aspect"]
+    return dict(zip(bank.ids, per_aspect or []))
 
 
 # Detectors
@@ -176,14 +176,14 @@ def draw_detected(
     """A page of scenes, and which classes gained."""
     test = labelled[args.test_split]
     names = args.command.classes(labelled[args.train_split], args).names
-    there = objects_in(args, test, student)
-    objects = [{name: each[name][each["iscrowd"] == 0] for name in ("boxes", "labels")} for each in there]
+    truth = objects_in(args, test, student)
+    objects = [{name: image[name][image["iscrowd"] == 0] for name in ("boxes", "labels")} for image in truth]
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
-    found = _predictions(args, terms({"task": "detection"}).treated, 0)
+    predicted = _predictions(args, terms({"task": "detection"}).treated, 0)
     plot_scenes(
         [load_image(test[i][args.image_column]) for i in chosen],
         [objects[i] for i in chosen],
-        [found[i] for i in chosen],
+        [predicted[i] for i in chosen],
         names,
         bank.ids,
         Path(args.output_dir) / "figures" / "scenes.png",
@@ -191,10 +191,10 @@ def draw_detected(
     if "base" not in args.controls():
         return None
     ap = {
-        name: np.array([class_ap(_predictions(args, name, seed), there, len(names)) for seed in range(args.seeds)])
+        name: np.array([class_ap(_predictions(args, name, seed), truth, len(names)) for seed in range(args.seeds)])
         for name in compared({"task": "detection"})
     }
-    counts = Counter(label for each in objects for label in each["labels"].tolist())
+    counts = Counter(label for image in objects for label in image["labels"].tolist())
     by_class = summarise_detected_classes(ap, [counts[label] for label in range(len(names))], names)
     write_classes(by_class, args.output_dir)
     return by_class
@@ -211,13 +211,13 @@ def objects_in(args: CompareArguments, rows: Dataset, student: Path) -> list[dic
     processor = load_image_processor(student)
     collate = DetectionCollator(processor, args.image_column, objects.boxes_column, objects.box_format)
     batches = DataLoader(rows, BATCH, collate_fn=SizedCollator(collate))
-    return [each for batch in batches for each in references(batch["labels"], frames_of(batch))]
+    return [image_objects for batch in batches for image_objects in references(batch["labels"], frames_of(batch))]
 
 
-def class_ap(found: list[dict[str, np.ndarray]], there: list[dict[str, np.ndarray]], classes: int) -> list[float]:
+def class_ap(predicted: list[dict[str, np.ndarray]], truth: list[dict[str, np.ndarray]], classes: int) -> list[float]:
     """AP of each class in points, NaN where the images show none of it."""
-    measured = CocoAp(keep_in_memory=True).compute(predictions=found, references=there, num_classes=classes)
-    return [100 * value for value in measured["per_class"]]
+    result = CocoAp(keep_in_memory=True).compute(predictions=predicted, references=truth, num_classes=classes)
+    return [100 * value for value in result["per_class"]]
 
 
 # Classifiers
@@ -266,8 +266,8 @@ def class_by_class(args: CompareArguments, labelled: DatasetDict) -> dict[str, A
         ]
         for condition in compared({"task": "classification"})
     }
-    logits = {condition: [each["logits"] for each in found] for condition, found in predicted.items()}
+    logits = {condition: [arrays["logits"] for arrays in runs] for condition, runs in predicted.items()}
     names = labelled[args.train_split].features[args.label_column].names
-    found = summarise_classes(logits, predicted["base"][0]["labels"], names)
-    write_classes(found, args.output_dir)
-    return found
+    summary = summarise_classes(logits, predicted["base"][0]["labels"], names)
+    write_classes(summary, args.output_dir)
+    return summary

@@ -45,14 +45,14 @@ class Ready:
     def summary(self) -> dict[str, dict[str, Any]]:
         """For reports: split -> how many images were left out, of how many, and the first by name."""
         return {
-            split: {"images": len(found.rows), "of": found.total, "first": found.names[:5]}
-            for split, found in self.left_out.items()
+            split: {"images": len(left_out.rows), "of": left_out.total, "first": left_out.names[:5]}
+            for split, left_out in self.left_out.items()
         }
 
     def kept_rows(self, split: str) -> np.ndarray | None:
         """The numbers of the rows that are left, as the dataset has them; None where all are."""
-        found = self.left_out.get(split)
-        return found and np.setdiff1d(np.arange(found.total), found.rows)
+        left_out = self.left_out.get(split)
+        return left_out and np.setdiff1d(np.arange(left_out.total), left_out.rows)
 
 
 def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callable[[], Any]) -> Ready:
@@ -66,10 +66,10 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
     Raises:
         ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
     """
-    workers, here = Workers(training_args.process_index, training_args.world_size), []
+    workers, results = Workers(training_args.process_index, training_args.world_size), []
     test: TestUse = "predicted" if training_args.do_predict else "unused"
 
-    def look() -> dict[str, LeftOut]:
+    def run_checks() -> dict[str, LeftOut]:
         problems = Problems()
         for check in checks:
             problems.step(check)
@@ -83,16 +83,16 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
             problems.step(bank_of, train_set, args, training_args.aspect_alpha)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
         problems.raise_all()
-        here.append(ready)
+        results.append(ready)
         return ready.left_out
 
-    left_out = workers.from_main(look)
-    if not here:  # another process than the first: the same rows, without a look at the images
+    left_out = workers.from_main(run_checks)
+    if not results:  # another process than the first: the same rows, without a look at the images
         splits, problems = load_splits(args), Problems()
         used = _used(splits, args, test)
-        here.append(_made(problems, command, splits, args, used, training_args.seed, test, left_out))
+        results.append(_made(problems, command, splits, args, used, training_args.seed, test, left_out))
         problems.raise_all()
-    return here[0]
+    return results[0]
 
 
 def comparison(problems: Problems, command: TaskCommand, args: Any, students: Sequence[Any], test: TestUse) -> Ready:
@@ -111,8 +111,8 @@ def comparison(problems: Problems, command: TaskCommand, args: Any, students: Se
     for name in [name for name in ("bank", "teacher") if getattr(args, name) is None]:
         problems.add(f"No {name} given: pass --{name} (see --help).")
     bank = args.bank and problems.step(AspectBank.load, args.bank)
-    for each in students:
-        problems.step(command.check_model, each)
+    for student in students:
+        problems.step(command.check_model, student)
     ready = rows_of(problems, command, args, 0, test)
     if ready is not None:
         used = _used(ready.splits, args, test)
@@ -123,8 +123,8 @@ def comparison(problems: Problems, command: TaskCommand, args: Any, students: Se
                 f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before "
                 "come from the cache)."
             )
-        for each in command.largest_draw(students):
-            problems.step(command.check_draw, train_set, each)
+        for student in command.largest_draw(students):
+            problems.step(command.check_draw, train_set, student)
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
     problems.raise_all()
     return ready
@@ -136,9 +136,9 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
     Raises:
         ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
     """
-    here = []
+    results = []
 
-    def look() -> None:
+    def run_checks() -> None:
         problems = Problems()
         for check in checks:
             problems.step(check)
@@ -160,10 +160,10 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
                 times = 2 if args.push_to_hub else 1  # what is published is prepared beside it
                 problems.step(check_labelled_room, splits, args.image_column, bank, args.output_dir, times)
         problems.raise_all()
-        here.append(splits)
+        results.append(splits)
 
-    workers.from_main(look)
-    return here[0] if here else load_splits(args, args.streaming)
+    workers.from_main(run_checks)
+    return results[0] if results else load_splits(args, args.streaming)
 
 
 def _tell_before_download(problems: Problems, args: Any) -> None:
@@ -180,13 +180,13 @@ def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: 
 
 
 def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:
-    found = []
+    bad = []
     for split, rows in splits.items():
         origin = folder_of(rows, files_from(args)) or Origin.of(rows)
-        found += check_first(rows, args.image_column, split, origin)
-    if found and args.on_error == "raise":
+        bad += check_first(rows, args.image_column, split, origin)
+    if bad and args.on_error == "raise":
         problems.add(
-            f"Images at the beginning of the stream cannot be used: {reasons(found)}: repair or remove them, or pass "
+            f"Images at the beginning of the stream cannot be used: {reasons(bad)}: repair or remove them, or pass "
             "--on_error skip to leave their answers empty."
         )
     if not problems.errors:

@@ -100,12 +100,12 @@ class OwnTeacherArguments(LabellingArguments):
             ValueError: no mapping, or no such option.
         """
         options = _mapping("teacher_options", self.teacher_options) or {}
-        words = [word for name, value in options.items() for word in tokens(name, value)]
+        argv = [argument for name, value in options.items() for argument in tokens(name, value)]
         try:
-            (parsed,) = RecipeParser(TeacherArguments, description="").parse(words)
+            (parsed,) = RecipeParser(TeacherArguments, description="").parse(argv)
         except ValueError as error:
             raise ValueError(f"teacher_options: {error}") from error
-        return replace(parsed, **{each.name: getattr(self, each.name) for each in fields(LabellingArguments)})
+        return replace(parsed, **{option.name: getattr(self, option.name) for option in fields(LabellingArguments)})
 
 
 def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, Teacher]:
@@ -116,8 +116,9 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
         if getattr(args, name) is None:
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
     bank = AspectBank.load(args.bank)
-    own = [each for each in fields(TeacherArguments) if each.name not in LabellingArguments.__dataclass_fields__]
-    options = {each.name: getattr(args, each.name) for each in own if getattr(args, each.name) != each.default}
+    shared = LabellingArguments.__dataclass_fields__
+    own_fields = [option for option in fields(TeacherArguments) if option.name not in shared]
+    options = {own.name: getattr(args, own.name) for own in own_fields if getattr(args, own.name) != own.default}
     options |= {"revision": args.teacher_revision} if args.teacher_revision else {}
     for name in {"device_map", "quantization_config"} & set(options):
         options[name] = _mapping(name, options[name], or_word=name == "device_map")

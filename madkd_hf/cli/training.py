@@ -164,5 +164,5 @@ def publish(trainer: DistillingTrainer, args: TrainArguments) -> str | None:
 
 def about_dataset(args: DatasetArguments, rows: Dataset) -> DataSource:
     """Rows of a folder may still know which dataset of the Hub they came from."""
-    named = source(args)
-    return DataSource.of(rows) or DataSource(named["id"], named["commit"], named["config"])
+    origin = source(args)
+    return DataSource.of(rows) or DataSource(origin["id"], origin["commit"], origin["config"])

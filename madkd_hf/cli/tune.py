@@ -72,7 +72,7 @@ def main() -> None:
     problems.step(check, args)
     planned = problems.step(plan, args) or {}
     students = [problems.step(student_arguments, cell.argv) for cells in planned.values() for cell in cells]
-    ready = load_checked(args, problems, [each for each in students if each], "unused")
+    ready = load_checked(args, problems, [student for student in students if student], "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _tune(args, planned, ready)
 

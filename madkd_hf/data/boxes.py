@@ -37,11 +37,11 @@ def corners(boxes: Sequence[Sequence[float]] | np.ndarray, box_format: str, size
         return np.empty((0, 4))
     values = np.stack(boxes)
     if problem := _problem(values, box_format, size):
-        index, words = problem
-        others = [name for name in BOX_FORMATS if name != box_format and not _problem(values, name, size)]
-        remedy = f"pass box_format={' or '.join(map(repr, others))}, which fits all its boxes, or " if others else ""
+        index, reason = problem
+        fitting = [name for name in BOX_FORMATS if name != box_format and not _problem(values, name, size)]
+        remedy = f"pass box_format={' or '.join(map(repr, fitting))}, which fits all its boxes, or " if fitting else ""
         raise ValueError(
-            f"object {index} has the box {values[index].tolist()}, {words}: expected {box_format} boxes, "
+            f"object {index} has the box {values[index].tolist()}, {reason}: expected {box_format} boxes, "
             f"{BOX_FORMATS[box_format]}, in this image of {size[0]} x {size[1]} pixels; {remedy}correct the box."
         )
     return np.clip(_corners(values, box_format, size), 0, np.tile(size, 2))
@@ -97,8 +97,8 @@ def _problem(values: np.ndarray, box_format: str, size: tuple[int, int]) -> tupl
         return int(np.argmin(finite)), "which is not finite"
     if box_format != "yolo" and (values >= 0).all() and (values <= 1).all() and (values % 1).any():
         return 0, "which is less than a pixel, like all boxes of this image"
-    found = _corners(values, box_format, size)
-    low, high = found[:, :2], found[:, 2:]
+    edges = _corners(values, box_format, size)
+    low, high = edges[:, :2], edges[:, 2:]
     beyond = np.maximum(-low, high - size).max(axis=1)
     for index in range(len(values)):
         if (high[index] <= low[index]).any():

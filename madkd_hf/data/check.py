@@ -48,7 +48,7 @@ def find_unusable(
     image_column: str,
     on_error: str,
     more: Callable[[Dataset, str], list[Unreadable]] | None = None,
-    done: str = "Left out",
+    outcome: str = "Left out",
 ) -> tuple[dict[str, LeftOut], list[str]]:
     """Which rows of the splits nothing can be done with: with `on_error="skip"` left out, else a problem.
 
@@ -60,41 +60,41 @@ def find_unusable(
         image_column: of their images.
         on_error: "raise" or "skip".
         more: what else can be wrong with a row of a split.
-        done: what a warning says of the rows; any other words for rows that stay.
+        outcome: what a warning says of the rows; any other words for rows that stay.
 
     Returns:
         What is left out of each split, and the splits that have a problem.
     """
-    left_out, doubtful, reports, now = {}, [], [], []
+    left_out, doubtful, reports, failed = {}, [], [], []
     for split in names:
         rows = splits[split]
         skipped = skipped_rows(rows) if is_labelled(rows.features) else []
         bad = problems.step(_unusable, rows, skipped, image_column, split, more)
         if not bad and not skipped:
             continue
-        now += [each for each in bad if not each.broken]
-        broken = [each for each in bad if each.broken]
+        failed += [image for image in bad if not image.broken]
+        broken = [image for image in bad if image.broken]
         if broken:
             reports.append(f"{len(broken)} of the {counted(len(rows))} of split {split!r}: {reasons(broken)}")
-        gone = row_names(rows, skipped, image_column, split)
-        bad += [Unreadable(*pair, "the labelling could not read it") for pair in zip(skipped, gone)]
-        bad.sort(key=lambda each: each.row)
+        skipped_names = row_names(rows, skipped, image_column, split)
+        bad += [Unreadable(*pair, "the labelling could not read it") for pair in zip(skipped, skipped_names)]
+        bad.sort(key=lambda image: image.row)
         if broken and on_error == "raise":
             doubtful.append(split)
             continue
-        left_out[split] = LeftOut([each.row for each in bad], [each.name for each in bad], len(rows))
-        logger.warning("%s %d of the %s of split %r: %s.", done, len(bad), counted(len(rows)), split, reasons(bad))
-        if len(bad) == len(rows) and done == "Left out":
+        left_out[split] = LeftOut([image.row for image in bad], [image.name for image in bad], len(rows))
+        logger.warning("%s %d of the %s of split %r: %s.", outcome, len(bad), counted(len(rows)), split, reasons(bad))
+        if len(bad) == len(rows) and outcome == "Left out":
             problems.add(f"None of the {counted(len(rows))} of split {split!r} can be used: {reasons(bad)}.")
     if reports and on_error == "raise":
         problems.add(
             f"Images cannot be used: {'; '.join(reports)}: repair or remove them, or pass --on_error skip to leave "
             "them out."
         )
-    if now:
+    if failed:
         problems.add(
-            f"{counted(len(now))} cannot be read now: {reasons(now)}: that says nothing about the images; see to the "
-            "disk, the network or the memory, and run the same command again."
+            f"{counted(len(failed))} cannot be read now: {reasons(failed)}: that says nothing about the images; see "
+            "to the disk, the network or the memory, and run the same command again."
         )
     return left_out, doubtful
 
@@ -106,15 +106,15 @@ def _unusable(
     places = np.setdiff1d(np.arange(len(rows)), skipped)
     rows = drop_rows(rows, skipped)
     if isinstance(rows.features[image_column], datasets.Image):
-        found = check_images(rows, image_column, split)
+        unusable = check_images(rows, image_column, split)
     else:  # pixels, of which nothing has to be decoded
         check_image_feature(rows.features[image_column], image_column, f"split {split!r}")
-        found = []
+        unusable = []
     if more is not None:
-        broken = {each.row for each in found}
-        found += [each for each in more(rows, split) if each.row not in broken]
-    moved = (Unreadable(int(places[each.row]), each.name, each.reason, each.broken) for each in found)
-    return sorted(moved, key=lambda each: each.row)
+        broken = {image.row for image in unusable}
+        unusable += [image for image in more(rows, split) if image.row not in broken]
+    moved = (Unreadable(int(places[image.row]), image.name, image.reason, image.broken) for image in unusable)
+    return sorted(moved, key=lambda image: image.row)
 
 
 def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> list[Unreadable]:
@@ -126,7 +126,7 @@ def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> lis
     facts = rows.select_columns([*(("width", "height") if has_sizes else (image_column,)), boxes.column])
     is_file = isinstance(rows.features[image_column], datasets.Image)
     facts = facts.cast_column(image_column, datasets.Image(decode=False)) if is_file and not has_sizes else facts
-    found = []
+    bad = []
     for index in range(len(facts)):
         try:
             row = facts[index]
@@ -136,9 +136,9 @@ def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> lis
                 size = upright_size(row[image_column]) if is_file else load_image(row[image_column]).size
             corners(boxes.of(row[boxes.column]), boxes.format, size)
         except Exception as error:  # decoders raise whatever they like
-            found.append((index, str(error).removesuffix(".")))
-    names = row_names(rows, [index for index, _ in found], image_column, split)
-    return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, found)]
+            bad.append((index, str(error).removesuffix(".")))
+    names = row_names(rows, [index for index, _ in bad], image_column, split)
+    return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, bad)]
 
 
 def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
@@ -148,8 +148,7 @@ def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int
     if isinstance(feature, ClassLabel):
         known = range(feature.num_classes)
         return [row for row, value in enumerate(values) if value not in known]
-    hidden = (None,) if trained_on else (None, -1)
-    return [row for row, value in enumerate(values) if value is None or (not trained_on and value in hidden)]
+    return [row for row, value in enumerate(values) if value is None or (value == -1 and not trained_on)]
 
 
 def drop_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
@@ -172,7 +171,7 @@ def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
 
 def reasons(bad: Sequence[Unreadable]) -> str:
     """The first of them by name, each with what is wrong."""
-    return listed([terminal(each.name) for each in bad], [each.reason for each in bad])
+    return listed([terminal(image.name) for image in bad], [image.reason for image in bad])
 
 
 def listed(names: Sequence[str], reasons: Sequence[str] = (), most: int = 5) -> str:
@@ -192,10 +191,10 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
         left_out: split -> `images`, how many were left out, `of` how many, and the `first` of them by name.
     """
     parts = []
-    for split, found in left_out.items():
-        first = ", ".join(map(markdown, found["first"]))
-        more = ", ..." if found["images"] > len(found["first"]) else ""
-        parts.append(f"{found['images']} of the {counted(found['of'])} of {markdown(split)} ({first}{more})")
+    for split, counts in left_out.items():
+        first = ", ".join(map(markdown, counts["first"]))
+        more = ", ..." if counts["images"] > len(counts["first"]) else ""
+        parts.append(f"{counts['images']} of the {counted(counts['of'])} of {markdown(split)} ({first}{more})")
     return f"Left out, since nothing can be done with them: {'; '.join(parts)}."
 
 
@@ -218,7 +217,7 @@ def encoded_bytes(dataset: Dataset, image_column: str) -> int:
 def check_room(folder: str | os.PathLike, needed: int, what: str) -> None:
     """Raise ValueError where the disk of a folder, made or not, has no room for so many bytes."""
     path = Path(folder).expanduser().absolute()
-    there = next(each for each in (path, *path.parents) if each.is_dir())
+    there = next(parent for parent in (path, *path.parents) if parent.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise ValueError(

@@ -86,14 +86,14 @@ def check_images(
             f"The column {image_column!r} holds {feature or 'nothing'}, not images: the dataset has "
             f"{dataset.column_names}; name the images with image_column."
         )
-    seen, whole = Seen(cache_dir), _key_of_whole(dataset, image_column)
-    if whole is not None and whole in seen:
+    checked, dataset_key = Seen(cache_dir), _key_of_whole(dataset, image_column)
+    if dataset_key is not None and dataset_key in checked:
         return []
-    check = _Check(seen, datasets.Image(mode=feature.mode))
+    check = _Check(checked, datasets.Image(mode=feature.mode))
     names = row_namer(dataset, split or str(dataset.split or "train"))
     images = dataset.with_format(None).select_columns(image_column)
     images = images.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
-    found, done = [], 0
+    unreadable, n_done = [], 0
     try:
         with (
             ThreadPoolExecutor(_cores(), "images") as pool,
@@ -101,18 +101,18 @@ def check_images(
             tqdm(total=len(dataset), desc="looking at images", unit="img", delay=1, disable=disable_tqdm) as bar,
         ):
             for values, results in _ahead(pool, check, images.iter(CHUNK), image_column):
-                for row, (value, result) in enumerate(zip(values, results), done):
+                for row, (value, result) in enumerate(zip(values, results), n_done):
                     if result is not None:
-                        found.append(Unreadable(row, names(row, _path(value)), *result))
-                done += len(values)
+                        unreadable.append(Unreadable(row, names(row, _path(value)), *result))
+                n_done += len(values)
                 bar.update(len(values))
-                if len(seen.new) >= SAVE_EVERY:
-                    seen.save()
-        if whole is not None and not found and check.only_bytes:
-            seen.add([whole])
+                if len(checked.new) >= SAVE_EVERY:
+                    checked.save()
+        if dataset_key is not None and not unreadable and check.only_bytes:
+            checked.add([dataset_key])
     finally:
-        seen.save()
-    return found
+        checked.save()
+    return unreadable
 
 
 def check_first(
@@ -125,21 +125,21 @@ def check_first(
     """
     stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
     images = [table[image_column].to_pylist()[0] for table in itertools.islice(stored.iter(1), count)]
-    found, rows = [], []
+    unreadable, rows = [], []
     for row, image in enumerate(images):
         path = image["path"] if image and image["bytes"] is None else None
         if origin and path and (reason := origin.refusal(path)):
-            found.append(Unreadable(row, named(path, row, split), reason))
+            unreadable.append(Unreadable(row, named(path, row, split), reason))
         else:
             rows.append(row)
     if not rows:
-        return found
+        return unreadable
     feature = datasets.Image(decode=False)
     table = Dataset(pa.table({image_column: pa.array([images[row] for row in rows], feature.pa_type)}))
-    for each in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
-        image, row = images[rows[each.row]], rows[each.row]
-        found.append(replace(each, row=row, name=named(image and image["path"], row, split)))
-    return sorted(found, key=lambda each: each.row)
+    for problem in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
+        image, row = images[rows[problem.row]], rows[problem.row]
+        unreadable.append(replace(problem, row=row, name=named(image and image["path"], row, split)))
+    return sorted(unreadable, key=lambda problem: problem.row)
 
 
 @dataclass
@@ -261,12 +261,12 @@ def _key_of_whole(dataset: Dataset, image_column: str) -> int | None:
     """A key for all images of a dataset that lies in files alone; None where some of it is in memory."""
     table = dataset.data
     blocks = table.blocks if isinstance(table, ConcatenationTable) else [[table]]
-    if not all(isinstance(each, MemoryMappedTable) for row in blocks for each in row):
+    if not all(isinstance(block, MemoryMappedTable) for row in blocks for block in row):
         return None
     facts = []
     for file in dataset.cache_files:
-        found = os.stat(file["filename"])
-        facts += [os.path.abspath(file["filename"]), found.st_size, found.st_mtime_ns]
+        file_stat = os.stat(file["filename"])
+        facts += [os.path.abspath(file["filename"]), file_stat.st_size, file_stat.st_mtime_ns]
     mode = dataset.features[image_column].mode
     return key_of("dataset", dataset._fingerprint, len(dataset), image_column, mode, *facts)
 

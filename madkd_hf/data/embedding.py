@@ -65,25 +65,25 @@ def own_files(
     columns = media_columns(rows.features)
     if not columns or not any(_named(rows.data, columns)):
         return rows
-    seen, start, found = Seen(), 0, []
+    checked, start, refused = Seen(), 0, []
     with ThreadPoolExecutor(thread_name_prefix="images") as pool:
         for table in _stored(rows, columns).iter(CHUNK):
-            named = [
+            files = [
                 (start + row, name, path, is_image)
                 for name, feature in columns.items()
                 for row, path, is_image in named_files(table[name].combine_chunks(), feature)
             ]
-            reasons = pool.map(lambda each: _problem(origin, *each[1:], undecoded, seen), named)
-            found += [(*each[:3], reason) for each, reason in zip(named, reasons) if reason]
+            reasons = pool.map(lambda file: _problem(origin, *file[1:], undecoded, checked), files)
+            refused += [(*file[:3], reason) for file, reason in zip(files, reasons) if reason]
             start += len(table)
-    if not found:
+    if not refused:
         return rows
     if on_error != "skip":
-        row, column, path, reason = found[0]
+        row, column, path, reason = refused[0]
         row = row_number(rows, row)
-        more = f" {len(found) - 1} more are like it." if len(found) > 1 else ""
+        more = f" {len(refused) - 1} more are like it." if len(refused) > 1 else ""
         raise ValueError(refusal(f"row {row} of split {split!r}", column, path, reason) + more)
-    return without_files(rows, {path for _, _, path, _ in found})
+    return without_files(rows, {path for _, _, path, _ in refused})
 
 
 def named_inside(
@@ -110,9 +110,9 @@ def folder_of(rows: Any, folder: str | os.PathLike | None) -> Origin | None:
     if folder is None:
         return None
     saved = any((Path(folder) / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
-    listed = [each for each in datasets_of(rows) if isinstance(each, Dataset)]
-    by_us = listed and all(not each.cache_files and each.info.builder_name is None for each in listed)
-    return None if by_us and not saved else Origin.of_folder(folder)
+    listed = [part for part in datasets_of(rows) if isinstance(part, Dataset)]
+    own_rows = listed and all(not part.cache_files and part.info.builder_name is None for part in listed)
+    return None if own_rows and not saved else Origin.of_folder(folder)
 
 
 def refusal(row: str, column: str, path: str, reason: str) -> str:
@@ -176,14 +176,14 @@ def _filled(value: Any, feature: Any, read: Callable[[str, bool], bytes | None])
 
 
 def _problem(
-    origin: Origin, column: str, path: str, is_image: bool, undecoded: Collection[str], seen: Seen
+    origin: Origin, column: str, path: str, is_image: bool, undecoded: Collection[str], checked: Seen
 ) -> str | None:
     if not is_image:
         return OTHER_MEDIA
     if reason := origin.refusal(path):
         return reason
     try:
-        if column not in undecoded and not seen.has_file(path):
+        if column not in undecoded and not checked.has_file(path):
             origin.read(path)
     except RefusedFile as error:
         return str(error)

@@ -43,8 +43,8 @@ class Part:
 
 def split_of(name: str) -> str | None:
     """The split that a folder's name means, if it means one."""
-    found = SPLIT_NAME.fullmatch(composed(name).strip().lower())
-    return SPLITS[found[1]] if found else None
+    match = SPLIT_NAME.fullmatch(composed(name).strip().lower())
+    return SPLITS[match[1]] if match else None
 
 
 def read_folder(folder: Path, files: Files | None = None) -> DatasetDict:
@@ -78,16 +78,16 @@ def split_parts(folder: Path, images: list[File]) -> dict[str, Part]:
     for image in images:
         tops[image.parts[0] if len(image.parts) > 1 else ""].append(image)
     loose = tops.pop("", [])
-    named = {top: split for top in tops if (split := split_of(top))}
-    if not named:
+    splits = {top: split for top in tops if (split := split_of(top))}
+    if not splits:
         return {"train": Part(images, 0)}
-    if len(named) < len(tops):
-        others = [top for top in tops if top not in named]
-        only_folders = [top for top in named if all(len(image.parts) > 2 for image in tops[top])]
-        if only_folders or len(set(named.values())) > 1:
+    if len(splits) < len(tops):
+        others = [top for top in tops if top not in splits]
+        only_folders = [top for top in splits if all(len(image.parts) > 2 for image in tops[top])]
+        if only_folders or len(set(splits.values())) > 1:
             raise ValueError(
-                f"{folder} holds the folders {_list(tops)}: either {_list(named)} are splits and {_list(others)} is "
-                f"something else, or all are classes; move {_list(others)} elsewhere, or rename {_list(named)}."
+                f"{folder} holds the folders {_list(tops)}: either {_list(splits)} are splits and {_list(others)} is "
+                f"something else, or all are classes; move {_list(others)} elsewhere, or rename {_list(splits)}."
             )
         return {"train": Part(images, 0)}
     if loose:
@@ -96,12 +96,12 @@ def split_parts(folder: Path, images: list[File]) -> dict[str, Part]:
             "elsewhere."
         )
     for split in ORDER:
-        if len(same := [top for top in named if named[top] == split]) > 1:
+        if len(same := [top for top in splits if splits[top] == split]) > 1:
             raise ValueError(
                 f"The folders {_list(same)} of {folder} all mean the split {split!r}: put their images into one of "
                 "them, or move the others elsewhere."
             )
-    return {split: Part(tops[top], 1) for split in ORDER for top in tops if named[top] == split}
+    return {split: Part(tops[top], 1) for split in ORDER for top in tops if splits[top] == split}
 
 
 def classes_of(folder: Path, part: Part) -> Classes:
@@ -111,23 +111,23 @@ def classes_of(folder: Path, part: Part) -> Classes:
     loose = [image for image, parts in zip(part.images, below) if len(parts) == 1]
     if len(loose) == len(below):
         return None
-    found: dict[str, list[tuple[str, ...]]] = defaultdict(list)
+    classes: dict[str, list[tuple[str, ...]]] = defaultdict(list)
     for parts in below:
         if len(parts) > 1:
-            found[composed(parts[0])].append(parts[1:])
+            classes[composed(parts[0])].append(parts[1:])
     if loose:
         raise ValueError(
-            f"{root} holds {_images(loose)} beside the folders {_list(found)}: either these are classes, or no image "
-            "here has a class; move what lies beside them into one of them, or elsewhere."
+            f"{root} holds {_images(loose)} beside the folders {_list(classes)}: either these are classes, or no "
+            "image here has a class; move what lies beside them into one of them, or elsewhere."
         )
-    _refuse_two_spellings(root, found)
-    _refuse_two_levels(root, found)
+    _refuse_two_spellings(root, classes)
+    _refuse_two_levels(root, classes)
     return [composed(parts[0]) for parts in below]
 
 
-def _refuse_two_spellings(root: Path, found: Iterable[str]) -> None:
+def _refuse_two_spellings(root: Path, names: Iterable[str]) -> None:
     spelt: dict[str, str] = {}
-    for name in sorted(found):
+    for name in sorted(names):
         other = spelt.setdefault(name.strip().casefold(), name)
         if other != name:
             raise ValueError(
@@ -136,22 +136,22 @@ def _refuse_two_spellings(root: Path, found: Iterable[str]) -> None:
             )
 
 
-def _refuse_two_levels(root: Path, found: Mapping[str, list[tuple[str, ...]]]) -> None:
+def _refuse_two_levels(root: Path, classes: Mapping[str, list[tuple[str, ...]]]) -> None:
     """Folders below the class folders that may be splits, or the classes themselves."""
-    for name, images in found.items():
+    for name, images in classes.items():
         inner = {parts[0] for parts in images if len(parts) > 1}
         if inner and all(map(split_of, inner)):
             raise ValueError(
                 f"{root / name} holds the folders {_list(inner)}: either splits or parts of the class {name!r}; put "
                 f"splits at the top ({sorted(inner)[0]}/{name}/...), or rename these folders."
             )
-    inner = {composed(parts[0]) for images in found.values() for parts in images if len(parts) > 1}
-    if len(inner) < 2 or any(len(parts) == 1 for images in found.values() for parts in images):
+    inner = {composed(parts[0]) for images in classes.values() for parts in images if len(parts) > 1}
+    if len(inner) < 2 or any(len(parts) == 1 for images in classes.values() for parts in images):
         return
-    upper, lower = (f"{len(each)} class{'es'[: 2 * (len(each) > 1)]} ({_list(each)})" for each in (found, inner))
+    upper, lower = (f"{len(level)} class{'es'[: 2 * (len(level) > 1)]} ({_list(level)})" for level in (classes, inner))
     remedy = (
-        f"pass {root / next(iter(found))}"
-        if len(found) == 1
+        f"pass {root / next(iter(classes))}"
+        if len(classes) == 1
         else "keep one level of folders, or name the classes in metadata.csv (columns file_name,label)"
     )
     raise ValueError(f"The images of {root} lie two folders deep: either {upper} or {lower}; {remedy}.")
@@ -195,13 +195,13 @@ def image_column(paths: Iterable[Path | None]) -> pa.Array:
 def from_columns(columns: Mapping[str, pa.Array], features: Features, split: str, files: list[File]) -> Dataset:
     """Rows whose fingerprint is the same wherever the folder lies, and another one once a file of it is another."""
     table = pa.table(dict(columns)).cast(features.arrow_schema)
-    told = hashlib.sha256(repr(features).encode())
+    digest = hashlib.sha256(repr(features).encode())
     for file in files:
-        told.update(json.dumps([file.name, file.size, file.changed]).encode())
-    others = [name for name, feature in features.items() if not isinstance(feature, Image)]
-    for batch in table.select(others).to_batches() if others else []:
-        told.update(json.dumps(batch.to_pylist(), default=str).encode())
-    return Dataset(table, DatasetInfo(features=features), NamedSplit(split), fingerprint=told.hexdigest()[:16])
+        digest.update(json.dumps([file.name, file.size, file.changed]).encode())
+    other_columns = [name for name, feature in features.items() if not isinstance(feature, Image)]
+    for batch in table.select(other_columns).to_batches() if other_columns else []:
+        digest.update(json.dumps(batch.to_pylist(), default=str).encode())
+    return Dataset(table, DatasetInfo(features=features), NamedSplit(split), fingerprint=digest.hexdigest()[:16])
 
 
 def _images(files: list[File]) -> str:

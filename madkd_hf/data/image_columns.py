@@ -49,9 +49,9 @@ def check_image_column(features: Features | None, column: str) -> None:
     feature = (features or {}).get(column)
     if features is None or (feature is not None and not isinstance(feature, (Value, ClassLabel))):
         return  # pixels may be images, too
-    named = [name for name, feature in features.items() if isinstance(feature, Image)]
-    remedy = f"pass --image_column {named[0]}" if len(named) == 1 else "pass --image_column"
-    if not named:
+    image_columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    remedy = f"pass --image_column {image_columns[0]}" if len(image_columns) == 1 else "pass --image_column"
+    if not image_columns:
         remedy = "none of them holds images; put image files into a folder for each class, and pass that"
     if column not in features:
         raise ValueError(f"There is no column {column!r}: the dataset has {list(features)}; {remedy}.")

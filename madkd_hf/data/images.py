@@ -151,8 +151,8 @@ def remedy_for(value: Any, column: str) -> str:
 def _from_pixels(pixels: np.ndarray, column: str) -> Image.Image:
     channels_first = pixels.ndim == 3 and pixels.shape[-1] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4)
     pixels = pixels.transpose(1, 2, 0) if channels_first else pixels
-    whole = np.issubdtype(pixels.dtype, np.integer) and pixels.size and 0 <= pixels.min() and pixels.max() <= 255
-    if not whole or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))):
+    are_bytes = np.issubdtype(pixels.dtype, np.integer) and pixels.size and 0 <= pixels.min() and pixels.max() <= 255
+    if not are_bytes or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 3, 4))):
         raise ValueError(
             f"A row holds {pixels.dtype} of shape {pixels.shape} in the column {column!r}: expected an image, or "
             "pixels [H, W, 3] as integers from 0 to 255."

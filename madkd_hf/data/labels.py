@@ -28,8 +28,8 @@ def with_whole_numbers(rows: Dataset, column: str) -> Dataset:
     if not (isinstance(feature, Value) and feature.dtype.startswith("float")):
         return rows
     values = rows.select_columns(column).with_format("arrow")[:][column]
-    whole = pc.all(pc.equal(pc.floor(values), values)).as_py()
-    return rows.cast_column(column, Value("int64")) if whole is not False else rows
+    only_whole = pc.all(pc.equal(pc.floor(values), values)).as_py()
+    return rows.cast_column(column, Value("int64")) if only_whole is not False else rows
 
 
 def class_label(
@@ -57,8 +57,8 @@ def class_label(
     if not getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string", "bool")):
         raise ValueError(f"The {name} holds {feature}, not classes: expected a ClassLabel, strings or integers.")
     values = {split: set(values_of(rows)) for split, rows in splits.items()}
-    for split, found in values.items():
-        if strange := sorted(map(str, found - values[train_split])):
+    for split, present in values.items():
+        if strange := sorted(map(str, present - values[train_split])):
             raise ValueError(
                 f"The split {split!r} has the label {strange[0]!r}, which is no class of {train_split!r}: "
                 "drop those rows, or correct their labels."
@@ -79,10 +79,10 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
     """
     features = splits[train_split].features
     if label_column not in features:
-        named = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        others = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         raise ValueError(
             f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
-            + (f" {named[0]}." if len(named) == 1 else ", or put the images into a folder for each class.")
+            + (f" {others[0]}." if len(others) == 1 else ", or put the images into a folder for each class.")
         )
     if missing := count_without_class(splits[train_split], label_column):
         raise ValueError(
@@ -121,7 +121,7 @@ def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None
         )
 
 
-def warn_of_absent(classes: ClassLabel, found: set[int]) -> None:
+def warn_of_absent(classes: ClassLabel, present: set[int]) -> None:
     """Tell which classes nobody can learn."""
-    if missing := set(range(classes.num_classes)) - found:
+    if missing := set(range(classes.num_classes)) - present:
         logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))

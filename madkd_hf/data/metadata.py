@@ -58,15 +58,15 @@ def read_with_metadata(folder: Path, files: Files, tables: dict[File, pa.Table])
     """
     images = {tuple(map(composed, image.parts)): image for image in files.images}
     columns = {FILE_NAME}.union(*(table.column_names for table in tables.values()))
-    named = [name for name in columns if name.endswith(FILE_NAME)]
+    image_fields = [name for name in columns if name.endswith(FILE_NAME)]
     rows: list[dict[str, Any]] = []
     for file, table in tables.items():
         for number, row in enumerate(table.to_pylist(), 1):
-            found = {name: _image(folder, file, number, row.get(name), images) for name in named}
-            if found[FILE_NAME] is None:
+            row_images = {name: _image(folder, file, number, row.get(name), images) for name in image_fields}
+            if row_images[FILE_NAME] is None:
                 raise ValueError(f"Row {number} of {folder / file.name} has no {FILE_NAME}: complete it, or drop it.")
-            rows.append(row | found)
-    used = {row[FILE_NAME] for row in rows} | {row[name] for row in rows for name in named if row[name]}
+            rows.append(row | row_images)
+    used = {row[FILE_NAME] for row in rows} | {row[name] for row in rows for name in image_fields if row[name]}
     if unused := [image.name for image in files.images if image not in used]:
         files.left_out["images that the metadata does not name"] += unused
     parts = split_parts(folder, [row[FILE_NAME] for row in rows])
@@ -76,7 +76,7 @@ def read_with_metadata(folder: Path, files: Files, tables: dict[File, pa.Table])
     grouped: dict[str, list[dict[str, Any]]] = {split: [] for split in parts}
     for row in rows:
         grouped[split_of[row[FILE_NAME]]].append(row)
-    return DatasetDict({split: _split(folder, split, each, schema, labels) for split, each in grouped.items()})
+    return DatasetDict({split: _split(folder, split, rows, schema, labels) for split, rows in grouped.items()})
 
 
 def _image(folder: Path, file: File, number: int, name: Any, images: dict[tuple[str, ...], File]) -> File | None:

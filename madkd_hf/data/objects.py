@@ -39,7 +39,7 @@ def object_fields(features: Features, column: str | None) -> dict[str, Feature]:
         fields = feature.feature if isinstance(feature.feature, dict) else {}
     else:
         fields = feature if isinstance(feature, dict) else {}
-        fields = {name: each.feature for name, each in fields.items() if isinstance(each, LISTS)}
+        fields = {name: field.feature for name, field in fields.items() if isinstance(field, LISTS)}
     return dict(fields) if isinstance(fields.get(BOX), LISTS) else {}
 
 
@@ -47,9 +47,9 @@ def as_columns(stored: dict[str, list] | list[dict[str, Any] | None] | None) -> 
     """The objects of a row as one list for each field; empty lists where the row says nothing about them."""
     if isinstance(stored, dict) and stored.get(BOX, []) is not None:
         return stored
-    objects = [each or {} for each in stored] if isinstance(stored, list) else []
+    objects = [item or {} for item in stored] if isinstance(stored, list) else []
     names = objects[0] if objects else (BOX, CATEGORY)
-    return {name: [each.get(name) for each in objects] for name in names}
+    return {name: [item.get(name) for item in objects] for name in names}
 
 
 def flat_field(column: pa.Array | pa.ChunkedArray, field: str) -> tuple[pa.Array, pa.Array]:
@@ -99,7 +99,7 @@ def with_category(
 
     def changed(stored: Any) -> Any:
         if isinstance(stored, list):
-            return [others(each) | {CATEGORY: change(each[field])} for each in stored]
+            return [others(item) | {CATEGORY: change(item[field])} for item in stored]
         if stored is None:
             return None
         return others(stored) | {CATEGORY: stored[field] and [change(value) for value in stored[field]]}

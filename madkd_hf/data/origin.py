@@ -34,12 +34,7 @@ IN_ARCHIVE = re.compile(r"(zip|tar|gzip|bz2|xz|lz4|zstd)://")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:|.*://")
 HUB = "hf://datasets/"
 COMMIT = re.compile(r"/([0-9a-f]{40})/[^/]+$")
-BY_PROGRAMS = (
-    None,
-    "generator",
-    "spark",
-    "imagefolder",
-)  # builders of rows that no stranger wrote; the last lists a folder
+BY_PROGRAMS = (None, "generator", "spark", "imagefolder")  # builders of rows whose file names no stranger wrote
 MOST = 10_000  # files of a stream that are looked at
 
 
@@ -65,23 +60,23 @@ class Origin:
         """A dataset in a folder of this machine: its own files, and where it is a download those that links name."""
         root = Path(folder).expanduser().resolve()
         root = root.parent if root.is_file() else root
-        repo = next((each.parent for each in (root, *root.parents) if each.name == "snapshots"), None)
+        repo = next((parent.parent for parent in (root, *root.parents) if parent.name == "snapshots"), None)
         return cls((root, repo / "blobs") if repo else (root,))
 
     @classmethod
     def of(cls, rows: Dataset | IterableDataset) -> Origin:
         """What the rows themselves tell: of the Hub, of files of this machine, or made by the user's own program."""
-        found = _Files()
-        for each in datasets_of(rows):
-            found.note(each)
-        if found.repos or found.folders or found.of_files:
-            return cls(tuple(dict.fromkeys(found.folders)), next(iter(found.repos), None))
+        files = _Files()
+        for part in datasets_of(rows):
+            files.note(part)
+        if files.repos or files.folders or files.of_files:
+            return cls(tuple(dict.fromkeys(files.folders)), next(iter(files.repos), None))
         return cls()
 
     def refusal(self, path: str) -> str | None:
         """Why a file is not read, by its name alone; None where it may be."""
         *archives, last = path.split("::")
-        if "\0" in path or not all(IN_ARCHIVE.match(each) and each.count("://") == 1 for each in archives):
+        if "\0" in path or not all(IN_ARCHIVE.match(part) and part.count("://") == 1 for part in archives):
             return "that is no file's name"
         if ADDRESS.match(last) and not os.path.isabs(last):
             parts = last.removeprefix(HUB).split("/")
@@ -91,7 +86,7 @@ class Origin:
             return "an address outside the dataset is not read"
         if last.startswith("\\\\") or (os.name == "nt" and last.startswith("//")):
             return "a file of another machine is not read"
-        if self.folders is None or any(Path(os.path.realpath(last)).is_relative_to(each) for each in self.folders):
+        if self.folders is None or any(Path(os.path.realpath(last)).is_relative_to(part) for part in self.folders):
             return None
         return "it lies outside the dataset"
 
@@ -197,32 +192,32 @@ class _Files:
 
     def _cached(self, files: list[Path]) -> None:
         for file in files:
-            if found := COMMIT.search(file.as_posix()):
+            if match := COMMIT.search(file.as_posix()):
                 self.of_files = True
-                self.folders += _downloads(found[1])
+                self.folders += _downloads(match[1])
             elif (file.parent / "state.json").is_file():  # written by save_to_disk, with the splits side by side
                 self.folders.append(file.parent.parent.resolve())
 
     def _named(self, files: list[str]) -> None:
         self.repos += _repos(files)
-        self.folders += [Path(os.path.realpath(each)).parent for each in files if os.path.isfile(each)]
+        self.folders += [Path(os.path.realpath(file)).parent for file in files if os.path.isfile(file)]
 
 
 def datasets_of(rows: Any) -> Iterator[Dataset | IterableDataset]:
     """The rows, and what a stream was made of."""
     yield rows
     if isinstance(rows, IterableDataset):
-        yield from (each for each in _inside(rows._ex_iterable, 0) if isinstance(each, Dataset))
+        yield from (value for value in _inside(rows._ex_iterable, 0) if isinstance(value, Dataset))
 
 
 def _strings(link: Any, depth: int) -> Iterator[str]:
-    return (each for each in _inside(link, depth) if isinstance(each, str))
+    return (value for value in _inside(link, depth) if isinstance(value, str))
 
 
 def _repos(names: Iterable[str]) -> list[str]:
     """The Hub datasets whose files are named."""
-    found = (re.search(rf"(?:^|::){re.escape(HUB)}([\w.-]+(?:/[\w.-]+)?)[@/]", name) for name in names)
-    return [each[1] for each in found if each]
+    matches = (re.search(rf"(?:^|::){re.escape(HUB)}([\w.-]+(?:/[\w.-]+)?)[@/]", name) for name in names)
+    return [match[1] for match in matches if match]
 
 
 def _inside(value: Any, depth: int) -> Iterator[Any]:
@@ -230,12 +225,12 @@ def _inside(value: Any, depth: int) -> Iterator[Any]:
     if isinstance(value, (str, Dataset)):
         yield value
     elif isinstance(value, dict):
-        for each in value.values():
-            yield from _inside(each, depth + 1)
+        for item in value.values():
+            yield from _inside(item, depth + 1)
     elif isinstance(value, (list, tuple)):
-        for each in value[:MOST]:
-            yield from _inside(each, depth + 1)
+        for item in value[:MOST]:
+            yield from _inside(item, depth + 1)
     elif depth < 20:
         for name in ("ex_iterable", "ex_iterables", "kwargs", "args"):
-            if isinstance(found := getattr(value, name, None), (dict, list, tuple)) or name == "ex_iterable" and found:
-                yield from _inside(found, depth + 1)
+            if isinstance(inner := getattr(value, name, None), (dict, list, tuple)) or name == "ex_iterable" and inner:
+                yield from _inside(inner, depth + 1)

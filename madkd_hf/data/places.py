@@ -30,8 +30,8 @@ def similar(path: Path) -> str:
         return ""
     missing = path.relative_to(there).parts
     close = difflib.get_close_matches(missing[0].lower(), names := _by_lower_case(there), 1, 0.6)
-    found = there.joinpath(names[close[0]], *missing[1:]) if close else None
-    return f" (did you mean {found}?)" if found is not None and found.exists() else ""
+    candidate = there.joinpath(names[close[0]], *missing[1:]) if close else None
+    return f" (did you mean {candidate}?)" if candidate is not None and candidate.exists() else ""
 
 
 def _by_lower_case(folder: Path) -> dict[str, str]:

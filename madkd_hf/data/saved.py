@@ -44,6 +44,6 @@ def _check_streamed(folder: Path) -> None:
     except ValueError:  # nothing that we need to load the files
         ours = False
     for path in sorted(folder.glob("data/*-[0-9][0-9][0-9][0-9][0-9].parquet")):
-        whole = is_whole(path)
-        if whole is False or (ours and whole is None):
+        intact = is_whole(path)
+        if intact is False or (ours and intact is None):
             raise ValueError(f"{path} is damaged (it does not match its checksum): {REMEDY}.")

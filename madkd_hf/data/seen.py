@@ -52,9 +52,9 @@ class Seen:
         """Write what was added, with what others have added meanwhile; where that cannot be, nothing is lost."""
         if not self.new:
             return
-        mine = np.fromiter(self.new, np.uint64, len(self.new))
-        there = self._load()
-        keys = np.union1d(there if len(there) + len(mine) <= MOST else there[:0], mine)
+        added = np.fromiter(self.new, np.uint64, len(self.new))
+        stored = self._load()
+        keys = np.union1d(stored if len(stored) + len(added) <= MOST else stored[:0], added)
         try:
             with whole_file(self.path) as file:
                 file.write(keys.astype("<u8").tobytes())

@@ -120,20 +120,20 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
     tables = tables_of(path, files)
     if tables and not all(FILE_NAME in table.column_names for table in tables.values()):
         return _load(path, datasets.load_dataset, "imagefolder", data_dir=str(path), streaming=streaming)
-    found = read_with_metadata(path, files, tables) if tables else read_folder(path, files)
+    splits = read_with_metadata(path, files, tables) if tables else read_folder(path, files)
     left_out |= files.left_out
-    return found
+    return splits
 
 
 def _notes(splits: Mapping[str, Dataset | IterableDataset], left_out: Mapping[str, list[str]]) -> list[str]:
     """Where folders tell no classes, and a table beside the images may."""
     tables = [name for kind in (".csv", ".tsv", ".json", ".jsonl") for name in left_out.get(f"{kind} files", [])]
     features = (rows.features.get("label") for rows in splits.values())
-    known = max((feature.num_classes for feature in features if isinstance(feature, ClassLabel)), default=0)
-    if known > 1 or not tables:
+    count = max((feature.num_classes for feature in features if isinstance(feature, ClassLabel)), default=0)
+    if count > 1 or not tables:
         return []
     return [
-        f"The folders tell {'one class' if known else 'no classes'} and {seen(tables[0], 60)} is not read: if it has "
+        f"The folders tell {'one class' if count else 'no classes'} and {seen(tables[0], 60)} is not read: if it has "
         "the labels, name it metadata.csv (or .jsonl), with the columns file_name and label."
     ]
 
@@ -151,9 +151,9 @@ def _is_hub_repo(path: Path) -> bool:
     if not card.is_file():
         return False
     text = card.read_text(encoding="utf-8", errors="replace")
-    found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+    match = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
     try:
-        about = yaml.safe_load(found[1]) if found else None
+        about = yaml.safe_load(match[1]) if match else None
     except yaml.YAMLError:
         return False
     return isinstance(about, dict) and bool(about.get("configs"))
@@ -174,13 +174,13 @@ def _load(name: str | Path, read, *args, **options) -> Splits | Dataset:
         raise ValueError(f"Cannot read the dataset {name} ({reason}): look at its files.") from error
     except ValueError as error:
         text = " ".join(str(error).split())
-        if found := re.search(r"Config name is missing.*?available configs: \[(.*?)\]", text):
+        if match := re.search(r"Config name is missing.*?available configs: \[(.*?)\]", text):
             raise ValueError(
-                f"{name} has several configurations: pass --dataset_config, one of {found[1]}."
+                f"{name} has several configurations: pass --dataset_config, one of {match[1]}."
             ) from error
-        if found := re.search(r"BuilderConfig '?(.*?)'? not found. Available: \[(.*?)\]", text):
+        if match := re.search(r"BuilderConfig '?(.*?)'? not found. Available: \[(.*?)\]", text):
             raise ValueError(
-                f"{name} has no configuration {found[1]!r}: pass --dataset_config, one of {found[2]}."
+                f"{name} has no configuration {match[1]!r}: pass --dataset_config, one of {match[2]}."
             ) from error
         raise
 
@@ -215,5 +215,5 @@ def _stream(rows: Dataset | IterableDataset) -> IterableDataset:
     if len(rows):
         return rows.to_iterable_dataset()
     schema = rows.features.arrow_schema  # an empty dataset cannot become a stream
-    one = Dataset(pa.table({field.name: pa.nulls(1, field.type) for field in schema}, schema=schema))
-    return one.to_iterable_dataset().take(0)
+    one_row = Dataset(pa.table({field.name: pa.nulls(1, field.type) for field in schema}, schema=schema))
+    return one_row.to_iterable_dataset().take(0)

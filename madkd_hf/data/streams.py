@@ -67,9 +67,9 @@ def _known(value: Any, name: str | None) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, dict):
-        return [[str(key), _known(each, name)] for key, each in value.items()]
+        return [[str(key), _known(item, name)] for key, item in value.items()]
     if isinstance(value, (list, tuple)):
-        return [_known(each, name) for each in value]
+        return [_known(item, name) for item in value]
     if isinstance(value, Dataset):
         return value._fingerprint
     if isinstance(value, np.random.Generator):
@@ -86,7 +86,7 @@ def _known(value: Any, name: str | None) -> Any:
         if name is None:
             raise UnknownFunction(getattr(value, "__qualname__", type(value).__name__))
         return ["function", name]
-    return [type(value).__name__, *(_known(each, name) for each in getattr(value, "args", ()))]  # a list of files
+    return [type(value).__name__, *(_known(item, name) for item in getattr(value, "args", ()))]  # a list of files
 
 
 def _file(path: str) -> list[int]:

@@ -27,20 +27,20 @@ def lines(
     parts = [f"Dataset {seen(name)}:"]
     for split, rows in splits.items():
         parts.append(f"  {_shown(split)}: {_rows(rows)}{_classes(rows, label_column)}")
-    if found := left_out_lines(left_out):
-        parts.append(f"  left out: {'; '.join(found)}")
+    if reasons := left_out_lines(left_out):
+        parts.append(f"  left out: {'; '.join(reasons)}")
     return parts + [f"  {note}" for note in notes]
 
 
 def left_out_lines(left_out: Mapping[str, list[str]], most: int = REASONS) -> list[str]:
     """How many files were left out for which reason, most of them first; each with an example."""
-    found = sorted(((len(names), reason, names) for reason, names in left_out.items() if names), reverse=True)
+    counts = sorted(((len(names), reason, names) for reason, names in left_out.items() if names), reverse=True)
     parts = [
-        f"{count} {seen(reason)} ({_shown(names[0])}{', ...' if count > 1 else ''})" for count, reason, names in found
+        f"{count} {seen(reason)} ({_shown(names[0])}{', ...' if count > 1 else ''})" for count, reason, names in counts
     ]
     if len(parts) > most:
-        rest = sum(count for count, *_ in found[most:])
-        parts[most:] = [f"{rest} files for {len(found) - most} other reasons"]
+        n_rest = sum(count for count, *_ in counts[most:])
+        parts[most:] = [f"{n_rest} files for {len(counts) - most} other reasons"]
     return parts
 
 
@@ -62,9 +62,9 @@ def _classes(rows: Dataset | IterableDataset, column: str) -> str:
         counts, name_of = {}, str
     else:
         return f", no column {column!r}" if feature is None else ""
-    found = Counter(rows.select_columns(column).with_format("arrow")[:][column].to_pylist())
-    unlabelled = found.pop(None, 0) + (found.pop(-1, 0) if isinstance(feature, ClassLabel) else 0)
-    counts |= {name_of(value): count for value, count in found.items()}
+    value_counts = Counter(rows.select_columns(column).with_format("arrow")[:][column].to_pylist())
+    unlabelled = value_counts.pop(None, 0) + (value_counts.pop(-1, 0) if isinstance(feature, ClassLabel) else 0)
+    counts |= {name_of(value): count for value, count in value_counts.items()}
     text = _counted(counts) if any(counts.values()) else ""
     return text + (f", {unlabelled or 'none'} without a class" if unlabelled else "")
 

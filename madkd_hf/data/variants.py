@@ -86,7 +86,7 @@ def control_answers(rows: Dataset, control: str, seed: int) -> Dataset:
     """
     check_has_answers(rows)
     column = rows[LOGITS][:]
-    answers = [each for row in column for each in row or []] if about_objects(rows.features) else column
+    answers = [item for row in column for item in row or []] if about_objects(rows.features) else column
     known = [i for i, answer in enumerate(answers) if answer is not None]
     logits = np.array([answers[i] for i in known], dtype=float)
     if control == "shuffled":
@@ -97,7 +97,7 @@ def control_answers(rows: Dataset, control: str, seed: int) -> Dataset:
     for i, answer in zip(known, logits.tolist()):
         answers[i] = answer
     if about_objects(rows.features):
-        rest = iter(answers)
-        answers = [None if row is None else list(itertools.islice(rest, len(row))) for row in column]
+        remaining = iter(answers)
+        answers = [None if row is None else list(itertools.islice(remaining, len(row))) for row in column]
     feature = rows.features[LOGITS]
     return rows.remove_columns(LOGITS).add_column(LOGITS, answers, feature=feature)

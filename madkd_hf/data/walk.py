@@ -89,8 +89,8 @@ def walk(folder: Path) -> Files:
     """
     files = Files()
     _walk(folder, (), (), files)
-    for found in (files.images, files.metadata, files.tables):
-        found.sort(key=lambda file: file.order)
+    for group in (files.images, files.metadata, files.tables):
+        group.sort(key=lambda file: file.order)
     return files
 
 

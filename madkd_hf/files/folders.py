@@ -58,16 +58,16 @@ def _mark_to_go_on(path: Path, kind: str, names: Sequence[str] | None) -> dict[s
         raise ValueError(f"{path} is a file, no folder for the output: pass another folder.")
     marks = _marks(path)
     if names is None:
-        ours = _ours(path, kind)
-        if ours is None and (there := _entries(path)):
+        our_names = _ours(path, kind)
+        if our_names is None and (there := _entries(path)):
             raise _not_ours(path, there[0], kind)
-        return {kind: ours or list(EVERYTHING)}
-    ours = marks.get(kind, [])
-    for name in (found for pattern in names for found in _present(path, pattern.split("/"))):
+        return {kind: our_names or list(EVERYTHING)}
+    our_names = marks.get(kind, [])
+    for name in (name_there for pattern in names for name_there in _present(path, pattern.split("/"))):
         refuse_link(path / name)
-        if not _matches(name, ours):
+        if not _matches(name, our_names):
             raise _not_ours(path, name, kind)
-    return {**marks, kind: list(dict.fromkeys([*ours, *names]))}
+    return {**marks, kind: list(dict.fromkeys([*our_names, *names]))}
 
 
 def replace_folder(new: Folder, path: Folder, kind: str) -> Path:
@@ -125,9 +125,9 @@ def check_removable(path: Folder, kind: str) -> None:
         return
     if not path.is_dir():
         raise ValueError(f"{path} is a file that we did not write: move it away, or pass another output folder.")
-    ours = _ours(path, kind)
+    our_names = _ours(path, kind)
     entries = _entries(path, nested=True)
-    foreign = entries if ours is None else [name for name in entries if not _is_listed(path, name, ours)]
+    foreign = entries if our_names is None else [name for name in entries if not _is_listed(path, name, our_names)]
     if foreign:
         raise _not_ours(path, foreign[0], kind, len(foreign) - 1)
 
@@ -187,8 +187,8 @@ def _present(path: Path, parts: Sequence[str], above: str = "") -> Iterator[str]
     else:
         names = [parts[0]] if os.path.lexists(here / parts[0]) else []
     for name in names:
-        found = here / name
-        if len(parts) == 1 or found.is_symlink() or not found.is_dir():
+        entry = here / name
+        if len(parts) == 1 or entry.is_symlink() or not entry.is_dir():
             yield f"{above}{name}"
         else:
             yield from _present(path, parts[1:], f"{above}{name}/")
@@ -196,12 +196,12 @@ def _present(path: Path, parts: Sequence[str], above: str = "") -> Iterator[str]
 
 def _entries(path: Path, nested: bool = False) -> list[str]:
     """What is in a folder, as relative paths, links unfollowed; not what we keep there for ourselves."""
-    found = []
+    names = []
     for folder, folders, files in os.walk(path):
-        found += [Path(folder, name).relative_to(path).as_posix() for name in (*folders, *files)]
+        names += [Path(folder, name).relative_to(path).as_posix() for name in (*folders, *files)]
         if not nested:
             break
-    return sorted(name for name in found if not _is_internal(name))
+    return sorted(name for name in names if not _is_internal(name))
 
 
 def _is_internal(name: str) -> bool:
@@ -209,20 +209,20 @@ def _is_internal(name: str) -> bool:
     return last in (MARK_FILE, LOCK_FILE) or TEMPORARY.fullmatch(last) is not None
 
 
-def _is_listed(path: Path, name: str, ours: Sequence[str]) -> bool:
+def _is_listed(path: Path, name: str, our_names: Sequence[str]) -> bool:
     entry = path / name
     if entry.is_symlink():
         return False  # we make none
     if entry.is_dir():  # its files are looked at, and an empty one holds nothing of anybody's
         return True
-    return _matches(name, ours) or CACHED.fullmatch(entry.name) is not None
+    return _matches(name, our_names) or CACHED.fullmatch(entry.name) is not None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     """Whether a relative path, or a folder that it lies in, has such a name."""
     parts = name.split("/")
     paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatch.fnmatchcase(each, pattern) for pattern in patterns for each in paths)
+    return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns for path in paths)
 
 
 def _not_ours(path: Path, name: str, kind: str, more: int = 0) -> ValueError:

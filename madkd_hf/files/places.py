@@ -93,16 +93,16 @@ def check_output(output_dir: Folder, *sources: Folder | None, name: str = "outpu
 
 def _overlap(place: Path, source: Path) -> str | None:
     """How an output folder (without links in its path) overlaps with a source, in words."""
-    found = Path(os.path.realpath(source))
-    if _same(found, place):
+    real_source = Path(os.path.realpath(source))
+    if _same(real_source, place):
         return "is"
-    if _lies_in(found, place):
+    if _lies_in(real_source, place):
         return "contains"
-    if not found.is_dir():
+    if not real_source.is_dir():
         return None
-    if _lies_in(place, found):
+    if _lies_in(place, real_source):
         return "lies in"
-    targets = _targets(found)
+    targets = _targets(real_source)
     if place.is_dir() and any(_lies_in(target, place) for target in targets):
         return "holds files that belong, by a link, to"
     if any(target.is_dir() and _lies_in(place, target) for target in targets):
@@ -112,49 +112,49 @@ def _overlap(place: Path, source: Path) -> str | None:
 
 def _targets(folder: Path) -> set[Path]:
     """The files and folders to which links in a folder lead, and links in these."""
-    found, waiting = set(), [folder]
+    targets, waiting = set(), [folder]
     while waiting:
         for path, folders, files in os.walk(waiting.pop()):
             for name in (*folders, *files):
                 link = os.path.join(path, name)
                 target = Path(os.path.realpath(link)) if os.path.islink(link) else None
-                if target is not None and target not in found:
-                    found.add(target)
+                if target is not None and target not in targets:
+                    targets.add(target)
                     waiting += [target] if target.is_dir() else []
-    return found
+    return targets
 
 
 def _lies_in(path: Path, folder: Path) -> bool:
     """Compared as files, not as words: a disk may take `Birds` for `birds`."""
-    return any(_same(each, folder) for each in (path, *path.parents))
+    return any(_same(parent, folder) for parent in (path, *path.parents))
 
 
-def _same(one: Path, other: Path) -> bool:
+def _same(path: Path, other_path: Path) -> bool:
     try:
-        return one == other or os.path.samefile(one, other)
+        return path == other_path or os.path.samefile(path, other_path)
     except OSError:  # what is not there yet
         return False
 
 
-def _check_writable(place: Path, told: Folder) -> None:
+def _check_writable(place: Path, output_dir: Folder) -> None:
     there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
     if not there.is_dir():
-        raise ValueError(f"{there} is a file, no folder for the output: pass another folder than {told}.")
+        raise ValueError(f"{there} is a file, no folder for the output: pass another folder than {output_dir}.")
     try:
         with tempfile.TemporaryFile(dir=there):  # a question about permissions would not see a read-only disk
             pass
     except OSError as error:
         raise ValueError(
             f"{there} cannot be written to ({error.strerror or error}): make it writable, or pass another folder "
-            f"than {told}."
+            f"than {output_dir}."
         ) from error
 
 
 @contextmanager
 def locked(
     folder: Folder,
-    what: str = "it writes there",
-    other: str = "--output_dir",
+    activity: str = "it writes there",
+    option: str = "--output_dir",
     again: bool = False,
     wait: bool = False,
 ) -> Iterator[None]:
@@ -163,8 +163,8 @@ def locked(
     However the process ends, the lock ends with it.
 
     Args:
-        what: what this run does there, such as "it trains a student".
-        other: the option that names the folder.
+        activity: what this run does there, such as "it trains a student".
+        option: the option that names the folder.
         again: whether the thread that holds the folder may enter it once more.
         wait: whether to wait for another job, which is said once, and not to be refused.
 
@@ -187,9 +187,9 @@ def locked(
         except Timeout:
             if not wait:
                 raise ValueError(
-                    f"Another run is at work in {folder}: {what}; wait until it is over, or pass another {other}."
+                    f"Another run is at work in {folder}: {activity}; wait until it is over, or pass another {option}."
                 ) from None
-            logger.warning("Another run is at work in %s: %s; this one waits until it is over.", folder, what)
+            logger.warning("Another run is at work in %s: %s; this one waits until it is over.", folder, activity)
             _acquire(lock, folder)
     _held.folders.add(key)
     try:

@@ -57,8 +57,8 @@ def _place(file: BinaryIO) -> int | None:
         tail = max(tail, int.from_bytes(last[:4], "little") + 8)
     start = max(0, end - tail)
     file.seek(start)
-    found = file.read(end - start).rfind(LABEL)
-    return None if found < 0 else start + found + len(LABEL)
+    position = file.read(end - start).rfind(LABEL)
+    return None if position < 0 else start + position + len(LABEL)
 
 
 def _digest(file: BinaryIO, place: int) -> bytes:

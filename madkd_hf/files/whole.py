@@ -80,15 +80,15 @@ def write_whole(path: Folder, content: str | bytes) -> Path:
 
 
 @contextmanager
-def writing(place: Folder, kept: str = "what was there before is whole") -> Iterator[None]:
-    """Tell what keeps us from writing there in one sentence, and what is `kept`."""
+def writing(place: Folder, state: str = "what was there before is whole") -> Iterator[None]:
+    """Turn an `OSError` into one sentence with a remedy; `state` says what is left of the user's files."""
     try:
         yield
     except OSError as error:
         if error.errno is None:  # told already, in a sentence
             raise
         raise OSError(
-            f"Cannot write to {place} ({error.strerror or error}): {kept}; make room there or make it writable, and "
+            f"Cannot write to {place} ({error.strerror or error}): {state}; make room there or make it writable, and "
             "run the same command again."
         ) from error
 
@@ -102,10 +102,10 @@ def temporary(path: Path, ending: str = "partial") -> Path:
 def remove_stale(folder: Folder) -> None:
     """Remove temporary files and folders of ours in a folder whose process is dead."""
     for path in Path(folder).glob(".*"):
-        made = TEMPORARY.fullmatch(path.name)
-        if not made or path.is_symlink():
+        match = TEMPORARY.fullmatch(path.name)
+        if not match or path.is_symlink():
             continue
-        dead = made["host"] == socket.gethostname() and not _is_alive(int(made["process"]))
+        dead = match["host"] == socket.gethostname() and not _is_alive(int(match["process"]))
         try:
             if not dead and path.stat().st_mtime > time.time() - STALE_SECONDS:
                 continue

@@ -283,6 +283,6 @@ def _answers(folder: Path, split: str, columns: Sequence[str | None]) -> Dataset
     """Answers of a split and these columns, where it has them, without the images beside them."""
     tables = []
     for path in sorted(folder.glob(f"{split}-*.parquet")):
-        wanted = [name for name in dict.fromkeys([*ASPECT_COLUMNS, *columns]) if name in pq.read_schema(path).names]
-        tables.append(pq.read_table(path, columns=wanted))
+        names = [name for name in dict.fromkeys([*ASPECT_COLUMNS, *columns]) if name in pq.read_schema(path).names]
+        tables.append(pq.read_table(path, columns=names))
     return Dataset(pa.concat_tables(tables))

@@ -242,10 +242,10 @@ class HubRepo:
         refs = self._api.list_repo_refs(**self._named) if self.revision else None
         if refs and (self.revision == info.sha or self.revision in [tag.name for tag in refs.tags]):
             raise HubError(f"{self.revision} of {self.repo_id} is no branch to commit to: pass the name of a branch.")
-        other = [name for name in self._files(info.sha) if not _matches(name, BLANK)]
-        if other and TAG not in (info.tags or []) and not self.create_pr:
+        foreign = [name for name in self._files(info.sha) if not _matches(name, BLANK)]
+        if foreign and TAG not in (info.tags or []) and not self.create_pr:
             raise HubError(
-                f"The name {self.repo_id} is taken: that {self.repo_type} holds {', '.join(other[:3])} and does not "
+                f"The name {self.repo_id} is taken: that {self.repo_type} holds {', '.join(foreign[:3])} and does not "
                 f"come from here (its card lacks the tag {TAG!r}); pass another name, or open a pull request on it."
             )
 

@@ -193,13 +193,13 @@ class _Job:
 
     def run(self, folder: Path, sources: list[Rows | Stream]) -> dict[str, Dataset | IterableDataset]:
         """The splits of one work directory, labelled."""
-        with ExitStack() as held:
-            return self._run(folder, sources, held)
+        with ExitStack() as locks:
+            return self._run(folder, sources, locks)
 
     def _run(
-        self, folder: Path, sources: list[Rows | Stream], held: ExitStack
+        self, folder: Path, sources: list[Rows | Stream], locks: ExitStack
     ) -> dict[str, Dataset | IterableDataset]:
-        manifest, done = self.workers.from_main(lambda: self._begin(folder, sources, held))
+        manifest, done = self.workers.from_main(lambda: self._begin(folder, sources, locks))
         self.workers.agree(lambda: self._compare(manifest, sources))
         work = WorkDir(folder, manifest, self.streams)
         if manifest["plan"] is not None:
@@ -220,8 +220,8 @@ class _Job:
         teacher = dict(self.teacher.identity)
         if "model" in teacher:
             teacher["model"] = of_main["teacher"].get("model")  # machines may differ in where it is
-        ours = {"teacher": json.loads(json.dumps(teacher)), "prompts": self.teacher.prompts(self.bank)}
-        for name, now in ours.items():
+        own = {"teacher": json.loads(json.dumps(teacher)), "prompts": self.teacher.prompts(self.bank)}
+        for name, now in own.items():
             if difference := difference_of(of_main[name], now, name):
                 raise ValueError(
                     f"Worker {self.workers.index} does not ask what the main process asks: {difference}; give all of "
@@ -229,7 +229,7 @@ class _Job:
                 )
 
     def _begin(
-        self, folder: Path, sources: list[Rows | Stream], held: ExitStack | None = None
+        self, folder: Path, sources: list[Rows | Stream], locks: ExitStack | None = None
     ) -> tuple[dict[str, Any], dict[str, dict[int, int]]]:
         """The manifest and what is done; how the teacher reads is chosen once, before the first shard."""
         manifest = {
@@ -249,8 +249,8 @@ class _Job:
         work.start()
         if (done := self._finished(work, sources)) is not None:
             return work.manifest, done
-        if held is not None:
-            held.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True, wait=self.wait))
+        if locks is not None:
+            locks.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True, wait=self.wait))
             work.start()  # what another one has settled until now holds
         done = {source.split: self._done(work, source) for source in sources}
         open_splits = [source for source in sources if not _is_complete(work, source, done[source.split])]
@@ -321,7 +321,7 @@ class _Job:
 
     def _fill(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> None:
         """Make this worker's share of the missing shards, and wait for the others'."""
-        size, others = work.manifest["shard_size"], {}
+        size, shards_of_others = work.manifest["shard_size"], {}
         pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
         reader = Reader(
@@ -338,7 +338,7 @@ class _Job:
         with tqdm(**progress, disable=not self.workers.is_main) as bar, hidden_progress_bars():
             for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
                 if turn % self.workers.count != self.workers.index:
-                    others[index] = len(rows)
+                    shards_of_others[index] = len(rows)
                     continue
                 rows = source.fetched(rows)
                 if source.labelled:
@@ -348,10 +348,10 @@ class _Job:
                     bar.update(len(rows))
                 work.write(source.split, index, source.stored(rows, answers, index * size))
                 done[index] = len(rows)
-                bar.update(sum(map(counted, _arrived(work, source.split, others, done))))
-            while others:
+                bar.update(sum(map(counted, _arrived(work, source.split, shards_of_others, done))))
+            while shards_of_others:
                 time.sleep(POLL_SECONDS)
-                bar.update(sum(map(counted, _arrived(work, source.split, others, done))))
+                bar.update(sum(map(counted, _arrived(work, source.split, shards_of_others, done))))
         if self.workers.is_main:
             if self.streams and not done:  # an empty stream leaves its columns at least
                 work.write(source.split, 0, source.stored(source.nothing, null_answers(self.features, 0), 0))
@@ -380,8 +380,8 @@ def _total(work: WorkDir, source: Rows | Stream) -> int | None:
     return source.total if isinstance(source, Rows) else work.manifest["complete"].get(source.split)
 
 
-def _arrived(work: WorkDir, split: str, others: dict[int, int], done: dict[int, int]) -> list[int]:
+def _arrived(work: WorkDir, split: str, shards_of_others: dict[int, int], done: dict[int, int]) -> list[int]:
     """Take over the shards that other workers have finished since."""
-    arrived = [index for index in others if work.path(split, index).exists()]
-    done |= {index: others.pop(index) for index in arrived}
+    arrived = [index for index in shards_of_others if work.path(split, index).exists()]
+    done |= {index: shards_of_others.pop(index) for index in arrived}
     return arrived

@@ -53,12 +53,12 @@ def sealed_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "checksum": checksum(manifest)}
 
 
-def refuse_another(folder: Path, before: dict[str, Any], ours: dict[str, Any]) -> None:
+def refuse_another(folder: Path, before: dict[str, Any], current: dict[str, Any]) -> None:
     """Raise ValueError where the manifest in the folder is not ours, with the first difference in words."""
-    for name in ours:
+    for name in current:
         if name in SETTLED:
             continue
-        now, then = ours[name], before[name]
+        now, then = current[name], before[name]
         if name == "splits":
             now, then = ({split: part[split] for split in now if split in then} for part in (now, then))
         if difference := difference_of(then, now, name):
@@ -68,14 +68,14 @@ def refuse_another(folder: Path, before: dict[str, Any], ours: dict[str, Any]) -
             )
 
 
-def merged(before: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+def merged(before: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """Ours and what others settled: the first to choose decides, and finished splits add up."""
     return {
         **before,
-        "plan": ours["plan"] if before["plan"] is None else before["plan"],
-        "splits": {**before["splits"], **ours["splits"]},
-        "complete": {**before["complete"], **ours["complete"]},
-        "finished": {**before["finished"], **ours["finished"]},
+        "plan": current["plan"] if before["plan"] is None else before["plan"],
+        "splits": {**before["splits"], **current["splits"]},
+        "complete": {**before["complete"], **current["complete"]},
+        "finished": {**before["finished"], **current["finished"]},
     }
 
 
@@ -97,7 +97,8 @@ def difference_of(then: Any, now: Any, name: str) -> str | None:
             name = f"rows of split {split!r}"
         keys = dict.fromkeys([*then, *now])
         return next(
-            (found for key in keys if (found := difference_of(then.get(key), now.get(key), f"{name}.{key}"))), None
+            (part for key in keys if (part := difference_of(then.get(key), now.get(key), f"{name}.{key}"))),
+            None,
         )
     if then == now:
         return None

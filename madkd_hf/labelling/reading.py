@@ -97,8 +97,8 @@ class Reader:
                     "on_error='skip' to leave the row's answers empty."
                 ) from error
             return None
-        where = name.replace("The", "the", 1)
-        return [Unit(_pixels(crop), crop, f"Object {index} of {where}") for index, crop in enumerate(crops)]
+        in_image = name.replace("The", "the", 1)
+        return [Unit(_pixels(crop), crop, f"Object {index} of {in_image}") for index, crop in enumerate(crops)]
 
     def _read(self, units: list[Unit]) -> dict[Hashable, Answer | None]:
         """The answers by key, None for what the teacher's processor refuses."""
@@ -125,9 +125,9 @@ class Reader:
         schema = aspect_features(self.bank, self.boxes is not None).arrow_schema
         columns: dict[str, list[Any]] = {"aspect_logits": [], "aspect_mass": []}
         for row in rows:
-            known = row is not None and all(answer is not None for answer in row)
+            answered = row is not None and all(answer is not None for answer in row)
             for part, column in enumerate(columns.values()):
-                values = [answer[part] for answer in row] if known else None
+                values = [answer[part] for answer in row] if answered else None
                 column.append(values if values is None or self.boxes else values[0])
         columns["aspect_bank"] = [self.bank.fingerprint] * len(rows)
         return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)

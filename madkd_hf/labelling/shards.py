@@ -116,8 +116,8 @@ class WorkDir:
 
         Until all splits are finished it names a place where there is none, so that nobody takes a part for the whole.
         """
-        card, ours = self.folder / "README.md", "---\nconfigs: [{"
-        if card.exists() and not card.read_text(encoding="utf-8").startswith(ours):
+        card, our_beginning = self.folder / "README.md", "---\nconfigs: [{"
+        if card.exists() and not card.read_text(encoding="utf-8").startswith(our_beginning):
             return
         place = "data" if finished else "data/unfinished: run the same command again"
         files = [
@@ -243,13 +243,13 @@ class WorkDir:
         """
         path = self.path(split, index)
         try:
-            whole = is_whole(path)
-            if not whole:
-                what = "has no checksum" if whole is None else "does not match its checksum"
+            intact = is_whole(path)
+            if not intact:
+                what = "has no checksum" if intact is None else "does not match its checksum"
                 raise Damaged(f"is damaged (it {what})")
             if self.streams:
-                found = pq.read_metadata(path)
-                rows, metadata = found.num_rows, found.metadata
+                parquet = pq.read_metadata(path)
+                rows, metadata = parquet.num_rows, parquet.metadata
             else:
                 table = _open_arrow(path)
                 rows, metadata = len(table), table.schema.metadata
@@ -301,9 +301,9 @@ class WorkDir:
             what = "is a file" if self.folder.is_file() else "lies in a file"
             raise OSError(f"Cannot write to {self.folder}, which {what}: pass another work_dir.") from error
         except OSError as error:
-            kept = self.progress(split) if self._shards.is_dir() else "nothing is lost"
+            progress = self.progress(split) if self._shards.is_dir() else "nothing is lost"
             raise OSError(
-                f"Cannot write to {self.folder} ({error.strerror or error}): {kept}; make room there or make it "
+                f"Cannot write to {self.folder} ({error.strerror or error}): {progress}; make room there or make it "
                 "writable, and run the same command again."
             ) from error
 

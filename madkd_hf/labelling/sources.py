@@ -153,9 +153,9 @@ class Stream:
     @property
     def total(self) -> int | None:
         """The number of rows, where the stream's card knows it."""
-        known = (self.data.info.splits or {}).get(self.split)
+        split_info = (self.data.info.splits or {}).get(self.split)
         changed = any(word in type(step).__name__ for step in steps(self.data) for word in REORDERING)
-        return None if changed or known is None else known.num_examples or None
+        return None if changed or split_info is None else split_info.num_examples or None
 
     @property
     def objects(self) -> None:
@@ -165,15 +165,15 @@ class Stream:
     def state(self) -> dict[str, Any]:
         """What the manifest says of this split: a stream is known by how it is made, and by its first image."""
         try:
-            known = hashlib.sha256(digest(self.data, self.name).encode())
+            fingerprint = hashlib.sha256(digest(self.data, self.name).encode())
         except UnknownFunction as function:
             raise ValueError(
                 f"The stream of split {self.split!r} is made by the function {function}, which another process cannot "
                 "compare: pass stream_name, any name that you change whenever the function changes."
             ) from None
         first = next((row[self.image_column] for row in self.head()), None)
-        known.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
-        return {"rows": None, "fingerprint": known.hexdigest()[:16], "labelled": self.labelled}
+        fingerprint.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
+        return {"rows": None, "fingerprint": fingerprint.hexdigest()[:16], "labelled": self.labelled}
 
     def name_of(self, row: int, path: str | None) -> str:
         """A row in messages."""
@@ -191,8 +191,8 @@ class Stream:
     def shards(self, size: int, done: Container[int]) -> Iterator[tuple[int, Dataset]]:
         """The shards that are not done, by number; all columns."""
         first = next(index for index in itertools.count() if index not in done)
-        rest = self.encoded.skip(first * size) if first else self.encoded
-        for index, table in enumerate(rest.iter(size), first):
+        remaining = self.encoded.skip(first * size) if first else self.encoded
+        for index, table in enumerate(remaining.iter(size), first):
             if index not in done:
                 yield index, Dataset(table_cast(table, self.encoded.features.arrow_schema))
 
@@ -222,13 +222,13 @@ class Stream:
             except (RefusedFile, FileNotFoundError) as error:
                 if self.on_error == "skip":
                     return None
-                where = f"row {places[path]} of split {self.split!r}"
+                row_name = f"row {places[path]} of split {self.split!r}"
                 if isinstance(error, FileNotFoundError):
                     raise ValueError(
                         f"The image {named(path, places[path], self.split)} cannot be stored, there is no such file: "
                         "bring it back or drop the row."
                     ) from error
-                raise ValueError(refusal(where, name, path, str(error))) from error
+                raise ValueError(refusal(row_name, name, path, str(error))) from error
 
         return read
 
@@ -317,9 +317,7 @@ def sources_of(
 ) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
-        name = re.match(
-            r"\w+(\.\w+)*", str(dataset.split or "train")
-        )  # of "train[:50%]" and "train+test", the first word
+        name = re.match(r"\w+(\.\w+)*", str(dataset.split or "train"))  # "train[:50%]", "train+test": the first word
         parts = {name[0] if name else "train": dataset}
     elif isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         parts = dict(dataset)
@@ -328,15 +326,15 @@ def sources_of(
             "attach_aspects takes a Dataset or a DatasetDict, or an IterableDataset or a dict of these; received "
             f"{type(dataset).__name__}."
         )
-    wanted = list(parts) if splits is None else [splits] if isinstance(splits, str) else list(splits)
-    if missing := [split for split in wanted if split not in parts]:
+    selected = list(parts) if splits is None else [splits] if isinstance(splits, str) else list(splits)
+    if missing := [split for split in selected if split not in parts]:
         raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(parts)}.")
     for split, rows in parts.items():
         _check_name(split, isinstance(rows, IterableDataset))
     sources = []
     for split, rows in parts.items():
         origin = folder_of(rows, files_from) or Origin.of(rows)
-        settings = (split, rows, image_column, split in wanted, boxes, origin, on_error)
+        settings = (split, rows, image_column, split in selected, boxes, origin, on_error)
         sources.append(Rows(*settings) if isinstance(rows, Dataset) else Stream(*settings, stream_name))
     for source in sources:
         _check(source.data.features, image_column, boxes)
@@ -367,8 +365,8 @@ def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:
         boxes.check(features)
     if present := [name for name in ASPECT_COLUMNS if name in features]:
         of_objects = about_objects(features)
-        other = "" if of_objects == (boxes is not None) else f" by {'object' if of_objects else 'image'}"
+        level = "" if of_objects == (boxes is not None) else f" by {'object' if of_objects else 'image'}"
         raise ValueError(
-            f"The dataset is labelled already{other}, it has the columns {present}: "
+            f"The dataset is labelled already{level}, it has the columns {present}: "
             f"drop them with dataset.remove_columns({present}) to label it again."
         )

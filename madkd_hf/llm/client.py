@@ -114,14 +114,10 @@ class _Connection(httpx2.Client):
                     raise _AnswerTooLarge
                 if time.monotonic() > end:  # httpx limits the time of each part only
                     raise httpx2.ReadTimeout("timed out", request=request)
-        asks = {
-            name: response.headers[name]
-            for name in ("Retry-After", "retry-after-ms", "Location")
-            if name in response.headers
-        }
+        headers = {name: response.headers[name] for name in READ_HEADERS if name in response.headers}
         final = response.status_code == 501 or NO_CREDIT.search(body.decode(errors="replace"))
-        asks |= {"x-should-retry": "false"} if final else {}
-        return httpx2.Response(response.status_code, headers=asks, content=bytes(body), request=request)
+        headers |= {"x-should-retry": "false"} if final else {}
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
 
 
 class ChatServer:

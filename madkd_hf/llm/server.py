@@ -73,8 +73,8 @@ class ServerLLM:
                     raise LLMError(self._explain(failed)) from None
 
     def _response_format(self, schema: dict[str, Any] | None) -> dict[str, Any] | None:
-        named = {"name": "answer", "schema": schema, "strict": True}
-        formats = [{"type": "json_schema", "json_schema": named}, {"type": "json_object", "value": schema}, None]
+        json_schema = {"name": "answer", "schema": schema, "strict": True}
+        formats = [{"type": "json_schema", "json_schema": json_schema}, {"type": "json_object", "value": schema}, None]
         return formats[self._n_refused_formats] if schema else None  # the second has TGI's schema in it
 
     def _leave_out_an_option(self, failed: RequestFailed, options: dict[str, Any]) -> bool:

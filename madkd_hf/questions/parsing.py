@@ -59,8 +59,8 @@ def parse_choice(completion: str, questions: Sequence[str]) -> list[int]:
         lists = [part for part in value.values() if isinstance(part, list)]  # and not the reasons beside them
         value = value.get("selected", lists or list(value.values()))
     parts = value if isinstance(value, list) else text.splitlines()
-    known = {fold(question): index for index, question in enumerate(questions)}
-    chosen = [index for part in parts for index in _positions(part, known)]
+    position_of = {fold(question): index for index, question in enumerate(questions)}
+    chosen = [index for part in parts for index in _positions(part, position_of)]
     return list(dict.fromkeys(index for index in chosen if 0 <= index < len(questions)))
 
 
@@ -120,18 +120,18 @@ def _in_lines(text: str) -> Iterator[str]:
                 yield _clean(question)
 
 
-def _positions(part: Any, known: Mapping[str, int], depth: int = 0) -> list[int]:
+def _positions(part: Any, position_of: Mapping[str, int], depth: int = 0) -> list[int]:
     """The positions that a number, a text, or a list or an object of them stands for."""
     if type(part) is int:  # and no bool
         return [part - 1]
     if isinstance(part, str):
         cleaned = _clean(part)
-        if fold(cleaned) in known:
-            return [known[fold(cleaned)]]
+        if fold(cleaned) in position_of:
+            return [position_of[fold(cleaned)]]
         numbers = [int(number) - 1 for number in re.findall(r"(?<!\d)\d{1,6}(?!\d)", part)]
         return numbers[:1] if BULLET.match(part) and re.search(r"[^\W\d]", cleaned) else numbers  # "3. Is there ...?"
     parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-    return [index for inner in parts for index in _positions(inner, known, depth + 1)] if depth < DEEPEST else []
+    return [index for inner in parts for index in _positions(inner, position_of, depth + 1)] if depth < DEEPEST else []
 
 
 def _clean(text: str) -> str:

@@ -113,26 +113,26 @@ class Estimate(NamedTuple):
 def estimate(store: Store, llm: LLM, plan: Plan) -> Estimate:
     """Count what `generate` would ask from here on, without asking."""
     typical = "Does the image show a typical aspect here?"
-    known, requests, read, written = store.questions, 0, 0, 0
+    asked, requests, read, written = store.questions, 0, 0, 0
     round = store.next_round
-    while len(known) < plan.candidates and requests < plan.rounds:
-        group, count = plan.request(round + requests, plan.candidates - len(known))
-        read += _size(ask_questions(store.task.class_names, store.task.domain, count, group, known))
+    while len(asked) < plan.candidates and requests < plan.rounds:
+        group, count = plan.request(round + requests, plan.candidates - len(asked))
+        read += _size(ask_questions(store.task.class_names, store.task.domain, count, group, asked))
         written += TOKENS_PER_QUESTION * count
-        known = known + [typical] * count
+        asked = asked + [typical] * count
         requests += 1
-    left = plan.rounds if len(store.aspects) < plan.candidates else 0
-    longest = _size(ask_questions(store.task.class_names, store.task.domain, plan.per_request, "visual", known))
-    selects = plan.keep < len(known)
-    choice = _size(ask_choice(store.task.class_names, store.task.domain, plan.keep, [Aspect("", q) for q in known]))
+    rounds = plan.rounds if len(store.aspects) < plan.candidates else 0
+    longest = _size(ask_questions(store.task.class_names, store.task.domain, plan.per_request, "visual", asked))
+    selects = plan.keep < len(asked)
+    choice = _size(ask_choice(store.task.class_names, store.task.domain, plan.keep, [Aspect("", q) for q in asked]))
     answer = 4 * plan.keep + 16
     return Estimate(
         requests + selects,
         read + selects * choice,
         written + selects * answer,
-        left + selects * SELECTION_ROUNDS,
-        left * longest + selects * SELECTION_ROUNDS * choice,
-        left * plan.tokens(plan.per_request, llm) + selects * SELECTION_ROUNDS * plan.tokens(plan.keep // 4, llm),
+        rounds + selects * SELECTION_ROUNDS,
+        rounds * longest + selects * SELECTION_ROUNDS * choice,
+        rounds * plan.tokens(plan.per_request, llm) + selects * SELECTION_ROUNDS * plan.tokens(plan.keep // 4, llm),
     )
 
 

@@ -154,5 +154,5 @@ def _have_commas(class_names: Sequence[str]) -> bool:
 def _messages(*turns: str) -> list[Message]:
     """The user's turns and the assistant's, by turns."""
     roles = ("user", "assistant")
-    said = [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]
-    return [{"role": "system", "content": SYSTEM}, *said]
+    messages = [{"role": roles[index % 2], "content": turn} for index, turn in enumerate(turns)]
+    return [{"role": "system", "content": SYSTEM}, *messages]

@@ -103,8 +103,8 @@ class Store:
         self._write()
 
     def _accept(self, aspect: Aspect, round: int) -> None:
-        taken = {other.id for other in self.aspects}
-        aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, taken))
+        used_ids = {another.id for another in self.aspects}
+        aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, used_ids))
         self.aspects.append(aspect)
         self._unsaved.append((CANDIDATES, {"round": round, "llm": self.task.llm, **asdict(aspect)}))
 
@@ -133,10 +133,10 @@ class Store:
         for name in ("class_names", "domain", "llm"):
             old, new = getattr(before, name), getattr(self.task, name)
             if old != new and not (name == "llm" and change_llm):
-                others = ", or --change_llm to go on with this one" if name == "llm" else ""
+                alternative = ", or --change_llm to go on with this one" if name == "llm" else ""
                 raise ValueError(
                     f"{self.folder} holds questions for another {name.replace('_', ' ').rstrip('s')} "
-                    f"({_short(old)}, here {_short(new)}): pass another --output_dir{others}."
+                    f"({_short(old)}, here {_short(new)}): pass another --output_dir{alternative}."
                 )
         self.selection = content.get("selection")
 
@@ -157,14 +157,14 @@ class Store:
             elif "reason" in row:
                 self._accept(aspect, row["round"])
             else:
-                taken = {other.id for other in self.aspects}
-                if aspect.id in taken:  # two runs at once wrote it
-                    aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, taken))
+                used_ids = {another.id for another in self.aspects}
+                if aspect.id in used_ids:  # two runs at once wrote it
+                    aspect = replace(aspect, id=unique_id(aspect.id, aspect.question, used_ids))
                 self.aspects.append(aspect)
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         """The file's rows, without what a kill cut off at its end."""
-        path, rows, whole = self.folder / name, [], 0
+        path, rows, n_sound = self.folder / name, [], 0
         if not path.exists():
             return rows
         _check_size(path)
@@ -176,10 +176,10 @@ class Store:
                 break
             _check_row(row, path, len(rows) + 1)
             rows.append(row)
-            whole += len(line)
-        if content.count(b"\n", whole) > 1:
+            n_sound += len(line)
+        if content.count(b"\n", n_sound) > 1:
             raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
-        self._sound_ends[name] = whole, b"\n" * (rows != [] and content[whole - 1 : whole] != b"\n")
+        self._sound_ends[name] = n_sound, b"\n" * (rows != [] and content[n_sound - 1 : n_sound] != b"\n")
         return rows
 
     def _write(self) -> None:

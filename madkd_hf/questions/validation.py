@@ -101,12 +101,12 @@ def stems(question: str) -> frozenset[tuple[int, str]]:
     return frozenset((number, _stem(word)) for number, words in enumerate(sides) for word in words)
 
 
-def similarity(one: str, other: str) -> float:
+def similarity(first: str, second: str) -> float:
     """From 0 to 1: the share of content words that two questions have in common.
 
     0 where each has a word that the other lacks: "Is it red?" and "Is it blue?" are two questions.
     """
-    a, b = stems(one), stems(other)
+    a, b = stems(first), stems(second)
     if not a or not b or (a - b and b - a):
         return 0.0
     return len(a & b) / len(a | b)

@@ -46,8 +46,8 @@ def summarise_classes(
         `confidence`, `accuracy` and `share` of the images in each of 15 bins of all seeds together (None where empty).
     """
     labels, count = np.asarray(labels), len(names)
-    matrices = {name: np.stack([_confusion(each, labels, count) for each in logits[name]]) for name in BOTH}
-    recalls = {name: 100 * np.diagonal(each, axis1=1, axis2=2) for name, each in matrices.items()}
+    matrices = {name: np.stack([_confusion(array, labels, count) for array in logits[name]]) for name in BOTH}
+    recalls = {name: 100 * np.diagonal(array, axis1=1, axis2=2) for name, array in matrices.items()}
     base, madkd = (100 * matrices[name].mean(axis=0) for name in BOTH)
     change = np.abs(madkd - base)
     np.fill_diagonal(change, 0)
@@ -87,9 +87,9 @@ def _by_gain(
     """A row for each class that is shown, of scores [seeds, C] of the plain and the treated students."""
     rows = []
     for index in np.flatnonzero(counts):
-        each = {name: np.asarray(scores[name])[:, index] for name in compared({"task": task})}
-        gain = paired_gain(*reversed(each.values()))
-        means = {name: float(values.mean()) for name, values in each.items()}
+        by_condition = {name: np.asarray(scores[name])[:, index] for name in compared({"task": task})}
+        gain = paired_gain(*reversed(by_condition.values()))
+        means = {name: float(values.mean()) for name, values in by_condition.items()}
         rows.append({"name": names[index], COUNTED[task]: int(counts[index]), "gain": gain, **means})
     return sorted(rows, key=lambda row: -row["gain"]["mean"])
 
@@ -108,14 +108,14 @@ def _confusion(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray
 
 def _calibration(logits: Sequence[np.ndarray], labels: np.ndarray, bins: int = BINS) -> dict[str, Any]:
     errors, sums = [], np.zeros((3, bins))
-    for each in logits:
-        p = softmax(np.asarray(each, dtype=float), axis=1)
+    for class_logits in logits:
+        p = softmax(np.asarray(class_logits, dtype=float), axis=1)
         confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
         place = np.minimum((confidence * bins).astype(int), bins - 1)
-        found = np.stack([np.bincount(place, values, bins) for values in (np.ones(len(p)), confidence, right)])
-        metric = CalibrationError(keep_in_memory=True).compute(predictions=each, references=labels, bins=bins)
+        bin_sums = np.stack([np.bincount(place, values, bins) for values in (np.ones(len(p)), confidence, right)])
+        metric = CalibrationError(keep_in_memory=True).compute(predictions=class_logits, references=labels, bins=bins)
         errors.append(metric["calibration_error"])
-        sums += found
+        sums += bin_sums
     filled = np.where(sums[0] > 0, sums[0], np.nan)
     curve = {"confidence": sums[1] / filled, "accuracy": sums[2] / filled}
     return {
@@ -171,9 +171,9 @@ def _confusions(summary: dict[str, Any]) -> list[str]:
 def calibration_sentence(summary: dict[str, Any]) -> str:
     texts = []
     for name in BOTH:
-        found = summary["calibration"][name]
-        deviation = "" if found["deviation"] is None else f" ± {100 * found['deviation']:.1f}"
-        texts.append(f"{100 * found['error']:.1f}{deviation}")
+        calibration = summary["calibration"][name]
+        deviation = "" if calibration["deviation"] is None else f" ± {100 * calibration['deviation']:.1f}"
+        texts.append(f"{100 * calibration['error']:.1f}{deviation}")
     return (
         f"Expected calibration error over {BINS} bins (mean distance between confidence and accuracy, in points): "
         f"{texts[0]} for the plain student, {texts[1]} for the distilled one."
@@ -190,7 +190,7 @@ def write_classes(summary: dict[str, Any], output_dir: str | os.PathLike) -> Pat
 
 def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
     """A line for each class from the plain students' recall, or AP, to the distilled ones', the most gained on top."""
-    rows, both = summary["classes"], compared(summary)
+    rows, conditions = summary["classes"], compared(summary)
     better = sum(row["gain"]["mean"] > 0 for row in rows)
     cut = len(rows) > MOST_CLASSES
     if cut:
@@ -201,8 +201,8 @@ def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
     ax = new_axes(figure, subtitle + (f"; the {MOST_CLASSES // 2} that gained most and least" if cut else ""))
     for y, row in enumerate(rows):
         colour = RIGHT if row["gain"]["mean"] > 0 else WRONG if row["gain"]["mean"] < 0 else GREY
-        ax.plot([row[name] for name in both], [y, y], color=colour, linewidth=2, alpha=0.5, zorder=1)
-    for name, label in zip(both, ("plain", "distilled")):
+        ax.plot([row[name] for name in conditions], [y, y], color=colour, linewidth=2, alpha=0.5, zorder=1)
+    for name, label in zip(conditions, ("plain", "distilled")):
         values = [row[name] for row in rows]
         ax.scatter(values, range(len(rows)), s=30, color=COLOURS[name], label=label, zorder=2)
     ax.set_yticks(range(len(rows)), [short(row["name"]) for row in rows], fontsize=min(9, 60 * pitch))
@@ -219,12 +219,12 @@ def plot_calibration(summary: dict[str, Any], path: str | os.PathLike) -> Path:
     ax = new_axes(figure, "Dot: images of one range of confidence, all seeds; on the line: calibrated")
     ax.plot([0, 1], [0, 1], color=PALE, linewidth=1.5, zorder=0)
     for name, label in zip(BOTH, ("plain", "distilled")):
-        found = summary["calibration"][name]
-        known = [k for k, value in enumerate(found["accuracy"]) if value is not None]
-        x, y = ([found[key][k] for k in known] for key in ("confidence", "accuracy"))
-        text = f"{label}: error {100 * found['error']:.1f} points"
+        curve = summary["calibration"][name]
+        bins = [k for k, value in enumerate(curve["accuracy"]) if value is not None]
+        x, y = ([curve[key][k] for k in bins] for key in ("confidence", "accuracy"))
+        text = f"{label}: error {100 * curve['error']:.1f} points"
         ax.plot(x, y, color=COLOURS[name], linewidth=1.4, alpha=0.7)
-        ax.scatter(x, y, [15 + 400 * found["share"][k] for k in known], color=COLOURS[name], alpha=0.75, label=text)
+        ax.scatter(x, y, [15 + 400 * curve["share"][k] for k in bins], color=COLOURS[name], alpha=0.75, label=text)
     ax.set(xlabel="confidence", ylabel="accuracy on the test images", xlim=(0, 1.03), ylim=(0, 1.03))
     ax.grid(color="#EEEEEE")
     legend = ax.legend(frameon=False, loc="upper left", fontsize=9)

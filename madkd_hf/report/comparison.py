@@ -158,13 +158,14 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     scores = {name: list(run.values()) for name, run in runs.items()}
     kinds = {name: role(words, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}
-    for name, found in gains.items():
-        beside = [each for each in ("base", words.shuffled[name]) if each in scores]
-        found.update({each: paired_gain(scores[name], scores[each]) for each in beside})
+    for name, gains_over in gains.items():
+        for other in ("base", words.shuffled[name]):
+            if other in scores:
+                gains_over[other] = paired_gain(scores[name], scores[other])
     summary = {"task": task, "seeds": seeds, words.key: scores, "roles": kinds}
     if words.treated in gains and "base" in scores:
         summary["gain"] = gains[words.treated]["base"]
-    summary["gains"] = {name: found for name, found in gains.items() if found}
+    summary["gains"] = {name: gains_over for name, gains_over in gains.items() if gains_over}
     controls = [name for name, kind in kinds.items() if kind == "control" and "base" in scores]
     summary["controls"] = {name: paired_gain(scores[name], scores["base"]) for name in controls}
     return summary
@@ -207,16 +208,16 @@ def _points(gain: Mapping[str, Any]) -> str:
 def over_controls(report: Mapping[str, Any]) -> str:
     """A sentence on what each treated condition gains over its own shuffled control; "" where none was run."""
     own = terms(report).shuffled
-    gains = {name: found.get(own[name]) for name, found in (report.get("gains") or {}).items() if name in own}
-    told = [f"`{name}` {_points(gain)}" for name, gain in gains.items() if gain]
-    return f"Over its own shuffled control, in points [95% interval]: {', '.join(told)}." if told else ""
+    gains = {name: over.get(own[name]) for name, over in (report.get("gains") or {}).items() if name in own}
+    texts = [f"`{name}` {_points(gain)}" for name, gain in gains.items() if gain]
+    return f"Over its own shuffled control, in points [95% interval]: {', '.join(texts)}." if texts else ""
 
 
 def real_gain(report: Mapping[str, Any]) -> str:
     """How to tell a real gain from a control's, without a full stop; "" without a gain or without controls."""
     words = terms(report)
     kinds = {name: role(words, name) for name in report[words.key]}
-    treated, controls = ([name for name, kind in kinds.items() if kind == each] for each in ("treated", "control"))
+    treated, controls = ([name for name in kinds if kinds[name] == kind] for kind in ("treated", "control"))
     if not report.get("gain") or not controls:
         return ""
     lifted = " or ".join(f"`{name}`" for name in treated)

@@ -89,8 +89,8 @@ def plot_learning_curves(
             values = np.array([[curve[step] for step in steps] for curve in curves])
             label, front = f"{name}: {words.conditions[name]}", 3 if name == words.treated else 2
             ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.15, linewidth=0)
-            look = {"linestyle": STYLES[name], "color": COLOURS[name], "linewidth": 2}
-            ax.plot(steps, values.mean(0), label=label, zorder=front, **look)
+            style = {"linestyle": STYLES[name], "color": COLOURS[name], "linewidth": 2}
+            ax.plot(steps, values.mean(0), label=label, zorder=front, **style)
     ax.set(xlabel="training step", ylabel=_axis(words, "validation"))
     ax.grid(axis="y", color="#EEEEEE")
     if ax.lines:
@@ -104,17 +104,17 @@ def plot_aspect_learning(
     """How well the student's answers rank unseen images (or objects, by `unit`) as the teacher's yes and no do: Q
     AUROCs, NaN left out."""
     auroc = np.asarray(auroc, dtype=np.float64)  # None becomes NaN
-    known = sorted(((value, name) for name, value in zip(ids, auroc) if not np.isnan(value)), reverse=True)
+    ranked = sorted(((value, name) for name, value in zip(ids, auroc) if not np.isnan(value)), reverse=True)
     missing = [name for name, value in zip(ids, auroc) if np.isnan(value)]
-    mean = f": mean AUROC {np.mean([value for value, _ in known]):.3f}" if known else ""
-    pitch = min(0.28, 14 / max(1, len(known)))
-    figure = new_figure(6.6, pitch * len(known) + 1.9, f"What each aspect taught the student{mean}")
+    mean = f": mean AUROC {np.mean([value for value, _ in ranked]):.3f}" if ranked else ""
+    pitch = min(0.28, 14 / max(1, len(ranked)))
+    figure = new_figure(6.6, pitch * len(ranked) + 1.9, f"What each aspect taught the student{mean}")
     ax = new_axes(figure, f"Agreement with the teacher on unseen {unit}s; 0.5: chance, 1: perfect")
-    for y, (value, _) in enumerate(known):
+    for y, (value, _) in enumerate(ranked):
         ax.barh(y, value - 0.5, 0.7, left=0.5, color=STUDENT if value >= 0.5 else WRONG)
         ax.text(1.01, y, f"{value:.3f}", va="center_baseline", fontsize=min(9, 60 * pitch), color=GREY)
-    ax.set_yticks(range(len(known)), [short(name) for _, name in known], fontsize=min(9, 60 * pitch))
-    ax.set(xlim=(min([0.5] + [value - 0.02 for value, _ in known]), 1), ylim=(len(known) - 0.4, -0.6))
+    ax.set_yticks(range(len(ranked)), [short(name) for _, name in ranked], fontsize=min(9, 60 * pitch))
+    ax.set(xlim=(min([0.5] + [value - 0.02 for value, _ in ranked]), 1), ylim=(len(ranked) - 0.4, -0.6))
     ax.axvline(0.5, color=TEACHER, linewidth=1)
     ax.tick_params(axis="y", length=0)
     label = "AUROC of the student's P(yes) against the teacher's yes or no"

@@ -36,25 +36,25 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
     ]
-    for each in points:
-        for name, values in each["accuracy"].items():
-            shown = [markdown(_number(each["point"][option])) for option in options]
-            rows.append([*shown, name, _mean(each["validation"][name]), _mean(values), gain_text(each, name)])
+    for point in points:
+        for name, values in point["accuracy"].items():
+            settings = [markdown(_number(point["point"][option])) for option in options]
+            rows.append([*settings, name, _mean(point["validation"][name]), _mean(values), gain_text(point, name)])
     return markdown_table(rows, right=[*range(len(options)), *range(len(options) + 1, len(options) + 4)])
 
 
 def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
     """In a sentence: at how many points distillation gains, and where its students are best on validation images."""
-    gained = [each for each in points if "gain" in each]
+    gained = [point for point in points if "gain" in point]
     if not gained:
         return "Nothing to compare: train both base and madkd."
-    clear = [each for each in gained if (each["gain"]["ci95"][0] or -1) > 0]
-    best = max(gained, key=lambda each: np.mean(each["validation"]["madkd"]))
-    where = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
-    ahead = sum(each["gain"]["mean"] > 0 for each in gained)
+    clear = [point for point in gained if (point["gain"]["ci95"][0] or -1) > 0]
+    best = max(gained, key=lambda point: np.mean(point["validation"]["madkd"]))
+    setting = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
+    ahead = sum(point["gain"]["mean"] > 0 for point in gained)
     return (
         f"Distilled students are ahead of the plain ones on average at {ahead} of {len(gained)} points, and clearly, "
-        f"with an interval above 0, at {len(clear)}. On validation images they are best with {where} "
+        f"with an interval above 0, at {len(clear)}. On validation images they are best with {setting} "
         f"({np.mean(best['validation']['madkd']):.1f}%); on test images these reach "
         f"{np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over the plain ones there."
     )
@@ -73,7 +73,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
     seeds = len(points[0]["seeds"])
     pictures = []
     for option in points[0]["point"]:
-        if len({_number(each["point"][option]) for each in points}) > 1:
+        if len({_number(point["point"][option]) for point in points}) > 1:
             name = f"against_{option}.png"
             plot_against(points, option, output_dir / "figures" / name)
             pictures.append(f"![Accuracy against {option}](figures/{name})")
@@ -95,21 +95,21 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
 def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | os.PathLike) -> Path:
     """Test accuracy against one option, a panel for each setting of the others; dots are students, bars intervals."""
     panels: dict[tuple, list[Mapping[str, Any]]] = {}
-    for each in points:
-        panels.setdefault(tuple((k, v) for k, v in each["point"].items() if k != option), []).append(each)
+    for point in points:
+        panels.setdefault(tuple((k, v) for k, v in point["point"].items() if k != option), []).append(point)
     drawn = new_figure(max(6.4, 4.6 * len(panels)), 4.8, f"Accuracy against {TITLES.get(option, figure(option))}")
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (others, row) in zip(axes, panels.items()):
-        values = [each["point"][option] for each in row]
+    for ax, (other_options, row) in zip(axes, panels.items()):
+        values = [point["point"][option] for point in row]
         if not any(isinstance(value, str) for value in values):
-            row = sorted(row, key=lambda each: each["point"][option])
+            row = sorted(row, key=lambda point: point["point"][option])
             values = sorted(values)
-        subtitle = ", ".join(f"{name} {_number(value)}" for name, value in others)
+        subtitle = ", ".join(f"{name} {_number(value)}" for name, value in other_options)
         new_axes(drawn, figure(subtitle) or LEGEND, ax)
         names = [name for name in CONDITIONS if name in row[0]["accuracy"]]
         for k, name in enumerate(names):
             x = np.arange(len(row)) + (k - (len(names) - 1) / 2) * 0.06
-            runs = [each["accuracy"][name] for each in row]
+            runs = [point["accuracy"][name] for point in row]
             means, halves = zip(*(mean_and_half_width(run) for run in runs))
             for place, run in zip(x, runs):
                 ax.scatter([place] * len(run), run, s=16, color=COLOURS[name], alpha=0.4, linewidth=0)

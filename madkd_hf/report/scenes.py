@@ -94,16 +94,16 @@ def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return common / (areas[0][:, None] + areas[1][None] - common)
 
 
-def matched(found: Mapping[str, Any], truth: Mapping[str, Any]) -> list[bool]:
+def matched(predicted: Mapping[str, Any], truth: Mapping[str, Any]) -> list[bool]:
     """Whether each box is on an object of its class that no box before it is on; the surest first.
 
     Args:
-        found: `boxes` [m, 4], `labels` [m], in the order of their scores; truth: `boxes` [n, 4], `labels` [n].
+        predicted: `boxes` [m, 4], `labels` [m], in the order of their scores; truth: `boxes` [n, 4], `labels` [n].
     """
-    shared = overlaps(_boxes(found), _boxes(truth))
+    shared = overlaps(_boxes(predicted), _boxes(truth))
     free = np.ones(len(truth["labels"]), dtype=bool)
     right = []
-    for label, row in zip(found["labels"], shared):
+    for label, row in zip(predicted["labels"], shared):
         fits = np.where(free & (np.asarray(truth["labels"]) == label), row, 0)
         right.append(bool(fits.size and fits.max() >= OVERLAP))
         if right[-1]:
@@ -131,8 +131,8 @@ def plot_scenes(
         least_score: boxes with a lower one are not shown; most_boxes: nor are more than so many in a scene. Of boxes
             in the same place only the surest is: most detectors name several classes for what they doubt.
     """
-    shown = [_surest(each, least_score, most_boxes) for each in predictions]
-    hits = [matched(found, truth) for found, truth in zip(shown, truths)]
+    selected = [_surest(prediction, least_score, most_boxes) for prediction in predictions]
+    hits = [matched(predicted, truth) for predicted, truth in zip(selected, truths)]
     right, boxes, objects = sum(map(sum, hits)), sum(map(len, hits)), sum(len(truth["labels"]) for truth in truths)
     title = (
         f"{objects} objects in {len(images)} scenes, {boxes} boxes with a score from {least_score:g} on, {right} of "
@@ -140,17 +140,17 @@ def plot_scenes(
     )
     columns = min(2, len(images))
     rows = math.ceil(len(images) / columns)
-    lines = 3 + max(len(found["labels"]) + len(truth["labels"]) for found, truth in zip(shown, truths))
+    lines = 3 + max(len(predicted["labels"]) + len(truth["labels"]) for predicted, truth in zip(selected, truths))
     figure = new_figure(8.8 * columns, rows * max(2.4, 0.5 + LINE * lines) + 0.7, title)
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
     for k, image in enumerate(images):
         axes = cells[k].subplots(1, 3, width_ratios=[1, 1, 1.9])
-        truth, found = truths[k], shown[k]
+        truth, predicted = truths[k], selected[k]
         names = [class_names[label] for label in truth["labels"]]
         _draw(axes[0], image, "truth", _boxes(truth), [TEACHER] * len(names))
         colours = [RIGHT if hit else WRONG for hit in hits[k]]
-        _draw(axes[1], image, "found", _boxes(found), colours)
-        texts = [_sentence(found, i, class_names, aspect_ids) for i in range(len(found["labels"]))]
+        _draw(axes[1], image, "found", _boxes(predicted), colours)
+        texts = [_sentence(predicted, i, class_names, aspect_ids) for i in range(len(predicted["labels"]))]
         entries = [("truth", GREY), *((f"{i + 1}  {short(name, 24)}", TEACHER) for i, name in enumerate(names))]
         entries += [("", GREY), ("found, score: what is surest of it", GREY), *zip(texts, colours)]
         _write(axes[2], entries)
@@ -161,14 +161,14 @@ def _boxes(objects: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(objects["boxes"], dtype=np.float64).reshape(-1, 4)
 
 
-def _surest(found: Mapping[str, Any], least_score: float, most: int) -> dict[str, np.ndarray]:
-    scores = np.asarray(found["scores"])
-    shared, kept = overlaps(_boxes(found), _boxes(found)), []
+def _surest(predicted: Mapping[str, Any], least_score: float, most: int) -> dict[str, np.ndarray]:
+    scores = np.asarray(predicted["scores"])
+    overlap, selected = overlaps(_boxes(predicted), _boxes(predicted)), []
     for i in np.argsort(-scores, kind="stable"):
-        if scores[i] >= least_score and len(kept) < most and not (shared[i, kept] >= SAME).any():
-            kept.append(i)
-    of_boxes = {name: np.asarray(values) for name, values in found.items() if len(values) == len(scores)}
-    return {name: values[kept] for name, values in of_boxes.items()}
+        if scores[i] >= least_score and len(selected) < most and not (overlap[i, selected] >= SAME).any():
+            selected.append(i)
+    of_boxes = {name: np.asarray(values) for name, values in predicted.items() if len(values) == len(scores)}
+    return {name: values[selected] for name, values in of_boxes.items()}
 
 
 def _draw(ax: Axes, image: Image.Image, title: str, boxes: np.ndarray, colours: Sequence[str]) -> None:
@@ -189,12 +189,12 @@ def _draw(ax: Axes, image: Image.Image, title: str, boxes: np.ndarray, colours: 
         ax.text(left, top, str(i), fontsize=7, color="white", va="bottom", bbox=box).set_in_layout(False)
 
 
-def _sentence(found: Mapping[str, np.ndarray], i: int, class_names: Sequence[str], aspect_ids: Sequence[str]) -> str:
+def _sentence(boxes: Mapping[str, np.ndarray], i: int, class_names: Sequence[str], aspect_ids: Sequence[str]) -> str:
     """Class and score of a box, and the three aspects to which the student says yes most surely."""
-    text = f"{i + 1}  {short(class_names[found['labels'][i]], 20)} {found['scores'][i]:.2f}"
-    if "aspect_logits" not in found:
+    text = f"{i + 1}  {short(class_names[boxes['labels'][i]], 20)} {boxes['scores'][i]:.2f}"
+    if "aspect_logits" not in boxes:
         return text
-    yes = special.expit(found["aspect_logits"][i].astype(np.float64))
+    yes = special.expit(boxes["aspect_logits"][i].astype(np.float64))
     surest = np.argsort(-yes, kind="stable")[:3]
     return f"{text}: " + ", ".join(f"{short(aspect_ids[q], 12)} {yes[q]:.2f}".replace(" 0.", " .") for q in surest)
 
@@ -203,6 +203,6 @@ def _write(ax: Axes, entries: Sequence[tuple[str, str]]) -> None:
     """Lines of text in their colours, from the top."""
     ax.axis("off")
     for k, (text, colour) in enumerate(entries):
-        where = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, -72 * LINE * k)}
+        position = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (0, -72 * LINE * k)}
         style = {"va": "top", "fontsize": 8, "color": colour, "parse_math": False}
-        ax.annotate(text, **where, textcoords="offset points", **style).set_in_layout(False)
+        ax.annotate(text, **position, textcoords="offset points", **style).set_in_layout(False)

@@ -96,10 +96,10 @@ class Selection:
     @property
     def message(self) -> str:
         """In a sentence or two: how many were kept, and why not more."""
-        kept, total = len(self.bank), len(self.choices)
-        text = f"Kept {kept} of {total} questions, by their answers about {self.images} images of "
+        n_kept, n_total = len(self.bank), len(self.choices)
+        text = f"Kept {n_kept} of {n_total} questions, by their answers about {self.images} images of "
         text += f"{self.classes} classes."
-        if kept < self.asked:
+        if n_kept < self.asked:
             text += (
                 f" {self.asked} were asked for, but each of the others is constant, unanswered, told already by those "
                 "kept, or tells no more than chance: ask for fewer, add other candidates, or label more images."
@@ -162,8 +162,8 @@ def select_questions(
         raise ValueError("Choosing by evidence needs the class of each image; got none: pass labels.")
     evidence = question_evidence(logits, mass, labels, bank.questions, bank.ids)
     codes = class_codes(labels)
-    known = ~np.isnan(logits).any(axis=1) & (codes >= 0)
-    logits, codes = logits[known].astype(np.float64), np.unique(codes[known], return_inverse=True)[1]
+    usable = ~np.isnan(logits).any(axis=1) & (codes >= 0)
+    logits, codes = logits[usable].astype(np.float64), np.unique(codes[usable], return_inverse=True)[1]
     classes = len(np.unique(codes))
     if classes < 2:
         raise ValueError(

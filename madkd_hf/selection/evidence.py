@@ -69,22 +69,22 @@ def evidence_warnings(
     useless = [shown(row.id) for row in rows if "no more than chance" in row.notes]
     repeated = [(row.id, note) for row in rows for note in row.notes if note.startswith(("same", "opposite"))]
     twins = [f"{shown(name)} ({shown(note)})" for name, note in repeated]
-    found = []
+    lines = []
     if low:
-        found.append(
+        lines.append(
             f"The teacher is hardly answering yes or no to {_listed(low)}: the mean mass is below {LOW_MASS}; "
             "try another prompt, other answer tokens, or another teacher."
         )
     if constant:
-        found.append(f"The answer is all but the same for all {unit}s and teaches nothing: {_listed(constant)}.")
+        lines.append(f"The answer is all but the same for all {unit}s and teaches nothing: {_listed(constant)}.")
     if twins:
-        found.append(f"The answers repeat those to another question, and one of the two is enough: {_listed(twins)}.")
+        lines.append(f"The answers repeat those to another question, and one of the two is enough: {_listed(twins)}.")
     if useless:
-        found.append(
+        lines.append(
             f"The answers tell no more about the class than chance would, with so few {unit}s at least: "
             f"{_listed(useless)}."
         )
-    return found
+    return lines
 
 
 def _listed(names: Sequence[str], most: int = 12) -> str:
@@ -152,7 +152,7 @@ def write_evidence(
     drawn = _draw_classes(bank, logits, labels, names, output_dir / "figures" / "teacher.png", unit)
     if labels is not None:
         answered = ~np.isnan(logits).all(axis=1)
-        counts["class_bits"] = class_entropy([label for label, known in zip(labels, answered) if known])
+        counts["class_bits"] = class_entropy([label for label, has_answer in zip(labels, answered) if has_answer])
     content = {**counts, "warnings": warnings, "questions": [asdict(row) for row in rows]}
     write_whole(output_dir / "questions.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     path = write_whole(output_dir / "questions.md", _page(rows, counts, bank, drawn, unit))
@@ -182,8 +182,8 @@ def _page(
     unit: str,
 ) -> str:
     model = (bank.provenance or {}).get("model")
-    who = f"The teacher {code(model)}" if model else "The teacher"
-    text = f"{who} answered {len(bank)} questions about {counts[f'{unit}s']} {unit}s."
+    subject = f"The teacher {code(model)}" if model else "The teacher"
+    text = f"{subject} answered {len(bank)} questions about {counts[f'{unit}s']} {unit}s."
     if counts["unlabelled"]:
         text += f" Rows that were not labelled: {counts['unlabelled']} of {counts['rows']}."
     if counts["unreadable"]:

@@ -36,9 +36,9 @@ def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: i
     sums, counts = np.zeros((num_classes, logits.shape[1])), np.zeros((num_classes, 1))
     for start in range(0, len(logits), 10_000):  # doubles of a large dataset may not fit
         part = logits[start : start + 10_000].astype(np.float64)
-        known = ~np.isnan(part).any(axis=1)
-        classes = labels[start : start + 10_000][known]
-        np.add.at(sums, classes, special.expit(part[known]))
+        answered = ~np.isnan(part).any(axis=1)
+        classes = labels[start : start + 10_000][answered]
+        np.add.at(sums, classes, special.expit(part[answered]))
         np.add.at(counts, classes, 1)
     return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
 
@@ -91,9 +91,9 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
         start, size = groups.index(group), groups.count(group)
         ax.axvline(start, color=TEACHER, linewidth=1.2 if start else 0)
         if group and size * cell_width > 0.08 * len(group):
-            where = {"xy": (start + size / 2, 1), "xytext": (0, 4), "textcoords": "offset points"}
+            position = {"xy": (start + size / 2, 1), "xytext": (0, 4), "textcoords": "offset points"}
             ax.annotate(
-                drawn_text(group), xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, **where
+                drawn_text(group), xycoords=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=9, **position
             )
     if any(groups):
         ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=9, color=GREY, pad=22)
@@ -108,21 +108,21 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, un
     classes = any(row.information is not None for row in rows)
     about = "class" if classes else unit
     figure = new_figure(12.0, total + 1.8, f"What each answer tells about the {about}")
-    told, yes, mass = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1, 1])
-    legend = _plot_information(told, y, rows, about)
-    for ax, values in ((yes, [row.yes for row in rows]), (mass, [row.mass for row in rows])):
-        colours = [WRONG if ax is mass and "low mass" in row.notes else TEACHER for row in rows]
+    bits_ax, yes_ax, mass_ax = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1, 1])
+    legend = _plot_information(bits_ax, y, rows, about)
+    for ax, values in ((yes_ax, [row.yes for row in rows]), (mass_ax, [row.mass for row in rows])):
+        colours = [WRONG if ax is mass_ax and "low mass" in row.notes else TEACHER for row in rows]
         ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
         ax.scatter(np.array(values, dtype=np.float64), y, s=36, color=colours, zorder=2, clip_on=False)
         ax.set_xlim(0, 1)
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-    mass.axvspan(0, LOW_MASS, color=WRONG, alpha=0.08, linewidth=0)
+    mass_ax.axvspan(0, LOW_MASS, color=WRONG, alpha=0.08, linewidth=0)
     for height, row in zip(y, rows):
-        notes, place = "\n".join(f"⚠ {short(note)}" for note in row.notes), mass.get_yaxis_transform()
-        mass.text(1.08, height, notes, transform=place, va="center", fontsize=8, color=WRONG, parse_math=False)
-    told.set_yticks(y, ["\n".join(text) for text in texts], fontsize=9, parse_math=False)
-    told.set_ylim(total, 0)
-    for ax, name in zip((told, yes, mass), ("information, bits", "share of yes", "mass of yes and no")):
+        notes, place = "\n".join(f"⚠ {short(note)}" for note in row.notes), mass_ax.get_yaxis_transform()
+        mass_ax.text(1.08, height, notes, transform=place, va="center", fontsize=8, color=WRONG, parse_math=False)
+    bits_ax.set_yticks(y, ["\n".join(text) for text in texts], fontsize=9, parse_math=False)
+    bits_ax.set_ylim(total, 0)
+    for ax, name in zip((bits_ax, yes_ax, mass_ax), ("information, bits", "share of yes", "mass of yes and no")):
         ax.set_title(name, loc="left", fontsize=9, color=GREY)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.spines["bottom"].set_color(PALE)
@@ -135,16 +135,16 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, un
 def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence], about: str) -> list[Any]:
     """Bars for what is told, over the most that could be, and a mark for chance; returns the legend's handles."""
     classes = about == "class"
-    told = [row.information or 0.0 if classes else row.entropy - row.doubt for row in rows]
+    information = [row.information or 0.0 if classes else row.entropy - row.doubt for row in rows]
     chance = [row.chance or 0.0 for row in rows]
     most = ax.barh(y, [row.entropy for row in rows], 0.2, color=FAINT, label="most that answers so varied can tell")
-    bars = ax.barh(y, told, 0.2, color=STUDENT, label=f"what they tell about the {about}")
+    bars = ax.barh(y, information, 0.2, color=STUDENT, label=f"what they tell about the {about}")
     limit = 1.05 * max(0.1, *(row.entropy for row in rows))
-    for height, *ends in zip(y, told, chance):
+    for height, *ends in zip(y, information, chance):
         inside = ends[0] - ends[1] > 0.15 * limit  # and clear of the mark
-        where = {"xy": (ends[0] if inside else max(ends), height), "xytext": (-5 if inside else 5, 0)}
-        look = {"ha": "right", "color": "white"} if inside else {"ha": "left", "color": TEACHER}
-        ax.annotate(f"{ends[0]:.2f}", textcoords="offset points", va="center_baseline", fontsize=8, **where, **look)
+        place = {"xy": (ends[0] if inside else max(ends), height), "xytext": (-5 if inside else 5, 0)}
+        style = {"ha": "right", "color": "white"} if inside else {"ha": "left", "color": TEACHER}
+        ax.annotate(f"{ends[0]:.2f}", textcoords="offset points", va="center_baseline", fontsize=8, **place, **style)
     ax.set_xlim(0, limit)
     ax.grid(axis="x", color="#EEEEEE")
     if not classes:

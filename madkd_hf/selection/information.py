@@ -96,11 +96,11 @@ def chance_information(
     probabilities: np.ndarray, labels: Sequence[Any], shuffles: int = SHUFFLES, seed: int = 0
 ) -> np.ndarray:
     """`mutual_information` where the images swap their classes at random: [shuffles, Q] bits."""
-    found = []
+    shuffled = []
     for p, codes in _known(probabilities, labels):
         generator = np.random.default_rng(seed)
-        found.append([_information(p, generator.permutation(codes)) for _ in range(shuffles)])
-    return np.array(found).T
+        shuffled.append([_information(p, generator.permutation(codes)) for _ in range(shuffles)])
+    return np.array(shuffled).T
 
 
 def class_codes(labels: Sequence[Any]) -> np.ndarray:
@@ -117,8 +117,8 @@ def _known(probabilities: np.ndarray, labels: Sequence[Any]) -> Iterator[tuple[n
         )
     codes = class_codes(labels)
     for column in np.asarray(probabilities).T:
-        known = ~np.isnan(column) & (codes >= 0)
-        yield column[known].astype(np.float64), codes[known]
+        usable = ~np.isnan(column) & (codes >= 0)
+        yield column[usable].astype(np.float64), codes[usable]
 
 
 def _information(p: np.ndarray, codes: np.ndarray) -> float:
@@ -177,20 +177,20 @@ def question_evidence(
         )
     rows = []
     for q, (name, question) in enumerate(zip(ids, questions)):
-        known = ~np.isnan(logits[:, q])
-        if not known.any():
+        answered = ~np.isnan(logits[:, q])
+        if not answered.any():
             raise ValueError(f"No image has an answer to {name!r}: label the dataset first, with attach_aspects.")
-        p = special.expit(logits[known, q].astype(np.float64))
+        p = special.expit(logits[answered, q].astype(np.float64))
         row = QuestionEvidence(
             id=name,
             question=question,
             images=len(p),
-            mass=None if mass is None else _mean(mass[known, q]),
+            mass=None if mass is None else _mean(mass[answered, q]),
             yes=float((p > 0.5).mean()),
             entropy=float(binary_entropy(p.mean())),
             doubt=float(binary_entropy(p).mean()),
         )
-        rows.append(row if codes is None else _with_information(row, p, codes[known]))
+        rows.append(row if codes is None else _with_information(row, p, codes[answered]))
     twins = _twins(logits, [_is_constant(row) for row in rows])
     return [replace(row, notes=_notes(row, ids, twins.get(q))) for q, row in enumerate(rows)]
 
@@ -234,10 +234,10 @@ def _twins(logits: np.ndarray, constant: Sequence[bool]) -> dict[int, tuple[int,
     twins: dict[int, tuple[int, float]] = {}
     for q in range(len(constant)):
         for earlier in range(q):
-            both = deviations[q] * deviations[earlier]
-            if constant[q] or constant[earlier] or earlier in twins or not both:
+            deviation_product = deviations[q] * deviations[earlier]
+            if constant[q] or constant[earlier] or earlier in twins or not deviation_product:
                 continue
-            correlation = products[q, earlier] / both
+            correlation = products[q, earlier] / deviation_product
             if abs(correlation) > SAME_QUESTION:
                 twins[q] = (earlier, float(correlation))
                 break

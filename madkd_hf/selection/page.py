@@ -68,8 +68,8 @@ def write_selection(selection: Selection, output_dir: str | os.PathLike) -> Path
         "candidates": [asdict(choice) for choice in selection.choices],
     }
     write_whole(folder / "selection.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    how = f"Criterion: {CRITERIA[selection.criterion]}. The class of an image holds {selection.class_bits:.2f} bits."
-    parts = ["# The choice of questions", f"{selection.message} {how}"]
+    text = f"Criterion: {CRITERIA[selection.criterion]}. The class of an image holds {selection.class_bits:.2f} bits."
+    parts = ["# The choice of questions", f"{selection.message} {text}"]
     parts += ["![Why each question was kept or dropped](figures/selection.png)", selection_table(selection, True)]
     parts.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in TERMS.items()))
     return write_whole(folder / "selection.md", "\n\n".join(parts) + "\n")
@@ -80,14 +80,14 @@ def plot_selection(selection: Selection, path: str | os.PathLike) -> Path:
     rows = selection.ordered
     texts = [textwrap.wrap(shown(f"{r.id}: {r.evidence.question}"), 52, max_lines=3, placeholder=" …") for r in rows]
     heights = [0.12 + 0.15 * len(text) for text in texts]  # inches
-    kept, total = len(selection.bank), sum(heights)
-    gap = 0.3 if kept < len(rows) else 0.0
-    y = np.cumsum(heights) - np.divide(heights, 2) + gap * (np.arange(len(rows)) >= kept)
+    n_kept, total = len(selection.bank), sum(heights)
+    gap = 0.3 if n_kept < len(rows) else 0.0
+    y = np.cumsum(heights) - np.divide(heights, 2) + gap * (np.arange(len(rows)) >= n_kept)
     figure = new_figure(
-        12.0, total + gap + 1.7, f"Kept: {kept} of {len(rows)} questions, each for what it adds to those above"
+        12.0, total + gap + 1.7, f"Kept: {n_kept} of {len(rows)} questions, each for what it adds to those above"
     )
-    seen = f"{selection.images} images of {selection.classes} classes; criterion: {selection.criterion.upper()}"
-    ax = new_axes(figure, f"What the answer tells about the class, in bits ({seen})")
+    sample = f"{selection.images} images of {selection.classes} classes; criterion: {selection.criterion.upper()}"
+    ax = new_axes(figure, f"What the answer tells about the class, in bits ({sample})")
     colours = [STUDENT if row.kept else "#AAAAAA" for row in rows]
     ax.barh(
         y, [row.evidence.information or 0 for row in rows], 0.17, color=[FAINT if r.kept else "#E6E6E6" for r in rows]
@@ -96,10 +96,10 @@ def plot_selection(selection: Selection, path: str | os.PathLike) -> Path:
     limit = 1.02 * max(0.1, *(row.evidence.information or 0 for row in rows))
     for height, row in zip(y, rows):
         text, colour = _reason(row)
-        where = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9, "parse_math": False}
-        ax.text(1.02, height, text, color=colour, fontweight="bold" if row.kept else "normal", **where)
+        position = {"transform": ax.get_yaxis_transform(), "va": "center", "fontsize": 9, "parse_math": False}
+        ax.text(1.02, height, text, color=colour, fontweight="bold" if row.kept else "normal", **position)
     if gap:
-        line = sum(heights[:kept]) + gap / 2
+        line = sum(heights[:n_kept]) + gap / 2
         ax.axhline(line, color=TEACHER, linewidth=1, linestyle=(0, (4, 3)))
     ax.set_yticks(y, ["\n".join(text) for text in texts], fontsize=9, parse_math=False)
     for tick, row in zip(ax.get_yticklabels(), rows):

@@ -118,13 +118,13 @@ def load_teacher(name: str, **options: Any) -> Teacher:
     Raises:
         ValueError: an option that this kind of teacher does not have, or whatever its loading refuses.
     """
-    kind, separator, rest = name.partition(":")
+    kind, separator, teacher_name = name.partition(":")
     if kind not in TEACHERS or not separator:
-        kind, rest = DEFAULT_KIND, name
+        kind, teacher_name = DEFAULT_KIND, name
     module, _, class_name = TEACHERS[kind].partition(":")
     load = getattr(importlib.import_module(module), class_name).from_pretrained
     parameters = inspect.signature(load).parameters.values()
-    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
-        if unknown := set(options) - {each.name for each in parameters}:
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        if unknown := set(options) - {parameter.name for parameter in parameters}:
             raise ValueError(f"The teacher {name} has no option {sorted(unknown)[0]!r}: leave it out.")
-    return load(rest, **options)
+    return load(teacher_name, **options)

@@ -94,20 +94,20 @@ class Detection(TaskCommand):
                     )
                 else:
                     splits[args.test_split] = rows.remove_columns(column)
-        having = DatasetDict(
+        with_objects = DatasetDict(
             {split: rows for split, rows in splits.items() if split != args.test_split or column in rows.features}
         )
-        having = problems.step(with_categories, having, args.objects, args.train_split)
-        if having is None:
+        with_objects = problems.step(with_categories, with_objects, args.objects, args.train_split)
+        if with_objects is None:
             return None
         for split in [split for split in used if split not in doubtful]:
-            if split in having:
-                classes = SimpleNamespace(num_labels=categories(having[split], args.objects).num_classes)
+            if split in with_objects:
+                classes = SimpleNamespace(num_labels=categories(with_objects[split], args.objects).num_classes)
                 name, boxes = f"split {split!r}", (column, args.objects.box_format)
-                problems.step(check_objects, having[split], name, *boxes, classes, True)
+                problems.step(check_objects, with_objects[split], name, *boxes, classes, True)
             elif split != args.test_split or test == "scored":
                 problems.step(check_has_column, splits[split].features, f"split {split!r}", column)
-        return DatasetDict({**splits, **having})
+        return DatasetDict({**splits, **with_objects})
 
     def largest_draw(self, students: Sequence[DetectorArguments]) -> list[DetectorArguments]:
         drawing = [student for student in students if student.objects.scenes is not None]
@@ -194,9 +194,9 @@ def predicted_arrays(predictions: Sequence[dict[str, Any]]) -> dict[str, np.ndar
     """What was found in n images: `counts` [n], how many boxes in each, and then one after the other `boxes` [m, 4]
     (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and where the student has aspects
     `aspect_logits` [m, Q] of the boxes or `image_aspect_logits` [n, Q]."""
-    columns = {"counts": np.array([len(each["scores"]) for each in predictions], dtype=np.int64)}
+    columns = {"counts": np.array([len(image["scores"]) for image in predictions], dtype=np.int64)}
     for name in [name for name in ("boxes", "scores", "labels", "aspect_logits") if name in predictions[0]]:
-        arrays = [np.asarray(each[name]) for each in predictions]
+        arrays = [np.asarray(image[name]) for image in predictions]
         if name == "aspect_logits" and arrays[0].ndim == 1:
             columns["image_aspect_logits"] = np.stack(arrays)
         else:
@@ -213,9 +213,9 @@ def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
     columns = load_arrays(path, "counts", "boxes", "scores", "labels")
     counts = columns.pop("counts")
     columns.pop("rows", None)
-    found = [{} for _ in counts]
+    images = [{} for _ in counts]
     for name, values in columns.items():
         parts = values if name == "image_aspect_logits" else np.split(values, counts.cumsum()[:-1])
-        for each, part in zip(found, parts):
-            each[name.removeprefix("image_")] = part
-    return found
+        for image, part in zip(images, parts):
+            image[name.removeprefix("image_")] = part
+    return images

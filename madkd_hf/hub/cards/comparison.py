@@ -56,7 +56,7 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
         )
     if config is not None and config.num_aspects:
         about = report.get("bank"), list(report.get("aspect_auroc") or [])
-        if any(theirs and theirs != own for theirs, own in zip(about, (config.aspect_bank, config.aspect_ids))):
+        if any(reported and reported != own for reported, own in zip(about, (config.aspect_bank, config.aspect_ids))):
             raise ValueError(
                 f"The comparison in {folder} is about other questions than the student's, whose bank is "
                 f"{config.aspect_bank}: pass one with the same bank, or leave it out."
@@ -96,7 +96,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     students, seeds = len(scores) * len(report["seeds"]), len(report["seeds"])
     conditions = f"{len(scores)} condition{'s' * (len(scores) > 1)}"
     parts = [f"**{verdict(report['gain'], words.score)}.**"] if report.get("gain") else []
-    who = f"{students} students were" if students > 1 else "1 student was"
+    subject = f"{students} students were" if students > 1 else "1 student was"
     each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
     dataset += f" ({report['classes']:d} classes)" if dataset and report.get("classes") else ""
@@ -105,7 +105,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     images += f", {report['scenes']:d} labelled images each" if report.get("scenes") else ""
     is_it = "is it" if students == 1 else "is one of them"
     parts.append(
-        f"{who} trained for the comparison{dataset}{images}: {conditions} with {each}"
+        f"{subject} trained for the comparison{dataset}{images}: {conditions} with {each}"
         + (f"; the student in this repo {is_it}." if among else ".")
     )
     gains = [name for name in ("gain", "controls") if report.get(name)]

@@ -97,9 +97,9 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
     """
     if not (source or {}).get("commit"):
         return {}
-    named = {"filename": constants.REPOCARD_NAME, "repo_type": "dataset", "revision": source["commit"]}
+    options = {"filename": constants.REPOCARD_NAME, "repo_type": "dataset", "revision": source["commit"]}
     try:
-        path = retried(hf_hub_download, source["id"], **named, token=repo.token)
+        path = retried(hf_hub_download, source["id"], **options, token=repo.token)
         stated = DatasetCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
     except RemoteEntryNotFoundError:
         return {}
@@ -127,7 +127,7 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
     """The card; the pictures of `write_evidence` are expected in `figures/`."""
     provenance = dict(facts.bank.provenance or {})
     source = source_of(provenance.pop("dataset", None))
-    who = [[markdown(name), code(value)] for name, value in provenance.items() if value is not None]
+    facts_table = [[markdown(name), code(value)] for name, value in provenance.items() if value is not None]
     model = provenance.get("model")
     train = max(facts.answered, key=lambda split: len(facts.answered[split]))
     license = facts.terms.get("license")
@@ -153,7 +153,7 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
         fields=_fields(facts),
         category_names=_category_names(facts),
         class_picture=(evidence.path.parent / "figures" / "teacher.png").is_file(),
-        provenance=markdown_table([["What", "Value"], *who]) if who else "The bank does not say.",
+        provenance=markdown_table([["What", "Value"], *facts_table]) if facts_table else "The bank does not say.",
         train_split=train,
         first=facts.answered[train][0],
         eval_split=next((split for split in ("validation", "test") if split in facts.answered), None),

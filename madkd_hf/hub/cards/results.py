@@ -131,7 +131,7 @@ def _measured_on(evaluations: Sequence[Evaluation], link: Any) -> str:
 
 
 def _heading(evaluation: Evaluation, among: Sequence[Evaluation]) -> str:
-    alone = sum(other.name == evaluation.name for other in among) == 1
+    alone = sum(another.name == evaluation.name for another in among) == 1
     dataset = "" if alone or not evaluation.dataset else f" of {evaluation.dataset.shown}"
     images = f"{evaluation.images} images" if evaluation.images else None
     text = "; ".join(filter(None, [evaluation.drawn, images]))

@@ -58,12 +58,12 @@ class StudentFacts:
 
 
 def dataset_facts(
-    known: DataSource | None, dataset: Any = None, dataset_tags: Any = None, dataset_args: Any = None
+    training_source: DataSource | None, dataset: Any = None, dataset_tags: Any = None, dataset_args: Any = None
 ) -> dict[str, Any]:
     """`dataset` and `datasets` of `StudentFacts` out of what a Trainer's `push_to_hub` takes.
 
     Args:
-        known: where the training rows are from.
+        training_source: where the training rows are from.
         dataset: a `DataSource`, or one or several names: Hub ids as owner/name, or others.
         dataset_tags: one or several Hub ids.
         dataset_args: the configuration.
@@ -74,10 +74,10 @@ def dataset_facts(
     ids = dict.fromkeys([*tags, *(name for name in names if "/" in name and _hub_id(name))])
     names = tags or names
     if not names:
-        return {"dataset": known}
+        return {"dataset": training_source}
     config = ", ".join(_listed(dataset_args)) or None
-    if known and names == [known.name]:
-        source = DataSource(known.name, known.revision, config or known.config)
+    if training_source and names == [training_source.name]:
+        source = DataSource(training_source.name, training_source.revision, config or training_source.config)
     else:
         source = DataSource(", ".join(names), None, config, on_the_hub=len(names) == 1 and names[0] in ids)
     return {"dataset": source, "datasets": list(ids)}
@@ -154,7 +154,7 @@ def student_card(
         comparison_table=comparison and table(comparison),
         pictures=pictures,
         questions=_questions(config, evaluations),
-        measured=any(each.aspect_auroc for each in evaluations),
+        measured=any(evaluation.aspect_auroc for evaluation in evaluations),
         provenance=_provenance(model, facts),
         hyperparameters=_two_columns("Setting", facts.hyperparameters),
         license=data.license,
@@ -170,7 +170,7 @@ def _front_matter(
 ) -> ModelCardData:
     data = facts.dataset
     ids = [*([data.id] if data and data.id else []), *facts.datasets]
-    ours = {
+    fields = {
         "library_name": "transformers",
         "pipeline_tag": _task(config),
         "base_model": config.base_model or _hub_id(facts.finetuned_from),
@@ -181,8 +181,8 @@ def _front_matter(
         "model_name": facts.model_name or repo.repo_id.split("/")[-1],
         "eval_results": eval_results(evaluations, _task(config)) or None,
     }
-    ours = {name: value if name == "eval_results" else front(value) for name, value in ours.items()}
-    return ModelCardData(**{**manual_metadata, **{name: value for name, value in ours.items() if value is not None}})
+    fields = {name: value if name == "eval_results" else front(value) for name, value in fields.items()}
+    return ModelCardData(**{**manual_metadata, **{name: value for name, value in fields.items() if value is not None}})
 
 
 def _detects(config: Any) -> bool:
@@ -200,7 +200,7 @@ def _bare(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _questions(config: Any, evaluations: Sequence[Evaluation]) -> str:
-    measured = next((each.aspect_auroc for each in evaluations if each.aspect_auroc), None)
+    measured = next((evaluation.aspect_auroc for evaluation in evaluations if evaluation.aspect_auroc), None)
     columns = {"Aspect": [code(name) for name in config.aspect_ids]}
     columns["Question"] = [markdown(question) for question in config.aspect_questions]
     if config.aspect_groups:

@@ -99,5 +99,5 @@ def mixup(
     """
     share, pixels = draw.beta(alpha, alpha), inputs["pixel_values"]
     order = torch.from_numpy(draw.permutation(len(pixels))).to(pixels.device)
-    others = {name: values[order] for name, values in inputs.items()}
-    return share * pixels + (1 - share) * others["pixel_values"], [(share, inputs), (1 - share, others)]
+    partners = {name: values[order] for name, values in inputs.items()}
+    return share * pixels + (1 - share) * partners["pixel_values"], [(share, inputs), (1 - share, partners)]

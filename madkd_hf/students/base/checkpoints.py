@@ -87,20 +87,20 @@ def _read_record(folder: Path) -> dict[str, Any] | None:
     """The record; None where it is damaged."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        noted = record.pop("checksum")
+        recorded = record.pop("checksum")
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    return record if noted == checksum(record) else None
+    return record if recorded == checksum(record) else None
 
 
 def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
-    for name, noted in record["files"].items():
+    for name, recorded in record["files"].items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != noted["size"]:
-            return f"{name} has {path.stat().st_size} bytes of {noted['size']}"
-        if not quick and file_checksum(path) != noted["checksum"]:
+        if path.stat().st_size != recorded["size"]:
+            return f"{name} has {path.stat().st_size} bytes of {recorded['size']}"
+        if not quick and file_checksum(path) != recorded["checksum"]:
             return f"{name} is damaged: its checksum differs"
     return None
 
@@ -186,8 +186,8 @@ def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, di
 
 def last_of_run(folder: str | Path, run: str | None) -> Path | None:
     """What "true" goes on from, where this run wrote it; None where another one did, with settings of its own."""
-    whole, _ = last_whole(folder, quick=True)
-    return whole if whole and noted(whole, "run") == run else None
+    intact, _ = last_whole(folder, quick=True)
+    return intact if intact and noted(intact, "run") == run else None
 
 
 def find_checkpoint(
@@ -210,9 +210,9 @@ def find_checkpoint(
         return None, []
     if str(resume_from).lower() != "true":
         return _checked_folder(Path(resume_from), Path(output_dir)), []
-    whole, passed = last_whole(output_dir)
-    if whole is not None:
-        return whole, [f"{path} is passed over: {reason}." for path, reason in passed.items()]
+    intact, passed = last_whole(output_dir)
+    if intact is not None:
+        return intact, [f"{path} is passed over: {reason}." for path, reason in passed.items()]
     if not passed:
         raise ValueError(
             f"There is no checkpoint in {output_dir} to resume from: pass a checkpoint-N folder, or leave {RESUME} "
@@ -234,8 +234,8 @@ def _checked_folder(folder: Path, output_dir: Path) -> Path:
         )
     if (reason := fault(folder)) is None:
         return folder
-    whole, _ = last_whole(folder.parent)
-    remedy = f"the last whole one is {whole}" if whole else f"there is no whole one beside it; leave {RESUME} out"
+    intact, _ = last_whole(folder.parent)
+    remedy = f"the last whole one is {intact}" if intact else f"there is no whole one beside it; leave {RESUME} out"
     raise ValueError(f"No training can go on from {folder}: {reason}; {remedy}.")
 
 
@@ -273,13 +273,13 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     """
     if not limit or limit < 0:
         return
-    ours = {path: step for step, path in steps(output_dir).items() if strange_file(path) is None}
-    by_age = sorted(ours, key=lambda path: (path.stat().st_mtime_ns, ours[path]))
+    own_checkpoints = {path: step for step, path in steps(output_dir).items() if strange_file(path) is None}
+    by_age = sorted(own_checkpoints, key=lambda path: (path.stat().st_mtime_ns, own_checkpoints[path]))
     damaged = [path for path in by_age if (path / RECORD).is_file() and not _has_all_files(path)]
     keep = {path.resolve() for path in keep}
-    whole = [path for path in by_age if path not in damaged]
-    surplus = max(0, len(whole) - max(limit, len(keep)))
-    old = [path for path in whole if path.resolve() not in keep]
+    intact = [path for path in by_age if path not in damaged]
+    surplus = max(0, len(intact) - max(limit, len(keep)))
+    old = [path for path in intact if path.resolve() not in keep]
     for path in [*damaged, *old[:surplus]]:
         remove(path)
 

@@ -388,11 +388,11 @@ class DistillingTrainer(SafeTrainer):
         repo, plain = replace(repo, repo_id=self.hub_model_id), self.args.push_plain if plain is None else plain
         return push_saved(self, repo, self._facts(facts), plain, commit_message or "End of training", blocking)
 
-    def _facts(self, given: dict[str, Any]) -> StudentFacts:
-        of_these_weights = [found for (step, *_), found in self._evaluations.items() if step == self._step]
+    def _facts(self, more: dict[str, Any]) -> StudentFacts:
+        of_these_weights = [evaluation for (step, *_), evaluation in self._evaluations.items() if step == self._step]
         hyperparameters = self.hyperparameters(self.args)
         hyperparameters |= self.model.hyperparameters() if is_adapted(self.model) else {}
-        return student_facts(given, self.train_dataset, of_these_weights, hyperparameters, self.args.hub_license)
+        return student_facts(more, self.train_dataset, of_these_weights, hyperparameters, self.args.hub_license)
 
     @staticmethod
     def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:

@@ -63,8 +63,8 @@ class Watch:
         failed = self.read(step, *([] if processes <= 1 or together else [GRADIENT]))
         if processes > 1 and (together or failed):
             everywhere = gather_object([self.read(step)])
-            names = dict.fromkeys(name for each in everywhere for name in each)  # in the same order in all of them
-            failed = {name: min(each[name] for each in everywhere if name in each) for name in names}
+            names = dict.fromkeys(name for steps in everywhere for name in steps)  # in the same order in all of them
+            failed = {name: min(steps[name] for steps in everywhere if name in steps) for name in names}
         if not failed:
             return None
         first = min(failed.values())
@@ -90,14 +90,13 @@ def not_finite(model: nn.Module, weights: Mapping[str, Any] | None = None) -> st
     flags = {}
     for name, value in weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.element_size() > 1:
-            flags[name] = (
-                value.isnan() if name in infinite else ~value.isfinite()
-            ).any()  # a mask may hold infinities
+            bad = value.isnan() if name in infinite else ~value.isfinite()  # a mask may hold infinities
+            flags[name] = bad.any()
     if not flags:
         return None
     device = next(iter(flags.values())).device
-    flagged = torch.stack([each.to(device) for each in flags.values()]).tolist()
-    bad = [name for name, each in zip(flags, flagged) if each]
+    flagged = torch.stack([flag.to(device) for flag in flags.values()]).tolist()
+    bad = [name for name, flag in zip(flags, flagged) if flag]
     return f"{len(bad)} of its {len(flags)} weight tensors are not finite, first {bad[0]}" if bad else None
 
 

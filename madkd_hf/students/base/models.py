@@ -108,10 +108,10 @@ def _files_on_hub(name: str, revision: str | None) -> list[str]:
         return [path.name for path in cached.iterdir()]
 
 
-def check_classes(found: int, config: Any) -> None:
+def check_classes(n_classes: int, config: Any) -> None:
     """Raise ValueError where the dataset's classes are not as many as the model's."""
-    if found != config.num_labels:
+    if n_classes != config.num_labels:
         raise ValueError(
-            f"The dataset has {found} classes and the model {config.num_labels}: "
+            f"The dataset has {n_classes} classes and the model {config.num_labels}: "
             "build the model with the dataset's id2label."
         )

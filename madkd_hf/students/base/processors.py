@@ -73,11 +73,11 @@ def of_timm(settings: Mapping[str, Any]) -> BaseImageProcessor:
     """
     config = {name: settings.get(name) or default for name, default in TIMM.items()}
     height, width = config["input_size"][-2:]
-    whole = [math.floor(side / config["crop_pct"]) for side in (height, width)]
+    resized = [math.floor(side / config["crop_pct"]) for side in (height, width)]
     if config["crop_mode"] == "squash":
-        size = {"height": whole[0], "width": whole[1]}
+        size = {"height": resized[0], "width": resized[1]}
     elif config["crop_mode"] == "center" and height == width:
-        size = {"shortest_edge": whole[0]}
+        size = {"shortest_edge": resized[0]}
     else:
         raise ValueError(
             f"This timm model crops its {width} x {height} images in the way {config['crop_mode']!r}, which no "
@@ -99,16 +99,16 @@ def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
         ValueError: it makes something else than images of three channels.
     """
     try:
-        made = processor(Image.new("RGB", (64, 64)), return_tensors="pt")
-        found = tuple(made["pixel_values"].shape) if "pixel_values" in made else sorted(made)
+        batch = processor(Image.new("RGB", (64, 64)), return_tensors="pt")
+        shape = tuple(batch["pixel_values"].shape) if "pixel_values" in batch else sorted(batch)
     except (TypeError, ValueError) as error:
-        found = " ".join(str(error).split())
-    if not isinstance(found, tuple) or len(found) != 4 or found[1] != 3:
+        shape = " ".join(str(error).split())
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[1] != 3:
         raise ValueError(
-            f"{type(processor).__name__} makes no pixel_values [batch, 3, height, width] of an image, but {found}: "
+            f"{type(processor).__name__} makes no pixel_values [batch, 3, height, width] of an image, but {shape}: "
             "pass the image processor of an image classifier."
         )
-    return found[2:]
+    return shape[2:]
 
 
 def untouched(processor: BaseImageProcessor, height: int, width: int) -> dict[str, bool]:
@@ -120,10 +120,10 @@ def untouched(processor: BaseImageProcessor, height: int, width: int) -> dict[st
     sized = Image.new("RGB", (width, height))
     for options in ({"do_resize": False, "do_center_crop": False}, {"do_resize": False}, {}):
         try:
-            made = processor(sized, return_tensors="pt", **options)["pixel_values"]
+            pixels = processor(sized, return_tensors="pt", **options)["pixel_values"]
         except (TypeError, ValueError):
             continue
-        if tuple(made.shape[-2:]) == (height, width):
+        if tuple(pixels.shape[-2:]) == (height, width):
             return options
     raise ValueError(
         f"{type(processor).__name__} changes the size of {width} x {height} crops, which is its own: pass another "
@@ -133,10 +133,10 @@ def untouched(processor: BaseImageProcessor, height: int, width: int) -> dict[st
 
 def check_same_size(processor: BaseImageProcessor, images: list[Image.Image], error: Exception) -> None:
     """Raise ValueError, from the error that a batch of them gave, where images do not come out in one size."""
-    found = {processor(image, return_tensors="np")["pixel_values"].shape[1:] for image in images}
-    if len(found) > 1:
-        one, other, *_ = sorted(found)
+    shapes = {processor(image, return_tensors="np")["pixel_values"].shape[1:] for image in images}
+    if len(shapes) > 1:
+        first, second, *_ = sorted(shapes)
         raise ValueError(
-            f"{type(processor).__name__} makes images of different sizes, {one} and {other}: give it one size for "
+            f"{type(processor).__name__} makes images of different sizes, {first} and {second}: give it one size for "
             'all, as size={"height": 224, "width": 224}.'
         ) from error

@@ -50,7 +50,7 @@ def evaluation_for_card(rows: Any, trained_on: Any, output: EvalLoopOutput, pref
 
 
 def student_facts(
-    given: dict[str, Any],
+    caller_facts: dict[str, Any],
     train_dataset: Dataset | None,
     evaluations: list[Evaluation],
     hyperparameters: dict[str, Any],
@@ -59,16 +59,16 @@ def student_facts(
     """What the trainer knows of a student, under what the caller says.
 
     Args:
-        given: by the caller, see `DistillingTrainer.create_model_card`.
+        caller_facts: by the caller, see `DistillingTrainer.create_model_card`.
     """
-    facts = {name: value for name, value in given.items() if value is not None and name != "tasks"}
+    facts = {name: value for name, value in caller_facts.items() if value is not None and name != "tasks"}
     source = DataSource.of(train_dataset)
     about = {name: facts.pop(name) for name in ("dataset", "dataset_tags", "dataset_args") if name in facts}
     if isinstance(facts.get("tags"), str):
         facts["tags"] = [facts["tags"]]
     # Beside rows that are known to come from a dataset of the Hub, others that are not are no part of it.
     elsewhere = DataSource("local images") if source else None
-    evaluations = [replace(each, dataset=each.dataset or elsewhere) for each in evaluations]
+    evaluations = [replace(evaluation, dataset=evaluation.dataset or elsewhere) for evaluation in evaluations]
     known = {"evaluations": evaluations, "hyperparameters": hyperparameters, "license": license}
     return StudentFacts(**{**known, **dataset_facts(source, **about), **facts})
 

@@ -156,7 +156,7 @@ class SafeTrainer(Trainer):
                 outputs = self._outputs(inputs)
         except Exception:  # then it is about something else
             return
-        if not all(each.isfinite().all() for each in outputs if each is not None):
+        if not all(output.isfinite().all() for output in outputs if output is not None):
             training = self.model.training
             raise self._diverged("the student's outputs are not finite", self.state.global_step + training) from error
 
@@ -182,7 +182,7 @@ class SafeTrainer(Trainer):
             finally:
                 model.train(training)
         if self.args.world_size > 1:
-            reason = next((each for each in gather_object([reason]) if each), None)
+            reason = next((failure for failure in gather_object([reason]) if failure), None)
         if reason:
             raise self._diverged(reason, self.state.global_step)
 
@@ -307,5 +307,5 @@ class SafeTrainer(Trainer):
     def _agree(self, error: Exception | None) -> None:
         """All processes raise the error of the first one that has one."""
         errors = [error] if self.args.world_size <= 1 else gather_object([error])
-        if first := next((each for each in errors if each is not None), None):
+        if first := next((raised for raised in errors if raised is not None), None):
             raise first

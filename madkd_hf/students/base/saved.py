@@ -23,7 +23,7 @@ def is_student(model: nn.Module) -> bool:
 
 def is_adapted(model: nn.Module) -> bool:
     """Asked without peft, which need not be installed."""
-    return any(each.__name__ == "LoraStudent" for each in type(model).__mro__)
+    return any(base.__name__ == "LoraStudent" for base in type(model).__mro__)
 
 
 def load_saved(model: nn.Module, folder: str | Path) -> None:
@@ -54,22 +54,22 @@ def load_saved(model: nn.Module, folder: str | Path) -> None:
         model.load_state_dict(saved.state_dict())
 
 
-def _check_outputs(saved: Any, ours: Any, folder: Path) -> None:
-    if saved.aspect_bank != ours.aspect_bank:
+def _check_outputs(saved: Any, expected: Any, folder: Path) -> None:
+    if saved.aspect_bank != expected.aspect_bank:
         raise ValueError(
             f"The student in {folder} learnt the bank {saved.aspect_bank} and the model was built for "
-            f"{ours.aspect_bank}: questions or their order differ; build it with that bank, or start anew."
+            f"{expected.aspect_bank}: questions or their order differ; build it with that bank, or start anew."
         )
-    levels = [getattr(config, "aspect_level", None) for config in (saved, ours)]
+    levels = [getattr(config, "aspect_level", None) for config in (saved, expected)]
     if levels[0] != levels[1]:
         raise ValueError(
             f"The student in {folder} has aspect_level={levels[0]!r} and the model {levels[1]!r}: build it with the "
             "same aspect_level, or start anew."
         )
-    if saved.id2label != ours.id2label:
+    if saved.id2label != expected.id2label:
         raise ValueError(
             f"The student in {folder} knows {saved.num_labels} classes (first {saved.id2label[0]!r}) and the model "
-            f"{ours.num_labels} (first {ours.id2label[0]!r}): build it with the same id2label, or start anew."
+            f"{expected.num_labels} (first {expected.id2label[0]!r}): build it with the same id2label, or start anew."
         )
 
 

@@ -165,14 +165,14 @@ def check_metric(args: TrainingArguments, names: Iterable[str]) -> None:
     Raises:
         ValueError: it is none of them.
     """
-    wanted = args.metric_for_best_model
-    if wanted is None:
+    metric = args.metric_for_best_model
+    if metric is None:
         return
     known = list(dict.fromkeys([*names, *OF_A_RUN]))
-    if wanted.removeprefix("eval_") not in known and wanted not in known:
-        close = difflib.get_close_matches(wanted.removeprefix("eval_"), known, n=1)
+    if metric.removeprefix("eval_") not in known and metric not in known:
+        close = difflib.get_close_matches(metric.removeprefix("eval_"), known, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"metric_for_best_model={wanted!r} is nothing that an evaluation gives here: {hint}expected one of "
+            f"metric_for_best_model={metric!r} is nothing that an evaluation gives here: {hint}expected one of "
             f"{', '.join(name for name in known if name not in OF_A_RUN[1:])}."
         )

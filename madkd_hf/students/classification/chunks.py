@@ -85,11 +85,11 @@ class Chunks:
         bar = tqdm(
             self.checksums, "checking stored images", unit=" chunks", delay=2, leave=False, disable=disable_tqdm
         )
-        for chunk, found in enumerate(bar):
-            if found.any() and found.tobytes() == self._checksum(chunk):
+        for chunk, checksum in enumerate(bar):
+            if checksum.any() and checksum.tobytes() == self._checksum(chunk):
                 continue
             missing.append(chunk)
-            if found.any() or self.facts[self.rows(chunk)].any():
+            if checksum.any() or self.facts[self.rows(chunk)].any():
                 damaged.append(chunk)
         if damaged:
             images, (first, last) = sum(len(self.rows(chunk)) for chunk in damaged), (damaged[0], damaged[-1])
@@ -128,12 +128,12 @@ def _arrays(count: int, shape: tuple[int, int], size: int) -> dict[str, tuple[np
 
 def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
-        found = open_memmap(path, mode="r")  # for writing, a file that is cut off would be filled up with zeros
+        array = open_memmap(path, mode="r")  # for writing, a file that is cut off would be filled up with zeros
     except FileNotFoundError:
         raise Broken(f"there is no {path.name}") from None
     except Exception as error:  # whatever a damaged header makes NumPy raise
         raise Broken(f"{path.name} cannot be read") from error
-    whole = path.stat().st_size == found.offset + found.nbytes
-    if not whole or (found.dtype, found.shape) != (dtype, shape) or not found.flags.c_contiguous:
+    complete = path.stat().st_size == array.offset + array.nbytes
+    if not complete or (array.dtype, array.shape) != (dtype, shape) or not array.flags.c_contiguous:
         raise Broken(f"{path.name} does not hold {' x '.join(map(str, shape))} numbers of type {dtype}")
     return open_memmap(path, mode="r+")

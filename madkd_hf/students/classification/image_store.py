@@ -150,7 +150,7 @@ class ImageStore:
         crops = list(zip(indices, boxes.tolist(), flips, batch))
         floating = self.pixels.device.type != "cpu"  # the kernel for bytes is the CPU's, and several times faster
 
-        def some(first: int, step: int) -> None:
+        def crop_some(first: int, step: int) -> None:
             for index, (left, top, right, bottom), flip, place in crops[first::step]:
                 part = self.pixels[index, top:bottom, left:right]
                 part = part.float() if floating else part.contiguous()  # in the kernel's own order of bytes
@@ -160,10 +160,10 @@ class ImageStore:
 
         threads = 1 if floating else min(torch.get_num_threads(), len(crops))
         if threads > 1:
-            list(_pool(os.getpid(), threads).map(some, range(threads), [threads] * threads))
+            list(_pool(os.getpid(), threads).map(crop_some, range(threads), [threads] * threads))
             torch.set_num_threads(torch.get_num_threads())  # for threads that begin later, see `_pool`
         else:
-            some(0, 1)
+            crop_some(0, 1)
 
 
 @cache
@@ -196,18 +196,18 @@ def images_digest(rows: Dataset, image_column: str) -> str:
     for table in _encoded(rows, image_column).with_format("arrow").iter(CHUNK):
         contents, paths = (pc.struct_field(table[image_column], name) for name in ("bytes", "path"))
         for content, path in zip(contents, paths):
-            kind, told = (b"bytes", content.as_buffer()) if content.is_valid else (b"file", _file_facts(path.as_py()))
-            digest.update(b"%s %d " % (kind, len(told)))
-            digest.update(told)
+            kind, part = (b"bytes", content.as_buffer()) if content.is_valid else (b"file", _file_facts(path.as_py()))
+            digest.update(b"%s %d " % (kind, len(part)))
+            digest.update(part)
     return digest.hexdigest()
 
 
 def _file_facts(path: str | None) -> bytes:
     try:
-        found = os.stat(path)
+        facts = os.stat(path)
     except (OSError, TypeError, ValueError):  # of another machine, in an archive, or no file at all
         return json.dumps([path]).encode()
-    return json.dumps([path, found.st_size, found.st_mtime_ns]).encode()
+    return json.dumps([path, facts.st_size, facts.st_mtime_ns]).encode()
 
 
 def _encoded(rows: Dataset, image_column: str) -> Dataset:
@@ -227,7 +227,7 @@ def _fill(
     missing = chunks.missing(disable_tqdm)
     count, todo = len(chunks.pixels), sum(len(chunks.rows(chunk)) for chunk in missing)
 
-    def one(index: int, value: dict | None) -> tuple[int, int, int]:
+    def store_image(index: int, value: dict | None) -> tuple[int, int, int]:
         if not value or (value["bytes"] is None and value["path"] is None):
             raise ValueError(f"Row {row_number(rows, index)} has no image: leave it out.")
         try:
@@ -248,7 +248,7 @@ def _fill(
     ):  # fmt: skip
         for chunk in missing:
             indices = chunks.rows(chunk)
-            chunks.write(chunk, list(pool.map(one, indices, encoded[indices][image_column])))
+            chunks.write(chunk, list(pool.map(store_image, indices, encoded[indices][image_column])))
             bar.update(len(indices))
 
 

@@ -66,19 +66,19 @@ class LoraStudent(PeftModel):
         Raises:
             ValueError: it is one of another peft_config, or of another backbone.
         """
-        ours, theirs = self.peft_config["default"], PeftConfig.from_pretrained(str(adapter))
-        for name in sorted(set(ours.to_dict()) - OF_A_RUN):
-            asked, found = (_comparable(getattr(config, name, None)) for config in (ours, theirs))
-            if asked != found:
+        config_here, saved = self.peft_config["default"], PeftConfig.from_pretrained(str(adapter))
+        for name in sorted(set(config_here.to_dict()) - OF_A_RUN):
+            expected_now, before = (_comparable(getattr(config, name, None)) for config in (config_here, saved))
+            if expected_now != before:
                 raise ValueError(
-                    f"The adapter in {adapter} was trained with {name}={found} and peft_config has {name}={asked}: "
-                    "pass the same peft_config, or start anew."
+                    f"The adapter in {adapter} was trained with {name}={before} and peft_config has {name}="
+                    f"{expected_now}: pass the same peft_config, or start anew."
                 )
         set_peft_model_state_dict(self, load_peft_weights(str(adapter), device="cpu"))
         expected = merged.state_dict()
         for name, value in self.merged().state_dict().items():
-            there = expected[name].to(value)
-            if value.is_floating_point() and (value - there).norm() > 1e-2 * there.norm():
+            trained_with = expected[name].to(value)
+            if value.is_floating_point() and (value - trained_with).norm() > 1e-2 * trained_with.norm():
                 raise ValueError(
                     f"The adapter in {adapter} was trained on other backbone weights than the model's ({name} "
                     "differs): build the model from the same backbone and revision, or start anew."
@@ -132,8 +132,8 @@ def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraSt
     config.task_type = None  # peft knows none of images
     config.base_model_name_or_path = model.config.base_model or ""  # None would become a folder of this machine
     config.revision = model.config.base_model_revision
-    asked = config.target_modules or ALL_LINEAR
-    if isinstance(asked, str) and asked.lower() == ALL_LINEAR:
+    target = config.target_modules or ALL_LINEAR
+    if isinstance(target, str) and target.lower() == ALL_LINEAR:
         config.target_modules = set(linear_modules(model))
     backbone = type(model.backbone).__name__
     if not config.target_modules:
@@ -149,12 +149,12 @@ def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraSt
             raise ValueError(f"peft_config cannot be used, as peft says: {_first(error).rstrip('.')}.") from error
         raise ValueError(
             f"peft_config does not fit {backbone}: expected target_modules among "
-            f"{', '.join(_names_of(model, (nn.Linear, nn.Conv2d)))}; received {_comparable(asked)} ({_first(error)}); "
-            "leave them out to adapt all linear layers."
+            f"{', '.join(_names_of(model, (nn.Linear, nn.Conv2d)))}; received {_comparable(target)} ({_first(error)})"
+            "; leave them out to adapt all linear layers."
         ) from error
     config = adapted.peft_config["default"]
     config.target_modules = _comparable(config.target_modules)  # a set would be saved in another order every time
-    adapted.asked = asked if isinstance(asked, str) else sorted(asked)
+    adapted.asked = target if isinstance(target, str) else sorted(target)
     return adapted
 
 
@@ -167,7 +167,7 @@ def head_modules(model: MadkdForImageClassification) -> list[str]:
 def linear_modules(model: MadkdForImageClassification) -> list[str]:
     """The backbone's linear layers, without the head and without those that torch's attention reads past them."""
     heads = head_modules(model)
-    past = [f"{name}.out_proj" for name, each in model.named_modules() if isinstance(each, nn.MultiheadAttention)]
+    past = [f"{name}.out_proj" for name, layer in model.named_modules() if isinstance(layer, nn.MultiheadAttention)]
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return [name for name in linear if name not in {*heads, *past}]
 
@@ -175,8 +175,8 @@ def linear_modules(model: MadkdForImageClassification) -> list[str]:
 def _names_of(model: MadkdForImageClassification, kind: Any) -> list[str]:
     """Last parts of names, as target_modules takes them."""
     heads = head_modules(model)
-    found = [name for name, module in model.named_modules() if isinstance(module, kind) and name not in heads]
-    return list(dict.fromkeys(name.rpartition(".")[2] for name in found))
+    names = [name for name, module in model.named_modules() if isinstance(module, kind) and name not in heads]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def _comparable(value: Any) -> Any:

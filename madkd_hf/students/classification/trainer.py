@@ -232,11 +232,11 @@ class MadkdTrainer(DistillingTrainer):
         targets = inputs.get("aspect_logits") if self.model.config.num_aspects else None
         if "labels" not in inputs:
             inputs = {"pixel_values": inputs["pixel_values"]}
-        wanted = targets is not None and self.asks_aspects and not prediction_loss_only
+        with_aspects = targets is not None and self.asks_aspects and not prediction_loss_only
         loss, logits, labels = super().prediction_step(
-            model, inputs, prediction_loss_only, ignore_keys=[] if wanted else ignore_keys
+            model, inputs, prediction_loss_only, ignore_keys=[] if with_aspects else ignore_keys
         )
-        if wanted and labels is not None:
+        if with_aspects and labels is not None:
             labels = (labels, targets.to(labels.device))
         return loss, logits, labels
 

@@ -93,16 +93,16 @@ def check_objects(
             f"None of the {len(dataset)} images of {name} has an object in the column {boxes_column!r}: "
             "there is nothing to learn or to measure; pass rows with objects."
         )
-    if with_labels and (found := _without_area(dataset, boxes_column, box_format)):
+    if with_labels and (offender := _without_area(dataset, boxes_column, box_format)):
         raise ValueError(
-            f"An object in row {found[0]} of {name} has the box {found[1]}, which has no area: expected "
+            f"An object in row {offender[0]} of {name} has the box {offender[1]}, which has no area: expected "
             f"{box_format} boxes, {BOX_FORMATS[box_format]}; correct the box or leave the object out."
         )
     classes = config.num_labels
     if count and not (0 <= lowest and highest < classes):
-        found = lowest if lowest < 0 else highest
+        offender = lowest if lowest < 0 else highest
         raise ValueError(
-            f"An object of {name} has the category {found}, which is none of the {classes} classes: expected an "
+            f"An object of {name} has the category {offender}, which is none of the {classes} classes: expected an "
             f"integer from 0 to {classes - 1}; build the model with the dataset's id2label."
         )
 
@@ -118,11 +118,11 @@ def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
         if values.null_count:
             row = rows[pc.index(values.is_null(), True).as_py()]
             raise ValueError(f"An object in row {row} has no category: give it one, or leave the object out.")
-        found = pc.min_max(values).as_py()
-        if found["min"] is not None:
+        limits = pc.min_max(values).as_py()
+        if limits["min"] is not None:
             count += len(values)
-            low.append(found["min"])
-            high.append(found["max"])
+            low.append(limits["min"])
+            high.append(limits["max"])
     return count, min(low, default=0), max(high, default=0)
 
 

@@ -136,37 +136,37 @@ class DetectionCollator:
             )
 
     def _processed(self, images: list[Image.Image], annotations: list[dict] | None = None) -> dict[str, Any]:
-        given = {} if annotations is None else {"annotations": annotations}
-        batch = dict(self.image_processor(images, **given, return_tensors="pt"))
+        options = {} if annotations is None else {"annotations": annotations}
+        batch = dict(self.image_processor(images, **options, return_tensors="pt"))
         if not self.pixel_mask:
             batch.pop("pixel_mask", None)
         return batch
 
     def _objects(self, row: dict[str, Any], image: Image.Image) -> dict[str, np.ndarray]:
         """The objects of one image; `place` tells them apart whatever is left out later."""
-        given = as_columns(row[self.boxes_column])
-        if missing := {"bbox", "category"} - set(given):
+        fields = as_columns(row[self.boxes_column])
+        if missing := {"bbox", "category"} - set(fields):
             raise ValueError(
                 f"Image {row.get('image_id', '')!r}: its objects have no {' and no '.join(sorted(missing))}, only "
-                f"{sorted(given)}: rename their fields, or name another boxes_column."
+                f"{sorted(fields)}: rename their fields, or name another boxes_column."
             )
         try:
-            boxes = corners(given["bbox"], self.box_format, image.size)
+            boxes = corners(fields["bbox"], self.box_format, image.size)
         except ValueError as error:
             raise ValueError(f"Image {row.get('image_id', '')!r}: {error}") from error
         count = len(boxes)
         sizes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         try:
-            category = np.array([operator.index(value) for value in given["category"]], dtype=np.int64)
+            category = np.array([operator.index(value) for value in fields["category"]], dtype=np.int64)
         except TypeError as error:
             raise ValueError(
-                f"Image {row.get('image_id', '')!r}: its categories are {given['category']}, expected an integer for "
+                f"Image {row.get('image_id', '')!r}: its categories are {fields['category']}, expected an integer for "
                 "each object; cast them to a ClassLabel, and leave objects without class out."
             ) from error
         columns = {
             "category": category,
-            "area": np.array(_known(given.get("area"), sizes), dtype=np.float64),
-            "iscrowd": np.array(_known(given.get("iscrowd"), [0] * count), dtype=np.int64),
+            "area": np.array(_known(fields.get("area"), sizes), dtype=np.float64),
+            "iscrowd": np.array(_known(fields.get("iscrowd"), [0] * count), dtype=np.int64),
         }
         for name, values in columns.items():
             if len(values) != count:
@@ -193,11 +193,11 @@ class DetectionCollator:
         self.changes.set_random_state(np.random.default_rng(seed), random.Random(seed))
         rows = np.arange(len(objects["boxes"]))
         changed = self.changes(image=np.asarray(image), bboxes=objects["boxes"], rows=rows)
-        kept = np.asarray(changed["rows"], dtype=np.int64)
+        kept_rows = np.asarray(changed["rows"], dtype=np.int64)
         boxes = np.asarray(changed["bboxes"], dtype=np.float64).reshape(-1, 4)
-        left = _those(objects, kept)
-        old, new = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (left["boxes"], boxes))
-        return Image.fromarray(changed["image"]), {**left, "boxes": boxes, "area": left["area"] * new / old}
+        rest = _those(objects, kept_rows)
+        old, new = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (rest["boxes"], boxes))
+        return Image.fromarray(changed["image"]), {**rest, "boxes": boxes, "area": rest["area"] * new / old}
 
     def _aspects(self, rows: list[dict[str, Any]], counts: list[int]) -> list[torch.Tensor | None]:
         """For each image [Q], or [objects before any was left out, Q]; None where the dataset is not labelled."""
@@ -275,8 +275,8 @@ def _annotations(image_id: int, objects: dict[str, np.ndarray]) -> dict[str, Any
 
 
 def _target(label: Any, objects: dict[str, np.ndarray], aspects: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    left = label["class_labels"].numpy()
-    target = {**label, "class_labels": torch.from_numpy(objects["category"][left])}
+    kept = label["class_labels"].numpy()
+    target = {**label, "class_labels": torch.from_numpy(objects["category"][kept])}
     if aspects is not None:
-        target["aspect_logits"] = aspects[objects["place"][left]] if aspects.ndim == 2 else aspects
+        target["aspect_logits"] = aspects[objects["place"][kept]] if aspects.ndim == 2 else aspects
     return target

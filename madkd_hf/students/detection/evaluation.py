@@ -38,12 +38,12 @@ class SizedCollator:
         if self.with_labels:
             self.collator.check_has_objects(rows)
         column = self.collator.boxes_column
-        known = column in rows[0]
-        if not known:  # as images without objects: it is their labels that tell the sizes
+        has_objects = column in rows[0]
+        if not has_objects:  # as images without objects: it is their labels that tell the sizes
             rows = [{**row, column: None, "aspect_logits": None} for row in rows]
         batch = self.collator(rows)
         batch["orig_sizes"] = torch.stack([label["orig_size"] for label in batch["labels"]])
-        if not known:
+        if not has_objects:
             del batch["labels"]
         return batch
 
@@ -80,12 +80,12 @@ def frames_of(inputs: dict[str, Any]) -> Frames:
             )
         original = torch.stack(sizes)
     original = original.double().cpu()
-    seen = torch.tensor(inputs["pixel_values"].shape[-2:], dtype=torch.float64).expand(len(original), 2)
-    shown = seen
+    input_size = torch.tensor(inputs["pixel_values"].shape[-2:], dtype=torch.float64).expand(len(original), 2)
+    image_size = input_size
     if inputs.get("pixel_mask") is not None:
         mask = inputs["pixel_mask"].cpu() > 0
-        shown = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1).double()
-    return Frames(seen * original / shown, (original / shown).prod(dim=1))
+        image_size = torch.stack([mask.any(dim=2).sum(dim=1), mask.any(dim=1).sum(dim=1)], dim=1).double()
+    return Frames(input_size * original / image_size, (original / image_size).prod(dim=1))
 
 
 def detections(outputs: Any, processor: BaseImageProcessor, frames: Frames, level: str) -> list[dict[str, np.ndarray]]:
@@ -102,13 +102,13 @@ def detections(outputs: Any, processor: BaseImageProcessor, frames: Frames, leve
         `labels` [m], and `aspect_logits`: [m, Q], those of the box's query, or [Q] of the image.
     """
     logits, boxes, aspects = (
-        each.float().cpu() for each in (outputs.logits, outputs.pred_boxes, outputs.aspect_logits)
+        tensor.float().cpu() for tensor in (outputs.logits, outputs.pred_boxes, outputs.aspect_logits)
     )
-    found = processor.post_process_object_detection(
+    boxes_of_images = processor.post_process_object_detection(
         DetectedQueries(logits, boxes), threshold=0.0, target_sizes=frames.sizes.float()
     )
     results = []
-    for i, (image, places) in enumerate(zip(found, queries_of(processor, logits, threshold=0.0))):
+    for i, (image, places) in enumerate(zip(boxes_of_images, queries_of(processor, logits, threshold=0.0))):
         best = image["scores"].argsort(descending=True, stable=True)[:MOST]
         queries = places[best]
         result = {name: image[name][best].numpy() for name in ("boxes", "scores", "labels")}
@@ -166,21 +166,22 @@ def detection_metrics(prediction: EvalPrediction) -> dict[str, float | list[floa
     Returns:
         Floats by name, and `per_aspect`: the Q AUROCs behind `aspect_auroc`, where there are targets.
     """
-    found, known = prediction.predictions, prediction.label_ids
-    results = CocoAp(keep_in_memory=True).compute(predictions=found, references=known)
+    predicted, truths = prediction.predictions, prediction.label_ids
+    results = CocoAp(keep_in_memory=True).compute(predictions=predicted, references=truths)
     results.pop("per_class")
     pairs = [
-        (np.atleast_2d(each.get("matched_aspect_logits", each["aspect_logits"])), np.atleast_2d(told["aspect_logits"]))
-        for each, told in zip(found, known)
-        if told.get("aspect_logits") is not None
+        (np.atleast_2d(image.get("matched_aspect_logits", image["aspect_logits"])), np.atleast_2d(target))
+        for image, truth in zip(predicted, truths)
+        if (target := truth.get("aspect_logits")) is not None
     ]
     pairs = [(answers, targets) for answers, targets in pairs if targets.size]
     if not pairs:
         return results
-    answers, targets = (np.concatenate(each) for each in zip(*pairs))
+    answers, targets = (np.concatenate(part) for part in zip(*pairs))
     counted = np.isfinite(answers).all(axis=1) & np.isfinite(targets).all(axis=1)
     if counted.any():
-        given = {"predictions": answers[counted], "references": targets[counted]}
-        ranked = AspectAuroc(keep_in_memory=True).compute(**given)
-        results |= {**ranked, **AspectBce(keep_in_memory=True).compute(**given), "per_aspect": ranked["per_aspect"]}
+        arrays = {"predictions": answers[counted], "references": targets[counted]}
+        ranked = AspectAuroc(keep_in_memory=True).compute(**arrays)
+        bce = AspectBce(keep_in_memory=True).compute(**arrays)
+        results |= {**ranked, **bce, "per_aspect": ranked["per_aspect"]}
     return results

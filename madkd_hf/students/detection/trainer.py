@@ -193,7 +193,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         if own == rows:
             return batch
         kinds = torch.Tensor, list
-        batch = {name: each[: max(own, 1)] if isinstance(each, kinds) else each for name, each in batch.items()}
+        batch = {name: part[: max(own, 1)] if isinstance(part, kinds) else part for name, part in batch.items()}
         if own == 0:
             batch["repeated"] = True
             if "labels" in batch:
@@ -227,7 +227,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
             return model(**{name: inputs[name] for name in names if name in inputs})
 
     def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor | None, ...]:
-        inputs = {name: each for name, each in self._prepare_inputs(inputs).items() if name != "labels"}
+        inputs = {name: value for name, value in self._prepare_inputs(inputs).items() if name != "labels"}
         outputs = self._forward(self.model, inputs)
         return outputs.logits, outputs.pred_boxes, outputs.aspect_logits
 
@@ -263,16 +263,16 @@ class MadkdDetectionTrainer(DistillingTrainer):
 
     def _found_and_known(self, inputs: dict[str, Any], outputs: Any) -> list[tuple[dict, dict | None]]:
         frames, level = frames_of(inputs), self.model.config.aspect_level
-        found = detections(outputs, self.processing_class, frames, level)
+        predictions = detections(outputs, self.processing_class, frames, level)
         if "labels" not in inputs:
-            return [(each, None) for each in found]
+            return [(image, None) for image in predictions]
         if level == "object":
             answers = matched_answers(outputs, inputs["labels"])
-            found = [{**each, "matched_aspect_logits": answer} for each, answer in zip(found, answers)]
-        known = references(inputs["labels"], frames)
+            predictions = [{**image, "matched_aspect_logits": answer} for image, answer in zip(predictions, answers)]
+        truths = references(inputs["labels"], frames)
         if not self.model.config.num_aspects:  # whatever the answers are to
-            known = [{name: value for name, value in each.items() if name != "aspect_logits"} for each in known]
-        return list(zip(found, known))
+            truths = [{name: value for name, value in image.items() if name != "aspect_logits"} for image in truths]
+        return list(zip(predictions, truths))
 
     def _run_evaluation(
         self,
@@ -285,25 +285,25 @@ class MadkdDetectionTrainer(DistillingTrainer):
         self._seen = []
         output = super()._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         processes = gather_object([self._seen])  # the same steps in each, one batch beside the other
-        seen = [pair for step in zip(*processes) for batch in step for pair in batch]
+        pairs = [pair for step in zip(*processes) for batch in step for pair in batch]
         self._seen = []
-        if not seen:
+        if not pairs:
             return output
-        found, known = (list(each) for each in zip(*seen))
-        if known[0] is None:
-            return output._replace(predictions=found)
-        metrics = denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions=found, label_ids=known)))
+        predicted, truths = (list(image) for image in zip(*pairs))
+        if truths[0] is None:
+            return output._replace(predictions=predicted)
+        metrics = denumpify_detensorize(self.compute_metrics(EvalPrediction(predictions=predicted, label_ids=truths)))
         prefix = f"{metric_key_prefix}_"
         metrics = {name if name.startswith(prefix) else prefix + name: value for name, value in metrics.items()}
-        for each in found:
-            each.pop("matched_aspect_logits", None)
-        return output._replace(predictions=found, label_ids=known, metrics={**metrics, **output.metrics})
+        for image in predicted:
+            image.pop("matched_aspect_logits", None)
+        return output._replace(predictions=predicted, label_ids=truths, metrics={**metrics, **output.metrics})
 
     @staticmethod
     def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:
         of_classifiers = "mixup_alpha", "label_smoothing_factor", "crop_scale"
-        kept = {name: value for name, value in args.hyperparameters().items() if name not in of_classifiers}
-        return kept | {"zoom": _zoom(args)}
+        ours = {name: value for name, value in args.hyperparameters().items() if name not in of_classifiers}
+        return ours | {"zoom": _zoom(args)}
 
 
 def _zoom(args: MadkdTrainingArguments) -> float:

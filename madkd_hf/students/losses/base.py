@@ -46,7 +46,7 @@ def answer_cross_entropy(aspect_logits: torch.Tensor, targets: torch.Tensor) -> 
     Returns:
         [n, Q], 0 where the teacher said nothing; and [n, Q] where it said something.
     """
-    known = torch.isfinite(targets)
-    probabilities = torch.where(known, targets, 0.0).sigmoid()
+    answered = torch.isfinite(targets)
+    probabilities = torch.where(answered, targets, 0.0).sigmoid()
     values = F.binary_cross_entropy_with_logits(aspect_logits.float(), probabilities, reduction="none")
-    return torch.where(known, values, 0.0), known
+    return torch.where(answered, values, 0.0), answered

@@ -75,9 +75,9 @@ def aspect_loss(
         ValueError: the level is another, there are no matches, or answers of another shape than the model's.
     """
     scores, targets, weights = _pairs(outputs, labels, level)
-    values, known = answer_cross_entropy(scores, targets)
+    values, answered = answer_cross_entropy(scores, targets)
     if rows is None:
-        rows = (weights * known.any(dim=1)).sum().clamp(min=1)
+        rows = (weights * answered.any(dim=1)).sum().clamp(min=1)
     return (weights * values.sum(dim=1)).sum() / (rows * max(scores.shape[1], 1))
 
 

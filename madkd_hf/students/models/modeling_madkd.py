@@ -143,8 +143,8 @@ class MadkdForImageClassification(AspectModel):
                 kwargs["config"] = config
             source = (cls if is_student else AutoModelForImageClassification).from_pretrained(backbone, **kwargs)
             weights = (source.backbone if is_student else source).state_dict()
-            kept = {name: value for name, value in weights.items() if name not in head}
-            missing, unexpected = model.backbone.load_state_dict(kept, strict=False)
+            weights_kept = {name: value for name, value in weights.items() if name not in head}
+            missing, unexpected = model.backbone.load_state_dict(weights_kept, strict=False)
             if unexpected or set(missing) - head:
                 raise ValueError(
                     f"The weights of {backbone} do not fit its own configuration: unexpected {unexpected}, missing "
@@ -176,8 +176,8 @@ class AspectAnswers(dict):
     """What a student sees in one image; printed, one line per class and per aspect: `striped wings: 0.93`."""
 
     def __str__(self) -> str:
-        lines = {part: [f"  {printable(e['label'])}: {e['score']:.2f}" for e in self[part]] for part in self}
-        return "\n".join("\n".join([part, *found]) for part, found in lines.items())
+        lines = {part: [f"  {printable(row['label'])}: {row['score']:.2f}" for row in self[part]] for part in self}
+        return "\n".join("\n".join([part, *part_lines]) for part, part_lines in lines.items())
 
 
 class AspectClassificationPipeline(ImageClassificationPipeline):
@@ -216,16 +216,16 @@ def check_architecture(config: PretrainedConfig) -> None:
             'AutoModelForImageClassification, as "microsoft/resnet-18".'
         )
     classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
-    for each in classes if isinstance(classes, tuple) else (classes,):
-        signature = inspect.signature(each.forward)
+    for model_class in classes if isinstance(classes, tuple) else (classes,):
+        signature = inspect.signature(model_class.forward)
         returned = signature.return_annotation
         outputs = [kind for kind in typing.get_args(returned) or (returned,) if inspect.isclass(kind)]
         fields = {name for kind in outputs if issubclass(kind, ModelOutput) for name in kind.__dataclass_fields__}
         wants = {"input_ids", "spatial_shapes"} & set(signature.parameters)
         if wants or "pixel_values" not in signature.parameters or (fields and "logits" not in fields):
             raise ValueError(
-                f"{each.__name__} is no classifier from an image's pixels to class scores, which a student is built "
-                'on: choose another backbone, as "microsoft/resnet-18".'
+                f"{model_class.__name__} is no classifier from an image's pixels to class scores, which a student is "
+                'built on: choose another backbone, as "microsoft/resnet-18".'
             )
 
 

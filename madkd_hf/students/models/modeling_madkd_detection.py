@@ -121,8 +121,8 @@ class MadkdForObjectDetection(AspectModel):
         mask = {"pixel_mask": pixel_mask} if self.takes_mask and pixel_mask is not None else {}
         about_image = self.config.aspect_level == "image"
         encoder = getattr(self.detector.base_model, "encoder", None) if about_image and mask else None
-        asked = nullcontext([]) if labels is None else _first_matching(self.detector.training)
-        with asked as matching, _mask_of(encoder) as encoder_mask:
+        matcher_calls = nullcontext([]) if labels is None else _first_matching(self.detector.training)
+        with matcher_calls as matching, _mask_of(encoder) as encoder_mask:
             outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **options)
         if outputs.logits.shape[-1] - self.config.num_labels not in (0, 1):
             raise ValueError(
@@ -167,11 +167,11 @@ class MadkdForObjectDetection(AspectModel):
             positions, mask = features, next(iter(encoder_mask), None)
         else:
             maps = [self._patches(outputs, rows, shape)] if features is None else features
-            positions = torch.cat([each.flatten(2).transpose(1, 2) for each in maps], dim=1)
+            positions = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
             mask = None
             if pixel_mask is not None:  # as detectors make their masks smaller
                 pixel_mask = pixel_mask[:, None].float()
-                masks = [nn.functional.interpolate(pixel_mask, size=each.shape[-2:]).flatten(1) for each in maps]
+                masks = [nn.functional.interpolate(pixel_mask, size=level.shape[-2:]).flatten(1) for level in maps]
                 mask = torch.cat(masks, dim=1)
         if mask is None:
             return positions.mean(dim=1)
@@ -183,7 +183,7 @@ class MadkdForObjectDetection(AspectModel):
         """[B, width, height, width of the grid]: the patch tokens, which stand in front of the query tokens."""
         size = self.config.detector_config.patch_size
         sizes = (size, size) if isinstance(size, int) else size
-        grid = [pixels // each for pixels, each in zip(shape, sizes)]
+        grid = [pixels // side for pixels, side in zip(shape, sizes)]
         tokens = _states(outputs)[:, :-rows][:, -grid[0] * grid[1] :]
         return tokens.transpose(1, 2).unflatten(2, grid)
 
@@ -258,9 +258,9 @@ class AspectDetections(dict):
 
     def __str__(self) -> str:
         lines = []
-        for each in self["objects"]:
-            place = ", ".join(str(side) for side in each["box"].values())
-            lines += [f"{each['label']}: {each['score']:.2f} ({place})", *_lines(each.get("aspects", []))]
+        for detected in self["objects"]:
+            place = ", ".join(str(side) for side in detected["box"].values())
+            lines += [f"{detected['label']}: {detected['score']:.2f} ({place})", *_lines(detected.get("aspects", []))]
         lines += ["image", *_lines(self["aspects"])] if "aspects" in self else []
         return "\n".join(map(printable, lines))
 
@@ -283,8 +283,8 @@ class AspectDetectionPipeline(ObjectDetectionPipeline):
         if config.aspect_level == "image":
             return AspectDetections(objects=objects, aspects=scored_answers(config, answers[0]))
         queries = queries_of(self.image_processor, model_outputs["logits"], threshold)[0].tolist()
-        for each, query in zip(objects, queries):
-            each["aspects"] = scored_answers(config, answers[0, query])
+        for detected, query in zip(objects, queries):
+            detected["aspects"] = scored_answers(config, answers[0, query])
         return AspectDetections(objects=objects)
 
 
@@ -307,14 +307,14 @@ def queries_of(processor: BaseImageProcessor, logits: torch.Tensor, threshold: f
     Returns:
         [m] integers for each image.
     """
-    places = logits.new_zeros(*logits.shape[:2], 4, dtype=torch.float)
-    places[..., 0] = torch.arange(logits.shape[1])
-    found = processor.post_process_object_detection(DetectedQueries(logits, places), threshold=threshold)
-    return [image["boxes"][:, 0].round().long() for image in found]
+    query_numbers = logits.new_zeros(*logits.shape[:2], 4, dtype=torch.float)
+    query_numbers[..., 0] = torch.arange(logits.shape[1])
+    images = processor.post_process_object_detection(DetectedQueries(logits, query_numbers), threshold=threshold)
+    return [image["boxes"][:, 0].round().long() for image in images]
 
 
 def _lines(answers: list[dict[str, Any]]) -> list[str]:
-    return [f"  {each['label']}: {each['score']:.2f}" for each in answers]
+    return [f"  {answer['label']}: {answer['score']:.2f}" for answer in answers]
 
 
 def config_of(detector: str, **kwargs: Any) -> PretrainedConfig:
@@ -335,11 +335,11 @@ def _check_outputs(detector: nn.Module, level: str) -> None:
     Raises:
         ValueError: it has no states of queries, or no features of the image.
     """
-    promised = inspect.signature(detector.forward).return_annotation
-    for each in typing.get_args(promised) or (promised,):
-        if not (inspect.isclass(each) and issubclass(each, ModelOutput)):
+    annotation = inspect.signature(detector.forward).return_annotation
+    for output_class in typing.get_args(annotation) or (annotation,):
+        if not (inspect.isclass(output_class) and issubclass(output_class, ModelOutput)):
             continue
-        fields = each.__dataclass_fields__
+        fields = output_class.__dataclass_fields__
         if "last_hidden_state" not in fields or "pred_boxes" not in fields:
             raise ValueError(_no("states of its queries", detector, 'take a relative of "detr" or "yolos"'))
         if level == "image" and "encoder_last_hidden_state" not in fields and not _joins_patches(detector.config):
@@ -376,19 +376,19 @@ def _first_matching(training: bool) -> Iterator[list[tuple[int, list[tuple[torch
     A detector builds its matcher anew for every loss and keeps what it answers to itself. The loss matches the last
     layer first, without the queries that stand in front of the others for denoising.
     """
-    found = []
+    calls = []
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if found or not type(module).__name__.endswith("HungarianMatcher"):
+        if calls or not type(module).__name__.endswith("HungarianMatcher"):
             return
         predictions, targets, *groups = inputs
         if groups and not training:  # then there is one group, which the losses of LW-DETR and RF-DETR cut up again
             output = module.forward(predictions, targets, 1)
-        found.append((predictions["logits"].shape[1], output))
+        calls.append((predictions["logits"].shape[1], output))
 
     handle = register_module_forward_hook(note)
     try:
-        yield found
+        yield calls
     finally:
         handle.remove()
 

@@ -37,20 +37,20 @@ def answer_token_ids(
 
 def _spellings(tokenizer: PreTrainedTokenizerBase, word: str, cases: list[str] | None = None) -> dict[str, int]:
     vocabulary = tokenizer.get_vocab()
-    found: dict[int, str] = {}
+    spelling_of: dict[int, str] = {}
     for case in cases or [word, word.capitalize(), word.upper()]:
         encoded = tokenizer.encode(case, add_special_tokens=False)
         if len(encoded) == 1 and encoded[0] != tokenizer.unk_token_id:
-            found.setdefault(encoded[0], tokenizer.convert_ids_to_tokens(encoded[0]))
+            spelling_of.setdefault(encoded[0], tokenizer.convert_ids_to_tokens(encoded[0]))
         for token in (f"{space}{case}" for space in SPACES):
             if token in vocabulary:
-                found.setdefault(vocabulary[token], token)
-    if not found:
+                spelling_of.setdefault(vocabulary[token], token)
+    if not spelling_of:
         raise ValueError(
             f"{word!r} is no single token for {type(tokenizer).__name__}, so the answer cannot be read from one "
             "position: pass answer_tokens=(yes, no) with two words that are."
         )
-    return {spelling: token_id for token_id, spelling in found.items()}
+    return {spelling: token_id for token_id, spelling in spelling_of.items()}
 
 
 def log_odds_and_mass(

@@ -78,7 +78,7 @@ def cascade_attention(
     rows = [states[:, :, paths].transpose(1, 2).flatten(0, 1) for states in (query, key, value)]  # one per question
     rows[1:] = [states.repeat_interleave(groups, dim=1) for states in rows[1:]]
     own = attend(*rows, scaling, None if in_window is None else in_window[1], causal=True)
-    own, own_sum = (each.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)[:, :, home] for each in own)
+    own, own_sum = (part.unflatten(0, (n, -1)).transpose(1, 2).flatten(2, 3)[:, :, home] for part in own)
 
     weight = torch.sigmoid(first_sum - own_sum)[..., None].to(own.dtype)
     return torch.lerp(own, first, weight).transpose(1, 2).contiguous(), None

@@ -173,7 +173,7 @@ def _merged(inputs: Sequence[dict[str, Any] | None], model: PreTrainedModel) -> 
     if inputs[0] is None:
         return None
     merged = {
-        name: torch.cat([each[name] for each in inputs]) if torch.is_tensor(value) else value
+        name: torch.cat([image_inputs[name] for image_inputs in inputs]) if torch.is_tensor(value) else value
         for name, value in inputs[0].items()
     }
     return dict(BatchFeature(merged).to(device_of(model), model.dtype))
@@ -214,11 +214,11 @@ class Tree:
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """[T, T] bool: which tokens each token may see, those before it in its question and itself."""
-        seen = torch.eye(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
+        visible = torch.eye(len(self.tokens), dtype=torch.bool, device=self.tokens.device)
         for place in range(1, self.paths.shape[1]):
             paths = self.paths[self.lengths > place]
-            seen[paths[:, place]] |= seen[paths[:, place - 1]]
-        return seen
+            visible[paths[:, place]] |= visible[paths[:, place - 1]]
+        return visible
 
 
 def encode(

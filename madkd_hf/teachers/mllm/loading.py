@@ -173,12 +173,12 @@ def _check_code(place: str, content: dict[str, Any], trusted: bool) -> None:
 
 def _auto_class(config: PreTrainedConfig, content: dict[str, Any]) -> Any:
     """Where a model of this kind is registered as one that writes text."""
-    found = next((auto for auto in REGISTERED if type(config) in auto._model_mapping), None)
-    if found is None and type(config) not in AutoModel._model_mapping:
+    registered = next((auto for auto in REGISTERED if type(config) in auto._model_mapping), None)
+    if registered is None and type(config) not in AutoModel._model_mapping:
         own = content.get("auto_map") or {}
         name = next((name for name in WITH_ITS_CODE if name in own), None)
         return name and getattr(transformers, name, AutoModelForImageTextToText)
-    return found
+    return registered
 
 
 def _kind(content: dict[str, Any]) -> str:

@@ -66,8 +66,8 @@ def _without_videos() -> Iterator[None]:
         return NoVideoProcessor if "VideoProcessor" in name else part_class(name)
 
     def processor_without_torchvision(name: str) -> type | None:
-        found = processor_class(name)
-        return _behind(found, name) if getattr(found, "is_dummy", False) else found
+        original_class = processor_class(name)
+        return _behind(original_class, name) if getattr(original_class, "is_dummy", False) else original_class
 
     try:
         parts["video_processor"] = (__name__, NoVideoProcessor.__name__)

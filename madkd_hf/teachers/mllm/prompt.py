@@ -118,8 +118,8 @@ def _placeholder(processor: ProcessorMixin) -> str | None:
     for owner in (processor, processor.tokenizer):
         if getattr(owner, "image_token", None):
             return str(owner.image_token)
-    known = processor.tokenizer.convert_tokens_to_ids("<image>")
-    return None if known in (None, processor.tokenizer.unk_token_id) else "<image>"
+    token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    return None if token_id in (None, processor.tokenizer.unk_token_id) else "<image>"
 
 
 def _user_turn(owner: Any, processor: ProcessorMixin, text: str) -> tuple[list[dict], str]:

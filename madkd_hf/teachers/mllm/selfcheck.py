@@ -76,8 +76,8 @@ def check(
         one that fails in the model's own dtype only, in that; None where the strategy raises), and the names that
         agree with the reference, the reference first.
     """
-    others = [name for name in names if name != "full"]
-    if not others:
+    alternatives = [name for name in names if name != "full"]
+    if not alternatives:
         return {"full": 0.0}, ["full"]
     order = sorted(range(len(layout)), key=lambda question: len(layout.suffixes[question]))
     some = torch.linspace(0, len(order) - 1, min(QUESTIONS, len(order))).round().int().tolist()
@@ -89,8 +89,8 @@ def check(
     single = model.dtype == torch.float32 and getattr(model, "hf_quantizer", None) is None
     precise = model if single else shallow_copy(model, torch.float32)
     reference = read_by(precise, "full")
-    found = differences(precise, others, reference, read_by)
-    exact = [name for name in others if worst(found[name]) < TOLERANCE]
+    errors_by_name = differences(precise, alternatives, reference, read_by)
+    exact = [name for name in alternatives if worst(errors_by_name[name]) < TOLERANCE]
     if exact and not single:
         rounded = differences(shallow_copy(model, model.dtype), ["full", *exact], reference, read_by)
         own = max(ROUNDING * size_of(rounded["full"]), TOLERANCE)
@@ -98,8 +98,8 @@ def check(
         wrong = {name: rounded[name] for name in exact if not size_of(rounded[name]) <= own}
         wrong |= {name: gross[name] for name in exact if not worst(gross[name]) < GROSS}
         exact = [name for name in exact if name not in wrong]
-        found |= wrong
-    errors = {name: worst(difference) for name, difference in found.items()}
+        errors_by_name |= wrong
+    errors = {name: worst(difference) for name, difference in errors_by_name.items()}
     finite = {name: error if math.isfinite(error) else None for name, error in errors.items()}
     return {"full": 0.0, **finite}, ["full", *exact]
 
@@ -170,11 +170,11 @@ def shallow_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def _build(model: PreTrainedModel, config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with device:
-        made = type(model)._from_config(config, dtype=dtype).eval()
+        small_model = type(model)._from_config(config, dtype=dtype).eval()
     if getattr(model, "hf_quantizer", None) is None:
         weights = {name: value for name, value in model.state_dict().items() if not value.is_meta}
-        made.load_state_dict(weights, strict=False)
-    return made
+        small_model.load_state_dict(weights, strict=False)
+    return small_model
 
 
 def least_work(names: Sequence[str], layout: Layout, image: Image.Image, model: PreTrainedModel) -> str:
@@ -210,11 +210,11 @@ def flops(name: str, layout: Layout, length: int, model: PreTrainedModel, patche
     """
     encoded, tokens, pairs = work(name, layout, length)
     text, decoder = model.config.get_text_config(), model.get_decoder()
-    words = text.vocab_size * text.hidden_size
-    weights = sum(parameter.numel() for parameter in decoder.parameters()) - words
-    vision = sum(parameter.numel() for parameter in model.base_model.parameters()) - weights - words
+    embedding_weights = text.vocab_size * text.hidden_size
+    weights = sum(parameter.numel() for parameter in decoder.parameters()) - embedding_weights
+    vision = sum(parameter.numel() for parameter in model.base_model.parameters()) - weights - embedding_weights
     attention = 2 * text.num_hidden_layers * text.hidden_size * pairs
-    return 2 * (vision * patches * encoded + weights * tokens + attention + words * len(layout))
+    return 2 * (vision * patches * encoded + weights * tokens + attention + embedding_weights * len(layout))
 
 
 def work(name: str, layout: Layout, length: int) -> tuple[int, int, int]:

@@ -51,12 +51,12 @@ def shared_vision(model: PreTrainedModel, batch: Batch, size: int) -> Answers:
     """
     features = _image_features(model, batch.inputs)
     tokens, device = batch.layout.per_token, device_of(model)
-    rest = {name: value for name, value in batch.inputs.items() if name not in (*tokens, "pixel_values")}
+    other_inputs = {name: value for name, value in batch.inputs.items() if name not in (*tokens, "pixel_values")}
     for questions in batch.layout.buckets(size):
         count = len(questions)
         rows, lengths = batch.layout.suffix_rows(questions, device)
         inputs = {name: torch.cat([_repeat(batch.inputs[name], count), rows[name]], dim=1) for name in tokens}
-        inputs |= {name: _repeat(value, count) for name, value in rest.items()}
+        inputs |= {name: _repeat(value, count) for name, value in other_inputs.items()}
         inputs["mm_encoder_outputs"] = {"image": _repeat_features(features, count)}
         yield questions, _logits(model, range(count), batch.length + lengths - 1, **inputs, use_cache=False)[None]
 
@@ -121,12 +121,12 @@ def read(
         UnreadableImage: the processor refuses an image.
     """
     answers = torch.empty(2, len(images), len(layout))
-    one = strategy in ("full", "shared_vision")
+    one_image_at_a_time = strategy in ("full", "shared_vision")
     longest, limit = max(map(len, layout.suffixes)), positions_limit(model.config.get_text_config())
-    for places, batch in batches(images, layout, 1 if one else max(1, size // len(layout)), model):
+    for places, batch in batches(images, layout, 1 if one_image_at_a_time else max(1, size // len(layout)), model):
         shared = batch.inputs is not None and batch.length + longest <= limit
-        way = STRATEGIES[strategy] if shared else full
-        for questions, logits in way(model, batch, size):
+        strategy_function = STRATEGIES[strategy] if shared else full
+        for questions, logits in strategy_function(model, batch, size):
             answers[:, torch.tensor(places)[:, None], questions] = torch.stack(reduce(logits)).cpu()
     return answers[0], answers[1]
 
@@ -154,11 +154,11 @@ def _tree_masks(model: PreTrainedModel, tree: Tree, length: int) -> torch.Tensor
     masks = {}
     for kind, reach in layer_kinds(config).items():
         keys = torch.cat([torch.arange(length, device=tree.depth.device), length + tree.depth])
-        seen = torch.cat([tree.ancestors.new_ones(len(tree.depth), length), tree.ancestors], dim=1)
+        visible = torch.cat([tree.ancestors.new_ones(len(tree.depth), length), tree.ancestors], dim=1)
         if reach is not None:
-            seen = seen & (keys > length + tree.depth[:, None] - reach)
-        mask = torch.zeros(seen.shape, dtype=model.dtype, device=seen.device)
-        masks[kind] = mask.masked_fill(~seen, torch.finfo(model.dtype).min)[None, None]
+            visible = visible & (keys > length + tree.depth[:, None] - reach)
+        mask = torch.zeros(visible.shape, dtype=model.dtype, device=visible.device)
+        masks[kind] = mask.masked_fill(~visible, torch.finfo(model.dtype).min)[None, None]
     return masks if len(masks) > 1 else masks.popitem()[1]
 
 

@@ -225,9 +225,9 @@ class AspectTeacher(Teacher):
             ValueError: a question has more tokens with its image than the model reads, or holds one of the model's
                 special tokens.
         """
-        found = too_long(self.layout(bank), list(map(to_rgb, images)), self.model.config.get_text_config())
-        if found is not None:
-            question, tokens, most = found
+        problem = too_long(self.layout(bank), list(map(to_rgb, images)), self.model.config.get_text_config())
+        if problem is not None:
+            question, tokens, most = problem
             raise ValueError(
                 f"The question {bank.ids[question]!r} is too long for {self._name}: with its image it has {tokens} "
                 f"tokens, and the most is {most}: shorten it, or the prompt around it."
