@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from .files import write_whole
-from .text import hidden_character, jsonable, keep_secret, masked, seen, terminal
+from .text import hidden_character, jsonable, keep_secret, masked, one_line, terminal
 
 
 BANK_FILE = "aspects.json"
@@ -56,12 +56,12 @@ class AspectBank:
     """
 
     def __init__(self, aspects: Iterable[Aspect | str], provenance: dict[str, Any] | None = None):
-        self.aspects = _named(aspects)
+        self.aspects = _as_aspects(aspects)
         self.provenance = provenance
         _validate(self.aspects)
         if provenance is not None and not isinstance(provenance, Mapping):
             raise ValueError(
-                f"The provenance is {_shown(provenance)}: expected a dict, or None where nobody answered."
+                f"The provenance is {_short(provenance)}: expected a dict, or None where nobody answered."
             )
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class AspectBank:
         expected = '{"format_version": 1, "aspects": [{"id": ..., "question": ..., "group": ...}, ...]}'
         if (size := path.stat().st_size) > LARGEST_FILE:
             raise ValueError(
-                f"{seen(path)} is no aspect bank: it has {size:,} bytes, at most {LARGEST_FILE:,} are read."
+                f"{one_line(path)} is no aspect bank: it has {size:,} bytes, at most {LARGEST_FILE:,} are read."
             )
         try:
             text = path.read_text(encoding="utf-8-sig")
@@ -126,14 +126,16 @@ class AspectBank:
             return cls(aspects, content.get("provenance"))
         except _OtherFormatError:
             raise ValueError(
-                f"{seen(path)} has bank format {_shown(version)}, this version reads {FORMAT_VERSION}: upgrade "
+                f"{one_line(path)} has bank format {_short(version)}, this version reads {FORMAT_VERSION}: upgrade "
                 "madkd_hf."
             ) from None
         except _BankError as error:
-            raise ValueError(f"{seen(path)}: {error}") from None
+            raise ValueError(f"{one_line(path)}: {error}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else terminal(repr(error))
-            raise ValueError(f"{seen(path)} is no aspect bank ({reason}): expected JSON like {expected}.") from None
+            raise ValueError(
+                f"{one_line(path)} is no aspect bank ({reason}): expected JSON like {expected}."
+            ) from None
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the bank to a JSON file, or as `aspects.json` into a folder; returns the file's path."""
@@ -162,15 +164,15 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
         size = hf_hub_download(str(source), BANK_FILE, dry_run=True, **options).file_size or 0
         if size > LARGEST_FILE:
             raise ValueError(
-                f"The {BANK_FILE} of {seen(source)} is no aspect bank: it has {size:,} bytes, at most "
+                f"The {BANK_FILE} of {one_line(source)} is no aspect bank: it has {size:,} bytes, at most "
                 f"{LARGEST_FILE:,} are read."
             )
         return Path(hf_hub_download(str(source), BANK_FILE, **options))
     except OSError as error:
         reason = (masked(error).strip() or type(error).__name__).splitlines()
         raise FileNotFoundError(
-            f"There is no bank at {seen(source)}: no such file or folder here, and no {BANK_FILE} to be had from a "
-            f"dataset of that name on the Hub ({terminal(reason[0])})."
+            f"There is no bank at {one_line(source)}: no such file or folder here, and no {BANK_FILE} to be had from "
+            f"a dataset of that name on the Hub ({terminal(reason[0])})."
         ) from error
 
 
@@ -182,16 +184,16 @@ class _BankError(ValueError):
     """What is wrong with a bank, in one sentence."""
 
 
-def _named(aspects: Iterable[Aspect | str]) -> tuple[Aspect, ...]:
+def _as_aspects(aspects: Iterable[Aspect | str]) -> tuple[Aspect, ...]:
     """Aspects, those for plain questions named after their words."""
     if isinstance(aspects, (str, bytes, Mapping)):
-        raise _BankError(f"The bank is {_shown(aspects)}: expected a list of questions, or of Aspect(id, question).")
+        raise _BankError(f"The bank is {_short(aspects)}: expected a list of questions, or of Aspect(id, question).")
     result: list[Aspect] = []
     aspects = list(aspects)
     used_ids = {aspect.id for aspect in aspects if isinstance(aspect, Aspect) and isinstance(aspect.id, str)}
     for position, aspect in enumerate(aspects):
         if not isinstance(aspect, (Aspect, str)):
-            raise _BankError(f"Aspect {position} is {_shown(aspect)}: expected a question, or Aspect(id, question).")
+            raise _BankError(f"Aspect {position} is {_short(aspect)}: expected a question, or Aspect(id, question).")
         if isinstance(aspect, str):
             words = re.findall(r"[^\W_]+", aspect.casefold())
             name = "_".join([word for word in words if word not in FILLERS] or words)[:40] or "aspect"
@@ -210,12 +212,12 @@ def _validate(aspects: tuple[Aspect, ...]) -> None:
     seen_before: dict[str, str] = {}
     for position, aspect in enumerate(aspects):
         if not isinstance(aspect.id, str) or not aspect.id.strip():
-            raise _BankError(f"Aspect {position} has the id {_shown(aspect.id)}: expected a name that is not empty.")
+            raise _BankError(f"Aspect {position} has the id {_short(aspect.id)}: expected a name that is not empty.")
         if not isinstance(aspect.group, str):
-            raise _BankError(f"Aspect {_shown(aspect.id)} has the group {_shown(aspect.group)}: expected a text.")
+            raise _BankError(f"Aspect {_short(aspect.id)} has the group {_short(aspect.group)}: expected a text.")
         if not isinstance(aspect.question, str) or not aspect.question.rstrip().endswith(("?", "？", "؟")):
             raise _BankError(
-                f"Aspect {_shown(aspect.id)} is no question but {_shown(aspect.question)}: "
+                f"Aspect {_short(aspect.id)} is no question but {_short(aspect.question)}: "
                 "write it so that yes or no answers it, with a question mark at the end."
             )
         for name, limit in LONGEST.items():
@@ -231,18 +233,18 @@ def _validate(aspects: tuple[Aspect, ...]) -> None:
 def _check_text(aspect: Aspect, name: str, text: str, limit: int) -> None:
     if len(text) > limit:
         raise _BankError(
-            f"The {name} of aspect {_shown(aspect.id)} has {len(text):,} characters: expected at most {limit:,}."
+            f"The {name} of aspect {_short(aspect.id)} has {len(text):,} characters: expected at most {limit:,}."
         )
     if name == "question":
         text = " ".join(text.split("\n"))  # read as it is, and shown in one line
     if (hidden := hidden_character(text)) is not None:
         raise _BankError(
-            f"The {name} of aspect {_shown(aspect.id)} holds the character {hidden}, which cannot be seen or is no "
+            f"The {name} of aspect {_short(aspect.id)} holds the character {hidden}, which cannot be seen or is no "
             "part of a line: remove it."
         )
 
 
-def _shown(value: Any) -> str:
+def _short(value: Any) -> str:
     return terminal(repr(value), 100)
 
 

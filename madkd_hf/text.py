@@ -48,14 +48,14 @@ def hidden_character(text: str) -> str | None:
     return _escape(found) if found else None
 
 
-def seen(value: Any, limit: int | None = None) -> str:
+def one_line(value: Any, limit: int | None = None) -> str:
     """One line in which everything can be seen; hidden characters as Python writes them, such as \\x1b."""
     return _cut(_HIDDEN.sub(_escape, " ".join(_text(value).split())), limit)
 
 
 def terminal(value: Any, limit: int | None = LONGEST["terminal"]) -> str:
     """For a terminal or a log: one line without control characters."""
-    return seen(value, limit)
+    return one_line(value, limit)
 
 
 def terminal_lines(value: Any) -> str:
@@ -68,7 +68,7 @@ def markdown(value: Any, limit: int | None = LONGEST["markdown"]) -> str:
 
     What some reader would turn into a link, such as an address, becomes a code span.
     """
-    text = seen(value, limit)
+    text = one_line(value, limit)
     if _LINK.search(text):
         return code(text, limit)
     return _MARKUP.sub(lambda found: "".join(map(_escaped, found[0])), text)
@@ -97,7 +97,7 @@ def block(value: Any, language: str = "") -> str:
 
 def figure(value: Any, limit: int | None = LONGEST["figure"]) -> str:
     """For a picture; `figures.save` draws no formula, whatever the text holds."""
-    return seen(value, limit)
+    return one_line(value, limit)
 
 
 def first_difference(then: str, now: str, shown: int = 60) -> tuple[str, str]:
@@ -119,10 +119,10 @@ def front(value: Any) -> Any:
     """A value for a card's front matter: what JSON can hold, each text on one line without hidden characters."""
     value = jsonable(value)
     if isinstance(value, dict):
-        return {seen(key): front(item) for key, item in value.items()}
+        return {one_line(key): front(item) for key, item in value.items()}
     if isinstance(value, list):
         return [front(item) for item in value]
-    return seen(value, LONGEST["markdown"]) if isinstance(value, str) else value
+    return one_line(value, LONGEST["markdown"]) if isinstance(value, str) else value
 
 
 def jsonable(value: Any) -> Any:

@@ -28,7 +28,7 @@ def shown_text(markdown: str) -> str:
 
 def test_terminals_get_one_line_without_control_characters():
     for hostile in STRINGS.values():
-        for shown in (text.terminal(hostile), text.excerpt(hostile), text.seen(hostile)):
+        for shown in (text.terminal(hostile), text.excerpt(hostile), text.one_line(hostile)):
             assert alive_in_terminal(shown) == [] and "\n" not in shown
         assert len(text.terminal(hostile)) <= 300
         assert alive_in_terminal(text.terminal_lines(hostile)) == []
@@ -73,7 +73,7 @@ def test_front_matter_holds_texts_of_one_line():
         value = {hostile: [hostile, {"a": hostile}], "n": 1}
         read = yaml.safe_load(yaml.dump(text.front(value), allow_unicode=True))
         assert read == text.front(value) and alive_in_terminal(json.dumps(read, ensure_ascii=False)) == []
-        assert isinstance(read[text.seen(hostile)][0], str)
+        assert isinstance(read[text.one_line(hostile)][0], str)
 
 
 def test_values_that_json_cannot_hold_become_what_it_can():

@@ -233,7 +233,7 @@ class RecipeParser(HfArgumentParser):
         for key in READ:
             overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
             if isinstance(content.get(key), str) and not overridden:
-                content[key] = _found(path, key, content[key])
+                content[key] = _beside_config(path, key, content[key])
         return [token for key, value in content.items() for token in tokens(key, value)]
 
     def _suggest(self, name: str) -> str:
@@ -253,7 +253,7 @@ def _unknown_keys(path: Path, unknown: list[str], content: dict[str, Any], known
     return command and f"{path} has keys of `madkd {command}` ({some}): pass it to that command, or another --config."
 
 
-def _found(config: Path, key: str, value: str) -> str:
+def _beside_config(config: Path, key: str, value: str) -> str:
     """What an option of a config file names: beside that file, or else from the working directory or the Hub.
 
     Raises:
@@ -287,7 +287,7 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     Raises:
         ValueError: no dataset named, none of that name, or one that can be read in two ways.
     """
-    from ..data.embedding import named_inside
+    from ..data.embedding import check_files_of_splits
     from ..data.sources import load
 
     loaded = load(
@@ -302,7 +302,7 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     )
     if os.environ.get("RANK", "0") == "0":
         print(terminal_lines(loaded.summary), flush=True)
-    own = named_inside(loaded.splits, files_from(args), getattr(args, "on_error", "raise"))
+    own = check_files_of_splits(loaded.splits, files_from(args), getattr(args, "on_error", "raise"))
     return type(loaded.splits)(own)
 
 

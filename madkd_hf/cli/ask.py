@@ -46,9 +46,9 @@ from ..questions import (
     Plan,
     Rules,
     Store,
+    collect_and_select,
     counted,
     estimate,
-    go_on,
     open_store,
     saved_questions,
 )
@@ -341,7 +341,7 @@ def write_banks(folder: Path, store: Store, llm: LLM, plan: Plan) -> None:
         with store.hold():
             if not (folder / MANIFEST).exists():
                 own_folder(folder, KIND, BANK)
-            result = go_on(store, llm, plan, progress=True)
+            result = collect_and_select(store, llm, plan, progress=True)
             result.candidates.save(folder / ALL_FILE)
             result.selected.save(folder / BANK_FILE)
     except KeyboardInterrupt as stopped:

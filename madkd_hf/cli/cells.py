@@ -44,8 +44,8 @@ from . import train, training
 from .outputs import CELL
 
 
-KEPT_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
-DECIDES_NOTHING = {  # where things go, what is shown, who fetches the data when, and what follows from the others
+SAFE_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
+WITHOUT_EFFECT = {  # where things go, what is shown, who fetches the data when, and what follows from the others
     *("task", "output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm"),
     *("local_rank", "log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
@@ -78,7 +78,7 @@ class Cell:
         dataset, bank and models that they name, wherever these are, and the versions of the code."""
         parsed = train.parse(list(self.argv))
         options = {name: value for group in parsed for name, value in _options(group).items()}
-        options = {name: value for name, value in options.items() if name not in DECIDES_NOTHING}
+        options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
         options = {name: value for name, value in options.items() if not name.startswith(OF_PUBLISHING)}
         dataset, bank = Path(options["dataset"] or "nowhere"), options["bank"]
         if (dataset / BANK_FILE).is_file():  # its answers are there: no teacher is asked
@@ -103,7 +103,7 @@ class Cell:
 
 def cell_name(*parts: Any) -> str:
     """The name of a student, which is that of its folder: a value such as microsoft/resnet-18 is part of it."""
-    return check_name(urllib.parse.quote("-".join(map(str, parts)), safe=KEPT_IN_NAMES), "student")
+    return check_name(urllib.parse.quote("-".join(map(str, parts)), safe=SAFE_IN_NAMES), "student")
 
 
 def _key(decides: dict[str, Any]) -> str:
@@ -193,12 +193,12 @@ def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[
     except BaseException as error:
         for worker in pool._processes.values():
             worker.terminate()
-        raise _explained(error, cell, workers, f"of {total} students {len(results)} are finished and kept") from None
+        raise _user_error(error, cell, workers, f"of {total} students {len(results)} are finished and kept") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _explained(error: BaseException, cell: Cell, workers: int, finished: str) -> BaseException:
+def _user_error(error: BaseException, cell: Cell, workers: int, finished: str) -> BaseException:
     """What a user is told where the training of students ended too early.
 
     Args:

@@ -47,7 +47,7 @@ from .train import parse as parse_student
 from .training import about_dataset
 
 
-def keep_student(args: CompareArguments) -> Path | None:
+def copy_student(args: CompareArguments) -> Path | None:
     """Copy the first distilled student to where users look for it."""
     treated = terms({"task": args.objects.task}).treated
     trained, student = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
@@ -182,7 +182,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     }
     if planned[0][0]:
         return compare_points(args, planned, results, about)
-    student = keep_student(args)
+    student = copy_student(args)
     started.append(time.perf_counter())
     cells = [
         {**results[cell.name], "condition": condition, "seed": seed}

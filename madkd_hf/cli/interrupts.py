@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal, as shells have it
-WORDS = {INTERRUPTED: "interrupted", TERMINATED: "stopped: a worker ended or the job was cancelled"}
+ENDINGS = {INTERRUPTED: "interrupted", TERMINATED: "stopped: a worker ended or the job was cancelled"}
 KEPT = "what was finished is kept; run the same command again to go on"
 
 
@@ -28,7 +28,7 @@ def leave(stopped: KeyboardInterrupt) -> NoReturn:
     code = TERMINATED if isinstance(stopped, Terminated) else INTERRUPTED
     if os.environ.get("RANK", "0") == "0":
         reason = str(stopped).rstrip(".") or KEPT
-        print(f"{WORDS[code]}: {reason}.", file=sys.stderr, flush=True)
+        print(f"{ENDINGS[code]}: {reason}.", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -52,7 +52,7 @@ def stopped_like_ctrl_c() -> Iterator[None]:
 
 
 def _end_while_loading(code: int) -> None:
-    os.write(2, f"{WORDS[code]}: nothing had begun.\n".encode())
+    os.write(2, f"{ENDINGS[code]}: nothing had begun.\n".encode())
     os._exit(code)
 
 

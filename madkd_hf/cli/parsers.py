@@ -15,7 +15,7 @@ GROUPS = {  # command -> its groups of options, in its module
     "compare": ("CompareArguments", "TaskArguments"),
     "tune": ("TuneArguments",),
 }
-OF_A_TRAINING = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
+TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 
 
 def parser_of(command: str) -> RecipeParser:
@@ -34,4 +34,4 @@ def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:
     for command in GROUPS:
         if options <= {action.dest for action in parser_of(command)._actions}:
             return command
-    return "train" if len(options & OF_A_TRAINING - set(known)) > 1 else None
+    return "train" if len(options & TRAINING_OPTIONS - set(known)) > 1 else None

@@ -92,7 +92,7 @@ def draw_figures(
     captions[scores] += f" {sentence}." if (sentence := real_gain(summary)) else ""
     figures.plot_learning_curves(cells, folder / "learning_curves.png", summary["task"])
     if args.detects:
-        captions["learning_curves.png"] += tell_aspects(summary, cells)
+        captions["learning_curves.png"] += add_aspect_scores(summary, cells)
     _write_evidence(args, labelled, bank)
     by_class = None
     if student is not None:
@@ -116,7 +116,7 @@ def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectB
     write_evidence(rows, bank, args.output_dir, column, unit)
 
 
-def tell_aspects(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
+def add_aspect_scores(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
     """Into the summary, condition -> for each seed how well the student's aspects rank validation images, or the
     objects in them, as the teacher's answers do (mean AUROC); returns a sentence on it, behind a space."""
     auroc: dict[str, list[float]] = {}

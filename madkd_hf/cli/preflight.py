@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
 from ..data.decoding import Unreadable, check_first
-from ..data.embedding import folder_of
+from ..data.embedding import folder_origin
 from ..data.image_columns import check_image_column
 from ..data.objects import Boxes
 from ..data.origin import Origin
@@ -90,7 +90,7 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
     if not results:  # another process than the first: the same rows, without a look at the images
         splits, problems = load_splits(args), Problems()
         used = _used(splits, args, test)
-        results.append(_made(problems, command, splits, args, used, training_args.seed, test, left_out))
+        results.append(_prepared(problems, command, splits, args, used, training_args.seed, test, left_out))
         problems.raise_all()
     return results[0]
 
@@ -146,11 +146,11 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
             problems.add(f"No {name} given: pass --{name} (see --help).")
         bank = args.bank and problems.step(AspectBank.load, args.bank)
         boxes = Boxes(args.boxes_column, args.box_format) if args.boxes_column else None
-        _tell_before_download(problems, args)
+        _raise_before_download(problems, args)
         splits = problems.step(load_splits, args, args.streaming)
         if splits is not None and problems.passes(_check_columns, splits, args, boxes):
             if args.streaming:
-                _look_at_beginnings(problems, splits, args)
+                _check_beginnings(problems, splits, args)
             else:
 
                 def more(rows: Dataset, split: str) -> list[Unreadable]:
@@ -166,7 +166,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
     return results[0] if results else load_splits(args, args.streaming)
 
 
-def _tell_before_download(problems: Problems, args: Any) -> None:
+def _raise_before_download(problems: Problems, args: Any) -> None:
     """A dataset of the Hub may be hours away: what is wrong already is told before it is fetched."""
     if ":" not in args.dataset and not os.path.exists(os.path.expanduser(args.dataset)):
         problems.raise_all()
@@ -179,10 +179,10 @@ def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: 
     sources_of(splits, args.splits, args.image_column, boxes, files_from(args), args.on_error)
 
 
-def _look_at_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:
+def _check_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:
     bad = []
     for split, rows in splits.items():
-        origin = folder_of(rows, files_from(args)) or Origin.of(rows)
+        origin = folder_origin(rows, files_from(args)) or Origin.of(rows)
         bad += check_first(rows, args.image_column, split, origin)
     if bad and args.on_error == "raise":
         problems.add(
@@ -203,7 +203,7 @@ def sample(rows: Dataset, args: Any) -> Dataset:
     problems.step(AspectBank.load, args.bank)
     left_out, _ = find_unusable(problems, {name: rows}, [name], args.image_column, args.on_error)
     problems.raise_all()
-    return _left(DatasetDict({name: rows}), left_out)[name]
+    return _without_left_out(DatasetDict({name: rows}), left_out)[name]
 
 
 def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test: TestUse) -> Ready | None:
@@ -213,7 +213,7 @@ def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test
         args: of a student or of a comparison.
         seed: of the split into training and validation images.
     """
-    _tell_before_download(problems, args)
+    _raise_before_download(problems, args)
     splits = problems.step(load_splits, args)
     if splits is None or not problems.passes(check_columns, splits, args):
         return None
@@ -228,7 +228,7 @@ def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test
         args.on_error,
         lambda rows, split: command.unusable(rows, args, split),
     )
-    return _made(problems, command, splits, args, used, seed, test, left_out, doubtful)
+    return _prepared(problems, command, splits, args, used, seed, test, left_out, doubtful)
 
 
 def _used(splits: DatasetDict, args: SplitArguments, test: TestUse) -> list[str]:
@@ -236,13 +236,13 @@ def _used(splits: DatasetDict, args: SplitArguments, test: TestUse) -> list[str]
     return [split for split in dict.fromkeys(names) if split in splits]
 
 
-def _left(splits: DatasetDict, left_out: dict[str, LeftOut]) -> DatasetDict:
+def _without_left_out(splits: DatasetDict, left_out: dict[str, LeftOut]) -> DatasetDict:
     return DatasetDict(
         {split: drop_rows(rows, left_out[split].rows if split in left_out else []) for split, rows in splits.items()}
     )
 
 
-def _made(
+def _prepared(
     problems: Problems,
     command: TaskCommand,
     splits: DatasetDict,
@@ -253,7 +253,7 @@ def _made(
     left_out: dict[str, LeftOut],
     doubtful: Sequence[str] = (),
 ) -> Ready | None:
-    splits = _left(splits, left_out)
+    splits = _without_left_out(splits, left_out)
     if empty := [split for split in used if not len(splits[split])]:
         if empty[0] not in left_out:  # else that is told already
             problems.add(f"The split {empty[0]!r} has no images: pass another one, or look at its files.")

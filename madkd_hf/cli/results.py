@@ -40,14 +40,14 @@ def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def forget_damaged_results(folder: Path) -> None:
+def remove_damaged_results(folder: Path) -> None:
     """Remove an all_results.json that cannot be read: saving metrics adds to what is there, at the end of it all."""
     path = folder / "all_results.json"
-    if path.exists() and tell_damage(path, "the numbers of a student", "it is written anew"):
+    if path.exists() and warn_if_damaged(path, "the numbers of a student", "it is written anew"):
         path.unlink()
 
 
-def tell_damage(path: Path, what: str, remedy: str) -> bool:
+def warn_if_damaged(path: Path, what: str, remedy: str) -> bool:
     """Whether a JSON file cannot be read, which is said."""
     try:
         read_json(path, what, remedy)

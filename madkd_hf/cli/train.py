@@ -60,12 +60,12 @@ def main() -> None:
     with working_in(*place, training_args.process_index == 0):
         trainer = train(args, training_args, ready)
         if trainer.is_world_process_zero():
-            tell_where(args.task, trainer)
+            print_where(args.task, trainer)
         if training_args.push_to_hub and (url := publish(trainer, args)):
             print(f"Published: {terminal(url)}")
 
 
-def tell_where(task: str, trainer: DistillingTrainer) -> None:
+def print_where(task: str, trainer: DistillingTrainer) -> None:
     """Print where the student and its numbers are, and how to use it."""
     folder = trainer.args.output_dir
     pipeline = TASKS[task].pipelines[trainer.model.config.num_aspects > 0]

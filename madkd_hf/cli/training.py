@@ -13,7 +13,7 @@ from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from .. import AspectBank, MadkdTrainingArguments
-from ..data.labels import warn_of_absent
+from ..data.labels import warn_of_missing_classes
 from ..data.variants import control_answers
 from ..files import remove_folder, write_whole
 from ..hub.cards.comparison import read_comparison
@@ -29,7 +29,7 @@ from ..students.base.settings import check_metric
 from . import preflight
 from .arguments import DatasetArguments, source
 from .preflight import Ready
-from .results import forget_damaged_results, save_arrays
+from .results import remove_damaged_results, save_arrays
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments
 from .teachers import attach
@@ -93,7 +93,7 @@ def prepare(
     command = command_of(args.task)
     with training_args.main_process_first(desc="preparing the data"):
         train_set = command.draw(ready.splits[args.train_split], args, training_args.seed)
-        warn_of_absent(command.classes(train_set, args), command.shown_classes(train_set, args))
+        warn_of_missing_classes(command.classes(train_set, args), command.shown_classes(train_set, args))
         train_set, bank = attach(train_set, args, training_args.aspect_alpha, command.labelling_options(args))
     if args.aspect_control != "none":
         train_set = control_answers(train_set, args.aspect_control, training_args.seed)
@@ -136,7 +136,7 @@ def save_metrics(trainer: DistillingTrainer, metrics: dict[str, dict[str, float]
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
         if is_first:
-            forget_damaged_results(path.parent)
+            remove_damaged_results(path.parent)
         trainer.save_metrics(split, values)
     if ready.left_out and is_first:
         results = json.loads(path.read_text(encoding="utf-8")) | {"left_out": ready.summary}

@@ -24,8 +24,8 @@ from tqdm.auto import tqdm
 
 from .images import to_rgb
 from .origin import STARTS_PROGRAMS, Origin
-from .rows import named, row_namer
-from .seen import Seen, key_of, key_of_bytes, key_of_file
+from .rows import describe_row, row_namer
+from .seen import CheckedImages, key_of, key_of_bytes, key_of_file
 
 
 CHUNK = 32  # images handed to the threads at once
@@ -86,7 +86,7 @@ def check_images(
             f"The column {image_column!r} holds {feature or 'nothing'}, not images: the dataset has "
             f"{dataset.column_names}; name the images with image_column."
         )
-    checked, dataset_key = Seen(cache_dir), _key_of_whole(dataset, image_column)
+    checked, dataset_key = CheckedImages(cache_dir), _dataset_key(dataset, image_column)
     if dataset_key is not None and dataset_key in checked:
         return []
     check = _Check(checked, datasets.Image(mode=feature.mode))
@@ -100,7 +100,7 @@ def check_images(
             _without_warnings(),
             tqdm(total=len(dataset), desc="looking at images", unit="img", delay=1, disable=disable_tqdm) as bar,
         ):
-            for values, results in _ahead(pool, check, images.iter(CHUNK), image_column):
+            for values, results in _checked_ahead(pool, check, images.iter(CHUNK), image_column):
                 for row, (value, result) in enumerate(zip(values, results), n_done):
                     if result is not None:
                         unreadable.append(Unreadable(row, names(row, _path(value)), *result))
@@ -129,7 +129,7 @@ def check_first(
     for row, image in enumerate(images):
         path = image["path"] if image and image["bytes"] is None else None
         if origin and path and (reason := origin.refusal(path)):
-            unreadable.append(Unreadable(row, named(path, row, split), reason))
+            unreadable.append(Unreadable(row, describe_row(path, row, split), reason))
         else:
             rows.append(row)
     if not rows:
@@ -138,7 +138,7 @@ def check_first(
     table = Dataset(pa.table({image_column: pa.array([images[row] for row in rows], feature.pa_type)}))
     for problem in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
         image, row = images[rows[problem.row]], rows[problem.row]
-        unreadable.append(replace(problem, row=row, name=named(image and image["path"], row, split)))
+        unreadable.append(replace(problem, row=row, name=describe_row(image and image["path"], row, split)))
     return sorted(unreadable, key=lambda problem: problem.row)
 
 
@@ -146,7 +146,7 @@ def check_first(
 class _Check:
     """How one image is looked at: None where it is whole, else the reason and whether the image is to blame."""
 
-    seen: Seen
+    checked: CheckedImages
     feature: datasets.Image
     only_bytes: bool = True
 
@@ -169,11 +169,11 @@ class _Check:
 
     def _content(self, content: pa.Buffer) -> tuple[str, bool] | None:
         key = key_of_bytes(content, self.feature.mode)
-        if key in self.seen:
+        if key in self.checked:
             return None
         if problem := self._decode(BytesIO(content), len(content)):
             return problem, True
-        self.seen.add([key])
+        self.checked.add([key])
         return None
 
     def _file(self, path: str) -> tuple[str, bool] | None:
@@ -181,7 +181,7 @@ class _Check:
         if not stat.S_ISREG(facts.st_mode):
             return "it is no file", True
         key = key_of_file(path, facts, self.feature.mode)
-        if key in self.seen:
+        if key in self.checked:
             return None
         with open(path, "rb") as file:
             if problem := self._decode(file, facts.st_size):
@@ -190,7 +190,7 @@ class _Check:
             if facts.st_size <= LARGEST_READ:  # a labelled dataset will hold the same bytes
                 file.seek(0)
                 keys.append(key_of_bytes(file.read(), self.feature.mode))
-        self.seen.add(keys)
+        self.checked.add(keys)
         return None
 
     def _decode(self, file: BinaryIO, size: int) -> str | None:
@@ -238,7 +238,7 @@ class _Room:
                 self.changed.notify_all()
 
 
-def _ahead(
+def _checked_ahead(
     pool: ThreadPoolExecutor, check: Callable, tables: Iterator[pa.Table], column: str
 ) -> Iterator[tuple[list[Any], list[Any]]]:
     """Values and results, chunk by chunk, while the threads work on the next chunk."""
@@ -257,7 +257,7 @@ def _path(value: pa.StructScalar) -> str | None:
     return value["path"].as_py() if value.is_valid else None
 
 
-def _key_of_whole(dataset: Dataset, image_column: str) -> int | None:
+def _dataset_key(dataset: Dataset, image_column: str) -> int | None:
     """A key for all images of a dataset that lies in files alone; None where some of it is in memory."""
     table = dataset.data
     blocks = table.blocks if isinstance(table, ConcatenationTable) else [[table]]

@@ -17,7 +17,7 @@ from datasets import Dataset, Features
 from ..text import terminal
 from .origin import Origin, RefusedFile, datasets_of
 from .rows import row_number
-from .seen import Seen
+from .seen import CheckedImages
 
 
 CHUNK = 1000
@@ -46,7 +46,7 @@ def read_image(origin: Origin, path: str, is_image: bool = True) -> bytes:
     return origin.read(path)
 
 
-def own_files(
+def check_own_files(
     rows: Dataset, origin: Origin, split: str, on_error: str = "raise", undecoded: Collection[str] = ()
 ) -> Dataset:
     """The rows, once it is seen that they name no other files than those that their origin allows, and images alone.
@@ -63,9 +63,9 @@ def own_files(
         OSError: a file cannot be read this time.
     """
     columns = media_columns(rows.features)
-    if not columns or not any(_named(rows.data, columns)):
+    if not columns or not any(_names_files(rows.data, columns)):
         return rows
-    checked, start, refused = Seen(), 0, []
+    checked, start, refused = CheckedImages(), 0, []
     with ThreadPoolExecutor(thread_name_prefix="images") as pool:
         for table in _stored(rows, columns).iter(CHUNK):
             files = [
@@ -86,7 +86,7 @@ def own_files(
     return without_files(rows, {path for _, _, path, _ in refused})
 
 
-def named_inside(
+def check_files_of_splits(
     splits: Mapping[str, Any], folder: str | os.PathLike | None, on_error: str = "raise"
 ) -> dict[str, Any]:
     """The splits of a dataset, once it is seen that no row names a file outside; streams are seen as they come.
@@ -94,17 +94,17 @@ def named_inside(
     Args:
         splits: as loaded.
         folder: where the dataset was loaded from; None for one of the Hub, or made by a program.
-        on_error: see `own_files`; other errors as there.
+        on_error: see `check_own_files`; other errors as there.
     """
     checked = dict(splits)
     for split, rows in splits.items():
         if isinstance(rows, Dataset):
-            origin = folder_of(rows, folder) or Origin.of(rows)
-            checked[split] = own_files(rows, origin, split, on_error, list(rows.features))
+            origin = folder_origin(rows, folder) or Origin.of(rows)
+            checked[split] = check_own_files(rows, origin, split, on_error, list(rows.features))
     return checked
 
 
-def folder_of(rows: Any, folder: str | os.PathLike | None) -> Origin | None:
+def folder_origin(rows: Any, folder: str | os.PathLike | None) -> Origin | None:
     """The origin of rows that were read from files in a folder; of those that list the images in it, links included,
     and stand in no file, the names are the user's own."""
     if folder is None:
@@ -142,7 +142,7 @@ def _walk(array: pa.Array, feature: Any, rows: np.ndarray) -> Iterator[tuple[int
             yield from _walk(pc.struct_field(array, name), part, rows)
     else:
         parents = pc.list_parent_indices(array).to_numpy()
-        yield from _walk(pc.list_flatten(array), _item(feature), rows[parents])
+        yield from _walk(pc.list_flatten(array), _list_item(feature), rows[parents])
 
 
 def _embedded(array: pa.Array, feature: Any, read: Callable[[str, bool], bytes | None]) -> pa.Array:
@@ -153,7 +153,7 @@ def _embedded(array: pa.Array, feature: Any, read: Callable[[str, bool], bytes |
     cells = _cells(array)
     paths = pc.struct_field(cells, "path").to_pylist()
     only = pc.struct_field(cells, "bytes").is_null().to_pylist()
-    if not any(lacks and path is not None for lacks, path in zip(only, paths)) and not any(map(_is_place, paths)):
+    if not any(lacks and path is not None for lacks, path in zip(only, paths)) and not any(map(_has_folder, paths)):
         return array  # as it is in the file: nothing is copied
     filled = [_filled(value, feature, read) for value in cells.to_pylist()]
     return pa.array(filled, array.type if pa.types.is_struct(array.type) else cells.type)
@@ -166,17 +166,17 @@ def _filled(value: Any, feature: Any, read: Callable[[str, bool], bytes | None])
     if isinstance(feature, dict):
         return {name: _filled(part, feature[name], read) for name, part in value.items()}
     if not hasattr(feature, "embed_storage"):
-        return [_filled(part, _item(feature), read) for part in value]
+        return [_filled(part, _list_item(feature), read) for part in value]
     content, path = value["bytes"], value["path"]
     if content is None and path is not None:
         content = read(path, isinstance(feature, datasets.Image))
         if content is None:
             return None
-    return {"bytes": content, "path": os.path.basename(path) if _is_place(path) else path}
+    return {"bytes": content, "path": os.path.basename(path) if _has_folder(path) else path}
 
 
 def _problem(
-    origin: Origin, column: str, path: str, is_image: bool, undecoded: Collection[str], checked: Seen
+    origin: Origin, column: str, path: str, is_image: bool, undecoded: Collection[str], checked: CheckedImages
 ) -> str | None:
     if not is_image:
         return OTHER_MEDIA
@@ -221,11 +221,11 @@ def _cleared(value: Any, feature: Any, refused: Collection[str]) -> Any:
     if isinstance(feature, dict):
         return {name: _cleared(part, feature[name], refused) for name, part in value.items()}
     if not hasattr(feature, "embed_storage"):
-        return [_cleared(part, _item(feature), refused) for part in value]
+        return [_cleared(part, _list_item(feature), refused) for part in value]
     return None if value["bytes"] is None and value["path"] in refused else value
 
 
-def _named(table: Any, columns: Mapping[str, Any]) -> Iterator[bool]:
+def _names_files(table: Any, columns: Mapping[str, Any]) -> Iterator[bool]:
     """Whether a chunk of the stored columns names a file, in whatever row."""
     for name, feature in columns.items():
         for chunk in table.column(name).chunks:
@@ -247,7 +247,7 @@ def _cells(array: pa.Array) -> pa.StructArray:
     return pa.StructArray.from_arrays([cells["bytes"], cells["path"]], ["bytes", "path"], mask=array.is_null())
 
 
-def _is_place(path: str | None) -> bool:
+def _has_folder(path: str | None) -> bool:
     return path is not None and "://" not in path and os.path.basename(path) != path
 
 
@@ -256,11 +256,11 @@ def _has_media(feature: Any) -> bool:
         return True
     if isinstance(feature, dict):
         return any(map(_has_media, feature.values()))
-    item = _item(feature)
+    item = _list_item(feature)
     return item is not None and _has_media(item)
 
 
-def _item(feature: Any) -> Any:
+def _list_item(feature: Any) -> Any:
     """What a list holds; None for other things."""
     if isinstance(feature, (list, tuple)):
         return feature[0]

@@ -66,7 +66,7 @@ class Origin:
     @classmethod
     def of(cls, rows: Dataset | IterableDataset) -> Origin:
         """What the rows themselves tell: of the Hub, of files of this machine, or made by the user's own program."""
-        files = _Files()
+        files = _SourceFiles()
         for part in datasets_of(rows):
             files.note(part)
         if files.repos or files.folders or files.of_files:
@@ -171,7 +171,7 @@ def _downloads(commit: str) -> Iterator[Path]:
 
 
 @dataclass
-class _Files:
+class _SourceFiles:
     """What is known of the files that rows were read from; `of_files`: they were, even where nobody says which."""
 
     repos: list[str] = field(default_factory=list)
@@ -181,16 +181,16 @@ class _Files:
     def note(self, rows: Dataset | IterableDataset) -> None:
         if rows.info.builder_name not in BY_PROGRAMS:
             self.of_files = True
-            self._named(list(rows.info.download_checksums or ()))
+            self._note_names(list(rows.info.download_checksums or ()))
         if isinstance(rows, Dataset):
-            self._cached([Path(file["filename"]) for file in rows.cache_files])
+            self._note_cached([Path(file["filename"]) for file in rows.cache_files])
         else:
             strings = list(_strings(rows._ex_iterable, 0))
             self.repos += _repos(strings)
             if self.of_files:
-                self._named(strings)
+                self._note_names(strings)
 
-    def _cached(self, files: list[Path]) -> None:
+    def _note_cached(self, files: list[Path]) -> None:
         for file in files:
             if match := COMMIT.search(file.as_posix()):
                 self.of_files = True
@@ -198,7 +198,7 @@ class _Files:
             elif (file.parent / "state.json").is_file():  # written by save_to_disk, with the splits side by side
                 self.folders.append(file.parent.parent.resolve())
 
-    def _named(self, files: list[str]) -> None:
+    def _note_names(self, files: list[str]) -> None:
         self.repos += _repos(files)
         self.folders += [Path(os.path.realpath(file)).parent for file in files if os.path.isfile(file)]
 

@@ -58,14 +58,14 @@ def commit_of(name: str, revision: str | None) -> str | None:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ValueError(f"{nothing}, and that is no Hub id: expected owner/name.") from error
-    commit, problem = _ask(name, revision)
+    commit, problem = _commit_on_hub(name, revision)
     if problem is None or (problem.startswith("cannot be reached") and _is_cached(name)):
         return commit
     raise ValueError(f"{nothing}, and the Hub {problem}.")
 
 
 @functools.cache
-def _ask(name: str, revision: str | None) -> tuple[str | None, str | None]:
+def _commit_on_hub(name: str, revision: str | None) -> tuple[str | None, str | None]:
     """The commit, or what the Hub said instead; asked once, so that what is read and what is written of it agree."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError

@@ -19,7 +19,7 @@ FORMAT = 1
 MOST = 1 << 23  # keys, 64 MB; beyond, the file begins anew
 
 
-class Seen:
+class CheckedImages:
     """A set of 64-bit keys in one file; what is damaged there is not found again, and nothing else comes of it.
 
     Args:

@@ -15,7 +15,7 @@ import yaml
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from ..files import check_name
-from ..text import seen
+from ..text import one_line
 from . import limits, summary
 from .folders import read_folder
 from .image_columns import as_images
@@ -111,12 +111,14 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
         )
     if of_hub or not (files.images or files.undecodable):
         if not files.tables and not files.images:
-            raise ValueError(f"There is no image in {path}{_only(files.left_out)}: pass the folder that has them.")
+            raise ValueError(
+                f"There is no image in {path}{_only_others(files.left_out)}: pass the folder that has them."
+            )
         return _load(path, datasets.load_dataset, str(path), config, streaming=streaming)
     if not files.images:
-        raise ValueError(f"There is no image in {path} that can be read{_only(files.left_out)}.")
+        raise ValueError(f"There is no image in {path} that can be read{_only_others(files.left_out)}.")
     if config is not None:
-        raise ValueError(f"--dataset_config {seen(config, 60)}: a folder of images has none; leave it out.")
+        raise ValueError(f"--dataset_config {one_line(config, 60)}: a folder of images has none; leave it out.")
     tables = tables_of(path, files)
     if tables and not all(FILE_NAME in table.column_names for table in tables.values()):
         return _load(path, datasets.load_dataset, "imagefolder", data_dir=str(path), streaming=streaming)
@@ -133,12 +135,12 @@ def _notes(splits: Mapping[str, Dataset | IterableDataset], left_out: Mapping[st
     if count > 1 or not tables:
         return []
     return [
-        f"The folders tell {'one class' if count else 'no classes'} and {seen(tables[0], 60)} is not read: if it has "
-        "the labels, name it metadata.csv (or .jsonl), with the columns file_name and label."
+        f"The folders tell {'one class' if count else 'no classes'} and {one_line(tables[0], 60)} is not read: if it "
+        "has the labels, name it metadata.csv (or .jsonl), with the columns file_name and label."
     ]
 
 
-def _only(left_out: dict[str, list[str]]) -> str:
+def _only_others(left_out: dict[str, list[str]]) -> str:
     reasons = summary.left_out_lines(left_out)
     return f", only {'; '.join(reasons)}" if reasons else ", it is empty"
 

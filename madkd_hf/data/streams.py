@@ -56,20 +56,20 @@ def digest(stream: IterableDataset, name: str | None = None) -> str:
     content.append(str(stream._distributed))
     for step in steps(stream):
         settings = {key: value for key, value in vars(step).items() if key[0] != "_" and key not in INNER + UNRELATED}
-        content.append([type(step).__name__, _known(settings, name)])
+        content.append([type(step).__name__, _described(settings, name)])
     return hashlib.sha256(json.dumps(content).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _known(value: Any, name: str | None) -> Any:
+def _described(value: Any, name: str | None) -> Any:
     """A setting of a step, as JSON holds what is known of it."""
     if isinstance(value, str):
-        return [str(value), *_file(value)]
+        return [str(value), *_file_state(value)]
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, dict):
-        return [[str(key), _known(item, name)] for key, item in value.items()]
+        return [[str(key), _described(item, name)] for key, item in value.items()]
     if isinstance(value, (list, tuple)):
-        return [_known(item, name) for item in value]
+        return [_described(item, name) for item in value]
     if isinstance(value, Dataset):
         return value._fingerprint
     if isinstance(value, np.random.Generator):
@@ -79,17 +79,17 @@ def _known(value: Any, name: str | None) -> Any:
     if isinstance(builder, DatasetBuilder) and builder.name != "generator":
         return [builder.name, builder.config_id, str(builder.hash)]
     if isinstance(value, functools.partial):
-        return _known([value.func, value.args, value.keywords], name)
+        return _described([value.func, value.args, value.keywords], name)
     if isinstance(value, types.FunctionType) and value.__module__.partition(".")[0] == "datasets":
         return value.__qualname__
     if callable(value):
         if name is None:
             raise UnknownFunction(getattr(value, "__qualname__", type(value).__name__))
         return ["function", name]
-    return [type(value).__name__, *(_known(item, name) for item in getattr(value, "args", ()))]  # a list of files
+    return [type(value).__name__, *(_described(item, name) for item in getattr(value, "args", ()))]  # a list of files
 
 
-def _file(path: str) -> list[int]:
+def _file_state(path: str) -> list[int]:
     """Size and time of change of the file that a string names, if it names one; in zip://a.png::b.zip, of b.zip."""
     with suppress(OSError, ValueError):
         if os.path.isfile(place := path.rpartition("::")[2]):

@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 
-from ..text import seen
+from ..text import one_line
 
 
 CLASSES = 8  # are named one by one
@@ -24,9 +24,9 @@ def lines(
     notes: list[str],
 ) -> list[str]:
     """Rows, classes and splits; what was left out, each with its reason; and the notes."""
-    parts = [f"Dataset {seen(name)}:"]
+    parts = [f"Dataset {one_line(name)}:"]
     for split, rows in splits.items():
-        parts.append(f"  {_shown(split)}: {_rows(rows)}{_classes(rows, label_column)}")
+        parts.append(f"  {_short(split)}: {_rows(rows)}{_classes(rows, label_column)}")
     if reasons := left_out_lines(left_out):
         parts.append(f"  left out: {'; '.join(reasons)}")
     return parts + [f"  {note}" for note in notes]
@@ -36,7 +36,8 @@ def left_out_lines(left_out: Mapping[str, list[str]], most: int = REASONS) -> li
     """How many files were left out for which reason, most of them first; each with an example."""
     counts = sorted(((len(names), reason, names) for reason, names in left_out.items() if names), reverse=True)
     parts = [
-        f"{count} {seen(reason)} ({_shown(names[0])}{', ...' if count > 1 else ''})" for count, reason, names in counts
+        f"{count} {one_line(reason)} ({_short(names[0])}{', ...' if count > 1 else ''})"
+        for count, reason, names in counts
     ]
     if len(parts) > most:
         n_rest = sum(count for count, *_ in counts[most:])
@@ -74,13 +75,13 @@ def _counted(counts: dict[str, int]) -> str:
     present = {name: count for name, count in counts.items() if count}
     classes = "1 class" if len(present) == 1 else f"{len(present)} classes"
     if len(present) <= CLASSES:
-        text = f", {classes} ({', '.join(f'{_shown(name)} {count}' for name, count in present.items())})"
+        text = f", {classes} ({', '.join(f'{_short(name)} {count}' for name, count in present.items())})"
     else:
         least = min(present, key=present.__getitem__)
-        text = f", {classes} of {present[least]} ({_shown(least)}) to {max(present.values())} images"
-    some = ", ".join(map(_shown, missing[:3])) + (", ..." if len(missing) > 3 else "")
+        text = f", {classes} of {present[least]} ({_short(least)}) to {max(present.values())} images"
+    some = ", ".join(map(_short, missing[:3])) + (", ..." if len(missing) > 3 else "")
     return text + (f", none of {some}" if missing else "")
 
 
-def _shown(name: str) -> str:
-    return seen(name, LONGEST)
+def _short(name: str) -> str:
+    return one_line(name, LONGEST)

@@ -58,7 +58,7 @@ def _mark_to_go_on(path: Path, kind: str, names: Sequence[str] | None) -> dict[s
         raise ValueError(f"{path} is a file, no folder for the output: pass another folder.")
     marks = _marks(path)
     if names is None:
-        our_names = _ours(path, kind)
+        our_names = _our_names(path, kind)
         if our_names is None and (there := _entries(path)):
             raise _not_ours(path, there[0], kind)
         return {kind: our_names or list(EVERYTHING)}
@@ -125,7 +125,7 @@ def check_removable(path: Folder, kind: str) -> None:
         return
     if not path.is_dir():
         raise ValueError(f"{path} is a file that we did not write: move it away, or pass another output folder.")
-    our_names = _ours(path, kind)
+    our_names = _our_names(path, kind)
     entries = _entries(path, nested=True)
     foreign = entries if our_names is None else [name for name in entries if not _is_listed(path, name, our_names)]
     if foreign:
@@ -135,7 +135,7 @@ def check_removable(path: Folder, kind: str) -> None:
 def list_files(path: Folder, kind: str) -> None:
     """Note in the mark of a folder that we have made which files are in it now: these, and no others, are ours."""
     path = Path(path)
-    before = _ours(path, kind)
+    before = _our_names(path, kind)
     names = [name for name in _entries(path, nested=True) if _matches(name, before or EVERYTHING)]
     names = [glob.escape(name) for name in names if not (path / name).is_dir()]
     _write_mark(path, {kind: names}, new=before is None)
@@ -171,7 +171,7 @@ def _marks(path: Path) -> dict[str, list[str]]:
     return marks
 
 
-def _ours(path: Path, kind: str) -> list[str] | None:
+def _our_names(path: Path, kind: str) -> list[str] | None:
     """The names that are ours in a folder of one kind as a whole; None where there is no mark."""
     marks = _marks(path)
     if others := set(marks) - {kind}:

@@ -26,14 +26,14 @@ RESERVED = set('<>:"/\\|?*')  # by Windows, or separators somewhere
 BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-class _Held(threading.local):
+class _HeldFolders(threading.local):
     """The locked folders that this thread holds; another thread sees its own."""
 
     def __init__(self) -> None:
         self.folders: set[str] = set()
 
 
-_held = _Held()
+_held_folders = _HeldFolders()
 
 
 def check_name(name: Any, what: str) -> str:
@@ -174,7 +174,7 @@ def locked(
     """
     folder = Path(folder)
     key = os.path.realpath(folder)
-    if again and key in _held.folders:
+    if again and key in _held_folders.folders:
         yield
         return
     new = not folder.exists()
@@ -191,14 +191,14 @@ def locked(
                 ) from None
             logger.warning("Another run is at work in %s: %s; this one waits until it is over.", folder, activity)
             _acquire(lock, folder)
-    _held.folders.add(key)
+    _held_folders.folders.add(key)
     try:
         remove_stale(folder)
         yield
     finally:
         if new and set(os.listdir(folder)) <= {LOCK_FILE, MARK_FILE}:  # nothing came of it: leave no trace
             shutil.rmtree(folder, ignore_errors=True)
-        _held.folders.discard(key)
+        _held_folders.folders.discard(key)
         lock.release()
 
 

@@ -124,7 +124,7 @@ class HubRepo:
             HubError: the Hub does not say.
         """
         with self._explained_errors(), tempfile.TemporaryDirectory() as fresh:
-            place = {**self._named, "revision": self.revision, "token": self._token, "cache_dir": fresh}
+            place = {**self._repo_key, "revision": self.revision, "token": self._token, "cache_dir": fresh}
             try:
                 path = retried(hf_hub_download, filename="README.md", **place)
                 metadata = RepoCard(Path(path).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict()
@@ -155,9 +155,9 @@ class HubRepo:
     def _push(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         if self.create_pr:
             return self._open_pull_request(folder, message, own)
-        retried(self._api.create_repo, **self._named, private=self.private, exist_ok=True)
+        retried(self._api.create_repo, **self._repo_key, private=self.private, exist_ok=True)
         if self.revision and not self.revision.startswith("refs/"):
-            retried(self._api.create_branch, **self._named, branch=self.revision, exist_ok=True)
+            retried(self._api.create_branch, **self._repo_key, branch=self.revision, exist_ok=True)
         return retried(self._commit, folder, message, own)
 
     def _open_pull_request(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
@@ -178,12 +178,12 @@ class HubRepo:
 
     def _commit(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         """One attempt. An earlier one may have succeeded and only its answer been lost: then nothing changes."""
-        head = self._api.repo_info(**self._named, revision=self.revision).sha
+        head = self._api.repo_info(**self._repo_key, revision=self.revision).sha
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         adds = [CommitOperationAdd(name, path) for name, path in files.items()]
         stale = [name for name in self._files(head) if name not in files and _matches(name, own)]
         return self._api.create_commit(
-            **self._named,
+            **self._repo_key,
             operations=[*adds, *map(CommitOperationDelete, stale)],
             commit_message=message,
             revision=self.revision,
@@ -202,7 +202,7 @@ class HubRepo:
         return HfApi(token=self._token, library_name="madkd_hf")
 
     @property
-    def _named(self) -> dict[str, str]:
+    def _repo_key(self) -> dict[str, str]:
         return {"repo_id": self.repo_id, "repo_type": self.repo_type}
 
     def _check_rights(self, user: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ class HubRepo:
     def _check_not_taken(self) -> None:
         """A repo that somebody filled with something else is not overwritten, unless by a pull request."""
         try:
-            info = self._api.repo_info(**self._named)
+            info = self._api.repo_info(**self._repo_key)
         except RepositoryNotFoundError:
             if self.create_pr:
                 raise HubError(
@@ -238,8 +238,8 @@ class HubRepo:
                 ) from None
             return
         with contextlib.suppress(RevisionNotFoundError):  # a new branch starts from main
-            info = self._api.repo_info(**self._named, revision=self.revision)
-        refs = self._api.list_repo_refs(**self._named) if self.revision else None
+            info = self._api.repo_info(**self._repo_key, revision=self.revision)
+        refs = self._api.list_repo_refs(**self._repo_key) if self.revision else None
         if refs and (self.revision == info.sha or self.revision in [tag.name for tag in refs.tags]):
             raise HubError(f"{self.revision} of {self.repo_id} is no branch to commit to: pass the name of a branch.")
         foreign = [name for name in self._files(info.sha) if not _matches(name, BLANK)]
@@ -250,7 +250,7 @@ class HubRepo:
             )
 
     def _files(self, revision: str) -> list[str]:
-        tree = self._api.list_repo_tree(**self._named, recursive=True, revision=revision)
+        tree = self._api.list_repo_tree(**self._repo_key, recursive=True, revision=revision)
         return [entry.path for entry in tree if isinstance(entry, RepoFile)]
 
     @contextlib.contextmanager

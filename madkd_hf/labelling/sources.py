@@ -19,11 +19,11 @@ from PIL.Image import Image
 
 from ..data.columns import ASPECT_COLUMNS, about_objects
 from ..data.embedding import (
+    check_own_files,
     embedded,
-    folder_of,
+    folder_origin,
     media_columns,
     named_files,
-    own_files,
     read_image,
     refusal,
     without_files,
@@ -31,7 +31,7 @@ from ..data.embedding import (
 from ..data.images import to_rgb
 from ..data.objects import Boxes, count_objects
 from ..data.origin import Origin, RefusedFile, check_format
-from ..data.rows import file_name, named
+from ..data.rows import describe_row, file_name
 from ..data.streams import UnknownFunction, digest, steps
 from ..files import check_name
 from ..text import terminal
@@ -65,7 +65,7 @@ class Rows:
     def check_files(self) -> None:
         """See that the rows name no other files than images of theirs; the teacher's reading decodes its own."""
         undecoded = [self.image_column] if self.labelled else []
-        self.data = own_files(self.data, self.origin, self.split, self.on_error, undecoded)
+        self.data = check_own_files(self.data, self.origin, self.split, self.on_error, undecoded)
 
     @property
     def total(self) -> int:
@@ -91,7 +91,7 @@ class Rows:
 
     def name_of(self, row: int, path: str | None) -> str:
         """A row in messages; by its file alone where this is a selection, whose numbers its maker may not know."""
-        return file_name(path) if path and self.data._indices is not None else named(path, row, self.split)
+        return file_name(path) if path and self.data._indices is not None else describe_row(path, row, self.split)
 
     def head(self) -> Iterator[dict[str, Any]]:
         """The stored images and their objects, from the first on."""
@@ -177,7 +177,7 @@ class Stream:
 
     def name_of(self, row: int, path: str | None) -> str:
         """A row in messages."""
-        return named(path, row, self.split)
+        return describe_row(path, row, self.split)
 
     @cached_property
     def encoded(self) -> IterableDataset:
@@ -225,8 +225,8 @@ class Stream:
                 row_name = f"row {places[path]} of split {self.split!r}"
                 if isinstance(error, FileNotFoundError):
                     raise ValueError(
-                        f"The image {named(path, places[path], self.split)} cannot be stored, there is no such file: "
-                        "bring it back or drop the row."
+                        f"The image {describe_row(path, places[path], self.split)} cannot be stored, there is no such "
+                        "file: bring it back or drop the row."
                     ) from error
                 raise ValueError(refusal(row_name, name, path, str(error))) from error
 
@@ -333,7 +333,7 @@ def sources_of(
         _check_name(split, isinstance(rows, IterableDataset))
     sources = []
     for split, rows in parts.items():
-        origin = folder_of(rows, files_from) or Origin.of(rows)
+        origin = folder_origin(rows, files_from) or Origin.of(rows)
         settings = (split, rows, image_column, split in selected, boxes, origin, on_error)
         sources.append(Rows(*settings) if isinstance(rows, Dataset) else Stream(*settings, stream_name))
     for source in sources:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from ..aspects import LONGEST, Aspect, AspectBank
 from ..llm import LLM, LLMError
-from ..text import get_logger, seen
+from ..text import get_logger, one_line
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
 from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, counted, examples, question_schema
@@ -95,10 +95,12 @@ def generate(
         TooFewQuestionsError: there are fewer than N good questions after the allowed rounds.
         LLMError: the LLM gives no answer.
     """
-    return go_on(open_store(class_names, llm.name, domain, rules, folder, change_llm), llm, plan or Plan(), progress)
+    return collect_and_select(
+        open_store(class_names, llm.name, domain, rules, folder, change_llm), llm, plan or Plan(), progress
+    )
 
 
-def go_on(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generated:
+def collect_and_select(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generated:
     """What `generate` does with its store; errors as there."""
     with store.hold():
         try:
@@ -176,7 +178,7 @@ def _ask_round(store: Store, llm: LLM, plan: Plan, round: int, style: Style) -> 
     if not proposals:
         refusal = getattr(llm, "refusal", "")
         empty = f"a refusal: {refusal}" if refusal else "an empty answer"
-        answer = seen(completion, LONGEST["question"])
+        answer = one_line(completion, LONGEST["question"])
         store.reject(Aspect("", answer, group), "no question in the answer" if answer else empty, round)
 
 

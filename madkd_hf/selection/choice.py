@@ -24,7 +24,7 @@ from .information import (
 
 Criterion = Literal["cmim", "jmi", "mrmr"]
 SURE = 3  # standard deviations above the mean of shuffled classes, from which an answer tells more than chance
-TOLD = 0.95  # of what a question tells by itself, from which it is told already
+REDUNDANT_FROM = 0.95  # share of a question's information, from which the kept questions make it redundant
 MOST_NAMED = 3  # kept questions in a reason
 
 
@@ -195,69 +195,69 @@ class _Search:
     ):
         self.evidence, self.keep, self.criterion, self.codes = evidence, keep, criterion, codes
         self.p = special.expit(logits)
-        self.alike = _correlations(logits)
+        self.correlations = _correlations(logits)
         self.information, self.limit = _beyond_chance(self.p, codes, np.zeros(len(codes), dtype=int))
         self.scores = self.information
         self.chosen: list[int] = []
-        self.left = [i for i, row in enumerate(evidence) if not {"constant", "low mass"} & set(row.notes)]
-        self.told = np.empty((0, len(evidence)))  # [chosen, N]: I(A_i; C | B_j) beyond chance, of those left
-        self.enough = np.empty((0, len(evidence)), dtype=bool)  # whether that is worth anything
+        self.candidates = [i for i, row in enumerate(evidence) if not {"constant", "low mass"} & set(row.notes)]
+        self.new_bits = np.empty((0, len(evidence)))  # [chosen, N]: I(A_i; C | B_j) beyond chance, of candidates
+        self.is_new = np.empty((0, len(evidence)), dtype=bool)  # whether that is clearly more than chance
         self.shared = np.empty((0, len(evidence)))  # [chosen, N]: I(A_i; B_j)
-        self.found: dict[int, Choice] = {}
+        self.decided: dict[int, Choice] = {}
 
     def run(self) -> None:
         while len(self.chosen) < self.keep and (able := self._able()):
             self._take(max(able, key=lambda i: self.scores[i]))
-            for i, reason in [(i, self._refusal(i)) for i in self.left]:
+            for i, reason in [(i, self._refusal(i)) for i in self.candidates]:
                 if reason:
                     self._drop(i, reason)
         able = self._able()
-        for i in list(self.left):
+        for i in list(self.candidates):
             self._drop(i, "weaker than the kept" if i in able else "no more than chance")
 
     def _able(self) -> list[int]:
         """Who may come next: the first question has to tell something by itself."""
-        return [i for i in self.left if self.chosen or self.information[i] > self.limit[i]]
+        return [i for i in self.candidates if self.chosen or self.information[i] > self.limit[i]]
 
     def _refusal(self, i: int) -> str:
         """Why a candidate cannot be chosen any more; empty where it can."""
         ids = [self.evidence[j].id for j in self.chosen]
         for j, name in zip(self.chosen, ids):
-            if abs(self.alike[i, j]) > SAME_QUESTION:
-                return f"{'same as' if self.alike[i, j] > 0 else 'opposite of'} {name}"
-        if self.criterion != "cmim" or self.enough[:, i].all():
+            if abs(self.correlations[i, j]) > SAME_QUESTION:
+                return f"{'same as' if self.correlations[i, j] > 0 else 'opposite of'} {name}"
+        if self.criterion != "cmim" or self.is_new[:, i].all():
             return ""
-        if self.told[:, i].min() > self.information[i] / 2 or self.information[i] <= self.limit[i]:
+        if self.new_bits[:, i].min() > self.information[i] / 2 or self.information[i] <= self.limit[i]:
             return "no more than chance"
-        tellers = [k for k in np.argsort(self.told[:, i], kind="stable") if not self.enough[k, i]]
-        return f"told already by {', '.join(ids[k] for k in tellers[:MOST_NAMED])}"
+        redundant_with = [k for k in np.argsort(self.new_bits[:, i], kind="stable") if not self.is_new[k, i]]
+        return f"told already by {', '.join(ids[k] for k in redundant_with[:MOST_NAMED])}"
 
     def _take(self, best: int) -> None:
         self._drop(best, "kept", rank=len(self.chosen) + 1)
         self.chosen.append(best)
-        high, p = _high(self.p[:, best]).astype(int), self.p[:, self.left]
-        told, limit, shared = np.zeros((3, len(self.evidence)))
-        told[self.left], limit[self.left] = _beyond_chance(p, self.codes, high)
-        shared[self.left] = conditional_information(p, high)
-        self.told = np.vstack([self.told, told])
-        self.enough = np.vstack([self.enough, told > np.maximum(limit, (1 - TOLD) * self.information)])
+        high, p = _high(self.p[:, best]).astype(int), self.p[:, self.candidates]
+        new_bits, limit, shared = np.zeros((3, len(self.evidence)))
+        new_bits[self.candidates], limit[self.candidates] = _beyond_chance(p, self.codes, high)
+        shared[self.candidates] = conditional_information(p, high)
+        self.new_bits = np.vstack([self.new_bits, new_bits])
+        self.is_new = np.vstack([self.is_new, new_bits > np.maximum(limit, (1 - REDUNDANT_FROM) * self.information)])
         self.shared = np.vstack([self.shared, shared])
         if self.criterion == "mrmr":
             self.scores = self.information - self.shared.mean(axis=0)
         else:
-            self.scores = self.told.min(axis=0) if self.criterion == "cmim" else self.told.mean(axis=0)
+            self.scores = self.new_bits.min(axis=0) if self.criterion == "cmim" else self.new_bits.mean(axis=0)
 
     def _drop(self, i: int, reason: str, rank: int | None = None) -> None:
-        """Take one from those left, chosen or refused."""
-        self.left.remove(i)
+        """Decide on a candidate, chosen or refused."""
+        self.candidates.remove(i)
         score = float(self.scores[i])
-        told_by = self.evidence[self.chosen[int(self.told[:, i].argmin())]].id if self.chosen else None
-        told = float(self.information[i]) - score
-        self.found[i] = Choice(self.evidence[i], rank, reason, score, told, told_by)
+        told_by = self.evidence[self.chosen[int(self.new_bits[:, i].argmin())]].id if self.chosen else None
+        redundancy = float(self.information[i]) - score
+        self.decided[i] = Choice(self.evidence[i], rank, reason, score, redundancy, told_by)
 
     def choice(self, i: int) -> Choice:
         notes = self.evidence[i].notes
-        return self.found.get(i) or Choice(self.evidence[i], None, "low mass" if "low mass" in notes else "constant")
+        return self.decided.get(i) or Choice(self.evidence[i], None, "low mass" if "low mass" in notes else "constant")
 
 
 def _correlations(logits: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def mutual_information(probabilities: np.ndarray, labels: Sequence[Any]) -> np.n
     Raises:
         ValueError: not one label for each row.
     """
-    return np.array([_information(p, codes) for p, codes in _known(probabilities, labels)])
+    return np.array([_information(p, codes) for p, codes in _usable(probabilities, labels)])
 
 
 def chance_information(
@@ -97,7 +97,7 @@ def chance_information(
 ) -> np.ndarray:
     """`mutual_information` where the images swap their classes at random: [shuffles, Q] bits."""
     shuffled = []
-    for p, codes in _known(probabilities, labels):
+    for p, codes in _usable(probabilities, labels):
         generator = np.random.default_rng(seed)
         shuffled.append([_information(p, generator.permutation(codes)) for _ in range(shuffles)])
     return np.array(shuffled).T
@@ -109,7 +109,7 @@ def class_codes(labels: Sequence[Any]) -> np.ndarray:
     return codes.fill_null(-1).to_numpy(zero_copy_only=False)
 
 
-def _known(probabilities: np.ndarray, labels: Sequence[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _usable(probabilities: np.ndarray, labels: Sequence[Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """For each question, the probabilities and class indices of the images where both are known."""
     if len(labels) != len(probabilities):
         raise ValueError(

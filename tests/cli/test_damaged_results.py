@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders import damage
 
-from madkd_hf.cli.results import forget_damaged_results, load_arrays, save_arrays
+from madkd_hf.cli.results import load_arrays, remove_damaged_results, save_arrays
 from madkd_hf.cli.tasks.detection import load_predictions, predicted_arrays
 from madkd_hf.hub.cards.comparison import read_comparison
 
@@ -67,14 +67,14 @@ def test_numbers_that_cannot_be_added_to_are_written_anew(tmp_path, content, cap
     """The Trainer reads all_results.json before it writes it, at the end of the training."""
     path = tmp_path / "all_results.json"
     path.write_bytes(content)
-    forget_damaged_results(tmp_path)
+    remove_damaged_results(tmp_path)
     assert not path.exists() and str(path) in caplog.text and "written anew" in caplog.text
 
 
 def test_sound_numbers_stay(tmp_path, caplog):
-    forget_damaged_results(tmp_path)
+    remove_damaged_results(tmp_path)
     (tmp_path / "all_results.json").write_text('{"eval_accuracy": 0.5}')
-    forget_damaged_results(tmp_path)
+    remove_damaged_results(tmp_path)
     assert (tmp_path / "all_results.json").exists() and not caplog.text
 
 

@@ -20,7 +20,7 @@ from madkd_hf.data.check import drop_rows, listed
 from madkd_hf.data.decoding import check_first, check_images
 from madkd_hf.data.images import to_rgb
 from madkd_hf.data.problems import Problems
-from madkd_hf.data.seen import Seen
+from madkd_hf.data.seen import CheckedImages
 
 
 def photo(path: Path, size: tuple[int, int] = (48, 40), cut: float = 1.0, seed: int = 0, **options) -> Path:
@@ -197,11 +197,11 @@ def test_whatever_is_remembered_wrongly_is_looked_at_again(tmp_path, monkeypatch
 
 
 def test_commands_side_by_side_keep_what_both_have_seen(tmp_path):
-    caches = [Seen(tmp_path) for _ in range(8)]
+    caches = [CheckedImages(tmp_path) for _ in range(8)]
     for number, cache in enumerate(caches):
         cache.add(range(100 * number, 100 * number + 100))
         cache.save()
-    assert all(key in Seen(tmp_path) for key in range(800)) and 800 not in Seen(tmp_path)
+    assert all(key in CheckedImages(tmp_path) for key in range(800)) and 800 not in CheckedImages(tmp_path)
 
 
 def test_large_photographs_are_not_decoded_side_by_side():

@@ -24,7 +24,7 @@ from datasets import (
 
 from madkd_hf import AspectTeacher, attach_aspects
 from madkd_hf.data import origin
-from madkd_hf.data.embedding import folder_of
+from madkd_hf.data.embedding import folder_origin
 from madkd_hf.data.origin import Origin, RefusedFile
 from madkd_hf.data.sources import load
 from madkd_hf.hub.dataset import write_parquet
@@ -359,4 +359,6 @@ def test_a_stream_of_links_that_the_user_has_put_into_a_folder_is_read(tmp_path)
     (tmp_path / "links" / "a" / "0.png").symlink_to(tmp_path / "photo.png")
     for streaming in (False, True):
         rows = load(str(tmp_path / "links"), streaming=streaming).splits["train"]
-        assert (folder_of(rows, tmp_path / "links") or Origin.of(rows)).refusal(str(tmp_path / "photo.png")) is None
+        assert (folder_origin(rows, tmp_path / "links") or Origin.of(rows)).refusal(
+            str(tmp_path / "photo.png")
+        ) is None

@@ -21,7 +21,7 @@ from madkd_hf.cli.tasks import classification
 from madkd_hf.data import places, summary
 from madkd_hf.data.image_columns import check_image_column
 from madkd_hf.data.labels import with_class_labels
-from madkd_hf.data.rows import named, row_name
+from madkd_hf.data.rows import describe_row, row_names, row_number
 from madkd_hf.data.sources import Loaded, load
 
 
@@ -376,7 +376,7 @@ def test_limit_of_rows_without_classes_and_of_streams(tmp_path):
 def test_a_mistyped_folder_is_told_at_once(tmp_path, monkeypatch, name, said):
     draw(tmp_path, "birds/a 1, runs/labelled/train/a 1")
     monkeypatch.chdir(tmp_path)
-    places._ask.cache_clear()
+    places._commit_on_hub.cache_clear()
     started = time.perf_counter()
     for streaming in (False, True):
         with pytest.raises(ValueError) as refused:
@@ -387,7 +387,7 @@ def test_a_mistyped_folder_is_told_at_once(tmp_path, monkeypatch, name, said):
 
 def test_the_hub_is_asked_once_and_both_readings_are_told(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(draw(tmp_path, "birds 1"))
-    places._ask.cache_clear()
+    places._commit_on_hub.cache_clear()
     for _ in range(2):
         with pytest.raises(ValueError, match=r"no folder bird here \(did you mean birds\?\), and the Hub has no"):
             load("bird")
@@ -491,7 +491,7 @@ def test_the_only_image_of_a_class_stays_in_training_and_is_named(tmp_path, capl
     assert shown["train"][:-2] == [names[label] for label in expected["train"]["label"]]
     assert shown["validation"] == [names[label] for label in expected["test"]["label"]]
     assert "Only one image shows rare, rarer: it stays in the training part" in caplog.text
-    assert row_name(parts["train"], 19, "train") == "birds/rare/00.jpg (row 24 of split 'train')"
+    assert row_names(parts["train"], [19], "image", "train") == ["birds/rare/00.jpg"]
     with pytest.raises(ValueError, match="None of the classes of 2 training images .*pass --eval_split"):
         splits.with_validation(load(str(draw(tmp_path / "few", "a 1, b 1"))).splits, args, 0, "label")
 
@@ -517,12 +517,12 @@ def test_classes_with_too_few_images_are_all_named(tmp_path):
 
 def test_rows_are_named_by_their_file_and_the_number_that_the_user_knows(tmp_path):
     rows = load(str(draw(tmp_path / "birds", "a 5, b 5"))).splits["train"]
-    assert row_name(rows, 7, "train") == "birds/b/02.jpg (row 7 of split 'train')"
-    assert row_name(rows.select([9, 7]).select([1]), 0, "train") == "birds/b/02.jpg (row 7 of split 'train')"
-    content = Dataset.from_dict({"image": [{"bytes": b"x", "path": None}]}).cast_column("image", Image())
-    assert row_name(content, 0, "test") == "row 0 of split 'test'"
-    assert named("https://me:secret@host/a.png?token=1", 3) == "https:/***@host/a.png (row 3)"
-    assert "\x1b" not in named("a/\x1b[2J.jpg", 3)
+    assert row_names(rows, [7], "image", "train") == ["birds/b/02.jpg"]
+    assert row_number(rows.select([9, 7]).select([1]), 0) == 7
+    content = Dataset.from_dict({"image": [{"bytes": b"x", "path": None}] * 2}).cast_column("image", Image())
+    assert row_names(content.select([1]), [0], "image", "test") == ["row 1 of split 'test'"]
+    assert describe_row("https://me:secret@host/a.png?token=1", 3) == "https:/***@host/a.png (row 3)"
+    assert "\x1b" not in describe_row("a/\x1b[2J.jpg", 3)
 
 
 def test_a_column_without_images_is_told_in_the_words_of_a_command_line():

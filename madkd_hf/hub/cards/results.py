@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ...report.comparison import markdown_table
-from ...text import markdown, seen
+from ...text import markdown, one_line
 from ..sources import COMMIT, DataSource
 
 
@@ -83,12 +83,12 @@ def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResul
             task_type=task,
             task_name=task.replace("-", " ").capitalize(),
             dataset_type=(data and data.id) or "local",
-            dataset_name=seen(data.shown) if data else "local images",
-            dataset_config=seen(data.config) if data and data.config else None,
-            dataset_split=seen(evaluation.split or evaluation.drawn or evaluation.name),
+            dataset_name=one_line(data.shown) if data else "local images",
+            dataset_config=one_line(data.config) if data and data.config else None,
+            dataset_split=one_line(evaluation.split or evaluation.drawn or evaluation.name),
             dataset_revision=data.revision if data and data.id and COMMIT.fullmatch(data.revision or "") else None,
-            metric_type=seen(METRICS.get(metric, (metric,))[0]),
-            metric_name=seen(METRICS.get(metric, (None, metric))[1]),
+            metric_type=one_line(METRICS.get(metric, (metric,))[0]),
+            metric_name=one_line(METRICS.get(metric, (None, metric))[1]),
             metric_value=round(value, 4),
         )
         for evaluation in evaluations
@@ -106,7 +106,7 @@ def results_table(evaluations: Sequence[Evaluation], escape: Any) -> str:
     for name in names:
         _, title, share = METRICS.get(name, (name, name, False))
         values = [evaluation.metrics.get(name) for evaluation in evaluations]
-        rows.append([escape(title), *("" if value is None else _shown(value, share) for value in values)])
+        rows.append([escape(title), *("" if value is None else _value_text(value, share) for value in values)])
     return markdown_table(rows, right=range(1, len(rows[0])))
 
 
@@ -138,7 +138,7 @@ def _heading(evaluation: Evaluation, among: Sequence[Evaluation]) -> str:
     return f"{evaluation.name.capitalize()}{dataset}{f' ({text})' if text else ''}"
 
 
-def _shown(value: float, share: bool) -> str:
+def _value_text(value: float, share: bool) -> str:
     return f"{100 * value:.1f}%" if share and 0 <= value <= 1 else f"{value:.3f}"
 
 

@@ -105,7 +105,7 @@ def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
     return None
 
 
-def noted(folder: Path, name: str) -> Any:
+def recorded_entry(folder: Path, name: str) -> Any:
     """A fact from a checkpoint's record, such as its `run` or its `processes`; None where that is not known."""
     return (_record(folder) or {}).get(name)
 
@@ -187,7 +187,7 @@ def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, di
 def last_of_run(folder: str | Path, run: str | None) -> Path | None:
     """What "true" goes on from, where this run wrote it; None where another one did, with settings of its own."""
     intact, _ = last_whole(folder, quick=True)
-    return intact if intact and noted(intact, "run") == run else None
+    return intact if intact and recorded_entry(intact, "run") == run else None
 
 
 def find_checkpoint(
@@ -242,7 +242,7 @@ def _checked_folder(folder: Path, output_dir: Path) -> Path:
 # Folders
 
 
-def strange_file(folder: Path) -> str | None:
+def foreign_file(folder: Path) -> str | None:
     """A file in a checkpoint that no training wrote; such a folder is nobody's to replace or remove."""
     record = _record(folder)
     known = {Path(name).parts[0] for name in record["files"]} if record else set()
@@ -256,7 +256,7 @@ def put_in_place(written: Path, place: Path) -> None:
     Raises:
         OSError: what stands there is no checkpoint.
     """
-    if place.exists() and (strange := strange_file(place)):
+    if place.exists() and (strange := foreign_file(place)):
         raise OSError(f"{place} holds {strange!r}, which no training wrote; move that folder away")
     if place.exists():
         remove(place)
@@ -273,7 +273,7 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     """
     if not limit or limit < 0:
         return
-    own_checkpoints = {path: step for step, path in steps(output_dir).items() if strange_file(path) is None}
+    own_checkpoints = {path: step for step, path in steps(output_dir).items() if foreign_file(path) is None}
     by_age = sorted(own_checkpoints, key=lambda path: (path.stat().st_mtime_ns, own_checkpoints[path]))
     damaged = [path for path in by_age if (path / RECORD).is_file() and not _has_all_files(path)]
     keep = {path.resolve() for path in keep}

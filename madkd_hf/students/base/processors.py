@@ -111,7 +111,7 @@ def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
     return shape[2:]
 
 
-def untouched(processor: BaseImageProcessor, height: int, width: int) -> dict[str, bool]:
+def options_without_resizing(processor: BaseImageProcessor, height: int, width: int) -> dict[str, bool]:
     """How to call an image processor such that it neither resizes nor crops what has its size already.
 
     Raises:

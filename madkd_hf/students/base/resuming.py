@@ -10,7 +10,7 @@ from uuid import uuid4
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, TrainingArguments
 
-from .checkpoints import STATE, fault, find_checkpoint, last_of_run, last_whole, noted
+from .checkpoints import STATE, fault, find_checkpoint, last_of_run, last_whole, recorded_entry
 
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def find_start(args: TrainingArguments, resume_from: str | bool | None) -> tuple
         try:
             checkpoint, passed_over = find_checkpoint(resume_from, args.output_dir)
             if checkpoint is not None:
-                start |= {"checkpoint": str(checkpoint), "run": noted(checkpoint, "run")}
+                start |= {"checkpoint": str(checkpoint), "run": recorded_entry(checkpoint, "run")}
             _log_start(args, checkpoint, passed_over)
         except ValueError as error:
             start["error"] = str(error)
@@ -62,7 +62,7 @@ def _log_start(args: TrainingArguments, checkpoint: Path | None, passed_over: li
             )
         return
     logger.warning("The training goes on from %s.", checkpoint)
-    before = noted(checkpoint, "processes")
+    before = recorded_entry(checkpoint, "processes")
     if before not in (None, args.world_size):
         logger.warning(
             "%s was written by %d processes and %d go on from it: chance falls otherwise than without the "
@@ -87,7 +87,7 @@ def forget_lost_best(state: TrainerState, args: TrainingArguments, checkpoint: s
             continue
         if damage := fault(place, student_only=True):
             reason = damage
-        elif noted(place, "run") != run:
+        elif recorded_entry(place, "run") != run:
             reason = "another run wrote over it"
         else:
             state.best_model_checkpoint = str(place)
@@ -99,7 +99,7 @@ def forget_lost_best(state: TrainerState, args: TrainingArguments, checkpoint: s
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
-def how_to_go_on(args: TrainingArguments, run: str | None) -> str:
+def resume_hint(args: TrainingArguments, run: str | None) -> str:
     """For a user who stopped a training."""
     checkpoint = last_of_run(args.output_dir, run)
     if checkpoint is None:
@@ -107,7 +107,7 @@ def how_to_go_on(args: TrainingArguments, run: str | None) -> str:
     return f"{checkpoint} is kept; to go on from it, run the same command with --resume_from_checkpoint true"
 
 
-def cannot_save(what: str, folder: Path, error: Exception, run: str | None) -> SavingError:
+def saving_error(what: str, folder: Path, error: Exception, run: str | None) -> SavingError:
     """The error to raise where a checkpoint or a student could not be written."""
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
     remedy = "make room there, and run the same command again"

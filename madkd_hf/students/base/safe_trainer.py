@@ -16,9 +16,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...files.whole import remove_stale, temporary
-from .checkpoints import STATE, fault, put_in_place, remove, rotate, steps, strange_file, write_record
+from .checkpoints import STATE, fault, foreign_file, put_in_place, remove, rotate, steps, write_record
 from .finite import GRADIENT, SKIPS, TrainingDiverged, Watch, diverged, listed, not_finite
-from .resuming import SavingError, cannot_save, find_start, forget_lost_best, how_to_go_on
+from .resuming import SavingError, find_start, forget_lost_best, resume_hint, saving_error
 from .saved import put_student_in_place
 
 
@@ -63,7 +63,7 @@ class SafeTrainer(Trainer):
             self._check_trained()
         except KeyboardInterrupt as stopped:
             if self.args.should_save and not stopped.args:
-                stopped.args = (how_to_go_on(self.args, self._run),)
+                stopped.args = (resume_hint(self.args, self._run),)
             raise
         finally:
             self._last_inputs = None
@@ -213,7 +213,7 @@ class SafeTrainer(Trainer):
         except (SavingError, TrainingDiverged):  # in all processes
             raise
         except CANNOT_WRITE as error:
-            failed = cannot_save(name, folder, error, self._run)
+            failed = saving_error(name, folder, error, self._run)
         finally:
             self._unfinished = None
         self._agree(failed)
@@ -222,7 +222,7 @@ class SafeTrainer(Trainer):
             try:
                 self._finish_checkpoint(partial / name, folder / name)
             except OSError as error:
-                failed = cannot_save(name, folder, error, self._run)
+                failed = saving_error(name, folder, error, self._run)
         self._agree(failed)
 
     def _best_checkpoint(self, folder: Path, before: str | None) -> str | None:
@@ -257,7 +257,7 @@ class SafeTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if self.args.should_save and limit == 1 and best:
             for path in steps(self._get_output_dir(trial)).values():
-                if path.resolve() != Path(best).resolve() and strange_file(path) is None:
+                if path.resolve() != Path(best).resolve() and foreign_file(path) is None:
                     remove(path)
         return output
 
@@ -285,7 +285,7 @@ class SafeTrainer(Trainer):
             error = spoilt
         except CANNOT_WRITE as failed:
             what = folder.name if self._unfinished else "the student"
-            error = cannot_save(what, folder.parents[1] if self._unfinished else folder, failed, self._run)
+            error = saving_error(what, folder.parents[1] if self._unfinished else folder, failed, self._run)
         if self._unfinished:  # the others wait in it for the same
             self._agree(error)
         elif error:

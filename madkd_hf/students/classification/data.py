@@ -13,7 +13,7 @@ from transformers import BaseImageProcessor
 
 from ...data.images import load_image
 from ..base.augmentation import image_key, random_crops
-from ..base.processors import check_same_size, ordinary, output_size, untouched
+from ..base.processors import check_same_size, options_without_resizing, ordinary, output_size
 
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class AspectCollator:
         self.num_aspects = num_aspects
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self.height, self.width = output_size(self.image_processor)
-        self._as_it_is = untouched(self.image_processor, self.height, self.width) if augment else {}
+        self._as_it_is = options_without_resizing(self.image_processor, self.height, self.width) if augment else {}
 
     def set_epoch(self, epoch: int) -> None:
         """Every epoch draws other crops and flips."""

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ...data.images import to_rgb
-from ...data.rows import named, row_number
+from ...data.rows import describe_row, row_number
 from ..base.augmentation import image_key
 from .chunks import FACTS, PIXELS, Chunks
 
@@ -233,7 +233,7 @@ def _fill(
         try:
             image = to_rgb(feature.decode_example(value))
         except Exception as error:
-            name = named(value["path"], row_number(rows, index))
+            name = describe_row(value["path"], row_number(rows, index))
             raise ValueError(
                 f"The image {'' if value['path'] else 'of '}{name} cannot be read ({error}): repair it, or leave that "
                 "row out."

@@ -110,8 +110,8 @@ class DetectionCollator:
             return self._processed(images)
         objects = [self._objects(row, image) for row, image in zip(rows, images)]
         counts = [len(found["boxes"]) for found in objects]
-        crowds = [_those(found, found["iscrowd"] != 0) for found in objects]
-        objects = [_those(found, found["iscrowd"] == 0) for found in objects]
+        crowds = [_selected(found, found["iscrowd"] != 0) for found in objects]
+        objects = [_selected(found, found["iscrowd"] == 0) for found in objects]
         if self.changes is not None:
             images, objects = zip(*(self._augmented(*pair) for pair in zip(images, objects)))
         ids = [row["image_id"] if isinstance(row.get("image_id"), int) else 0 for row in rows]
@@ -165,8 +165,8 @@ class DetectionCollator:
             ) from error
         columns = {
             "category": category,
-            "area": np.array(_known(fields.get("area"), sizes), dtype=np.float64),
-            "iscrowd": np.array(_known(fields.get("iscrowd"), [0] * count), dtype=np.int64),
+            "area": np.array(_or_default(fields.get("area"), sizes), dtype=np.float64),
+            "iscrowd": np.array(_or_default(fields.get("iscrowd"), [0] * count), dtype=np.int64),
         }
         for name, values in columns.items():
             if len(values) != count:
@@ -195,7 +195,7 @@ class DetectionCollator:
         changed = self.changes(image=np.asarray(image), bboxes=objects["boxes"], rows=rows)
         kept_rows = np.asarray(changed["rows"], dtype=np.int64)
         boxes = np.asarray(changed["bboxes"], dtype=np.float64).reshape(-1, 4)
-        rest = _those(objects, kept_rows)
+        rest = _selected(objects, kept_rows)
         old, new = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (rest["boxes"], boxes))
         return Image.fromarray(changed["image"]), {**rest, "boxes": boxes, "area": rest["area"] * new / old}
 
@@ -225,11 +225,11 @@ class DetectionCollator:
         return targets
 
 
-def _those(objects: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+def _selected(objects: dict[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
     return {name: values[which] for name, values in objects.items()}
 
 
-def _known(values: list | None, otherwise: Any) -> list:
+def _or_default(values: list | None, otherwise: Any) -> list:
     """The values, and in place of those that are missing others."""
     if values is None or len(values) != len(otherwise):
         return list(otherwise) if values is None else values

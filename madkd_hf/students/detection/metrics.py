@@ -79,7 +79,7 @@ class CocoAp(evaluate.Metric):
             run.evaluate()
             run.accumulate()
             run.summarize()
-        results: dict[str, Any] = {name: _known(run.stats[place]) for name, place in STATISTICS.items()}
+        results: dict[str, Any] = {name: _nan_if_missing(run.stats[place]) for name, place in STATISTICS.items()}
         # [IoU, recall, class, object size, boxes an image]
         results["per_class"] = [_mean(values) for values in np.moveaxis(run.eval["precision"][..., 0, -1], 2, 0)]
         return results
@@ -131,7 +131,7 @@ def _annotations(image_id: int, image: dict[str, list]) -> Iterable[dict[str, An
         yield row if columns["scores"] is None else {**row, "score": columns["scores"][i]}
 
 
-def _known(value: float) -> float:
+def _nan_if_missing(value: float) -> float:
     """pycocotools says -1 where there is nothing to measure."""
     return float("nan") if value < 0 else float(value)
 

@@ -108,7 +108,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
     ):
         self.image_column, self.boxes_column, self.box_format = image_column, boxes_column, box_format
         self._own_collator = data_collator is not None
-        self._seen: list[list[tuple[dict, dict | None]]] = []  # of each batch, what was found and what is there
+        self._evaluated: list[list[tuple[dict, dict | None]]] = []  # of each batch, what was found and what is there
         super().__init__(
             model,
             args,
@@ -258,10 +258,10 @@ class MadkdDetectionTrainer(DistillingTrainer):
             else:
                 outputs = self._forward(model, inputs)
         if not prediction_loss_only:
-            self._seen.append([] if inputs.get("repeated") else self._found_and_known(inputs, outputs))
+            self._evaluated.append([] if inputs.get("repeated") else self._predictions_and_references(inputs, outputs))
         return loss, None, None
 
-    def _found_and_known(self, inputs: dict[str, Any], outputs: Any) -> list[tuple[dict, dict | None]]:
+    def _predictions_and_references(self, inputs: dict[str, Any], outputs: Any) -> list[tuple[dict, dict | None]]:
         frames, level = frames_of(inputs), self.model.config.aspect_level
         predictions = detections(outputs, self.processing_class, frames, level)
         if "labels" not in inputs:
@@ -282,11 +282,11 @@ class MadkdDetectionTrainer(DistillingTrainer):
         ignore_keys: list[str] | None,
         metric_key_prefix: str,
     ) -> EvalLoopOutput:
-        self._seen = []
+        self._evaluated = []
         output = super()._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        processes = gather_object([self._seen])  # the same steps in each, one batch beside the other
+        processes = gather_object([self._evaluated])  # the same steps in each, one batch beside the other
         pairs = [pair for step in zip(*processes) for batch in step for pair in batch]
-        self._seen = []
+        self._evaluated = []
         if not pairs:
             return output
         predicted, truths = (list(image) for image in zip(*pairs))

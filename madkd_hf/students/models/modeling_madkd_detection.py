@@ -26,7 +26,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .aspects_of_madkd import AspectModel, aspects_of, built, commit_of, inner_config, printable, scored_answers
+from .aspects_of_madkd import (
+    AspectModel,
+    aspects_of,
+    build_inner_model,
+    commit_of,
+    inner_config,
+    printable,
+    scored_answers,
+)
 from .configuration_madkd_detection import MadkdDetectionConfig
 
 
@@ -91,7 +99,7 @@ class MadkdForObjectDetection(AspectModel):
 
     def __init__(self, config: MadkdDetectionConfig):
         super().__init__(config)
-        self.detector = built(AutoModelForObjectDetection, config.detector_config)
+        self.detector = build_inner_model(AutoModelForObjectDetection, config.detector_config)
         _check_outputs(self.detector, config.aspect_level)
         self.takes_mask = "pixel_mask" in inspect.signature(self.detector.forward).parameters
         self.aspect_head = nn.Linear(config.aspect_width, config.num_aspects)
@@ -121,8 +129,8 @@ class MadkdForObjectDetection(AspectModel):
         mask = {"pixel_mask": pixel_mask} if self.takes_mask and pixel_mask is not None else {}
         about_image = self.config.aspect_level == "image"
         encoder = getattr(self.detector.base_model, "encoder", None) if about_image and mask else None
-        matcher_calls = nullcontext([]) if labels is None else _first_matching(self.detector.training)
-        with matcher_calls as matching, _mask_of(encoder) as encoder_mask:
+        matcher_calls = nullcontext([]) if labels is None else _record_first_matching(self.detector.training)
+        with matcher_calls as matching, _record_encoder_mask(encoder) as encoder_mask:
             outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **options)
         if outputs.logits.shape[-1] - self.config.num_labels not in (0, 1):
             raise ValueError(
@@ -162,7 +170,7 @@ class MadkdForObjectDetection(AspectModel):
         """
         features = outputs.get("encoder_last_hidden_state")
         if features is None and not _joins_patches(self.detector.config):
-            raise ValueError(_no("features of the image", self.detector, 'take aspect_level="object"'))
+            raise ValueError(_missing_message("features of the image", self.detector, 'take aspect_level="object"'))
         if isinstance(features, torch.Tensor) and features.ndim == 3:
             positions, mask = features, next(iter(encoder_mask), None)
         else:
@@ -341,9 +349,11 @@ def _check_outputs(detector: nn.Module, level: str) -> None:
             continue
         fields = output_class.__dataclass_fields__
         if "last_hidden_state" not in fields or "pred_boxes" not in fields:
-            raise ValueError(_no("states of its queries", detector, 'take a relative of "detr" or "yolos"'))
+            raise ValueError(
+                _missing_message("states of its queries", detector, 'take a relative of "detr" or "yolos"')
+            )
         if level == "image" and "encoder_last_hidden_state" not in fields and not _joins_patches(detector.config):
-            raise ValueError(_no("features of the image", detector, 'take aspect_level="object"'))
+            raise ValueError(_missing_message("features of the image", detector, 'take aspect_level="object"'))
 
 
 def _joins_patches(config: PretrainedConfig) -> bool:
@@ -351,7 +361,7 @@ def _joins_patches(config: PretrainedConfig) -> bool:
     return hasattr(config, "num_detection_tokens")
 
 
-def _no(what: str, detector: nn.Module, remedy: str) -> str:
+def _missing_message(what: str, detector: nn.Module, remedy: str) -> str:
     return f"{type(detector).__name__} gives no {what} for the aspect head to read: {remedy}."
 
 
@@ -370,7 +380,7 @@ def _states(outputs: ModelOutput) -> torch.Tensor:
 
 
 @contextmanager
-def _first_matching(training: bool) -> Iterator[list[tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]]]:
+def _record_first_matching(training: bool) -> Iterator[list[tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]]]:
     """How many queries the first call of a matcher was about, and what it answered; nothing where none is called.
 
     A detector builds its matcher anew for every loss and keeps what it answers to itself. The loss matches the last
@@ -394,7 +404,7 @@ def _first_matching(training: bool) -> Iterator[list[tuple[int, list[tuple[torch
 
 
 @contextmanager
-def _mask_of(encoder: nn.Module | None) -> Iterator[list[torch.Tensor]]:
+def _record_encoder_mask(encoder: nn.Module | None) -> Iterator[list[torch.Tensor]]:
     """The `attention_mask` over its positions that the encoder is given, if any."""
     masks = []
 

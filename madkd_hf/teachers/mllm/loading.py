@@ -64,16 +64,16 @@ def load(
     options = {"revision": commit or revision, "trust_remote_code": trust_remote_code}
     content = _content(place, config_file)
     _check_code(place, content, trust_remote_code)
-    with _telling(place, "configuration"):
+    with _one_sentence_errors(place, "configuration"):
         config = AutoConfig.from_pretrained(place, **options)
     auto = _auto_class(config, content)
     if auto is None:
         raise ValueError(f"{place} is {_kind(content)}: {EXPECTED}.")
-    with _telling(place, "processor"):
+    with _one_sentence_errors(place, "processor"):
         processor = load_processor(place, **options)
     if getattr(processor, "image_processor", None) is None:
         raise ValueError(takes_no_images(place))
-    with _telling(place, "model"):
+    with _one_sentence_errors(place, "model"):
         model = auto.from_pretrained(place, **options, **model_options)
     if not model.can_generate():
         raise ValueError(f"{place} is {_kind(content)}, which writes no text: {EXPECTED}.")
@@ -187,7 +187,7 @@ def _kind(content: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _telling(place: str, part: str) -> Iterator[None]:
+def _one_sentence_errors(place: str, part: str) -> Iterator[None]:
     """What goes wrong within, in one sentence."""
     try:
         yield

@@ -67,7 +67,7 @@ def _without_videos() -> Iterator[None]:
 
     def processor_without_torchvision(name: str) -> type | None:
         original_class = processor_class(name)
-        return _behind(original_class, name) if getattr(original_class, "is_dummy", False) else original_class
+        return _hidden_class(original_class, name) if getattr(original_class, "is_dummy", False) else original_class
 
     try:
         parts["video_processor"] = (__name__, NoVideoProcessor.__name__)
@@ -80,7 +80,7 @@ def _without_videos() -> Iterator[None]:
         processing_auto.processor_class_from_name = processor_class
 
 
-def _behind(refused: type, name: str) -> type:
+def _hidden_class(refused: type, name: str) -> type:
     """The processor class that transformers hides where there is no torchvision (Pixtral's).
 
     Its module takes functions from the module of the image processor; the one for Pillow has them, too.

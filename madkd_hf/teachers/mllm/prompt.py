@@ -85,7 +85,7 @@ def chat_text(
         ValueError: the chat template leaves out the image, the text or the system prompt, or opens a thinking block
             that cannot be closed; or there is no template and the processor does not say what stands for an image.
     """
-    with _on(date):
+    with _fixed_date(date):
         return _chat_text(processor, prompt, prompt.replace("{question}", question), system)
 
 
@@ -160,7 +160,7 @@ def _attempt(owner: Any, turns: list[dict], answer_next: bool = True) -> tuple[s
     flags = {"enable_thinking": False} if "enable_thinking" in str(owner.chat_template) else {}
     with _rendering:  # clock and dice are those of the whole process
         clock, dice = chat_template_utils.datetime, random.getstate()
-        chat_template_utils.datetime = _Standing
+        chat_template_utils.datetime = _FixedClock
         random.seed(0)
         try:
             return owner.apply_chat_template(turns, add_generation_prompt=answer_next, tokenize=False, **flags), None
@@ -171,7 +171,7 @@ def _attempt(owner: Any, turns: list[dict], answer_next: bool = True) -> tuple[s
             random.setstate(dice)
 
 
-class _Standing(datetime):
+class _FixedClock(datetime):
     """The clock of chat templates."""
 
     @classmethod
@@ -180,7 +180,7 @@ class _Standing(datetime):
 
 
 @contextmanager
-def _on(date: str) -> Iterator[None]:
+def _fixed_date(date: str) -> Iterator[None]:
     token = _now.set(day(date))
     try:
         yield

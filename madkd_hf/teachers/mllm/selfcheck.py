@@ -90,16 +90,16 @@ def check(
     precise = model if single else shallow_copy(model, torch.float32)
     reference = read_by(precise, "full")
     errors_by_name = differences(precise, alternatives, reference, read_by)
-    exact = [name for name in alternatives if worst(errors_by_name[name]) < TOLERANCE]
+    exact = [name for name in alternatives if largest(errors_by_name[name]) < TOLERANCE]
     if exact and not single:
         rounded = differences(shallow_copy(model, model.dtype), ["full", *exact], reference, read_by)
-        own = max(ROUNDING * size_of(rounded["full"]), TOLERANCE)
+        own = max(ROUNDING * root_mean_square(rounded["full"]), TOLERANCE)
         gross = differences(model, exact, read_by(model, "full"), read_by)
-        wrong = {name: rounded[name] for name in exact if not size_of(rounded[name]) <= own}
-        wrong |= {name: gross[name] for name in exact if not worst(gross[name]) < GROSS}
+        wrong = {name: rounded[name] for name in exact if not root_mean_square(rounded[name]) <= own}
+        wrong |= {name: gross[name] for name in exact if not largest(gross[name]) < GROSS}
         exact = [name for name in exact if name not in wrong]
         errors_by_name |= wrong
-    errors = {name: worst(difference) for name, difference in errors_by_name.items()}
+    errors = {name: largest(difference) for name, difference in errors_by_name.items()}
     finite = {name: error if math.isfinite(error) else None for name, error in errors.items()}
     return {"full": 0.0, **finite}, ["full", *exact]
 
@@ -130,12 +130,12 @@ def differences(
     return {name: (read_by(model, name) - reference) / spread for name in names}
 
 
-def size_of(difference: torch.Tensor) -> float:
+def root_mean_square(difference: torch.Tensor) -> float:
     """The root of the mean square."""
     return float(difference.square().mean().sqrt())
 
 
-def worst(difference: torch.Tensor) -> float:
+def largest(difference: torch.Tensor) -> float:
     return float(torch.nan_to_num(difference.abs(), nan=torch.inf).max())
 
 

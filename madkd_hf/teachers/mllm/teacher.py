@@ -155,7 +155,7 @@ class AspectTeacher(Teacher):
         if self.model.training:
             self.model.eval()
         with self._lock:
-            answers, self.plan["batch_size"] = self._in_memory(
+            answers, self.plan["batch_size"] = self._with_smaller_batches(
                 self.plan["batch_size"], lambda size: read(self.model, layout, images, strategy, size, self.reduce)
             )
         reading = Reading(*answers)
@@ -196,7 +196,7 @@ class AspectTeacher(Teacher):
                 f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
                 "the question, so that questions share nothing: use strategy='auto'."
             )
-        (errors, exact), size = self._in_memory(
+        (errors, exact), size = self._with_smaller_batches(
             self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
         )
         if self.strategy != "auto" and (self.strategy not in exact or self.strategy not in possible):
@@ -233,7 +233,7 @@ class AspectTeacher(Teacher):
                 f"tokens, and the most is {most}: shorten it, or the prompt around it."
             )
 
-    def _in_memory(self, size: int, step: Callable[[int], Result]) -> tuple[Result, int]:
+    def _with_smaller_batches(self, size: int, step: Callable[[int], Result]) -> tuple[Result, int]:
         """What a step returns that is given the questions in one forward pass, halved until there is memory for it."""
         while True:
             try:
