@@ -58,7 +58,7 @@ REGISTER = {  # module of transformers -> what to do when it is there
     "transformers.pipelines": _register_pipelines,
 }
 LOOKS_FOR_TORCHVISION = "transformers.utils.import_utils"
-NEEDED = (  # by what is registered
+NEEDED = (  # what the registered classes import
     "transformers.modeling_utils",
     "madkd_hf.students.models.aspects_of_madkd",
     "madkd_hf.students.models.configuration_madkd",

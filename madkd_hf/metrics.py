@@ -115,12 +115,12 @@ class AspectBce(_Metric):
 
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """All metrics of a student, for a Trainer; see `all_metrics`. With five classes or fewer, there is no top-5."""
+    """All metrics of a student that are one number, for a Trainer. With five classes or fewer, there is no top-5."""
     return {name: value for name, value in all_metrics(prediction).items() if name != "per_aspect"}
 
 
 def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
-    """The same, and `per_aspect`: the Q AUROCs behind `aspect_auroc`, where there are targets.
+    """What `compute_metrics` returns, and `per_aspect`: the Q AUROCs behind `aspect_auroc`, where there are targets.
 
     Args:
         prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels

@@ -137,7 +137,7 @@ def jsonable(value: Any) -> Any:
         return None
     if isinstance(value, (int, float, bool, type(None))):
         return value
-    return str(value).encode(errors="backslashreplace").decode()  # half a character is in no file
+    return str(value).encode(errors="backslashreplace").decode()  # a lone surrogate cannot be written to a file
 
 
 def keep_secret(secret: str | None) -> None:

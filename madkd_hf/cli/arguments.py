@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def _argument_parser() -> type:
-    """transformers' own, from its file: this needs nothing of the package, which takes a second to import."""
+    """`HfArgumentParser`, loaded from its file alone: to import transformers takes a second."""
     folder = importlib.util.find_spec("transformers").submodule_search_locations[0]
     spec = importlib.util.spec_from_file_location("hf_argparser", Path(folder, "hf_argparser.py"))
     try:
@@ -328,7 +328,7 @@ def command_line() -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a recipe's main: what a user did wrong is told in one sentence, without a traceback, and exits with 1.
+    """Call a command's `main`. What a user did wrong is told in one sentence without a traceback, and exits with 1.
 
     Stopped by a user it exits with 130, by a launcher or a batch system with 143, and says what is kept.
     MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
@@ -350,7 +350,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _full_disk(error: Exception) -> str:
-    """In a sentence, whichever library met it; ours have one of their own."""
+    """One sentence about a full disk, whichever library met it; our own errors have one already."""
     text = str(error)
     if "make room" in text:
         return text

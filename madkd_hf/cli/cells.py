@@ -74,8 +74,8 @@ class Cell:
 
     @property
     def decides(self) -> dict[str, Any]:
-        """What decides the result, by name: the options as they are understood, whatever says them, what stands in the
-        dataset, bank and models that they name, wherever these are, and the versions of the code."""
+        """All that decides the result, by name: the parsed options, digests of the dataset, bank and models that they
+        name, and the versions of the code."""
         parsed = train.parse(list(self.argv))
         options = {name: value for group in parsed for name, value in _options(group).items()}
         options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
@@ -111,7 +111,7 @@ def _key(decides: dict[str, Any]) -> str:
 
 
 def _options(parsed: Any) -> dict[str, Any]:
-    """Of training arguments as they write themselves down, without what they find out about the machine."""
+    """The options by name; `to_dict` of training arguments leaves out what they find out about the machine."""
     return parsed.to_dict() if hasattr(parsed, "to_dict") else asdict(parsed)
 
 
@@ -142,7 +142,7 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     Among them are the `score` that counts (per cent; AP in points), its `curve` on the validation images, `seconds`,
     and all `metrics` of the training.
 
-    A student that is there, but that something else has decided, is replaced, and that is said.
+    A finished student with other settings is trained again, and a line says why.
 
     Raises:
         ValueError: a student failed, and the message names its log; or a worker was killed.
@@ -155,7 +155,7 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
 
 
 def _finished_results(cells: list[Cell]) -> dict[str, dict[str, Any]]:
-    """Of the students that are there already, by name.
+    """The results of students that are finished already, by name.
 
     Raises:
         ValueError: the place of another student holds files that are not ours.
@@ -199,7 +199,7 @@ def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[
 
 
 def _user_error(error: BaseException, cell: Cell, workers: int, finished: str) -> BaseException:
-    """What a user is told where the training of students ended too early.
+    """The error to show where the training of students ended too early.
 
     Args:
         cell: the student that the error is about.
@@ -231,7 +231,7 @@ def _start_workers(count: int) -> ProcessPoolExecutor:
 
 
 def _begin_worker(numbers: multiprocessing.SimpleQueue, visible: list[str]) -> None:
-    """A GPU of its own, as far as there are some; and no student is trained on when the user killed the command."""
+    """Give the worker a GPU of its own, as far as there are some, and end it with the command."""
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[numbers.get() % len(visible)]
 
@@ -256,9 +256,9 @@ def _jobs() -> int:
 
 
 def _read_result(cell: Cell) -> dict[str, Any] | None:
-    """What stands in the folder of a student that was finished once, whatever decided it: key, decides, result.
+    """The saved result of a finished student, whatever its settings: `key`, `decides`, `result`.
 
-    None where there is none, or a damaged one, which is said.
+    None where there is none, or a damaged one, of which a line tells.
     """
     path = Path(cell.folder) / CELL_FILE
     if not path.exists():
@@ -282,14 +282,14 @@ def _read_result(cell: Cell) -> dict[str, Any] | None:
 
 
 def _files(cell: Cell) -> dict[str, str]:
-    """What others read of a finished student: file -> checksum."""
+    """The files of a finished student that are read later: name -> checksum."""
     folder = Path(cell.folder)
     files = sorted({path for pattern in STUDENT_FILES for path in folder.glob(pattern) if path.is_file()})
     return {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
 
 
 def _what_changed(content: dict[str, Any], cell: Cell) -> str:
-    """In which options it differs from the student that is asked for; the first three."""
+    """In which options a finished student differs from the one to train; the first three."""
     if "decides" not in content:
         return "an earlier version of this command did not note all that decides it"
     before, now = content["decides"], cell.decides

@@ -34,7 +34,7 @@ def leave(stopped: KeyboardInterrupt) -> NoReturn:
 
 @contextmanager
 def stopped_like_ctrl_c() -> Iterator[None]:
-    """Take what a launcher or a batch system sends to end a job (SIGTERM) for what a user types to end it."""
+    """Treat SIGTERM, by which a launcher or a batch system ends a job, like Ctrl-C."""
     process = os.getpid()
 
     def stop(*_: Any) -> None:
@@ -57,7 +57,7 @@ def _end_while_loading(code: int) -> None:
 
 
 def watch() -> None:
-    """Until `arguments.run` takes over: called before the large libraries are imported."""
+    """Handle Ctrl-C and SIGTERM while the large libraries are imported, until `arguments.run` takes over."""
     if multiprocessing.parent_process() is not None:
         return
     process, original = os.getpid(), sys.excepthook

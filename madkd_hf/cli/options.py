@@ -30,7 +30,7 @@ class OptionParser(ArgumentParser):
 
 
 def task_of(argv: list[str]) -> str:
-    """The task of a training: what its command line, or else its YAML, says, or follows from what it starts from.
+    """The task of a training: --task, or else that of --backbone or --detector, by command line or YAML.
 
     Raises:
         ValueError: there is no such task.
@@ -70,7 +70,7 @@ def training_options() -> set[str]:
 
 
 def content_of(config: str | None) -> dict[str, Any]:
-    """What a YAML file says; nothing where it cannot be read, which the command itself tells."""
+    """The content of a YAML file; {} where it cannot be read, which the command itself reports."""
     try:
         content = yaml.safe_load(Path(config or "").expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -79,10 +79,10 @@ def content_of(config: str | None) -> dict[str, Any]:
 
 
 def check_paths(argv: list[str]) -> None:
-    """See that what a command line names by a path is there: it is told at once, and nobody asks the Hub for it.
+    """Refuse paths that do not exist: at once, and without asking the Hub for them.
 
     Raises:
-        ValueError: in one sentence, with what is nearly called so.
+        ValueError: there is no such folder; the message names a similar one.
     """
     given = vars(OptionParser(*(f"--{name}" for name in NAMED)).parse_known_args(argv)[0])
     for name, value in given.items():

@@ -25,7 +25,7 @@ def parser_of(command: str) -> RecipeParser:
 
 
 def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:
-    """The command that has all these options, if one has; two of some tell a training.
+    """The command that has all these options, if there is one; two options of a training mean `train`.
 
     Args:
         known: the options of the command that was given these, and that does not have them all.

@@ -117,8 +117,8 @@ def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectB
 
 
 def add_aspect_scores(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    """Into the summary, condition -> for each seed how well the student's aspects rank validation images, or the
-    objects in them, as the teacher's answers do (mean AUROC); returns a sentence on it, behind a space."""
+    """Put `aspects_learnt` into the summary: condition -> mean AUROC of the aspects on validation images (or objects)
+    for each seed, against the teacher's answers. Returns a sentence on it, behind a space."""
     auroc: dict[str, list[float]] = {}
     for cell in cells:
         if cell["metrics"].get("eval_aspect_auroc") is not None:

@@ -253,6 +253,7 @@ def _prepared(
     left_out: dict[str, LeftOut],
     doubtful: Sequence[str] = (),
 ) -> Ready | None:
+    """The splits without what was left out, with classes and a validation split; None where something is wrong."""
     splits = _without_left_out(splits, left_out)
     if empty := [split for split in used if not len(splits[split])]:
         if empty[0] not in left_out:  # else that is told already

@@ -48,7 +48,7 @@ def remove_damaged_results(folder: Path) -> None:
 
 
 def warn_if_damaged(path: Path, what: str, remedy: str) -> bool:
-    """Whether a JSON file cannot be read, which is said."""
+    """Warn of a JSON file that cannot be read; returns whether it is one."""
     try:
         read_json(path, what, remedy)
     except ValueError as error:

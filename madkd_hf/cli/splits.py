@@ -15,7 +15,7 @@ from .arguments import SplitArguments
 
 logger = get_logger(__name__)
 
-PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # as one says it
+PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # in words
 
 
 def check_columns(splits: DatasetDict, args: SplitArguments) -> None:

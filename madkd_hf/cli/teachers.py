@@ -83,7 +83,7 @@ class TeacherArguments(LabellingArguments):
 
 @dataclass
 class OwnTeacherArguments(LabellingArguments):
-    """Of commands that label what has no answers yet: their own options have no room for all those of a teacher."""
+    """The teacher of commands that label only where answers are missing: all its options are one mapping."""
 
     teacher_options: str = field(
         default="{}",

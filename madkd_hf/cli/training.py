@@ -112,7 +112,7 @@ def fit(trainer: DistillingTrainer) -> dict[str, float]:
         raise FailedOnOtherRank from None  # all processes know, and one says it
     trainer.save_state()
     if is_first:
-        # of an earlier student: save_metrics adds to the one, and nobody is to publish the other as this one
+        # of an earlier student: save_metrics would add to its numbers, and its upload would pass for this one's
         (folder / "all_results.json").unlink(missing_ok=True)
         remove_folder(folder / UNPUBLISHED, "student")
     return metrics
@@ -163,6 +163,6 @@ def publish(trainer: DistillingTrainer, args: TrainArguments) -> str | None:
 
 
 def about_dataset(args: DatasetArguments, rows: Dataset) -> DataSource:
-    """Rows of a folder may still know which dataset of the Hub they came from."""
+    """The dataset for a card; rows in a folder may still know from which dataset of the Hub they came."""
     origin = source(args)
     return DataSource.of(rows) or DataSource(origin["id"], origin["commit"], origin["config"])

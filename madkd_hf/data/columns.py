@@ -34,7 +34,7 @@ def aspect_features(bank: AspectBank, by_object: bool = False) -> Features:
 
 
 def is_labelled(features: Mapping[str, Any]) -> bool:
-    """Whether there are answers, and whose they are."""
+    """Whether the rows have answers, and say to which bank."""
     return {LOGITS, BANK} <= set(features)
 
 
@@ -84,7 +84,7 @@ def hidden_progress_bars() -> Iterator[None]:
 
 
 def check_bank(rows: Dataset, fingerprint: str, name: str = "dataset", holder: str = "this one is") -> None:
-    """See that the answers belong to a bank.
+    """Refuse answers to the questions of another bank.
 
     Args:
         rows: a labelled split.
@@ -104,7 +104,7 @@ def check_bank(rows: Dataset, fingerprint: str, name: str = "dataset", holder: s
 
 
 def check_answers(rows: Dataset, fingerprint: str | None, count: int, by_object: bool) -> None:
-    """See that the answers are those that a model is to learn; rows without answers are not looked at.
+    """Refuse answers that do not fit a model; rows without answers do not count.
 
     Args:
         rows: labelled or not.
@@ -209,9 +209,9 @@ def read_answers(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.nda
     logits = _read(dataset, LOGITS, len(bank))
     mass = _read(dataset, MASS, len(bank)) if MASS in dataset.features else None
     answered = ~np.isnan(logits).all(axis=1)
-    met = stored(dataset, BANK).is_valid().to_numpy() if BANK in dataset.features else answered
-    counts = {"rows": len(logits), "images": answered.sum(), "unlabelled": (~met & ~answered).sum()}
-    counts["unreadable"] = (met & ~answered).sum()
+    labelled = stored(dataset, BANK).is_valid().to_numpy() if BANK in dataset.features else answered
+    counts = {"rows": len(logits), "images": answered.sum(), "unlabelled": (~labelled & ~answered).sum()}
+    counts["unreadable"] = (labelled & ~answered).sum()
     return logits, mass, {name: int(count) for name, count in counts.items()}
 
 

@@ -144,7 +144,7 @@ def check_first(
 
 @dataclass
 class _Check:
-    """How one image is looked at: None where it is whole, else the reason and whether the image is to blame."""
+    """Checks one image: None where it is intact, else the reason and whether the image is to blame."""
 
     checked: CheckedImages
     feature: datasets.Image
@@ -218,7 +218,7 @@ class _Check:
 
 
 class _Room:
-    """So many pixels may be in memory at once; more than that only alone."""
+    """Limits how many pixels are in memory at once; a larger image is decoded alone."""
 
     def __init__(self, total: int):
         self.total = self.free = total

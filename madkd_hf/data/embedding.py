@@ -34,7 +34,7 @@ def embedded(column: pa.ChunkedArray, feature: Any, read: Callable[[str, bool], 
 
     Args:
         column, feature: as stored; images, or structs and lists with some inside.
-        read: gives the content of a file, of which is told whether an image is expected; None for a cell to be null.
+        read: path, whether an image is expected -> content of the file; None makes the cell null.
     """
     return pa.chunked_array([_embedded(chunk, feature, read) for chunk in column.chunks], column.type)
 
@@ -49,7 +49,7 @@ def read_image(origin: Origin, path: str, is_image: bool = True) -> bytes:
 def check_own_files(
     rows: Dataset, origin: Origin, split: str, on_error: str = "raise", undecoded: Collection[str] = ()
 ) -> Dataset:
-    """The rows, once it is seen that they name no other files than those that their origin allows, and images alone.
+    """The rows, after a check that they name only image files, and only those that their origin allows.
 
     Args:
         rows: of a split.
@@ -89,7 +89,7 @@ def check_own_files(
 def check_files_of_splits(
     splits: Mapping[str, Any], folder: str | os.PathLike | None, on_error: str = "raise"
 ) -> dict[str, Any]:
-    """The splits of a dataset, once it is seen that no row names a file outside; streams are seen as they come.
+    """The splits, after a check that no row names a file outside the dataset; streams are checked while they are read.
 
     Args:
         splits: as loaded.
@@ -105,8 +105,7 @@ def check_files_of_splits(
 
 
 def folder_origin(rows: Any, folder: str | os.PathLike | None) -> Origin | None:
-    """The origin of rows that were read from files in a folder; of those that list the images in it, links included,
-    and stand in no file, the names are the user's own."""
+    """The origin of rows that were loaded from a folder; None where we listed its images: the user's own names."""
     if folder is None:
         return None
     saved = any((Path(folder) / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
@@ -124,7 +123,7 @@ def refusal(row: str, column: str, path: str, reason: str) -> str:
 
 
 def named_files(array: pa.Array, feature: Any) -> Iterator[tuple[int, str, bool]]:
-    """Row, path and whether it is an image's, of everything that is a path without bytes."""
+    """(row, path, whether it is an image) of every cell that has a path and no bytes."""
     rows = np.arange(len(array))
     yield from _walk(array, feature, rows)
 
@@ -226,7 +225,7 @@ def _cleared(value: Any, feature: Any, refused: Collection[str]) -> Any:
 
 
 def _names_files(table: Any, columns: Mapping[str, Any]) -> Iterator[bool]:
-    """Whether a chunk of the stored columns names a file, in whatever row."""
+    """Chunk by chunk, whether a row of it names a file."""
     for name, feature in columns.items():
         for chunk in table.column(name).chunks:
             yield next(named_files(chunk, feature), None) is not None

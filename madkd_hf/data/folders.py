@@ -193,7 +193,7 @@ def image_column(paths: Iterable[Path | None]) -> pa.Array:
 
 
 def from_columns(columns: Mapping[str, pa.Array], features: Features, split: str, files: list[File]) -> Dataset:
-    """Rows whose fingerprint is the same wherever the folder lies, and another one once a file of it is another."""
+    """Rows whose fingerprint follows from the files and not from where the folder lies."""
     table = pa.table(dict(columns)).cast(features.arrow_schema)
     digest = hashlib.sha256(repr(features).encode())
     for file in files:

@@ -122,6 +122,6 @@ def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None
 
 
 def warn_of_missing_classes(classes: ClassLabel, present: set[int]) -> None:
-    """Tell which classes nobody can learn."""
+    """Warn of classes that nobody can learn."""
     if missing := set(range(classes.num_classes)) - present:
         logger.warning("No training image shows %d of the classes, first of all class %d.", len(missing), min(missing))

@@ -14,7 +14,7 @@ Rows = Dataset | IterableDataset
 
 
 def limited(rows: Rows, limit: int | None, label_column: str) -> Rows:
-    """So many rows, in their order: evenly of all classes as far as these reach, else any; of a stream the first ones.
+    """At most `limit` rows, in their order: drawn evenly from all classes; of a stream the first ones.
 
     Args:
         rows: of a split.
@@ -39,7 +39,7 @@ def labels_of(rows: Dataset, column: str) -> list[Any]:
 
 
 def draw_evenly(labels: list[Any], count: int, seed: int = SEED, without_class: bool = True) -> list[int]:
-    """The places of so many rows drawn by the seed, evenly of all classes as far as they reach, in order.
+    """The sorted indices of `count` rows, drawn by the seed, evenly from all classes as far as these have rows.
 
     Args:
         without_class: whether rows whose class is None are drawn, too, like those of a class of their own.

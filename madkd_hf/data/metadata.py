@@ -17,7 +17,7 @@ from .walk import File, Files, composed
 
 
 FILE_NAME = "file_name"  # the column that names the image of a row
-LISTS = "file_names"  # several images a row, which `load_dataset` is left to read
+LISTS = "file_names"  # several images a row: such a folder is left to `load_dataset`
 
 
 def tables_of(folder: Path, files: Files) -> dict[File, pa.Table]:

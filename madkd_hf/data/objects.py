@@ -76,7 +76,7 @@ def count_objects(column: pa.ChunkedArray) -> int:
 
 
 def feature_path(features: Features, column: str, field: str) -> str:
-    """Where a row's features keep that of a field, as Python, behind the name of the features."""
+    """Python code that, behind the name of a `Features`, gives the feature of a field of the objects."""
     if isinstance(features[column], dict):
         return f"[{python(column)}][{python(field)}].feature"
     return f"[{python(column)}].feature[{python(field)}]"

@@ -91,7 +91,7 @@ class Origin:
         return "it lies outside the dataset"
 
     def read(self, path: str) -> bytes:
-        """The bytes of an image file that a row names: decoded once, so that nothing else is ever handed on.
+        """The bytes of an image file that a row names: decoded once, so that only images are returned.
 
         Raises:
             RefusedFile: a file that may not be read, or that is no image.
@@ -172,7 +172,7 @@ def _downloads(commit: str) -> Iterator[Path]:
 
 @dataclass
 class _SourceFiles:
-    """What is known of the files that rows were read from; `of_files`: they were, even where nobody says which."""
+    """The files that rows were read from, as far as known; `of_files`: whether they were read from files at all."""
 
     repos: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
@@ -204,7 +204,7 @@ class _SourceFiles:
 
 
 def datasets_of(rows: Any) -> Iterator[Dataset | IterableDataset]:
-    """The rows, and what a stream was made of."""
+    """The rows, and the datasets that a stream is made of."""
     yield rows
     if isinstance(rows, IterableDataset):
         yield from (value for value in _inside(rows._ex_iterable, 0) if isinstance(value, Dataset))

@@ -13,7 +13,7 @@ OF_FILES = (".csv", ".json", ".jsonl", ".parquet", ".arrow", ".zip", ".tar", ".g
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name that is nothing here cannot be a Hub id, or is hardly meant as one.
+    """Whether a name that does not exist here was meant as a path, not as a Hub id.
 
     A Hub id is `name` or `owner/name`. Where there is a folder called like the owner, or a path with nearly the same
     name, a path was meant.
@@ -24,7 +24,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def similar(path: Path) -> str:
-    """What there is with nearly this name, as the end of a sentence: " (did you mean birds?)"."""
+    """A path that exists and has nearly this name, as the end of a sentence: " (did you mean birds?)"."""
     there = next((parent for parent in path.parents if parent.is_dir()), None)
     if there is None:
         return ""

@@ -19,7 +19,7 @@ class Problems:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Go on behind a step that found something wrong."""
+        """Collect the error of the steps within, and go on."""
         try:
             yield
         except (ValueError, OSError, ImportError) as error:

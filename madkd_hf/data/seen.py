@@ -20,7 +20,7 @@ MOST = 1 << 23  # keys, 64 MB; beyond, the file begins anew
 
 
 class CheckedImages:
-    """A set of 64-bit keys in one file; what is damaged there is not found again, and nothing else comes of it.
+    """The 64-bit keys of images that were found intact, in one file. Damage to it costs another look, no more.
 
     Args:
         folder: by default `madkd_checked` beside the cached datasets.

@@ -61,7 +61,7 @@ def digest(stream: IterableDataset, name: str | None = None) -> str:
 
 
 def _described(value: Any, name: str | None) -> Any:
-    """A setting of a step, as JSON holds what is known of it."""
+    """What decides a setting of a step, as JSON can hold it."""
     if isinstance(value, str):
         return [str(value), *_file_state(value)]
     if value is None or isinstance(value, (bool, int, float)):

@@ -142,7 +142,7 @@ def list_files(path: Folder, kind: str) -> None:
 
 
 def _write_mark(path: Path, marks: dict[str, list[str]], new: bool = False) -> None:
-    """Into a folder that is `new` and has no name of its own yet, as it comes: nobody looks at half of it."""
+    """Atomically, unless the folder is `new`: one without its own name yet, in which nobody reads half a mark."""
     (kind, names), *others = marks.items()
     content = {"made_by": MADE_BY, "kind": kind, "files": names} | ({"also": dict(others)} if others else {})
     text = json.dumps(content, indent=1) + "\n"

@@ -37,7 +37,7 @@ from .retries import ATTEMPTS_BEFORE, HubError, explain, is_refusal, reason_of, 
 
 TAG = "madkd"  # in the card of everything that this package publishes
 BLANK = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # what a new repo may hold already
-WRITTEN = {  # of a card's front matter, by us: what is there besides, a person has added
+WRITTEN = {  # fields of a card's front matter that we write; a person has added all others
     *("annotations_creators", "base_model", "configs", "dataset_info", "datasets", "library_name", "model-index"),
     *("pipeline_tag", "pretty_name", "size_categories", "source_datasets", "tags", "task_categories"),
 }

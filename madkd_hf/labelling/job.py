@@ -46,7 +46,6 @@ from .workers import Workers
 READ_BATCH = 16  # images or objects in one call of the teacher, or more where they do not fill a forward pass
 POLL_SECONDS = 1.0  # between two looks for the shards of other workers
 
-Counter = Callable[[int], int]
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
 
@@ -160,10 +159,9 @@ def _boxes(column: str | None, box_format: str, margin: float, padding: float | 
 
 @dataclass
 class _Job:
-    """One call of `attach_aspects`; `done` is, for one split, shard -> rows.
+    """One call of `attach_aspects`; in its methods `done` is shard -> number of rows, for one split.
 
-    With `wait`, another run on the same folder is waited for, for what it does is taken afterwards; else it is in the
-    way of a run that has something to do.
+    With `wait`, it waits for another run on the same folder and takes its answers; otherwise it is refused there.
     """
 
     bank: AspectBank
@@ -210,7 +208,7 @@ class _Job:
         return labelled
 
     def _compare(self, of_main: dict[str, Any], sources: list[Rows | Stream]) -> None:
-        """Workers that read other rows than the main process, or ask otherwise, would mix answers of two kinds."""
+        """Raise ValueError where this worker does not read the rows and ask the prompts of the main process."""
         for source in sources:
             if json.loads(json.dumps(source.state)) != of_main["splits"][source.split]:
                 raise ValueError(
@@ -247,12 +245,12 @@ class _Job:
         }
         work = WorkDir(folder, manifest, self.streams)
         work.start()
-        if (done := self._finished(work, sources)) is not None:
+        if (done := self._finished_shards(work, sources)) is not None:
             return work.manifest, done
         if locks is not None:
             locks.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True, wait=self.wait))
-            work.start()  # what another one has settled until now holds
-        done = {source.split: self._done(work, source) for source in sources}
+            work.start()  # another job may have settled something meanwhile
+        done = {source.split: self._remove_incomplete(work, source) for source in sources}
         open_splits = [source for source in sources if not _is_complete(work, source, done[source.split])]
         if work.manifest["plan"] is None and any(source.labelled for source in open_splits):
             work.manifest["plan"] = self._plan([source for source in sources if source.labelled])
@@ -261,30 +259,30 @@ class _Job:
             work.save_card(finished=False)
         return work.manifest, done
 
-    def _finished(self, work: WorkDir, sources: list[Rows | Stream]) -> dict[str, dict[int, int]] | None:
-        """What is done, where that is all: then it is read only, by any number of runs at once. Else None."""
+    def _finished_shards(self, work: WorkDir, sources: list[Rows | Stream]) -> dict[str, dict[int, int]] | None:
+        """The shards, where all are complete: any number of runs may read them at once. Else None."""
         done = {}
         for source in sources:
             there, total = work.indexes(source.split), _total(work, source)
             if total is None or len(there) * work.manifest["shard_size"] < total:  # seen without reading a shard
                 return None
             try:
-                done[source.split] = self._complete(work, source, say=False)
+                done[source.split] = self._usable_shards(work, source, say=False)
             except FileNotFoundError:  # another run makes it again
                 return None
             if sorted(done[source.split]) != there or not _is_complete(work, source, done[source.split]):
                 return None
         return done
 
-    def _done(self, work: WorkDir, source: Rows | Stream) -> dict[int, int]:
-        """The complete shards of a split; the others are taken away, so that a shard that is there is complete."""
+    def _remove_incomplete(self, work: WorkDir, source: Rows | Stream) -> dict[int, int]:
+        """The complete shards of a split; all others are removed, so that a shard that exists is complete."""
         there = work.indexes(source.split)
-        done = self._complete(work, source)
+        done = self._usable_shards(work, source)
         work.remove(source.split, [index for index in there if index not in done])
         return done
 
-    def _complete(self, work: WorkDir, source: Rows | Stream, say: bool = True) -> dict[int, int]:
-        """The complete shards of a split that serve this run: an earlier one may have skipped what it must not."""
+    def _usable_shards(self, work: WorkDir, source: Rows | Stream, say: bool = True) -> dict[int, int]:
+        """The complete shards that this run can use: with on_error="raise" none in which rows were skipped."""
         done = work.done(source.split, say)
         if source.labelled and self.on_error == "raise":
             done = {index: rows for index, rows in done.items() if not work.skipped(source.split, index)}
@@ -324,16 +322,8 @@ class _Job:
         size, shards_of_others = work.manifest["shard_size"], {}
         pairs = (work.manifest["plan"] or {}).get("batch_size", 0)  # not the teacher's, which memory may have halved
         images_per_call = max(READ_BATCH, -(-pairs // len(self.bank)))
-        reader = Reader(
-            source.split,
-            self.bank,
-            self.teacher,
-            self.image_column,
-            self.on_error,
-            source.name_of,
-            self.boxes,
-            source.origin,
-        )
+        settings = (self.bank, self.teacher, self.image_column, self.on_error)
+        reader = Reader(*settings, source.name_of, self.boxes, source.origin)
         progress, counted = self._progress(work, source, done)
         with tqdm(**progress, disable=not self.workers.is_main) as bar, hidden_progress_bars():
             for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
@@ -361,7 +351,7 @@ class _Job:
             work.manifest["finished"][source.split] = len(done)
             work.save()
 
-    def _progress(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> tuple[dict[str, Any], Counter]:
+    def _progress(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> tuple[dict[str, Any], Callable]:
         """What the bar begins with, and how many of what it counts a finished shard holds."""
         unit, total, count, about = " images", source.total, done.__getitem__, source.split
         if source.labelled:

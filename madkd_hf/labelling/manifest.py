@@ -12,7 +12,7 @@ from ..text import first_difference
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 2  # 1 had shards that did not say whose they are
-SETTLED = ("shard_size", "plan", "complete", "finished")  # by the job itself, on its way
+SETTLED = ("shard_size", "plan", "complete", "finished")  # what the job itself decides while it runs
 REMEDY = "move what is there away, or pass another work_dir"
 
 

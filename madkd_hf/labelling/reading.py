@@ -41,7 +41,6 @@ class Reader:
     `name_of` is what messages call a row, by its number and its file.
     """
 
-    split: str
     bank: AspectBank
     teacher: Teacher
     image_column: str

@@ -28,7 +28,7 @@ from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_anoth
 
 logger = logging.getLogger(__name__)
 
-MARK = b"madkd_hf"  # whose a shard is and which, in the metadata of its file
+MARK = b"madkd_hf"  # key in the metadata of a shard: its job, split and number
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 
 

@@ -37,7 +37,16 @@ from ..files import check_name
 from ..text import terminal
 
 
-REORDERING = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")  # the length is unknown
+REORDERING = (
+    "Filter",
+    "Take",
+    "Skip",
+    "Repeat",
+    "Mapped",
+    "Step",
+    "Sources",
+    "Interleaved",
+)  # steps behind which the length is unknown
 
 
 @dataclass
@@ -137,7 +146,6 @@ class Stream:
     boxes: Boxes | None = None
     origin: Origin = field(default_factory=Origin)
     on_error: str = "raise"
-
     name: str | None = None
 
     def __post_init__(self) -> None:

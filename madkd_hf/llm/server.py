@@ -100,7 +100,7 @@ class ServerLLM:
             )
         if isinstance(text, list):  # of parts, as some servers give it
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
-        return str(text).encode(errors="replace").decode()  # half an emoji cannot be written to a file
+        return str(text).encode(errors="replace").decode()  # a lone surrogate cannot be written to a file
 
     def _explain(self, failed: RequestFailed) -> str:
         server, again = self.server.name, "run the same command again later"

@@ -61,7 +61,7 @@ def check_class_names(class_names: Sequence[str]) -> tuple[str, ...]:
 def _check_text(text: str, what: str) -> None:
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # half a character, as a terminal or a file of another encoding gives it
+    except UnicodeEncodeError as error:  # a lone surrogate, from a terminal or a file of another encoding
         raise ValueError(f"The {what} {text!a} cannot be written as UTF-8: write it anew.") from error
 
 

@@ -136,6 +136,6 @@ def _positions(part: Any, position_of: Mapping[str, int], depth: int = 0) -> lis
 
 def _clean(text: str) -> str:
     """One line without its number, bullet, quotes, markup and "(yes/no)"."""
-    text = re.sub(r"\*\*|__|`", "", text.encode("utf-8", "ignore").decode())  # half a character cannot be written
+    text = re.sub(r"\*\*|__|`", "", text.encode("utf-8", "ignore").decode())  # no lone surrogates
     text = BULLET.sub("", " ".join(text.split()).strip("*_\"'“”#> "), count=1).strip("*_\"'“”,; ")
     return re.sub(r"(?<=\?)[\s\"'”)]*[(\[]?(?:yes ?(?:/|or|,) ?no)?\W{0,3}$", "", text, flags=re.IGNORECASE)

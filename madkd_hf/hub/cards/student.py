@@ -1,4 +1,4 @@
-"""The card of a student: which of the two it is, how to use it, what it scored, and what the aspects did for it."""
+"""The card of a student: plain or with aspects, how to use it, what it scored, and what the aspects did for it."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def _task(config: Any) -> str:
 
 
 def _bare(model: PreTrainedModel) -> PreTrainedModel:
-    """What `to_plain` is of."""
+    """The transformers model inside."""
     return model.detector if _detects(model.config) else model.backbone
 
 

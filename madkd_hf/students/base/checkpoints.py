@@ -290,7 +290,7 @@ def _has_all_files(folder: Path) -> bool:
 
 
 def remove(folder: Path) -> None:
-    """A checkpoint stops being one before its files go, so that half of one is never taken for a whole."""
+    """Rename a checkpoint before its files are removed, so that half of one never passes for a whole one."""
     old = temporary(folder, "old")
     folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What training has in common for all students, whatever they tell beside the aspects."""
+"""What training has in common for all students, whatever their task."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class DistillingTrainer(SafeTrainer):
         self._rows_of_loader: dict[str, Any] = {}  # what each evaluation data loader that is kept was made of
 
     def _refuse_unfit(self) -> None:
-        """What this student cannot be trained with.
+        """Refuse arguments that such a student cannot be trained with.
 
         Raises:
             ValueError: in one sentence.
@@ -192,7 +192,7 @@ class DistillingTrainer(SafeTrainer):
             dataset = dataset.with_format(None)
         if not len(dataset):
             raise ValueError(f"There are no rows in {name}: look at what fills it, or leave it out.")
-        # before the check: a box that cannot be is why the labelling left a row out
+        # before the check, which would refuse the boxes for which the labelling skipped rows
         rows = drop_skipped_rows(dataset, name)
         self._check(rows, name if rows is dataset else f"{name} (without the rows left out)", with_labels)
         return rows
@@ -219,7 +219,7 @@ class DistillingTrainer(SafeTrainer):
             return loaders[name]
         self._rows_of_loader[name] = dataset
         rows, self.data_collator = self._checked_rows(dataset, "the evaluation dataset"), self.eval_collator
-        if self.is_in_train:  # and so again
+        if self.is_in_train:  # which evaluates these rows many times
             rows, self.data_collator = self._stored(rows, self.eval_collator)
         size, sampler = self.args.eval_batch_size, self._get_eval_sampler
         return self._get_dataloader(rows, "Evaluation", size, sampler, dataloader_key=name)

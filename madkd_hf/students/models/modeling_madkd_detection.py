@@ -306,7 +306,7 @@ class DetectedQueries(typing.NamedTuple):
 def queries_of(processor: BaseImageProcessor, logits: torch.Tensor, threshold: float) -> list[torch.Tensor]:
     """Which query each box is from that `post_process_object_detection` gives, in its order.
 
-    A processor does not tell: boxes of no width that stand where the query is do.
+    A processor does not return query numbers. So it is given boxes whose left edge is the number of their query.
 
     Args:
         logits: [B, N, ...] of the queries.
@@ -315,9 +315,9 @@ def queries_of(processor: BaseImageProcessor, logits: torch.Tensor, threshold: f
     Returns:
         [m] integers for each image.
     """
-    query_numbers = logits.new_zeros(*logits.shape[:2], 4, dtype=torch.float)
-    query_numbers[..., 0] = torch.arange(logits.shape[1])
-    images = processor.post_process_object_detection(DetectedQueries(logits, query_numbers), threshold=threshold)
+    numbered_boxes = logits.new_zeros(*logits.shape[:2], 4, dtype=torch.float)
+    numbered_boxes[..., 0] = torch.arange(logits.shape[1])
+    images = processor.post_process_object_detection(DetectedQueries(logits, numbered_boxes), threshold=threshold)
     return [image["boxes"][:, 0].round().long() for image in images]
 
 
