@@ -22,7 +22,7 @@ from ..hub.cards.results import Evaluation
 from ..hub.cards.student import StudentFacts
 from ..hub.sources import how_drawn
 from ..report.classes import calibration_sentence
-from ..report.comparison import over_controls, terms
+from ..report.comparison import over_controls, terms_of
 from ..report.grid import grid_table, grid_verdict, write_grid
 from ..students.base.processors import load_image_processor
 from ..students.base.saved import ADAPTER
@@ -49,7 +49,7 @@ from .training import about_dataset
 
 def copy_student(args: CompareArguments) -> Path | None:
     """Copy the first distilled student to where users look for it."""
-    treated = terms({"task": args.objects.task}).treated
+    treated = terms_of({"task": args.objects.task}).treated
     trained, student = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
     if treated not in args.controls():
         return None
@@ -101,7 +101,7 @@ def check_publishing(args: CompareArguments) -> HubRepo | None:
         return None
     if read_grid(args.grid):
         raise ValueError("A grid has no one student to publish: choose a point, and publish without --grid.")
-    treated = terms({"task": args.objects.task}).treated
+    treated = terms_of({"task": args.objects.task}).treated
     if treated not in args.controls():
         raise ValueError(
             f"There is no distilled student to publish in {args.conditions}: add {treated} to --conditions."
@@ -138,7 +138,7 @@ def publish(
         "compared": True,
         "license": args.hub_license,
     }
-    command, treated = args.command, terms({"task": args.objects.task}).treated
+    command, treated = args.command, terms_of({"task": args.objects.task}).treated
     student_args, training_args = parse_student(student_argv(args, treated, 0, str(student)))
     trained_with = command.task.trainer.hyperparameters(training_args) | command.hyperparameters(student_args)
     commit = push_student(
@@ -200,14 +200,14 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     report_path = report.write_report(summary, args.output_dir)
     print(f"\n{report.table(summary)}\n")
     if "gain" in summary:
-        print(f"{report.verdict(summary['gain'], terms(summary).score)}.")
+        print(f"{report.verdict(summary['gain'], terms_of(summary).score)}.")
     if args.detects and over_controls(summary):
         print(over_controls(summary))
     if by_class and "calibration" in by_class:
         print(calibration_sentence(by_class))
     print(f"Report and pictures: {report_path}")
     if repo:
-        metrics = results[f"{terms(summary).treated}-0"]["metrics"]
+        metrics = results[f"{terms_of(summary).treated}-0"]["metrics"]
         url = publish(args, repo, student, metrics, summary, labelled)
         print(f"Published: {terminal(url)}")
     if args.detects:

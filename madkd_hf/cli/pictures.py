@@ -18,7 +18,7 @@ from ..data.objects import CATEGORY, flatten_objects
 from ..metrics import AspectAuroc
 from ..report import figures
 from ..report.classes import compared, summarise_classes, summarise_detected_classes, write_classes
-from ..report.comparison import real_gain, terms
+from ..report.comparison import real_gain, terms_of
 from ..report.scenes import plot_examples, plot_scenes
 from ..selection.evidence import write_evidence
 from ..students.base.processors import load_image_processor
@@ -98,7 +98,7 @@ def draw_figures(
     if student is not None:
         summary["aspect_auroc"] = aspect_auroc(args, labelled, bank, student)
         if summary["aspect_auroc"]:
-            place, unit = folder / "aspect_learning.png", terms(summary).about
+            place, unit = folder / "aspect_learning.png", terms_of(summary).about
             figures.plot_aspect_learning(bank.ids, list(summary["aspect_auroc"].values()), place, unit)
         if args.detects:
             by_class = draw_detected(args, labelled, bank, student)
@@ -157,7 +157,7 @@ def detector_trainer(
     args: CompareArguments, labelled: DatasetDict, student: Path, compute_metrics: Any = None
 ) -> MadkdDetectionTrainer:
     """A Trainer of a saved detector as it was trained, to measure it."""
-    argv = student_argv(args, terms({"task": "detection"}).treated, 0, str(student))
+    argv = student_argv(args, terms_of({"task": "detection"}).treated, 0, str(student))
     return MadkdDetectionTrainer(
         MadkdForObjectDetection.from_pretrained(student),
         train.parse(argv)[1],
@@ -179,7 +179,7 @@ def draw_detected(
     truth = objects_in(args, test, student)
     objects = [{name: image[name][image["iscrowd"] == 0] for name in ("boxes", "labels")} for image in truth]
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
-    predicted = _predictions(args, terms({"task": "detection"}).treated, 0)
+    predicted = _predictions(args, terms_of({"task": "detection"}).treated, 0)
     plot_scenes(
         [load_image(test[i][args.image_column]) for i in chosen],
         [objects[i] for i in chosen],

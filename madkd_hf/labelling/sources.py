@@ -37,16 +37,8 @@ from ..files import check_name
 from ..text import terminal
 
 
-REORDERING = (
-    "Filter",
-    "Take",
-    "Skip",
-    "Repeat",
-    "Mapped",
-    "Step",
-    "Sources",
-    "Interleaved",
-)  # steps behind which the length is unknown
+# Parts of the names of steps that change how many rows a stream has.
+CHANGE_LENGTH = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources", "Interleaved")
 
 
 @dataclass
@@ -162,7 +154,7 @@ class Stream:
     def total(self) -> int | None:
         """The number of rows, where the stream's card knows it."""
         split_info = (self.data.info.splits or {}).get(self.split)
-        changed = any(word in type(step).__name__ for step in steps(self.data) for word in REORDERING)
+        changed = any(word in type(step).__name__ for step in steps(self.data) for word in CHANGE_LENGTH)
         return None if changed or split_info is None else split_info.num_examples or None
 
     @property

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from ..files import write_whole
 from ..metrics import CalibrationError
 from ..text import markdown
-from .comparison import markdown_table, paired_gain, terms
+from .comparison import markdown_table, paired_gain, terms_of
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
 
 
@@ -96,7 +96,7 @@ def _by_gain(
 
 def compared(summary: dict[str, Any]) -> tuple[str, str]:
     """The conditions whose classes a summary compares, the plain one first."""
-    return "base", terms(summary).treated
+    return "base", terms_of(summary).treated
 
 
 def _confusion(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
@@ -129,7 +129,7 @@ def _calibration(logits: Sequence[np.ndarray], labels: np.ndarray, bins: int = B
 def classes_page(summary: dict[str, Any]) -> str:
     """`summarise_classes`, or that of detectors, as Markdown, with its pictures."""
     plain, treated = compared(summary)
-    counted, unit = COUNTED[summary["task"]], terms(summary).unit
+    counted, unit = COUNTED[summary["task"]], terms_of(summary).unit
     unit = f", {unit}" if unit else ", AP"
     head = ["Class", counted.capitalize(), f"Base{unit}", f"Distilled{unit}", "Gain, points [95% interval]"]
     rows = []

@@ -36,7 +36,7 @@ DETECTORS = {
 
 @dataclass(frozen=True)
 class Terms:
-    """What the comparison of a task speaks of.
+    """How the report of a task calls its conditions and scores.
 
     Attributes:
         conditions: name -> what its students learn from, the plain ones first.
@@ -86,14 +86,14 @@ TERMS = {
 }
 
 
-def terms(report: Mapping[str, Any]) -> Terms:
+def terms_of(report: Mapping[str, Any]) -> Terms:
     """Those of the report's `task`."""
     return TERMS[report.get("task", "classification")]
 
 
-def role(words: Terms, condition: str) -> str:
+def role(terms: Terms, condition: str) -> str:
     """What a condition is in the comparison: "base", "treated" or "control"."""
-    return "base" if condition == "base" else "treated" if condition in words.shuffled else "control"
+    return "base" if condition == "base" else "treated" if condition in terms.shuffled else "control"
 
 
 def paired_gain(treated: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
@@ -137,15 +137,15 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     Raises:
         ValueError: no cells, an unknown condition, a student that comes twice, seeds that differ.
     """
-    words = TERMS[task]
-    by_condition: dict[str, dict[int, float]] = {name: {} for name in words.conditions}
+    terms = TERMS[task]
+    by_condition: dict[str, dict[int, float]] = {name: {} for name in terms.conditions}
     for cell in cells:
         condition, seed = cell["condition"], cell["seed"]
         if condition not in by_condition:
-            raise ValueError(f"Unknown condition {condition!r}: expected one of {', '.join(words.conditions)}.")
+            raise ValueError(f"Unknown condition {condition!r}: expected one of {', '.join(terms.conditions)}.")
         if seed in by_condition[condition]:
             raise ValueError(f"The student {condition!r} with seed {seed} comes twice: keep one cell of each.")
-        by_condition[condition][seed] = float(cell[words.key])
+        by_condition[condition][seed] = float(cell[terms.key])
     runs = {name: dict(sorted(run.items())) for name, run in by_condition.items() if run}
     if not runs:
         raise ValueError("There are no cells to report: train at least one student.")
@@ -156,15 +156,15 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
                 f"{name!r} has the seeds {list(run)}, {first!r} has {seeds}: train each condition with the same seeds."
             )
     scores = {name: list(run.values()) for name, run in runs.items()}
-    kinds = {name: role(words, name) for name in scores}
+    kinds = {name: role(terms, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}
     for name, gains_over in gains.items():
-        for other in ("base", words.shuffled[name]):
+        for other in ("base", terms.shuffled[name]):
             if other in scores:
                 gains_over[other] = paired_gain(scores[name], scores[other])
-    summary = {"task": task, "seeds": seeds, words.key: scores, "roles": kinds}
-    if words.treated in gains and "base" in scores:
-        summary["gain"] = gains[words.treated]["base"]
+    summary = {"task": task, "seeds": seeds, terms.key: scores, "roles": kinds}
+    if terms.treated in gains and "base" in scores:
+        summary["gain"] = gains[terms.treated]["base"]
     summary["gains"] = {name: gains_over for name, gains_over in gains.items() if gains_over}
     controls = [name for name, kind in kinds.items() if kind == "control" and "base" in scores]
     summary["controls"] = {name: paired_gain(scores[name], scores["base"]) for name in controls}
@@ -184,11 +184,11 @@ def verdict(gain: Mapping[str, Any], score: str = "accuracy") -> str:
 
 def table(report: Mapping[str, Any]) -> str:
     """The accuracies and gains of `summarise` as a GitHub table that also reads well in a terminal."""
-    words = terms(report)
-    rows = [["Condition", words.in_table, "Gain over base, points [95% interval]"]]
-    for name, values in report[words.key].items():
+    terms = terms_of(report)
+    rows = [["Condition", terms.in_table, "Gain over base, points [95% interval]"]]
+    for name, values in report[terms.key].items():
         spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        rows.append([f"{name}: {words.conditions[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
+        rows.append([f"{name}: {terms.conditions[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
     return markdown_table(rows, right=(1, 2))
 
 
@@ -196,7 +196,7 @@ def gain_text(report: Mapping[str, Any], name: str) -> str:
     """The gain of a condition over base, points and interval; "" where it is not known."""
     gain = ((report.get("gains") or {}).get(name) or {}).get("base")
     if not gain:  # a control, or a treated condition in a report of an earlier version
-        gain = report.get("gain") if name == terms(report).treated else (report.get("controls") or {}).get(name)
+        gain = report.get("gain") if name == terms_of(report).treated else (report.get("controls") or {}).get(name)
     return _points(gain) if gain else ""
 
 
@@ -207,7 +207,7 @@ def _points(gain: Mapping[str, Any]) -> str:
 
 def over_controls(report: Mapping[str, Any]) -> str:
     """A sentence on what each treated condition gains over its own shuffled control; "" where none was run."""
-    own = terms(report).shuffled
+    own = terms_of(report).shuffled
     gains = {name: over.get(own[name]) for name, over in (report.get("gains") or {}).items() if name in own}
     texts = [f"`{name}` {_points(gain)}" for name, gain in gains.items() if gain]
     return f"Over its own shuffled control, in points [95% interval]: {', '.join(texts)}." if texts else ""
@@ -215,8 +215,8 @@ def over_controls(report: Mapping[str, Any]) -> str:
 
 def real_gain(report: Mapping[str, Any]) -> str:
     """How to tell a real gain from a control's, without a full stop; "" without a gain or without controls."""
-    words = terms(report)
-    kinds = {name: role(words, name) for name in report[words.key]}
+    terms = terms_of(report)
+    kinds = {name: role(terms, name) for name in report[terms.key]}
     treated, controls = ([name for name in kinds if kinds[name] == kind] for kind in ("treated", "control"))
     if not report.get("gain") or not controls:
         return ""
@@ -250,7 +250,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
         f"Multi-aspect knowledge distillation on {markdown(report['dataset'])}" if report.get("dataset") else "Report"
     )
     parts = [f"# {name}", _what_was_run(report)]
-    parts += [f"**{verdict(report['gain'], terms(report).score)}.**"] if report.get("gain") else []
+    parts += [f"**{verdict(report['gain'], terms_of(report).score)}.**"] if report.get("gain") else []
     parts += [table(report), *filter(None, [over_controls(report)])]
     parts += [left_out_sentence(report["left_out"])] if report.get("left_out") else []
     for file, caption in (report.get("figures") or {}).items():
@@ -270,8 +270,8 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
 
 
 def _what_was_run(report: Mapping[str, Any]) -> str:
-    words = terms(report)
-    conditions, seeds = len(report[words.key]), len(report["seeds"])
+    terms = terms_of(report)
+    conditions, seeds = len(report[terms.key]), len(report["seeds"])
     student = f"{markdown(report['student'])}, " if report.get("student") else ""
     who = "1 student" if conditions * seeds == 1 else f"{conditions * seeds} students"
     text = (
@@ -284,4 +284,4 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     text += f"; the teacher is {code(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
     spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
-    return f"{text}. {words.are} on the test images{spread}{paired}."
+    return f"{text}. {terms.are} on the test images{spread}{paired}."

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import whole_file, writing
 from ..text import figure as drawn_text
-from .comparison import TERMS, gain_text, mean_and_half_width, terms, verdict
+from .comparison import TERMS, gain_text, mean_and_half_width, terms_of, verdict
 
 
 if TYPE_CHECKING:
@@ -34,11 +34,11 @@ GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     """Test accuracy in per cent, or AP in points, per condition: a dot per seed, the mean, its 95% interval; lines
     join a seed."""
-    words = terms(report)
-    accuracy = report[words.key]
+    terms = terms_of(report)
+    accuracy = report[terms.key]
     count = len(next(iter(accuracy.values())))
     jitter = (np.arange(count) - (count - 1) / 2) * min(0.05, 0.3 / count)
-    title = verdict(report["gain"], words.score) if report.get("gain") else f"Test {words.score} of each student"
+    title = verdict(report["gain"], terms.score) if report.get("gain") else f"Test {terms.score} of each student"
     figure = new_figure(max(6.0, 2.1 * len(accuracy)), 4.8, title)
     ax = new_axes(figure, "Dot: one student; line: same seed; bar: mean; box: 95% interval of the mean")
     ax.use_sticky_edges = False
@@ -50,14 +50,14 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
         ax.bar(x, 2 * (half or 0), 0.5, mean - (half or 0), color=COLOURS[name], alpha=0.18, zorder=0)
         ax.hlines(mean, x - 0.25, x + 0.25, color=COLOURS[name], linewidth=2.5, zorder=2)
         ax.scatter(x + jitter, values, s=34, color=COLOURS[name], edgecolor="white", linewidth=0.8, zorder=3)
-        shown = gain_text(report, name) or f"{mean:.2f}{words.unit}"
-        labels.append(f"{name}\n{shown}\n{_balanced(words.conditions[name], 22)}")
+        shown = gain_text(report, name) or f"{mean:.2f}{terms.unit}"
+        labels.append(f"{name}\n{shown}\n{_balanced(terms.conditions[name], 22)}")
     ax.set_xticks(range(len(labels)), labels, fontsize=10)
     for tick, name in zip(ax.get_xticklabels(), accuracy):
         tick.set_color(COLOURS[name])
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(labels) - 0.5)
-    ax.set_ylabel(_axis(words, "test"))
+    ax.set_ylabel(_axis(terms, "test"))
     low, high = ax.get_ylim()
     ax.set_ylim(max(low, -1), min(high, 101))  # of few seeds, an interval may reach beyond what a score can be
     ax.grid(axis="y", color="#EEEEEE")
@@ -70,8 +70,8 @@ def _balanced(text: str, width: int) -> str:
     return textwrap.fill(text, next(w for w in range(1, width + 1) if len(textwrap.wrap(text, w)) <= lines))
 
 
-def _axis(words: Terms, part: str) -> str:
-    return f"{words.score} on the {part} images, {words.unit or 'points'}"
+def _axis(terms: Terms, part: str) -> str:
+    return f"{terms.score} on the {part} images, {terms.unit or 'points'}"
 
 
 def plot_learning_curves(
@@ -79,19 +79,19 @@ def plot_learning_curves(
 ) -> Path:
     """Validation accuracy (per cent), or AP (points), against the training step: mean and range over the seeds, per
     condition."""
-    words = TERMS[task]
-    figure = new_figure(7.0, 4.4, f"Validation {words.score} while the students learn")
+    terms = TERMS[task]
+    figure = new_figure(7.0, 4.4, f"Validation {terms.score} while the students learn")
     ax = new_axes(figure, "Line: mean over the seeds; band: lowest to highest seed")
-    for name in words.conditions:
+    for name in terms.conditions:
         curves = [dict(cell["curve"]) for cell in cells if cell["condition"] == name and cell.get("curve")]
         steps = sorted(set.intersection(*map(set, curves))) if curves else []
         if steps:
             values = np.array([[curve[step] for step in steps] for curve in curves])
-            label, front = f"{name}: {words.conditions[name]}", 3 if name == words.treated else 2
+            label, front = f"{name}: {terms.conditions[name]}", 3 if name == terms.treated else 2
             ax.fill_between(steps, values.min(0), values.max(0), color=COLOURS[name], alpha=0.15, linewidth=0)
             style = {"linestyle": STYLES[name], "color": COLOURS[name], "linewidth": 2}
             ax.plot(steps, values.mean(0), label=label, zorder=front, **style)
-    ax.set(xlabel="training step", ylabel=_axis(words, "validation"))
+    ax.set(xlabel="training step", ylabel=_axis(terms, "validation"))
     ax.grid(axis="y", color="#EEEEEE")
     if ax.lines:
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...data.origin import Origin, RefusedFile
 from ...files import read_json
-from ...report.comparison import over_controls, real_gain, table, terms, verdict
+from ...report.comparison import over_controls, real_gain, table, terms_of, verdict
 from ...text import terminal
 from ..sources import DataSource
 
@@ -36,13 +36,13 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
     """
     try:
         report = read_json(Path(folder) / "report.json", "report of a comparison", "run `madkd compare` again")
-        words = terms(report)
-        scores = {name: report[words.key][name] for name in words.conditions if name in report[words.key]}
-        _check_values({**report, words.key: scores}, words.key)
-        report[words.key] = scores
+        terms = terms_of(report)
+        scores = {name: report[terms.key][name] for name in terms.conditions if name in report[terms.key]}
+        _check_values({**report, terms.key: scores}, terms.key)
+        report[terms.key] = scores
         comparison_text(report, str, False), table(report)  # what the card uses is there
         if not scores or {len(values) for values in scores.values()} != {len(report["seeds"])}:
-            raise ValueError(f"one {words.score} for each seed is missing")
+            raise ValueError(f"one {terms.score} for each seed is missing")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         reason = terminal(repr(error) if isinstance(error, LookupError) else error)
         raise ValueError(
@@ -91,11 +91,11 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
         link: makes text of a `DataSource`.
         among: the student of the card is one of those compared.
     """
-    words = terms(report)
-    scores = report[words.key]
+    terms = terms_of(report)
+    scores = report[terms.key]
     students, seeds = len(scores) * len(report["seeds"]), len(report["seeds"])
     conditions = f"{len(scores)} condition{'s' * (len(scores) > 1)}"
-    parts = [f"**{verdict(report['gain'], words.score)}.**"] if report.get("gain") else []
+    parts = [f"**{verdict(report['gain'], terms.score)}.**"] if report.get("gain") else []
     subject = f"{students} students were" if students > 1 else "1 student was"
     each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
@@ -110,14 +110,14 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     )
     gains = [name for name in ("gain", "controls") if report.get(name)]
     parts.append(
-        f"{words.are} "
+        f"{terms.are} "
         + ("means ± standard deviations over the seeds on the test images" if seeds > 1 else "on the test images")
         + ("; gains are paired by seed, with a 95% interval." if gains and seeds > 1 else ".")
     )
     controls = {
         "image_shuffled": "gives each image the answers of another",
-        "shuffled": f"gives each {words.about} the answers of another",
-        "constant": f"gives all {words.about}s the same answers",
+        "shuffled": f"gives each {terms.about} the answers of another",
+        "constant": f"gives all {terms.about}s the same answers",
     }
     meanings = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)
     parts += [f"{real_gain(report)}: {meanings}."] if real_gain(report) else []

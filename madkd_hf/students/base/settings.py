@@ -57,11 +57,7 @@ REPORTERS = {  # report_to -> what to install
     "trackio": "trackio",
     "wandb": "wandb",
 }
-IS_THERE = {
-    "azure_ml": "azureml",
-    "comet_ml": "comet",
-    "flyte": "flytekit",
-}  # where `is_..._available` of transformers has another name
+IS_THERE = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # in is_..._available of transformers
 OPTIMIZERS = {  # part of an optimizer's name -> module, what to install
     "torch_8bit": ("torchao", "torchao"),
     "torch_4bit": ("torchao", "torchao"),

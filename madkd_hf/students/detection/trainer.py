@@ -108,9 +108,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
     ):
         self.image_column, self.boxes_column, self.box_format = image_column, boxes_column, box_format
         self._own_collator = data_collator is not None
-        self._evaluated: list[
-            list[tuple[dict, dict | None]]
-        ] = []  # of each batch: (prediction, reference) for each image
+        self._evaluated: list[list[tuple[dict, dict | None]]] = []  # by batch, by image: prediction and reference
         super().__init__(
             model,
             args,
