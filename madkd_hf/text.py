@@ -100,12 +100,13 @@ def figure(value: Any, limit: int | None = LONGEST["figure"]) -> str:
     return one_line(value, limit)
 
 
-def first_difference(then: str, now: str, shown: int = 60) -> tuple[str, str]:
-    """The part of each of two texts around the first place where they differ.
+def counted(number: int, noun: str) -> str:
+    """ "1 question", "2 questions"."""
+    return f"{number} {noun}{'s' * (number != 1)}"
 
-    Args:
-        shown: how many characters of each.
-    """
+
+def first_difference(then: str, now: str, shown: int = 60) -> tuple[str, str]:
+    """The part of each of two texts around the first place where they differ."""
     start = max(0, len(os.path.commonprefix([then, now])) - shown // 2)
     return then[start : start + shown], now[start : start + shown]
 
@@ -144,6 +145,11 @@ def keep_secret(secret: str | None) -> None:
     """Never show this token, key or password, in whatever message of this process."""
     if _may_be_secret(secret or ""):
         _SECRETS.add(secret.strip())
+
+
+def as_list(value: Any) -> list[Any]:
+    """A text alone as a list of it, None as an empty list."""
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def masked(value: Any) -> str:

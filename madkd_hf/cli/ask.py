@@ -47,12 +47,11 @@ from ..questions import (
     Rules,
     Store,
     collect_and_select,
-    counted,
     estimate,
     open_store,
     saved_questions,
 )
-from ..text import terminal
+from ..text import counted, terminal
 from .arguments import DatasetArguments, RecipeParser, load_splits
 from .outputs import BANK
 

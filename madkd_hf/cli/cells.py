@@ -27,6 +27,7 @@ import madkd_hf
 
 from .. import AspectBank
 from ..aspects import BANK_FILE
+from ..data.decoding import count_cores
 from ..files import (
     check_folder,
     check_name,
@@ -252,7 +253,7 @@ def _jobs() -> int:
     """One student a GPU, or a core; on another accelerator one at a time."""
     if torch.accelerator.is_available():
         return len(devices()) or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return count_cores()
 
 
 def _read_result(cell: Cell) -> dict[str, Any] | None:

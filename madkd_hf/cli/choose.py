@@ -91,9 +91,10 @@ def check(args: SelectArguments, splits: DatasetDict) -> bool:
 
 def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
     """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
+    from ..data.columns import stored
     from ..data.limits import draw_evenly
 
-    labels = rows.select_columns(label_column).with_format("arrow")[:][label_column].to_pylist()
+    labels = stored(rows, label_column).to_pylist()
     return rows.select(
         draw_evenly([None if label == -1 else label for label in labels], count, seed, without_class=False)
     )

@@ -59,8 +59,6 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
     """Before a student is trained.
 
     Args:
-        command: of the student's task.
-        args: of the student.
         checks: more of them; each raises what it finds wrong.
 
     Raises:
@@ -100,7 +98,6 @@ def comparison(problems: Problems, command: TaskCommand, args: Any, students: Se
 
     Args:
         problems: what was found already.
-        args: of the comparison.
         students: the arguments of those that will be trained.
         test: what the test split is for.
 
@@ -108,9 +105,7 @@ def comparison(problems: Problems, command: TaskCommand, args: Any, students: Se
         ValueError: all that is wrong.
     """
     problems.step(check_output, args.output_dir, args.dataset)
-    for name in [name for name in ("bank", "teacher") if getattr(args, name) is None]:
-        problems.add(f"No {name} given: pass --{name} (see --help).")
-    bank = args.bank and problems.step(AspectBank.load, args.bank)
+    bank = _load_bank(problems, args)
     for student in students:
         problems.step(command.check_model, student)
     ready = rows_of(problems, command, args, 0, test)
@@ -142,9 +137,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
         problems = Problems()
         for check in checks:
             problems.step(check)
-        for name in [name for name in ("bank", "teacher") if getattr(args, name) is None]:
-            problems.add(f"No {name} given: pass --{name} (see --help).")
-        bank = args.bank and problems.step(AspectBank.load, args.bank)
+        bank = _load_bank(problems, args)
         boxes = Boxes(args.boxes_column, args.box_format) if args.boxes_column else None
         _raise_before_download(problems, args)
         splits = problems.step(load_splits, args, args.streaming)
@@ -164,6 +157,12 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
 
     workers.from_main(run_checks)
     return results[0] if results else load_splits(args, args.streaming)
+
+
+def _load_bank(problems: Problems, args: Any) -> AspectBank | None:
+    for name in [name for name in ("bank", "teacher") if getattr(args, name) is None]:
+        problems.add(f"No {name} given: pass --{name} (see --help).")
+    return problems.step(AspectBank.load, args.bank) if args.bank else None
 
 
 def _raise_before_download(problems: Problems, args: Any) -> None:
@@ -210,7 +209,6 @@ def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test
     """What students are made from, looked at; None where something keeps it from being made.
 
     Args:
-        args: of a student or of a comparison.
         seed: of the split into training and validation images.
     """
     _raise_before_download(problems, args)

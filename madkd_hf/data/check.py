@@ -18,9 +18,9 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from PIL import ExifTags, Image
 
 from ..aspects import AspectBank
-from ..text import get_logger, markdown, terminal
+from ..text import counted, get_logger, markdown, terminal
 from .boxes import corners
-from .columns import is_labelled, skipped_rows
+from .columns import is_labelled, skipped_rows, stored
 from .decoding import Unreadable, check_images
 from .image_columns import check_image_feature
 from .images import load_image
@@ -56,8 +56,6 @@ def find_unusable(
 
     Args:
         problems: where what is wrong is noted.
-        names: of the splits that are looked at.
-        image_column: of their images.
         on_error: "raise" or "skip".
         more: what else can be wrong with a row of a split.
         outcome: what a warning says of the rows; any other words for rows that stay.
@@ -69,13 +67,14 @@ def find_unusable(
     for split in names:
         rows = splits[split]
         skipped = skipped_rows(rows) if is_labelled(rows.features) else []
-        bad = problems.step(_unusable, rows, skipped, image_column, split, more)
+        bad = problems.step(_unusable, rows, skipped, image_column, split, more) or []
+        images = f"{counted(len(rows), 'image')} of split {split!r}"
         if not bad and not skipped:
             continue
         failed += [image for image in bad if not image.broken]
         broken = [image for image in bad if image.broken]
         if broken:
-            reports.append(f"{len(broken)} of the {counted(len(rows))} of split {split!r}: {reasons(broken)}")
+            reports.append(f"{len(broken)} of the {images}: {reasons(broken)}")
         skipped_names = row_names(rows, skipped, image_column, split)
         bad += [Unreadable(*pair, "the labelling could not read it") for pair in zip(skipped, skipped_names)]
         bad.sort(key=lambda image: image.row)
@@ -83,9 +82,9 @@ def find_unusable(
             doubtful.append(split)
             continue
         left_out[split] = LeftOut([image.row for image in bad], [image.name for image in bad], len(rows))
-        logger.warning("%s %d of the %s of split %r: %s.", outcome, len(bad), counted(len(rows)), split, reasons(bad))
+        logger.warning("%s %d of the %s: %s.", outcome, len(bad), images, reasons(bad))
         if len(bad) == len(rows) and outcome == "Left out":
-            problems.add(f"None of the {counted(len(rows))} of split {split!r} can be used: {reasons(bad)}.")
+            problems.add(f"None of the {images} can be used: {reasons(bad)}.")
     if reports and on_error == "raise":
         problems.add(
             f"Images cannot be used: {'; '.join(reports)}: repair or remove them, or pass --on_error skip to leave "
@@ -93,8 +92,8 @@ def find_unusable(
         )
     if failed:
         problems.add(
-            f"{counted(len(failed))} cannot be read now: {reasons(failed)}: that says nothing about the images; see "
-            "to the disk, the network or the memory, and run the same command again."
+            f"{counted(len(failed), 'image')} cannot be read now: {reasons(failed)}: that says nothing about the "
+            "images; see to the disk, the network or the memory, and run the same command again."
         )
     return left_out, doubtful
 
@@ -144,7 +143,7 @@ def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> lis
 def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
     """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
     feature = rows.features[column]
-    values = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    values = stored(rows, column).to_pylist()
     if isinstance(feature, ClassLabel):
         known = range(feature.num_classes)
         return [row for row, value in enumerate(values) if value not in known]
@@ -180,10 +179,6 @@ def listed(names: Sequence[str], reasons: Sequence[str] = (), most: int = 5) -> 
     return ", ".join(some[:most]) + (", ..." if len(names) > most else "")
 
 
-def counted(count: int, what: str = "image") -> str:
-    return f"1 {what}" if count == 1 else f"{count} {what}s"
-
-
 def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
     """What reports say of images that were left out.
 
@@ -194,7 +189,9 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
     for split, counts in left_out.items():
         first = ", ".join(map(markdown, counts["first"]))
         more = ", ..." if counts["images"] > len(counts["first"]) else ""
-        parts.append(f"{counts['images']} of the {counted(counts['of'])} of {markdown(split)} ({first}{more})")
+        parts.append(
+            f"{counts['images']} of the {counted(counts['of'], 'image')} of {markdown(split)} ({first}{more})"
+        )
     return f"Left out, since nothing can be done with them: {'; '.join(parts)}."
 
 

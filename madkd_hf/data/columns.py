@@ -107,7 +107,6 @@ def check_answers(rows: Dataset, fingerprint: str | None, count: int, by_object:
     """Refuse answers that do not fit a model; rows without answers do not count.
 
     Args:
-        rows: labelled or not.
         fingerprint: of the model's bank.
         count: of the model's aspects, Q.
         by_object: whether the model answers about each object, or about the image.
@@ -163,7 +162,6 @@ def drop_skipped_rows(dataset: Dataset, name: str = "the dataset") -> Dataset:
     """The rows without `skipped_rows`, and a warning that says how many they were. No image is looked at.
 
     Args:
-        dataset: labelled or not.
         name: what the warning calls it.
 
     Returns:

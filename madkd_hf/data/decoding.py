@@ -69,8 +69,6 @@ def check_images(
         dataset = dataset.select(sorted(set(range(len(dataset))) - {each.row for each in broken}))
 
     Args:
-        dataset: with a column of images.
-        image_column: its name.
         split: what names call it; by default that of the dataset.
         cache_dir: where it is remembered; by default `madkd_checked` beside the cached datasets.
 
@@ -96,7 +94,7 @@ def check_images(
     unreadable, n_done = [], 0
     try:
         with (
-            ThreadPoolExecutor(_cores(), "images") as pool,
+            ThreadPoolExecutor(count_cores(), "images") as pool,
             _without_warnings(),
             tqdm(total=len(dataset), desc="looking at images", unit="img", delay=1, disable=disable_tqdm) as bar,
         ):
@@ -290,5 +288,5 @@ def is_broken(error: Exception) -> bool:
     return not isinstance(error, MemoryError) and getattr(error, "errno", None) in (None, *GONE)
 
 
-def _cores() -> int:
+def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

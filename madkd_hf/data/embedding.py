@@ -52,9 +52,6 @@ def check_own_files(
     """The rows, after a check that they name only image files, and only those that their origin allows.
 
     Args:
-        rows: of a split.
-        origin: of the dataset.
-        split: its name, for messages.
         on_error: "raise", or "skip": what must not be read becomes null.
         undecoded: columns whose files somebody else will decode; of these, only the names are looked at.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
+from .columns import stored
 from .images import remedy_for
 from .walk import image_suffixes
 
@@ -15,7 +16,6 @@ def as_images(rows: Dataset | IterableDataset, column: str, folder: Path | None)
     """The rows with that column as images, where it holds these as bytes, or their paths in the dataset's folder.
 
     Args:
-        rows: of a split.
         column: of images; where the rows have none, or it holds something else, they stay as they are.
         folder: the dataset's own; paths that lead out of it are refused.
 
@@ -28,14 +28,14 @@ def as_images(rows: Dataset | IterableDataset, column: str, folder: Path | None)
     is_text = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
     if not is_text or folder is None or isinstance(rows, IterableDataset):
         return rows
-    names = rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+    names = stored(rows, column).to_pylist()
     if not any(name and Path(name).suffix.lower() in image_suffixes() for name in names):
         return rows
     root = folder.resolve()
     paths = [None if name is None else _inside(name, root, column, row) for row, name in enumerate(names)]
-    stored = [path and {"bytes": None, "path": path} for path in paths]
+    cells = [path and {"bytes": None, "path": path} for path in paths]
     order = rows.column_names
-    return rows.remove_columns(column).add_column(column, stored, feature=Image()).select_columns(order)
+    return rows.remove_columns(column).add_column(column, cells, feature=Image()).select_columns(order)
 
 
 def check_image_column(features: Features | None, column: str) -> None:
@@ -62,8 +62,6 @@ def check_image_feature(feature: Any, column: str, name: str) -> None:
     """Refuses columns that hold no images, by their feature.
 
     Args:
-        feature: of the column.
-        column: its name.
         name: what the message calls the dataset.
 
     Raises:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
 from ..text import get_logger
+from .columns import CLASS_TYPES, stored
 
 
 logger = get_logger(__name__)
@@ -17,7 +18,7 @@ logger = get_logger(__name__)
 
 def count_without_class(rows: Dataset, column: str) -> int:
     """How many rows have no class: null, or the -1 that datasets hide labels behind."""
-    values = rows.select_columns(column).with_format("arrow")[:][column]
+    values = stored(rows, column)
     hidden = pc.sum(pc.equal(values, -1)).as_py() if isinstance(rows.features[column], ClassLabel) else 0
     return values.null_count + (hidden or 0)
 
@@ -27,7 +28,7 @@ def with_whole_numbers(rows: Dataset, column: str) -> Dataset:
     feature = rows.features[column]
     if not (isinstance(feature, Value) and feature.dtype.startswith("float")):
         return rows
-    values = rows.select_columns(column).with_format("arrow")[:][column]
+    values = stored(rows, column)
     only_whole = pc.all(pc.equal(pc.floor(values), values)).as_py()
     return rows.cast_column(column, Value("int64")) if only_whole is not False else rows
 
@@ -43,7 +44,6 @@ def class_label(
 
     Args:
         name: what an error calls the values.
-        feature: of the values.
         values_of: gives those of a split.
 
     Raises:
@@ -54,7 +54,7 @@ def class_label(
             f"The {name} holds lists, not classes: expected a ClassLabel, strings or integers, a single one each; an "
             "image with several classes cannot be learnt."
         )
-    if not getattr(feature, "dtype", "").startswith(("int", "uint", "string", "large_string", "bool")):
+    if not getattr(feature, "dtype", "").startswith(CLASS_TYPES):
         raise ValueError(f"The {name} holds {feature}, not classes: expected a ClassLabel, strings or integers.")
     values = {split: set(values_of(rows)) for split, rows in splits.items()}
     for split, present in values.items():

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 
+from .columns import stored
+
 
 SEED = 0
 Rows = Dataset | IterableDataset
@@ -17,7 +19,6 @@ def limited(rows: Rows, limit: int | None, label_column: str) -> Rows:
     """At most `limit` rows, in their order: drawn evenly from all classes; of a stream the first ones.
 
     Args:
-        rows: of a split.
         limit: how many; None keeps all.
         label_column: the column of classes; where there is none, rows are drawn without looking at them.
     """
@@ -34,7 +35,7 @@ def labels_of(rows: Dataset, column: str) -> list[Any]:
     """The class of each row; the same for all where the column holds none."""
     feature = rows.features.get(column)
     if isinstance(feature, ClassLabel) or (isinstance(feature, Value) and not feature.dtype.startswith("float")):
-        return rows.select_columns(column).with_format("arrow")[:][column].to_pylist()
+        return stored(rows, column).to_pylist()
     return [None] * len(rows)
 
 

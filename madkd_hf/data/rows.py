@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..text import masked, one_line
 
 
+SPLIT_NAME = re.compile(r"\w+(\.\w+)*")  # what `load_dataset` reads back
 PARTS = 3  # of a path are shown: birds/a/03.jpg
+
+
+def split_name(rows: Dataset | IterableDataset) -> str:
+    """The split that rows are of, "train" where they do not say; of "train[:50%]" and "train+test" the first word."""
+    found = SPLIT_NAME.match(str(rows.split or "train"))
+    return found[0] if found else "train"
 
 
 def row_number(rows: Dataset, index: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, IterableDataset, Value
 
 from ..text import one_line
+from .columns import CLASS_TYPES, stored
 
 
 CLASSES = 8  # are named one by one
@@ -59,11 +60,11 @@ def _classes(rows: Dataset | IterableDataset, column: str) -> str:
     if isinstance(feature, ClassLabel):
         counts = dict.fromkeys(feature.names, 0)
         name_of: Any = feature.names.__getitem__
-    elif isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "string", "large_string", "bool")):
+    elif isinstance(feature, Value) and feature.dtype.startswith(CLASS_TYPES):
         counts, name_of = {}, str
     else:
         return f", no column {column!r}" if feature is None else ""
-    value_counts = Counter(rows.select_columns(column).with_format("arrow")[:][column].to_pylist())
+    value_counts = Counter(stored(rows, column).to_pylist())
     unlabelled = value_counts.pop(None, 0) + (value_counts.pop(-1, 0) if isinstance(feature, ClassLabel) else 0)
     counts |= {name_of(value): count for value, count in value_counts.items()}
     text = _counted(counts) if any(counts.values()) else ""

@@ -80,9 +80,7 @@ def control_answers(rows: Dataset, control: str, seed: int) -> Dataset:
     """Answers that say nothing about their own image or object: what a real gain must beat.
 
     Args:
-        rows: labelled.
         control: "shuffled", the answers of another image or object; or "constant", each question's mean probability.
-        seed: of the shuffling.
     """
     check_has_answers(rows)
     column = rows[LOGITS][:]

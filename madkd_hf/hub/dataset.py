@@ -28,6 +28,7 @@ from ..data.columns import ASPECT_COLUMNS, about_objects, check_bank
 from ..data.embedding import embedded, media_columns, read_image, refusal
 from ..data.objects import BOX, count_objects, flatten_objects, object_fields
 from ..data.origin import Origin, RefusedFile
+from ..data.rows import SPLIT_NAME, split_name
 from ..files import check_name, remove_stale, temporary
 from ..selection.evidence import write_evidence
 from ..text import get_logger
@@ -39,7 +40,6 @@ from .upload import HubRepo
 logger = get_logger(__name__)
 
 OWN_FILES = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
-SPLIT = re.compile(r"\w+(\.\w+)*")
 ROW_GROUP = 100  # images that a reader of a stream has to load at once
 SHARD_BYTES = 500_000_000
 DEFAULT_FORMAT = "coco"  # of boxes, that of attach_aspects
@@ -144,8 +144,7 @@ def _staged(work_dir: str | os.PathLike | None) -> Iterator[Path]:
 
 def _splits(dataset: Rows | Mapping[str, Rows]) -> dict[str, Rows]:
     if isinstance(dataset, Rows):
-        name = SPLIT.match(str(dataset.split or "train"))  # of "train[:50%]" and "train+test", the first word
-        return {name[0] if name else "train": dataset}
+        return {split_name(dataset): dataset}
     if not dataset:
         raise ValueError("The dataset has no splits: pass what attach_aspects returns.")
     return dict(dataset)
@@ -158,7 +157,7 @@ def _check(
     first, features = next((split, rows.features or {}) for split, rows in splits.items())
     for split, rows in splits.items():
         check_name(split, "split")
-        if not SPLIT.fullmatch(split) or split == "all":
+        if not SPLIT_NAME.fullmatch(split) or split == "all":
             raise ValueError(
                 f"{split!r} cannot be the name of a split on the Hub: use letters, digits and _, and not 'all'."
             )

@@ -29,10 +29,6 @@ def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any)
     """What the call returns, tried again while the Hub is busy, broken or away.
 
     The client does so for transfers of files, and for none of the calls about repos and commits.
-
-    Args:
-        call, args, kwargs: of the client.
-        attempts: at most.
     """
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_may_pass),

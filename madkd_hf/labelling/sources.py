@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +30,7 @@ from ..data.embedding import (
 from ..data.images import to_rgb
 from ..data.objects import Boxes, count_objects
 from ..data.origin import Origin, RefusedFile, check_format
-from ..data.rows import describe_row, file_name
+from ..data.rows import SPLIT_NAME, describe_row, file_name, split_name
 from ..data.streams import UnknownFunction, digest, steps
 from ..files import check_name
 from ..text import terminal
@@ -317,8 +316,7 @@ def sources_of(
 ) -> list[Rows | Stream]:
     """The splits to read, checked before anything is."""
     if isinstance(dataset, (Dataset, IterableDataset)):
-        name = re.match(r"\w+(\.\w+)*", str(dataset.split or "train"))  # "train[:50%]", "train+test": the first word
-        parts = {name[0] if name else "train": dataset}
+        parts = {split_name(dataset): dataset}
     elif isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         parts = dict(dataset)
     else:
@@ -343,7 +341,7 @@ def sources_of(
 
 def _check_name(split: str, of_stream: bool) -> None:
     check_name(split, "split")
-    if of_stream and not re.fullmatch(r"\w+(\.\w+)*", split):
+    if of_stream and not SPLIT_NAME.fullmatch(split):
         raise ValueError(
             f"The split name {split!r} is none that load_dataset would read back: rename the stream's split, with "
             "letters, digits, underscores and dots."

@@ -12,7 +12,6 @@ from .generate import (
     select,
 )
 from .plan import Estimate, Plan, estimate
-from .prompts import counted
 from .store import MANIFEST, Store
 from .validation import Rules, fault
 
@@ -27,7 +26,6 @@ __all__ = [
     "TooFewQuestionsError",
     "check_class_names",
     "collect",
-    "counted",
     "estimate",
     "fault",
     "generate",

@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 
 from ..aspects import LONGEST, Aspect, AspectBank
 from ..llm import LLM, LLMError
-from ..text import get_logger, one_line
+from ..text import counted, get_logger, one_line
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
-from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, counted, examples, question_schema
+from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, examples, question_schema
 from .store import CANDIDATES, Store, Task
 from .validation import Rules, fault, searchable_names
 

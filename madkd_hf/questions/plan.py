@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from ..aspects import LONGEST, Aspect
 from ..llm import LLM
-from ..text import hidden_character, terminal
-from .prompts import GROUPS, ask_choice, ask_questions, counted
+from ..text import counted, hidden_character, terminal
+from .prompts import GROUPS, ask_choice, ask_questions
 from .store import Store
 
 
@@ -92,8 +92,6 @@ class Estimate(NamedTuple):
         tokens_in: about how many tokens are read.
         tokens_out: about how many are written.
         most_requests: at most, and so on; thoughts of reasoning models are written tokens too.
-        most_tokens_in: as above.
-        most_tokens_out: as above.
     """
 
     requests: int

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..aspects import Aspect
 from ..llm import Message
+from ..text import counted
 
 
 Style = Literal["json", "simple"]
@@ -132,11 +133,6 @@ def ask_choice(
         parts[-1] += "\n" + "\n".join(f"- {aspects[index].question}" for index in chosen)
     parts.append(f'Answer with JSON only, with {counted(count, "number")}: {{"selected": [<number>, ...]}}')
     return _messages("\n\n".join(parts))
-
-
-def counted(number: int, noun: str) -> str:
-    """ "1 question", "2 questions"."""
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _about(class_names: Sequence[str], domain: str) -> str:

@@ -520,7 +520,7 @@ def test_rows_are_named_by_their_file_and_the_number_that_the_user_knows(tmp_pat
     assert row_names(rows, [7], "image", "train") == ["birds/b/02.jpg"]
     assert row_number(rows.select([9, 7]).select([1]), 0) == 7
     content = Dataset.from_dict({"image": [{"bytes": b"x", "path": None}] * 2}).cast_column("image", Image())
-    assert row_names(content.select([1]), [0], "image", "test") == ["row 1 of split 'test'"]
+    assert row_names(content.select([1, 0]), [0], "image", "test") == ["row 1 of split 'test'"]
     assert describe_row("https://me:secret@host/a.png?token=1", 3) == "https:/***@host/a.png (row 3)"
     assert "\x1b" not in describe_row("a/\x1b[2J.jpg", 3)
 

@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from madkd_hf import AspectBank
 from madkd_hf.llm import LLMError
 from madkd_hf.llm.local import LocalLLM
-from madkd_hf.questions import Rules, counted, fault
+from madkd_hf.questions import Rules, fault
+from madkd_hf.text import counted
 
 
 ROOT = Path(__file__).parents[2]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ...data.check import counted, drop_rows, listed, rows_without_class
+from ...data.check import drop_rows, listed, rows_without_class
 from ...data.labels import check_count, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
 from ...students.tasks import TASKS
-from ...text import get_logger
+from ...text import counted, get_logger
 from ..arguments import ClassArguments
 from .base import TaskCommand, TestUse, TrainArguments
 
@@ -123,8 +123,8 @@ class Classification(TaskCommand):
                     remedy = "the comparison needs a score: pass another --test_split, or give them their class"
                 have = "has" if len(missing) == 1 else "have"
                 problems.add(
-                    f"{len(missing)} of the {counted(len(rows))} of split {split!r} {have} no class (null, -1, or "
-                    f"none of those that column {column!r} names): {listed(names)}: {remedy}."
+                    f"{len(missing)} of the {counted(len(rows), 'image')} of split {split!r} {have} no class (null, "
+                    f"-1, or none of those that column {column!r} names): {listed(names)}: {remedy}."
                 )
                 splits[split] = drop_rows(rows, missing)
         return problems.step(with_class_labels, splits, column, args.train_split)

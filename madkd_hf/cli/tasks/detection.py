@@ -21,6 +21,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ...data.check import bad_boxes
+from ...data.columns import stored
 from ...data.decoding import Unreadable
 from ...data.labels import class_label
 from ...data.objects import CATEGORY, Boxes, count_objects, iter_field, object_fields, with_category
@@ -86,7 +87,7 @@ class Detection(TaskCommand):
 
         column, splits = args.objects.boxes_column, DatasetDict(splits)
         if args.test_split in used and object_fields((rows := splits[args.test_split]).features, column):
-            if not count_objects(rows.select_columns(column).with_format("arrow")[:][column]):
+            if not count_objects(stored(rows, column)):
                 if test == "scored":
                     problems.add(
                         f"No image of split {args.test_split!r} has an object, and the comparison needs a score: pass "

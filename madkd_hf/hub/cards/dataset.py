@@ -21,7 +21,7 @@ from ...data.columns import CLASS_TYPES
 from ...data.objects import BOX, CATEGORY, feature_path, object_fields
 from ...report.comparison import markdown_table
 from ...selection.evidence import Evidence, evidence_table, evidence_terms, evidence_warnings
-from ...text import code, front, markdown, python
+from ...text import as_list, code, front, markdown, python
 from ..retries import HubError, reason_of, retried
 from ..sources import HUB_ID, link
 from ..upload import TAG, HubRepo
@@ -115,7 +115,7 @@ def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: Hu
     if "license" in stated and "license" not in terms:
         stated["license"] = terms["license"] = "other"
     if "license" in terms and not repo.knows_license(terms["license"]):
-        terms |= {"license": "other", "license_name": ", ".join(_listed(terms["license"]))}
+        terms |= {"license": "other", "license_name": ", ".join(as_list(terms["license"]))}
     elif terms.get("license") == "other":
         terms |= {name: stated[name] for name in ("license_name", "license_link") if isinstance(stated.get(name), str)}
     if not ADDRESS.fullmatch(terms.get("license_link", "https://x")):
@@ -142,7 +142,7 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
         model=model and (link(str(model)) if provenance.get("commit") else code(model)),
         source=source,
         source_link=link(source["id"], "datasets/") if source.get("commit") else code(source.get("id") or ""),
-        chosen_license=", ".join(map(str, _listed(license))),
+        chosen_license=", ".join(map(str, as_list(license))),
         splits=_split_table(facts),
         unit=evidence.unit,
         questions=evidence_table(evidence.rows, questions=True),
@@ -173,10 +173,6 @@ def source_of(provenance: Any) -> dict[str, str]:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-
-
-def _listed(value: str | Sequence[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
 
 
 def _classes(facts: DatasetFacts) -> int | str | None:

@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ...report.comparison import markdown_table, table
-from ...text import code, front, markdown, python
+from ...text import as_list, code, front, markdown, python
 from ..sources import HUB_ID, DataSource, link
 from ..upload import TAG, HubRepo
 from .comparison import comparison_text, copy_figures, read_comparison
@@ -69,13 +69,13 @@ def dataset_facts(
         dataset_args: the configuration.
     """
     if isinstance(dataset, DataSource):
-        return {"dataset": dataset, "datasets": _listed(dataset_tags)}
-    tags, names = [name for name in _listed(dataset_tags) if _hub_id(name)], _listed(dataset)
+        return {"dataset": dataset, "datasets": as_list(dataset_tags)}
+    tags, names = [name for name in as_list(dataset_tags) if _hub_id(name)], as_list(dataset)
     ids = dict.fromkeys([*tags, *(name for name in names if "/" in name and _hub_id(name))])
     names = tags or names
     if not names:
         return {"dataset": training_source}
-    config = ", ".join(_listed(dataset_args)) or None
+    config = ", ".join(as_list(dataset_args)) or None
     if training_source and names == [training_source.name]:
         source = DataSource(training_source.name, training_source.revision, config or training_source.config)
     else:
@@ -94,7 +94,6 @@ def write_card(
     """README.md and the pictures of the comparison.
 
     Args:
-        folder: where to.
         model, repo, facts, plain: as `push_student` has them.
         manual_metadata: front matter of the card that is there, see `HubRepo.manual_metadata`.
 
@@ -253,7 +252,3 @@ def _at(commit: str | None) -> str:
 def _two_columns(head: str, values: Mapping[str, Any]) -> str:
     rows = [[code(key), code(value)] for key, value in values.items()]
     return markdown_table([[head, "Value"], *rows]) if rows else ""
-
-
-def _listed(value: str | Sequence[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())

@@ -39,7 +39,6 @@ def write_record(folder: Path, **facts: Any) -> None:
     """Note what a finished checkpoint consists of; the last of its files to be written.
 
     Args:
-        folder: of the checkpoint.
         facts: more to note, such as how many `processes` trained.
     """
     files = {}
@@ -65,7 +64,6 @@ def fault(folder: str | Path, quick: bool = False, student_only: bool = False) -
     that a training goes on from, and can be read.
 
     Args:
-        folder: of the checkpoint.
         quick: look at names and sizes alone.
         student_only: ask for the student alone, not for what the training needs beside it.
     """
@@ -198,7 +196,6 @@ def find_checkpoint(
     Args:
         resume_from: True or "true" for the last whole one in the output folder, or the folder of one; nothing, False
             or "false" for none.
-        output_dir: of the training.
 
     Returns:
         Its folder, or None; and a sentence for each later one that is passed over.
@@ -267,7 +264,6 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     """Remove the oldest checkpoints above the limit; damaged ones do not count, and go first.
 
     Args:
-        output_dir: of the training.
         limit: how many stay; None or 0 for all.
         keep: those that stay whatever their age.
     """

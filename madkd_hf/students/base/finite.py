@@ -42,7 +42,6 @@ class Watch:
         """Name -> the step since which it has not been finite, of those whose patience is over; waits for the device.
 
         Args:
-            step: the present one.
             names: those to look at; all by default.
         """
         groups = [group for group in self._since if not names or set(names) & set(group)]
@@ -56,7 +55,6 @@ class Watch:
         """What is not finite, and since which step, the same in all processes; None where all is.
 
         Args:
-            step: the present one.
             processes: how many train together.
             together: all processes tell each other; otherwise each looks at the gradient, which is the same in all.
         """
@@ -82,7 +80,6 @@ def not_finite(model: nn.Module, weights: Mapping[str, Any] | None = None) -> st
     """What of a student's weights is not finite, in a few words; None where all are.
 
     Args:
-        model: the student.
         weights: its state, where that is known already.
     """
     infinite = {name for name, _ in model.named_buffers() if not name.endswith(("running_mean", "running_var"))}
@@ -106,7 +103,6 @@ def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDiv
     Args:
         reason: what is wrong, as "the loss is not finite".
         step: of the training; None where a student is only measured.
-        learning_rate: of the training.
     """
     if step is None:
         return TrainingDiverged(

@@ -32,7 +32,6 @@ def evaluation_for_card(rows: Any, trained_on: Any, output: EvalLoopOutput, pref
     """What a card says of an evaluation; what it says per aspect is taken out of the output's metrics.
 
     Args:
-        rows: that were evaluated.
         trained_on: the training dataset.
         output: of the evaluation loop.
         prefix: of its metrics: "eval", "eval_NAME", "test" or another.

@@ -24,7 +24,6 @@ def find_start(args: TrainingArguments, resume_from: str | bool | None) -> tuple
     """The checkpoint that a training goes on from, the same in all processes.
 
     Args:
-        args: of the training.
         resume_from: see `checkpoints.find_checkpoint`.
 
     Returns:

@@ -11,6 +11,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 
+from ...text import as_list
+
 
 def _at_least(low: float) -> Callable[[float], bool]:
     return lambda value: low <= value < math.inf
@@ -97,7 +99,7 @@ def check_extras(args: TrainingArguments) -> None:
         ValueError: a reporter that nobody knows.
     """
     missing = {}
-    for name in _listed(args.report_to):
+    for name in as_list(args.report_to):
         if name in ("all", "none"):
             continue
         if name not in integration_utils.INTEGRATION_TO_CALLBACK:
@@ -126,10 +128,6 @@ def check_extras(args: TrainingArguments) -> None:
 
 def _is_there(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
-
-
-def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or ())
 
 
 def check_stopping(args: Any) -> None:

@@ -15,7 +15,6 @@ def check_backbone(backbone: str, pretrained: bool = True, revision: str | None 
     Args:
         backbone: id of an image classifier on the Hub, or a folder.
         pretrained: whether its weights are wanted.
-        revision: on the Hub.
 
     Raises:
         ValueError, ImportError: in one sentence.

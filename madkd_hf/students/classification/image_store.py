@@ -24,6 +24,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ...data.decoding import count_cores
 from ...data.images import to_rgb
 from ...data.rows import describe_row, row_number
 from ..base.augmentation import image_key
@@ -78,7 +79,6 @@ class ImageStore:
 
         Args:
             rows: with a column of images.
-            image_column: its name.
             render: an RGB image -> [H, W, 3] uint8.
             shape: H, W.
             name: of what `render` does; another name is another store.
@@ -242,7 +242,7 @@ def _fill(
         return *image.size, image_key(image)
 
     with (
-        ThreadPoolExecutor(_cores()) as pool,
+        ThreadPoolExecutor(count_cores()) as pool,
         tqdm(total=count, initial=count - todo, desc="decoding", unit="img", delay=1,
              disable=disable_tqdm or not todo) as bar,
     ):  # fmt: skip
@@ -250,7 +250,3 @@ def _fill(
             indices = chunks.rows(chunk)
             chunks.write(chunk, list(pool.map(store_image, indices, encoded[indices][image_column])))
             bar.update(len(indices))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -25,8 +25,6 @@ def check_detector(
     Args:
         detector: id of a detector on the Hub, or a folder.
         pretrained: whether its weights are wanted.
-        revision: on the Hub.
-        aspect_level: what the questions are about.
 
     Raises:
         ValueError, ImportError: in one sentence.
@@ -61,7 +59,6 @@ def check_objects(
         dataset: with or without the column.
         name: what messages call the dataset.
         boxes_column, box_format: of the objects.
-        config: of the detector.
         with_labels: False for predictions, which may do without objects.
 
     Raises:

@@ -15,9 +15,7 @@ def too_long(layout: Layout, images: Sequence[Image], config: Any) -> tuple[int,
     """The question that is too long, if one is: its place, the tokens of its prompt, and the most there may be.
 
     Args:
-        layout: the questions.
         images: some that they will be asked about; a small blank one, if none.
-        config: of the text model.
     """
     question = max(range(len(layout)), key=lambda question: layout.lengths[question])
     own, limit = len(layout.suffixes[question]), context_length(config, layout.processor)

@@ -65,11 +65,9 @@ def check(
     """Read a few questions about the first images in every way.
 
     Args:
-        model: the teacher's.
         layout: its questions; up to 8 are asked, the shortest and the longest among them.
         images: one or two.
         reduce, size: as in `strategies.read`.
-        names: of strategies.
 
     Returns:
         For each name the largest difference of log-odds to the reference, in standard deviations (in float32, or for
@@ -202,11 +200,7 @@ def flops(name: str, layout: Layout, length: int, model: PreTrainedModel, patche
     vision tower, are left out.
 
     Args:
-        name: of a strategy.
-        layout: the questions.
         length: tokens before the questions part.
-        model: for its sizes.
-        patches: of the image.
     """
     encoded, tokens, pairs = work(name, layout, length)
     text, decoder = model.config.get_text_config(), model.get_decoder()

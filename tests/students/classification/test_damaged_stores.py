@@ -33,7 +33,7 @@ DATA, OTHER = dataset(), dataset(IMAGES[::-1])
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(image_store, "CHUNK", 2)
-    monkeypatch.setattr(image_store, "_cores", lambda: 1)
+    monkeypatch.setattr(image_store, "count_cores", lambda: 1)
 
 
 def opened(cache: Path, data: Dataset = DATA) -> tuple[ImageStore, int]:

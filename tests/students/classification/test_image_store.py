@@ -243,7 +243,7 @@ def rendering(dataset: Dataset, broken_at: int | None = None):
 @pytest.fixture
 def slowly(monkeypatch):
     """One thread, and a place to go on from after every two images."""
-    monkeypatch.setattr(image_store, "_cores", lambda: 1)
+    monkeypatch.setattr(image_store, "count_cores", lambda: 1)
     monkeypatch.setattr(image_store, "CHUNK", 2)
 
 
