@@ -96,7 +96,7 @@ def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArgument
 
 
 def check_publishing(args: CompareArguments) -> HubRepo | None:
-    """Where the student goes; what would keep it from going there is told before anything starts."""
+    """The repo to publish to, checked before anything starts; None without --push_to_hub."""
     if not args.push_to_hub:
         return None
     if read_grid(args.grid):

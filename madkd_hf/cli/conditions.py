@@ -46,7 +46,7 @@ def load_checked(args: CompareArguments, problems: Problems, students: list[Any]
     """The dataset, after all checks that need no teacher; see `preflight.comparison`."""
     for point in (problems.step(points, args) or []) if args.bank else []:
         if "aspects" in point:
-            problems.step(lambda count: check_count(count, AspectBank.load(args.bank)), point["aspects"])
+            problems.step(lambda n_aspects: check_count(n_aspects, AspectBank.load(args.bank)), point["aspects"])
     return comparison(problems, args.command, args, students or [], test)
 
 
@@ -105,7 +105,7 @@ def check(args: CompareArguments) -> list[Any]:
     """The arguments of each student, at every point, of every condition.
 
     Raises:
-        ValueError: what would fail when the teacher has worked for hours: each student is told what it is.
+        ValueError: options with which a student would fail, after hours of the teacher's work.
     """
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):

@@ -166,7 +166,7 @@ def _load_bank(problems: Problems, args: Any) -> AspectBank | None:
 
 
 def _raise_before_download(problems: Problems, args: Any) -> None:
-    """A dataset of the Hub may be hours away: what is wrong already is told before it is fetched."""
+    """Raise what is wrong already before a dataset of the Hub is downloaded, which may take hours."""
     if ":" not in args.dataset and not os.path.exists(os.path.expanduser(args.dataset)):
         problems.raise_all()
 

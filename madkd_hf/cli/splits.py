@@ -55,14 +55,14 @@ def with_validation(
                 rows, args.validation_fraction, seed, stratify_by_column
             )
         except ValueError as error:
-            each, enough = "", ""
+            some, enough = "", ""
             if stratify_by_column:
                 counts = [count for count in Counter(rows[stratify_by_column]).values() if count > 1]
                 share = math.ceil(100 * len(counts) / max(sum(counts), 1)) / 100
-                each = f", some of each of {len(counts)} classes"
+                some = f", some of each of {len(counts)} classes"
                 enough = f", such as {share:g}" if args.validation_fraction < share <= 0.5 else ""
             raise ValueError(
-                f"Cannot keep {args.validation_fraction:.0%} of {len(rows)} training images for validation{each} "
+                f"Cannot keep {args.validation_fraction:.0%} of {len(rows)} training images for validation{some} "
                 f"({error}): pass --eval_split, or another --validation_fraction{enough}."
             ) from error
         part = PARTS.get(args.validation_fraction, f"{args.validation_fraction:.0%}")

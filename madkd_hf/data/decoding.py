@@ -207,7 +207,7 @@ class _Check:
         if max(image.size) > LONGEST * min(image.size):
             return f"it has {image.width} x {image.height} pixels, one side over {LONGEST} times the other"
         image.draft(None, (1, 1))  # a JPEG in its smallest scale: all its data are read, and damage is found the same
-        with self.room.taken(image.width * image.height):
+        with self.room.reserved(image.width * image.height):
             image.load()
             if image.getexif().get(ExifTags.Base.Orientation) is not None:
                 image = ImageOps.exif_transpose(image)
@@ -223,16 +223,16 @@ class _Room:
         self.changed = threading.Condition()
 
     @contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
-        amount = min(amount, self.total)
+    def reserved(self, n_pixels: int) -> Iterator[None]:
+        n_pixels = min(n_pixels, self.total)
         with self.changed:
-            self.changed.wait_for(lambda: self.free >= amount)
-            self.free -= amount
+            self.changed.wait_for(lambda: self.free >= n_pixels)
+            self.free -= n_pixels
         try:
             yield
         finally:
             with self.changed:
-                self.free += amount
+                self.free += n_pixels
                 self.changed.notify_all()
 
 

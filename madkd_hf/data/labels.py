@@ -79,10 +79,10 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
     """
     features = splits[train_split].features
     if label_column not in features:
-        others = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+        candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
         raise ValueError(
             f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
-            + (f" {others[0]}." if len(others) == 1 else ", or put the images into a folder for each class.")
+            + (f" {candidates[0]}." if len(candidates) == 1 else ", or put the images into a folder for each class.")
         )
     if missing := count_without_class(splits[train_split], label_column):
         raise ValueError(

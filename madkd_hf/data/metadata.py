@@ -101,23 +101,23 @@ def _labels(folder: Path, parts: dict[str, Part]) -> dict[str, Any]:
         return {}
     if names is None or len(names) < 2:
         return {}
-    known = {image: name for split, part in parts.items() for image, name in zip(part.images, classes[split] or ())}
-    return {"names": names, "of": known}
+    class_of = {image: name for split, part in parts.items() for image, name in zip(part.images, classes[split] or ())}
+    return {"names": names, "of": class_of}
 
 
 def _split(folder: Path, split: str, rows: list[dict[str, Any]], schema: pa.Schema, labels: dict[str, Any]) -> Any:
     root, features, columns = folder.absolute(), Features(), {}
-    told = Features.from_arrow_schema(schema)
-    for name in [FILE_NAME, *(name for name in told if name != FILE_NAME)]:
+    stored = Features.from_arrow_schema(schema)
+    for name in [FILE_NAME, *(name for name in stored if name != FILE_NAME)]:
         values = [row.get(name) for row in rows]
         if name.endswith(FILE_NAME):
             name = name.removesuffix(FILE_NAME).rstrip("_") or "image"
             columns[name] = image_column(value and root.joinpath(*value.parts) for value in values)
             features[name] = Image()
         else:
-            columns[name], features[name] = pa.array(values, schema.field(name).type), told[name]
+            columns[name], features[name] = pa.array(values, schema.field(name).type), stored[name]
     if labels:
         features["label"] = ClassLabel(names=labels["names"])
-        known = (labels["of"].get(row[FILE_NAME]) for row in rows)
-        columns["label"] = pa.array([None if n is None else labels["names"].index(n) for n in known], pa.int64())
+        names = (labels["of"].get(row[FILE_NAME]) for row in rows)
+        columns["label"] = pa.array([None if n is None else labels["names"].index(n) for n in names], pa.int64())
     return from_columns(columns, features, split, [row[FILE_NAME] for row in rows])

@@ -18,8 +18,8 @@ PARTS = 3  # of a path are shown: birds/a/03.jpg
 
 def split_name(rows: Dataset | IterableDataset) -> str:
     """The split that rows are of, "train" where they do not say; of "train[:50%]" and "train+test" the first word."""
-    found = SPLIT_NAME.match(str(rows.split or "train"))
-    return found[0] if found else "train"
+    match = SPLIT_NAME.match(str(rows.split or "train"))
+    return match[0] if match else "train"
 
 
 def row_number(rows: Dataset, index: int) -> int:

@@ -146,7 +146,7 @@ def _only_others(left_out: dict[str, list[str]]) -> str:
 
 
 def _is_hub_repo(path: Path) -> bool:
-    """Whether its card says which files are the data, or these lie where `push_to_hub` puts them."""
+    """Whether a folder is a Hub repo: its card lists data files, or they lie where `push_to_hub` puts them."""
     if any((path / "data").glob("*.parquet")):
         return True
     card = path / "README.md"
@@ -166,7 +166,7 @@ def _downloaded(name: str, config: str | None, revision: str | None, streaming: 
 
 
 def _load(name: str | Path, read, *args, **options) -> Splits | Dataset:
-    """What `read` gives; what keeps it from that is told in one sentence, in the words of a command line."""
+    """What `read` returns; its errors become one sentence that names the options of a command line."""
     try:
         return read(*args, **options)
     except IndexError as error:  # datasets writes a split without rows, and cannot read it back

@@ -1,4 +1,4 @@
-"""Variants of a labelled dataset: the answers to some of its questions, or controls, whose answers say nothing."""
+"""Variants of a labelled dataset: fewer of its questions, or controls, whose answers do not fit their images."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def locked(
         activity: what this run does there, such as "it trains a student".
         option: the option that names the folder.
         again: whether the thread that holds the folder may enter it once more.
-        wait: whether to wait for another job, which is said once, and not to be refused.
+        wait: whether to wait for another job, with one warning, in place of being refused.
 
     Raises:
         ValueError: another job is at work there.

@@ -79,7 +79,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the Hub answered that it did nothing; a server's fault, or no answer, leaves that open."""
+    """Whether the Hub answered that it did nothing; after a server's fault, or without an answer, nobody knows."""
     return (_status(_hub_error(error)) or 500) < 500
 
 

@@ -156,8 +156,8 @@ class WorkDir:
     def done(self, split: str, say: bool = True) -> dict[int, int]:
         """The complete shards of a split, and how many rows each has.
 
-        A damaged or foreign one is not complete; each of these, and each that is missing of a finished split, is said
-        (unless `say` is off, for a look before the work).
+        With `say`, it warns of shards that are damaged or foreign, and so not complete, and of those that a finished
+        split lacks.
         """
         there, done = self.indexes(split), {}
         with tqdm(there, f"checking {split}", unit=" shards", delay=2, leave=False) as bar:

@@ -111,18 +111,18 @@ class Estimate(NamedTuple):
 def estimate(store: Store, llm: LLM, plan: Plan) -> Estimate:
     """Count what `generate` would ask from here on, without asking."""
     typical = "Does the image show a typical aspect here?"
-    asked, requests, read, written = store.questions, 0, 0, 0
+    texts, requests, read, written = store.questions, 0, 0, 0
     round = store.next_round
-    while len(asked) < plan.candidates and requests < plan.rounds:
-        group, count = plan.request(round + requests, plan.candidates - len(asked))
-        read += _size(ask_questions(store.task.class_names, store.task.domain, count, group, asked))
+    while len(texts) < plan.candidates and requests < plan.rounds:
+        group, count = plan.request(round + requests, plan.candidates - len(texts))
+        read += _size(ask_questions(store.task.class_names, store.task.domain, count, group, texts))
         written += TOKENS_PER_QUESTION * count
-        asked = asked + [typical] * count
+        texts = texts + [typical] * count
         requests += 1
     rounds = plan.rounds if len(store.aspects) < plan.candidates else 0
-    longest = _size(ask_questions(store.task.class_names, store.task.domain, plan.per_request, "visual", asked))
-    selects = plan.keep < len(asked)
-    choice = _size(ask_choice(store.task.class_names, store.task.domain, plan.keep, [Aspect("", q) for q in asked]))
+    longest = _size(ask_questions(store.task.class_names, store.task.domain, plan.per_request, "visual", texts))
+    selects = plan.keep < len(texts)
+    choice = _size(ask_choice(store.task.class_names, store.task.domain, plan.keep, [Aspect("", q) for q in texts]))
     answer = 4 * plan.keep + 16
     return Estimate(
         requests + selects,

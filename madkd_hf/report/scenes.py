@@ -121,7 +121,7 @@ def plot_scenes(
     least_score: float = 0.3,
     most_boxes: int = 8,
 ) -> Path:
-    """Each scene with its objects, with the boxes that were found, and what is said of these.
+    """Each scene with its objects, with the boxes that the student found, and their classes and aspects.
 
     Args:
         images: n pictures, as many as are to be shown (6 fit well).

@@ -177,9 +177,9 @@ def select_questions(
             f"None of the {len(bank)} questions tells more about the class than chance with {len(codes)} images of "
             f"{classes} classes: label more images of each class, or ask other questions."
         )
-    kept = AspectBank([bank[i] for i in search.chosen])
+    bank_kept = AspectBank([bank[i] for i in search.chosen])
     choices = tuple(search.choice(i) for i in range(len(bank)))
-    return Selection(choices, kept, keep, len(codes), classes, class_entropy(codes.tolist()), criterion)
+    return Selection(choices, bank_kept, keep, len(codes), classes, class_entropy(codes.tolist()), criterion)
 
 
 class _Search:

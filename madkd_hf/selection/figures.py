@@ -133,7 +133,7 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, un
 
 
 def _plot_information(ax: Axes, y: np.ndarray, rows: Sequence[QuestionEvidence], about: str) -> list[Any]:
-    """Bars for what is told, over the most that could be, and a mark for chance; returns the legend's handles."""
+    """Bars for the information, over the most that is possible, and marks for chance; returns the legend's parts."""
     classes = about == "class"
     information = [row.information or 0.0 if classes else row.entropy - row.doubt for row in rows]
     chance = [row.chance or 0.0 for row in rows]

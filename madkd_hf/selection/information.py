@@ -1,4 +1,4 @@
-"""What answers are like and what they tell: entropy, information about the class, questions that are worth nothing."""
+"""Entropy of answers, their information about the class, and questions that are worth nothing."""
 
 from __future__ import annotations
 

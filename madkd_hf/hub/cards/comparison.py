@@ -67,7 +67,7 @@ def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, 
 def _check_values(report: Mapping[str, Any], key: str) -> None:
     """Raise ValueError, or what a wrong type raises, where what a card tells of a report is no number or no text."""
     gains = [report.get("gain"), *(report.get("controls") or {}).values()]
-    gains += [gain for found in (report.get("gains") or {}).values() for gain in found.values()]
+    gains += [gain for by_control in (report.get("gains") or {}).values() for gain in by_control.values()]
     numbers = [score for values in report[key].values() for score in values] + list(report["seeds"])
     for gain in filter(None, gains):
         low, high = gain["ci95"]
@@ -97,7 +97,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     conditions = f"{len(scores)} condition{'s' * (len(scores) > 1)}"
     parts = [f"**{verdict(report['gain'], terms.score)}.**"] if report.get("gain") else []
     subject = f"{students} students were" if students > 1 else "1 student was"
-    each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
+    seeds_of_each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
     dataset += f" ({report['classes']:d} classes)" if dataset and report.get("classes") else ""
     count = report.get("images_per_class")
@@ -105,7 +105,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     images += f", {report['scenes']:d} labelled images each" if report.get("scenes") else ""
     is_it = "is it" if students == 1 else "is one of them"
     parts.append(
-        f"{subject} trained for the comparison{dataset}{images}: {conditions} with {each}"
+        f"{subject} trained for the comparison{dataset}{images}: {conditions} with {seeds_of_each}"
         + (f"; the student in this repo {is_it}." if among else ".")
     )
     gains = [name for name in ("gain", "controls") if report.get(name)]

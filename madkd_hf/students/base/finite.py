@@ -116,5 +116,5 @@ def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDiv
 
 
 def listed(names: Sequence[str]) -> str:
-    """As a sentence lists them."""
+    """The names as a sentence lists them: "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -67,7 +67,7 @@ class SafeTrainer(Trainer):
             raise
         finally:
             self._last_inputs = None
-            for callback in self.callback_handler.callbacks:  # what is said next begins on a line of its own
+            for callback in self.callback_handler.callbacks:  # the next output begins on a line of its own
                 if bar := getattr(callback, "training_bar", None):
                     bar.close()
         return output

@@ -207,7 +207,7 @@ class MadkdTrainingArguments(TrainingArguments):
             changed: `token`, `private`, `revision`, `create_pr`, where they are to differ from the arguments'.
         """
         settings = {
-            "private": self.hub_private_repo is not False,  # None, too: nothing becomes public unless it is said
+            "private": self.hub_private_repo is not False,  # None, too: nothing becomes public by default
             "token": self.hub_token,
             "revision": self.hub_revision,
             "create_pr": self.hub_create_pr,

@@ -80,7 +80,7 @@ class Chunks:
         return range(chunk * self.size, min((chunk + 1) * self.size, len(self.pixels)))
 
     def missing(self, disable_tqdm: bool = False) -> list[int]:
-        """The chunks that have to be made: those not done yet, and those damaged since, which is said."""
+        """The chunks that have to be made: those not done yet and, with a warning, those damaged since."""
         missing, damaged = [], []
         bar = tqdm(
             self.checksums, "checking stored images", unit=" chunks", delay=2, leave=False, disable=disable_tqdm

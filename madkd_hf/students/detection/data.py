@@ -109,16 +109,16 @@ class DetectionCollator:
         if self.boxes_column not in rows[0]:
             return self._processed(images)
         objects = [self._objects(row, image) for row, image in zip(rows, images)]
-        counts = [len(found["boxes"]) for found in objects]
-        crowds = [_selected(found, found["iscrowd"] != 0) for found in objects]
-        objects = [_selected(found, found["iscrowd"] == 0) for found in objects]
+        counts = [len(item["boxes"]) for item in objects]
+        crowds = [_selected(item, item["iscrowd"] != 0) for item in objects]
+        objects = [_selected(item, item["iscrowd"] == 0) for item in objects]
         if self.changes is not None:
             images, objects = zip(*(self._augmented(*pair) for pair in zip(images, objects)))
         ids = [row["image_id"] if isinstance(row.get("image_id"), int) else 0 for row in rows]
-        batch = self._processed(list(images), [_annotations(i, found) for i, found in zip(ids, objects)])
+        batch = self._processed(list(images), [_annotations(i, item) for i, item in zip(ids, objects)])
         aspects = self._aspects(rows, counts)
         batch["labels"] = [
-            _target(label, found, target) for label, found, target in zip(batch["labels"], objects, aspects)
+            _target(label, item, target) for label, item, target in zip(batch["labels"], objects, aspects)
         ]
         if self.changes is None:  # nobody asks where a zoom leaves a crowd
             for label, crowd in zip(batch["labels"], crowds):
