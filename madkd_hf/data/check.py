@@ -189,9 +189,8 @@ def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
     for split, counts in left_out.items():
         first = ", ".join(map(markdown, counts["first"]))
         more = ", ..." if counts["images"] > len(counts["first"]) else ""
-        parts.append(
-            f"{counts['images']} of the {counted(counts['of'], 'image')} of {markdown(split)} ({first}{more})"
-        )
+        images = counted(counts["of"], "image")
+        parts.append(f"{counts['images']} of the {images} of {markdown(split)} ({first}{more})")
     return f"Left out, since nothing can be done with them: {'; '.join(parts)}."
 
 

@@ -111,12 +111,10 @@ def _local(path: Path, config: str | None, streaming: bool, left_out: dict[str, 
         )
     if of_hub or not (files.images or files.undecodable):
         if not files.tables and not files.images:
-            raise ValueError(
-                f"There is no image in {path}{_only_others(files.left_out)}: pass the folder that has them."
-            )
+            raise ValueError(f"There is no image in {path}{_others(files.left_out)}: pass the folder that has them.")
         return _load(path, datasets.load_dataset, str(path), config, streaming=streaming)
     if not files.images:
-        raise ValueError(f"There is no image in {path} that can be read{_only_others(files.left_out)}.")
+        raise ValueError(f"There is no image in {path} that can be read{_others(files.left_out)}.")
     if config is not None:
         raise ValueError(f"--dataset_config {one_line(config, 60)}: a folder of images has none; leave it out.")
     tables = tables_of(path, files)
@@ -140,7 +138,7 @@ def _notes(splits: Mapping[str, Dataset | IterableDataset], left_out: Mapping[st
     ]
 
 
-def _only_others(left_out: dict[str, list[str]]) -> str:
+def _others(left_out: dict[str, list[str]]) -> str:
     reasons = summary.left_out_lines(left_out)
     return f", only {'; '.join(reasons)}" if reasons else ", it is empty"
 

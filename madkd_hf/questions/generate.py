@@ -95,9 +95,8 @@ def generate(
         TooFewQuestionsError: there are fewer than N good questions after the allowed rounds.
         LLMError: the LLM gives no answer.
     """
-    return collect_and_select(
-        open_store(class_names, llm.name, domain, rules, folder, change_llm), llm, plan or Plan(), progress
-    )
+    store = open_store(class_names, llm.name, domain, rules, folder, change_llm)
+    return collect_and_select(store, llm, plan or Plan(), progress)
 
 
 def collect_and_select(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generated:

@@ -30,11 +30,11 @@ class LoraStudent(PeftModel):
     """A `PeftModel` that leaves behind what everybody can load: the merged student, the adapter beside it.
 
     Attributes:
-        requested_targets: the target modules as they were asked for.
+        targets: the target modules as they were asked for.
         checkpointed: whether layers are computed again in the backward pass, as of the last call of `train`.
     """
 
-    requested_targets: str | list[str]
+    targets: str | list[str]
     checkpointed = False
 
     def merged(self) -> MadkdForImageClassification:
@@ -105,11 +105,7 @@ class LoraStudent(PeftModel):
     def hyperparameters(self) -> dict[str, Any]:
         """For the card."""
         config = self.peft_config["default"]
-        targets = (
-            self.requested_targets
-            if isinstance(self.requested_targets, str)
-            else ", ".join(sorted(self.requested_targets))
-        )
+        targets = self.targets if isinstance(self.targets, str) else ", ".join(sorted(self.targets))
         names = {"lora_rank": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout}
         return names | {"lora_target_modules": targets}
 
@@ -158,7 +154,7 @@ def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraSt
         ) from error
     config = adapted.peft_config["default"]
     config.target_modules = _comparable(config.target_modules)  # a set would be saved in another order every time
-    adapted.requested_targets = target if isinstance(target, str) else sorted(target)
+    adapted.targets = target if isinstance(target, str) else sorted(target)
     return adapted
 
 

@@ -123,7 +123,7 @@ class AspectModel(PreTrainedModel):
             ) from error
 
 
-def build_inner_model(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+def build(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
     """The inner model, with random weights.
 
     Raises:

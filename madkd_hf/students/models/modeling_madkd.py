@@ -20,15 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .aspects_of_madkd import (
-    AspectModel,
-    aspects_of,
-    build_inner_model,
-    commit_of,
-    inner_config,
-    printable,
-    scored_answers,
-)
+from .aspects_of_madkd import AspectModel, aspects_of, build, commit_of, inner_config, printable, scored_answers
 from .configuration_madkd import MadkdConfig
 
 
@@ -78,7 +70,7 @@ class MadkdForImageClassification(AspectModel):
     def __init__(self, config: MadkdConfig):
         super().__init__(config)
         check_architecture(config.backbone_config)
-        self.backbone = build_inner_model(AutoModelForImageClassification, config.backbone_config)
+        self.backbone = build(AutoModelForImageClassification, config.backbone_config)
         self.supports_gradient_checkpointing = self.backbone.supports_gradient_checkpointing
         self.post_init()
 
@@ -254,9 +246,7 @@ def head_parameters(config: PretrainedConfig) -> set[str]:
     for extra in (0, 1):
         outputs = [str(i) for i in range(config.num_labels + extra)]
         with torch.device("meta"):
-            model = build_inner_model(
-                AutoModelForImageClassification, MadkdConfig.backbone_config_for(config.to_dict(), outputs)
-            )
+            model = build(AutoModelForImageClassification, MadkdConfig.backbone_config_for(config.to_dict(), outputs))
         shapes.append({name: value.shape for name, value in model.state_dict().items()})
     head = {name: shape for name, shape in shapes[0].items() if shape != shapes[1][name]}
     if not head or any(shape[0] != config.num_labels for shape in head.values()):

@@ -26,15 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .aspects_of_madkd import (
-    AspectModel,
-    aspects_of,
-    build_inner_model,
-    commit_of,
-    inner_config,
-    printable,
-    scored_answers,
-)
+from .aspects_of_madkd import AspectModel, aspects_of, build, commit_of, inner_config, printable, scored_answers
 from .configuration_madkd_detection import MadkdDetectionConfig
 
 
@@ -99,7 +91,7 @@ class MadkdForObjectDetection(AspectModel):
 
     def __init__(self, config: MadkdDetectionConfig):
         super().__init__(config)
-        self.detector = build_inner_model(AutoModelForObjectDetection, config.detector_config)
+        self.detector = build(AutoModelForObjectDetection, config.detector_config)
         _check_outputs(self.detector, config.aspect_level)
         self.takes_mask = "pixel_mask" in inspect.signature(self.detector.forward).parameters
         self.aspect_head = nn.Linear(config.aspect_width, config.num_aspects)
@@ -170,7 +162,7 @@ class MadkdForObjectDetection(AspectModel):
         """
         features = outputs.get("encoder_last_hidden_state")
         if features is None and not _joins_patches(self.detector.config):
-            raise ValueError(_missing_message("features of the image", self.detector, 'take aspect_level="object"'))
+            raise ValueError(_lacks("features of the image", self.detector, 'take aspect_level="object"'))
         if isinstance(features, torch.Tensor) and features.ndim == 3:
             positions, mask = features, next(iter(encoder_mask), None)
         else:
@@ -349,11 +341,9 @@ def _check_outputs(detector: nn.Module, level: str) -> None:
             continue
         fields = output_class.__dataclass_fields__
         if "last_hidden_state" not in fields or "pred_boxes" not in fields:
-            raise ValueError(
-                _missing_message("states of its queries", detector, 'take a relative of "detr" or "yolos"')
-            )
+            raise ValueError(_lacks("states of its queries", detector, 'take a relative of "detr" or "yolos"'))
         if level == "image" and "encoder_last_hidden_state" not in fields and not _joins_patches(detector.config):
-            raise ValueError(_missing_message("features of the image", detector, 'take aspect_level="object"'))
+            raise ValueError(_lacks("features of the image", detector, 'take aspect_level="object"'))
 
 
 def _joins_patches(config: PretrainedConfig) -> bool:
@@ -361,7 +351,7 @@ def _joins_patches(config: PretrainedConfig) -> bool:
     return hasattr(config, "num_detection_tokens")
 
 
-def _missing_message(what: str, detector: nn.Module, remedy: str) -> str:
+def _lacks(what: str, detector: nn.Module, remedy: str) -> str:
     return f"{type(detector).__name__} gives no {what} for the aspect head to read: {remedy}."
 
 
