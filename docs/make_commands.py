@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from madkd_hf import MadkdTrainingArguments
-from madkd_hf.cli.arguments import RecipeParser
+from madkd_hf.cli.arguments import CommandParser
 from madkd_hf.cli.main import COMMANDS, LAUNCHED
 from madkd_hf.cli.parsers import parser_of
 from madkd_hf.cli.tasks import command_of
@@ -51,7 +51,7 @@ def _line(action: Action) -> str:
     return f"| `--{action.dest}` | {said} | {default} |".replace("<", "&lt;")
 
 
-def options_of(parser: RecipeParser) -> dict[str, Action]:
+def options_of(parser: CommandParser) -> dict[str, Action]:
     """The options of a command, without `--help` and `--config`, and without `--no_x` beside `--x`."""
     actions = [action for action in parser._actions if not action.option_strings[0].startswith("--no_")]
     return {action.dest: action for action in actions if action.dest not in ("help", "config")}
@@ -64,7 +64,7 @@ def training() -> str:
     for task in TASKS:
         command = command_of(task)
         groups = (command.arguments, *command.more_arguments.values(), MadkdTrainingArguments)
-        options = options_of(RecipeParser(*groups, description=""))
+        options = options_of(CommandParser(*groups, description=""))
         tasks[task] = {name: action for name, action in options.items() if name not in of_trainer}
     shared = set.intersection(*map(set, tasks.values()))
     text = table("", [action for name, action in next(iter(tasks.values())).items() if name in shared])

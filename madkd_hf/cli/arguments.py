@@ -170,7 +170,7 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Defaults beside the options, and the description as it is written."""
 
 
-class RecipeParser(HfArgumentParser):
+class CommandParser(HfArgumentParser):
     """An `HfArgumentParser` that reads a YAML file first and the command line over it, and refuses unknown names."""
 
     def __init__(self, *dataclass_types: type, description: str):

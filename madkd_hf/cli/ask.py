@@ -52,7 +52,7 @@ from ..questions import (
     saved_questions,
 )
 from ..text import counted, terminal
-from .arguments import DatasetArguments, RecipeParser, load_splits
+from .arguments import CommandParser, DatasetArguments, load_splits
 from .outputs import BANK
 
 
@@ -63,7 +63,7 @@ LONGEST_TIMEOUT = 1e6  # seconds; clocks end a little later
 
 
 @dataclass
-class ClassArguments(DatasetArguments):
+class ClassNameArguments(DatasetArguments):
     """What the questions are about."""
 
     _argument_group_name = "classes"
@@ -161,13 +161,13 @@ class LLMArguments:
 
 
 def main() -> None:
-    classes, questions, args = RecipeParser(
-        ClassArguments, QuestionArguments, LLMArguments, description=__doc__
+    classes, questions, args = CommandParser(
+        ClassNameArguments, QuestionArguments, LLMArguments, description=__doc__
     ).parse()
     folder = Path(questions.output_dir)
     problems = Problems()
     if problems.passes(check_options, args, questions):
-        problems.step(check_place, folder, classes.dataset)
+        problems.step(check_bank_folder, folder, classes.dataset)
     names = problems.step(class_names, classes)
     problems.raise_all()
     options = {name: getattr(questions, name) for name in ("candidates", "keep", "per_request", "max_rounds")}
@@ -207,7 +207,7 @@ def check_options(args: LLMArguments, questions: QuestionArguments) -> None:
         raise ValueError("One price is given: pass both --price_in and --price_out, in USD per million tokens.")
 
 
-def check_place(folder: Path, dataset: str) -> None:
+def check_bank_folder(folder: Path, dataset: str) -> None:
     """Refuse a folder that cannot be written, one whose bank a dataset needs, or one with a user's files."""
     check_output(folder, dataset)
     for name in (*BANK, BANK_FILE, ALL_FILE):  # of the last two, `check_banks` reads the questions
@@ -218,7 +218,7 @@ def check_place(folder: Path, dataset: str) -> None:
         raise ValueError(f"{folder} holds a dataset: pass another --output_dir, so that its bank stays.")
 
 
-def class_names(args: ClassArguments) -> list[str]:
+def class_names(args: ClassNameArguments) -> list[str]:
     """The names from the one source that the arguments give.
 
     Raises:
@@ -255,7 +255,7 @@ def _names_in_file(path: Path) -> list[str]:
     return names
 
 
-def _names_of_dataset(args: ClassArguments) -> list[str]:
+def _names_of_dataset(args: ClassNameArguments) -> list[str]:
     from datasets import ClassLabel
 
     splits = load_splits(args, streaming=True)  # nothing but the features is needed

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..aspects import BANK_FILE, AspectBank
-from . import label as attach_aspects
-from .arguments import DatasetArguments, RecipeParser, command_line, load_splits
+from . import label as label_command
+from .arguments import CommandParser, DatasetArguments, command_line, load_splits
 from .outputs import DATASET, SELECTION, check_place, working_in
 from .teachers import OwnTeacherArguments
 
@@ -34,7 +34,7 @@ HEAD = 15  # lines of the table that are printed
 
 
 @dataclass
-class SelectArguments(OwnTeacherArguments, DatasetArguments):
+class ChooseArguments(OwnTeacherArguments, DatasetArguments):
     """What to choose from, and how many."""
 
     _argument_group_name = "selection"
@@ -64,7 +64,7 @@ class SelectArguments(OwnTeacherArguments, DatasetArguments):
     )
 
 
-def check(args: SelectArguments, splits: DatasetDict) -> bool:
+def check(args: ChooseArguments, splits: DatasetDict) -> bool:
     """Whether the dataset is labelled; refuses what cannot be done with it."""
     if missing := [split for split in args.splits if split not in splits]:
         raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(splits)}; pass --splits.")
@@ -100,7 +100,7 @@ def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
     )
 
 
-def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
+def answers(args: ChooseArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
     """The rows to look at, without their images, and the bank of all candidates."""
     from datasets import DatasetDict, concatenate_datasets
 
@@ -118,13 +118,13 @@ def answers(args: SelectArguments, splits: DatasetDict, labelled: bool) -> tuple
         rows = sample(rows, args)
         shared = {name: getattr(args, name) for name in DatasetArguments.__dataclass_fields__}
         shared |= vars(args.teacher_arguments())
-        attach = attach_aspects.AttachArguments(**shared, splits=[name], label_column=args.label_column)
-        labelled_splits, bank, _ = attach_aspects.label(attach, DatasetDict({name: rows}))
+        label_args = label_command.LabelArguments(**shared, splits=[name], label_column=args.label_column)
+        labelled_splits, bank, _ = label_command.label(label_args, DatasetDict({name: rows}))
         rows = labelled_splits[name]
     return rows.select_columns([name for name in names if name in rows.features]), bank
 
 
-def next_step(args: SelectArguments, labelled: bool) -> str:
+def next_step(args: ChooseArguments, labelled: bool) -> str:
     """The command that uses what was left in the output folder."""
     folder = shlex.quote(args.output_dir)
     if args.write_dataset:
@@ -139,11 +139,11 @@ def next_step(args: SelectArguments, labelled: bool) -> str:
 
 
 def main() -> None:
-    (args,) = RecipeParser(SelectArguments, description=__doc__).parse()
+    (args,) = CommandParser(ChooseArguments, description=__doc__).parse()
     place = (
         args.output_dir,
         args,
-        attach_aspects.KIND,
+        label_command.KIND,
         (*(DATASET if args.write_dataset else [BANK_FILE]), *SELECTION),
     )
     check_place(*place)
@@ -158,7 +158,7 @@ def main() -> None:
         _select(args)
 
 
-def _select(args: SelectArguments) -> None:
+def _select(args: ChooseArguments) -> None:
     from ..data.columns import read_answers, read_labels
     from ..data.variants import subset
     from ..selection.choice import select_questions
@@ -167,13 +167,13 @@ def _select(args: SelectArguments) -> None:
     splits = load_splits(args)
     labelled = check(args, splits)
     if args.write_dataset:
-        attach_aspects.check_splits(splits, Path(args.output_dir))
+        label_command.check_splits(splits, Path(args.output_dir))
     rows, bank = answers(args, splits, labelled)
     logits, mass, _ = read_answers(rows, bank)
     labels, _ = read_labels(rows, args.label_column)
     selection = select_questions(logits, mass, labels, bank, args.keep, args.criterion)
     if args.write_dataset:
-        attach_aspects.save(*subset(splits, bank, selection.bank.ids), args.output_dir)
+        label_command.save(*subset(splits, bank, selection.bank.ids), args.output_dir)
     else:
         selection.bank.save(args.output_dir)
     written = write_selection(selection, args.output_dir)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..students.tasks import TASKS
-from .arguments import ClassArguments, ObjectArguments, RecipeParser
+from .arguments import ClassArguments, CommandParser, ObjectArguments
 from .tasks import command_of
 from .teachers import OwnTeacherArguments
 
@@ -115,7 +115,7 @@ def parse(args: list[str] | None = None) -> CompareArguments:
     Raises:
         ValueError: a setting that says nothing about the task.
     """
-    compared, compared.objects = RecipeParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
+    compared, compared.objects = CommandParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
     if compared.detects:
         unusable = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]
         unusable += ["grid"] if _changed(compared, "grid") else []

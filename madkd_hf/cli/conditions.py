@@ -16,7 +16,7 @@ from ..data.problems import Problems
 from ..data.variants import subset
 from ..files import check_output, check_removable
 from ..teachers import Teacher
-from . import label as attach_aspects
+from . import label as label_command
 from . import train
 from .arguments import DatasetArguments, ObjectArguments
 from .cells import Cell, cell_name
@@ -65,9 +65,9 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any
     for place, boxes in places.items():
         if args.work_dir and place != LABELLED:
             shared["work_dir"] = f"{args.work_dir}_{place}"  # a job of its own
-        attach = attach_aspects.AttachArguments(**shared, **boxes, splits=[args.train_split, args.eval_split])
-        results[place] = attach_aspects.label(attach, splits)
-        attach_aspects.save(*results[place][:2], Path(args.output_dir) / place)
+        label_args = label_command.LabelArguments(**shared, **boxes, splits=[args.train_split, args.eval_split])
+        results[place] = label_command.label(label_args, splits)
+        label_command.save(*results[place][:2], Path(args.output_dir) / place)
     return results[LABELLED]
 
 
@@ -164,7 +164,7 @@ def save_subset(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], arg
     """A folder of the labelled dataset with the answers to these questions alone."""
     rows, smaller_bank = subset(labelled, bank, ids)
     folder = Path(args.output_dir) / "sets" / smaller_bank.fingerprint
-    attach_aspects.save(rows, smaller_bank, folder)
+    label_command.save(rows, smaller_bank, folder)
     return str(folder)
 
 

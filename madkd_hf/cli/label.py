@@ -49,7 +49,7 @@ from ..files import (
     writing,
 )
 from ..text import terminal
-from .arguments import BoxArguments, DatasetArguments, RecipeParser, files_from, source
+from .arguments import BoxArguments, CommandParser, DatasetArguments, files_from, source
 from .outputs import DATASET, check_place, working_in
 from .teachers import TeacherArguments, load_bank_and_teacher
 
@@ -68,7 +68,7 @@ KEPT = "the answers are kept, none is asked twice"
 
 
 @dataclass
-class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
+class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments):
     """What to label, and how to read the answers."""
 
     _argument_group_name = "labelling"
@@ -121,7 +121,7 @@ class AttachArguments(TeacherArguments, DatasetArguments, BoxArguments):
     hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
 
 
-def label(args: AttachArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:
+def label(args: LabelArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:
     """The labelled splits, the bank with its provenance, and the teacher."""
     from ..labelling import Workers, attach_aspects
 
@@ -199,7 +199,7 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
                 remove_folder(mark.parent, SPLIT)
 
 
-def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
+def answers(args: LabelArguments, labelled: Splits, split: str) -> Dataset:
     """Answers and classes of a labelled split, without the images beside them."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -216,7 +216,7 @@ def answers(args: AttachArguments, labelled: Splits, split: str) -> Dataset:
     return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
 
 
-def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Teacher) -> None:
+def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teacher) -> None:
     """Print what came out: what each question is worth, what was skipped, and what to do next."""
     from datasets import concatenate_datasets
 
@@ -260,7 +260,7 @@ def tell(args: AttachArguments, labelled: Splits, bank: AspectBank, teacher: Tea
     )
 
 
-def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
+def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
     """Push the dataset, prepared beside it: there is room where it was written."""
     from ..hub import HubError, push_aspect_dataset
 
@@ -289,7 +289,7 @@ def publish(args: AttachArguments, labelled: Splits, bank: AspectBank) -> None:
     print(f"Published: {terminal(pushed.pr_url or pushed.repo_url)}")
 
 
-def check_hub(args: AttachArguments) -> None:
+def check_hub(args: LabelArguments) -> None:
     """See that publishing can succeed before hours of labelling."""
     from ..hub import HubRepo
 
@@ -302,7 +302,7 @@ def check_hub(args: AttachArguments) -> None:
     )
 
 
-def check(args: AttachArguments) -> None:
+def check(args: LabelArguments) -> None:
     """Refuse what needs no loading to be seen."""
     from ..labelling.shards import check_work_dir
 
@@ -319,7 +319,7 @@ def check(args: AttachArguments) -> None:
 
 
 def main() -> None:
-    (args,) = RecipeParser(AttachArguments, description=__doc__).parse()
+    (args,) = CommandParser(LabelArguments, description=__doc__).parse()
     from ..labelling import Workers
     from .preflight import labelling
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
-from .arguments import RecipeParser
+from .arguments import CommandParser
 
 
 GROUPS = {  # command -> its groups of options, in its module
-    "label": ("AttachArguments",),
-    "ask": ("ClassArguments", "QuestionArguments", "LLMArguments"),
-    "choose": ("SelectArguments",),
+    "label": ("LabelArguments",),
+    "ask": ("ClassNameArguments", "QuestionArguments", "LLMArguments"),
+    "choose": ("ChooseArguments",),
     "compare": ("CompareArguments", "TaskArguments"),
     "tune": ("TuneArguments",),
 }
 TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 
 
-def parser_of(command: str) -> RecipeParser:
+def parser_of(command: str) -> CommandParser:
     """The parser of any command but `train`, whose options take seconds to import."""
     module = importlib.import_module(f"{__package__}.{command}")
-    return RecipeParser(*(getattr(module, name) for name in GROUPS[command]), description=module.__doc__)
+    return CommandParser(*(getattr(module, name) for name in GROUPS[command]), description=module.__doc__)
 
 
 def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:

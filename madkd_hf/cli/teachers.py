@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..aspects import AspectBank
-from .arguments import BankArguments, RecipeParser, files_from, tokens
+from .arguments import BankArguments, CommandParser, files_from, tokens
 
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class LabellingArguments(BankArguments):
+class AnswerArguments(BankArguments):
     """Who answers, and what happens where nobody can."""
 
     on_error: Literal["raise", "skip"] = field(
@@ -31,7 +31,7 @@ class LabellingArguments(BankArguments):
 
 
 @dataclass
-class TeacherArguments(LabellingArguments):
+class TeacherArguments(AnswerArguments):
     """How the answers are read."""
 
     dtype: str = field(default="auto", metadata={"help": "What the teacher computes in: auto, float32, bfloat16, ..."})
@@ -82,7 +82,7 @@ class TeacherArguments(LabellingArguments):
 
 
 @dataclass
-class OwnTeacherArguments(LabellingArguments):
+class OwnTeacherArguments(AnswerArguments):
     """The teacher of commands that label only where answers are missing: all its options are one mapping."""
 
     teacher_options: str = field(
@@ -102,10 +102,10 @@ class OwnTeacherArguments(LabellingArguments):
         options = _mapping("teacher_options", self.teacher_options) or {}
         argv = [argument for name, value in options.items() for argument in tokens(name, value)]
         try:
-            (parsed,) = RecipeParser(TeacherArguments, description="").parse(argv)
+            (parsed,) = CommandParser(TeacherArguments, description="").parse(argv)
         except ValueError as error:
             raise ValueError(f"teacher_options: {error}") from error
-        return replace(parsed, **{option.name: getattr(self, option.name) for option in fields(LabellingArguments)})
+        return replace(parsed, **{option.name: getattr(self, option.name) for option in fields(AnswerArguments)})
 
 
 def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, Teacher]:
@@ -116,7 +116,7 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
         if getattr(args, name) is None:
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
     bank = AspectBank.load(args.bank)
-    shared = LabellingArguments.__dataclass_fields__
+    shared = AnswerArguments.__dataclass_fields__
     own_fields = [option for option in fields(TeacherArguments) if option.name not in shared]
     options = {own.name: getattr(args, own.name) for own in own_fields if getattr(args, own.name) != own.default}
     options |= {"revision": args.teacher_revision} if args.teacher_revision else {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..data.problems import Problems
 from ..files import write_whole
-from .arguments import RecipeParser
+from .arguments import CommandParser
 from .compare import CompareArguments, check_given
 from .outputs import COMPARING, COMPARISON, working_in
 
@@ -64,7 +64,7 @@ def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed
 
 
 def main() -> None:
-    (args,) = RecipeParser(TuneArguments, description=__doc__).parse()
+    (args,) = CommandParser(TuneArguments, description=__doc__).parse()
     check_given(args)
     from .conditions import check, load_checked, student_arguments
 

@@ -21,7 +21,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
-from madkd_hf.cli.arguments import RecipeParser
+from madkd_hf.cli.arguments import CommandParser
 from madkd_hf.cli.cells import Cell, run_cells
 from madkd_hf.cli.conditions import CompareArguments, check, label, load_checked, save_subset, student_argv
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
@@ -98,7 +98,7 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
 
 
 def main() -> None:
-    (args,) = RecipeParser(CurveArguments, description=__doc__).parse()
+    (args,) = CommandParser(CurveArguments, description=__doc__).parse()
     problems = Problems()
     students = problems.step(check, args)
     problems.step(check_methods, args)

@@ -203,7 +203,7 @@ def test_answers_of_a_stream_are_those_of_the_split_alone(tmp_path):
     for value, name in enumerate(["train-00000", "train-00001", "train-extra-00000", "train2-00000"]):
         Dataset.from_dict({"aspect_bank": [str(value)]}).to_parquet(tmp_path / "data" / f"{name}.parquet")
     stream = {"train": Dataset.from_dict({"aspect_bank": ["0"]}).to_iterable_dataset()}
-    args = attach_aspects.AttachArguments(output_dir=str(tmp_path))
+    args = attach_aspects.LabelArguments(output_dir=str(tmp_path))
     assert attach_aspects.answers(args, stream, "train")["aspect_bank"][:] == ["0", "1"]
 
 
@@ -598,16 +598,16 @@ def test_every_yaml_under_recipes_names_known_options_only():
         importlib.import_module(f"madkd_hf.cli.{name}") for name in ("train", "label", "choose", "compare", "tune")
     )
     questions_curve = importlib.import_module("recipes.easy_vqa.questions_curve")
-    arguments = {"attach": [label.AttachArguments], "compare": [compare.CompareArguments]}
+    arguments = {"attach": [label.LabelArguments], "compare": [compare.CompareArguments]}
     arguments |= {"labels": [compare.CompareArguments]}
     arguments |= {"detect_compare": [compare.CompareArguments, compare.TaskArguments]}
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
-    arguments |= {"select": [choose.SelectArguments]}
+    arguments |= {"select": [choose.ChooseArguments]}
     files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
     assert files
     for path in files:
         words = ["--config", str(path), "--output_dir", "unused"]
         if types := arguments.get(path.stem):
-            common.RecipeParser(*types, description="").parse(words)
+            common.CommandParser(*types, description="").parse(words)
         else:
             train.parse(words)

@@ -247,7 +247,7 @@ def test_every_yaml_of_detectors_names_known_options_only():
         assert args.aspect_level == "object"
     args = compare.parse(["--config", str(EASY_VQA / "detect_compare.yaml"), "--output_dir", "unused"])
     assert args.detects and args.seeds >= 3 and {"base", "object", "shuffled"} <= set(args.controls())
-    parser = common.RecipeParser(attach.AttachArguments, description="")
+    parser = common.CommandParser(attach.LabelArguments, description="")
     (args,) = parser.parse(["--config", str(ROOT / "recipes/coco/attach.yaml"), "--output_dir", "unused"])
     assert args.box_format == "pascal_voc"
 
