@@ -33,7 +33,7 @@ from madkd_hf.hub.student import stage_student
 from madkd_hf.llm import LLMError
 from madkd_hf.llm.server import ServerLLM
 from madkd_hf.questions import Rules, fault
-from madkd_hf.questions.store import Store, Task
+from madkd_hf.questions.store import QuestionTask, Store
 from madkd_hf.report.classes import summarise_classes, write_classes
 from madkd_hf.report.scenes import plot_examples
 from madkd_hf.selection.choice import select_questions
@@ -317,7 +317,7 @@ LINES = {
 
 @pytest.mark.parametrize("name", ["candidates.jsonl", "rejected.jsonl"])
 def test_lines_that_are_no_questions_are_named(tmp_path, name):
-    task = Task(("cat", "dog"), "", "m")
+    task = QuestionTask(("cat", "dog"), "", "m")
     store = Store(tmp_path, task, Rules())
     store.add(Aspect("red", "Is it red?", "visual"), 0)
     good = json.dumps(ROW) + "\n"

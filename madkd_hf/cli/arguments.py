@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from huggingface_hub import get_token
 
-from ..data.places import commit_of, looks_like_path, similar
+from ..data.places import dataset_commit, looks_like_path, similar
 from ..data.problems import FailedOnOtherRank
 from ..files import disk_is_full
 from ..text import keep_secret, message, show_traceback, terminal_lines
@@ -317,7 +317,7 @@ def source(args: DatasetArguments) -> dict[str, str | None]:
     path, commit = Path(args.dataset).expanduser(), None
     if not path.exists() and ":" not in args.dataset:
         with suppress(ValueError):  # rows that were given may be called after a dataset that is not to be found
-            commit = commit_of(args.dataset, args.dataset_revision)
+            commit = dataset_commit(args.dataset, args.dataset_revision)
     name = path.resolve().name if path.exists() else args.dataset  # not where it is on somebody's machine
     return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}
 

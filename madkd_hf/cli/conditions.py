@@ -46,7 +46,7 @@ def load_checked(args: CompareArguments, problems: Problems, students: list[Any]
     """The dataset, after all checks that need no teacher; see `preflight.comparison`."""
     for point in (problems.step(points, args) or []) if args.bank else []:
         if "aspects" in point:
-            problems.step(lambda n_aspects: check_count(n_aspects, AspectBank.load(args.bank)), point["aspects"])
+            problems.step(lambda count: check_aspect_count(count, AspectBank.load(args.bank)), point["aspects"])
     return comparison(problems, args.command, args, students or [], test)
 
 
@@ -128,7 +128,7 @@ def student_arguments(argv: Sequence[str]) -> Any:
     return train.parse(list(argv))[0]
 
 
-def check_count(count: Any, bank: AspectBank) -> None:
+def check_aspect_count(count: Any, bank: AspectBank) -> None:
     """Raise ValueError where a grid asks for more questions than there are, or for a part of one."""
     if count not in range(1, len(bank) + 1):
         raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
@@ -152,7 +152,7 @@ def plan(
             folder = str(Path(args.output_dir) / "cells" / name)
             argv = student_argv(args, condition, seed, folder)
             if (count := settings.pop("aspects", len(bank))) != len(bank):
-                check_count(count, bank)
+                check_aspect_count(count, bank)
                 place = save_subset(labelled, bank, bank.ids[:count], args)
                 argv += ["--dataset", place, "--bank", place]
             argv += [f"--{option}={value}" for option, value in settings.items()]

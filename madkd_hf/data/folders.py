@@ -64,7 +64,7 @@ def read_folder(folder: Path, files: Files | None = None) -> DatasetDict:
     files = walk(folder) if files is None else files
     parts = split_parts(folder, files.images)
     classes = {split: classes_of(folder, part) for split, part in parts.items()}
-    names = class_names(folder, classes)
+    names = names_of_classes(folder, classes)
     return DatasetDict({split: _rows(folder, split, part, classes[split], names) for split, part in parts.items()})
 
 
@@ -157,7 +157,7 @@ def _refuse_two_levels(root: Path, classes: Mapping[str, list[tuple[str, ...]]])
     raise ValueError(f"The images of {root} lie two folders deep: either {upper} or {lower}; {remedy}.")
 
 
-def class_names(folder: Path, classes: Mapping[str, Classes]) -> list[str] | None:
+def names_of_classes(folder: Path, classes: Mapping[str, Classes]) -> list[str] | None:
     """The classes of all splits, sorted; none where no split has any."""
     having = {split: set(of_split) for split, of_split in classes.items() if of_split}
     if not having:

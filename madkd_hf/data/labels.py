@@ -105,7 +105,7 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
     return splits
 
 
-def check_count(rows: Dataset, label_column: str, images_per_class: int) -> None:
+def check_images_per_class(rows: Dataset, label_column: str, images_per_class: int) -> None:
     """Raise ValueError where a class has fewer images than are to be drawn of each."""
     if images_per_class < 1:
         raise ValueError(f"--images_per_class is {images_per_class}: expected 1 or more.")

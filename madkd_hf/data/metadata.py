@@ -12,7 +12,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from datasets import ClassLabel, DatasetDict, Features, Image
 
-from .folders import Part, class_names, classes_of, from_columns, image_column, split_parts
+from .folders import Part, classes_of, from_columns, image_column, names_of_classes, split_parts
 from .walk import File, Files, composed
 
 
@@ -96,7 +96,7 @@ def _labels(folder: Path, parts: dict[str, Part]) -> dict[str, Any]:
     """image -> class by its folder, and the names of the classes; nothing where folders tell no classes."""
     try:
         classes = {split: classes_of(folder, part) for split, part in parts.items()}
-        names = class_names(folder, classes)
+        names = names_of_classes(folder, classes)
     except ValueError:  # the metadata is what counts here
         return {}
     if names is None or len(names) < 2:

@@ -41,7 +41,7 @@ def _by_lower_case(folder: Path) -> dict[str, str]:
         return {}
 
 
-def commit_of(name: str, revision: str | None) -> str | None:
+def dataset_commit(name: str, revision: str | None) -> str | None:
     """The commit of a dataset of the Hub, asked once; None where the Hub cannot be reached and its files are here.
 
     Raises:

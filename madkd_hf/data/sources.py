@@ -20,7 +20,7 @@ from . import limits, summary
 from .folders import read_folder
 from .image_columns import as_images
 from .metadata import FILE_NAME, read_with_metadata, tables_of
-from .places import commit_of
+from .places import dataset_commit
 from .saved import check_saved
 from .walk import walk
 
@@ -80,7 +80,7 @@ def load(
     elif re.fullmatch(r"[\w.]+:\w+", name):
         loaded = _call(name, modules)
     else:
-        loaded = _downloaded(name, config, revision or commit_of(name, revision), streaming)
+        loaded = _downloaded(name, config, revision or dataset_commit(name, revision), streaming)
     splits = _checked(name, loaded, streaming)
     splits = {split: as_images(rows, image_column, path if path.is_dir() else None) for split, rows in splits.items()}
     notes = _notes(splits, left_out) + limits.notes(splits, limit, label_column)

@@ -14,7 +14,7 @@ from ..text import counted, get_logger, one_line
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
 from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, examples, question_schema
-from .store import CANDIDATES, Store, Task
+from .store import CANDIDATES, QuestionTask, Store
 from .validation import Rules, fault, searchable_names
 
 
@@ -128,7 +128,7 @@ def open_store(
             "as 'letter A' for 'A'.",
             ", ".join(map(repr, everyday)),
         )
-    task = Task(names, " ".join(domain.split()), llm_name)
+    task = QuestionTask(names, " ".join(domain.split()), llm_name)
     return Store(folder, task, rules.for_classes(names), change_llm)
 
 

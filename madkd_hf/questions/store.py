@@ -24,7 +24,7 @@ LARGEST = 100_000_000  # bytes of a file; a thousand questions have 200,000
 
 
 @dataclass(frozen=True)
-class Task:
+class QuestionTask:
     """What makes candidates worth going on with.
 
     Attributes:
@@ -52,7 +52,7 @@ class Store:
         ValueError: the folder belongs to another task.
     """
 
-    def __init__(self, folder: str | Path | None, task: Task, rules: Rules, change_llm: bool = False):
+    def __init__(self, folder: str | Path | None, task: QuestionTask, rules: Rules, change_llm: bool = False):
         self.folder = None if folder is None else Path(folder)
         self.task, self.rules = task, rules
         self._change_llm = change_llm
@@ -126,7 +126,7 @@ class Store:
         path = self.folder / MANIFEST
         content = read_json(path, "description of a bank of questions", "pass another folder")
         try:
-            before = Task(tuple(content["class_names"]), content["domain"], content["llm"])
+            before = QuestionTask(tuple(content["class_names"]), content["domain"], content["llm"])
             _check_manifest(content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} cannot be read ({terminal(repr(error))}): pass another folder.") from error

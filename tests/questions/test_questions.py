@@ -21,7 +21,7 @@ from madkd_hf.questions import (
     open_store,
 )
 from madkd_hf.questions.prompts import GROUPS, ask_simply, examples
-from madkd_hf.questions.store import Store, Task, unique_id
+from madkd_hf.questions.store import QuestionTask, Store, unique_id
 from madkd_hf.questions.validation import similarity
 
 
@@ -380,7 +380,7 @@ def test_the_estimate_is_what_a_perfect_llm_takes():
 
 
 def test_the_prompt_s_own_examples_do_not_become_the_llm_s_when_the_command_goes_on(tmp_path):
-    rules, task = Rules(("cat", "dog")), Task(("cat", "dog"), "", "an LLM")
+    rules, task = Rules(("cat", "dog")), QuestionTask(("cat", "dog"), "", "an LLM")
     store = Store(tmp_path, task, rules)
     for question in examples("visual"):
         store.reject(Aspect("", question, "visual"), f"says the same as {question!r}", 0)

@@ -17,7 +17,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ...data.check import drop_rows, listed, rows_without_class
-from ...data.labels import check_count, with_class_labels
+from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
 from ...students.tasks import TASKS
@@ -135,7 +135,7 @@ class Classification(TaskCommand):
 
     def check_draw(self, rows: Dataset, args: ClassArguments) -> None:
         if args.images_per_class is not None:
-            check_count(rows, args.label_column, args.images_per_class)
+            check_images_per_class(rows, args.label_column, args.images_per_class)
 
     def draw(self, rows: Dataset, args: ClassArguments, seed: int) -> Dataset:
         if args.images_per_class is None:
@@ -175,7 +175,7 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
     Raises:
         ValueError: classes have too few; all of them are named.
     """
-    check_count(rows, label_column, images_per_class)
+    check_images_per_class(rows, label_column, images_per_class)
     labels = np.array(rows[label_column])
     generator = np.random.default_rng(seed)
     drawn = []

@@ -57,7 +57,7 @@ def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD)
 
 
-def fault(folder: str | Path, quick: bool = False, student_only: bool = False) -> str | None:
+def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool = False) -> str | None:
     """Why no training can go on from a checkpoint, in a few words; None where it is whole.
 
     A checkpoint without our record, of a plain `Trainer` or an earlier version, is whole where all files are there
@@ -156,7 +156,7 @@ def _unreadable(path: Path) -> str | None:
     return None
 
 
-def steps(folder: str | Path) -> dict[int, Path]:
+def all_checkpoints(folder: str | Path) -> dict[int, Path]:
     """The checkpoints in an output folder, whole or not, by step, the last one first."""
     folder = Path(folder)
     by_step = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))}
@@ -166,7 +166,7 @@ def steps(folder: str | Path) -> dict[int, Path]:
 def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, dict[Path, str]]:
     """The last whole checkpoint of the run that wrote last, and of each one of a later step why it is passed over."""
     passed: dict[Path, str] = {}
-    records = {path: _record(path) for path in steps(folder).values()}
+    records = {path: _record(path) for path in all_checkpoints(folder).values()}
     dated = [path for path, record in records.items() if record]
     newest = max(dated, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
     run = newest and records[newest].get("run")  # those that note none count as one run
@@ -175,7 +175,7 @@ def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, di
             if ANOTHER not in passed.values():  # said once
                 passed[path] = ANOTHER
             continue
-        reason = fault(path, quick)
+        reason = checkpoint_fault(path, quick)
         if reason is None:
             return path, passed
         passed[path] = reason
@@ -229,7 +229,7 @@ def _checked_folder(folder: Path, output_dir: Path) -> Path:
         raise ValueError(
             f"There is no checkpoint {folder} to resume from: pass a checkpoint-N folder, or leave {RESUME} out."
         )
-    if (reason := fault(folder)) is None:
+    if (reason := checkpoint_fault(folder)) is None:
         return folder
     intact, _ = last_whole(folder.parent)
     remedy = f"the last whole one is {intact}" if intact else f"there is no whole one beside it; leave {RESUME} out"
@@ -269,7 +269,7 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     """
     if not limit or limit < 0:
         return
-    own_checkpoints = {path: step for step, path in steps(output_dir).items() if foreign_file(path) is None}
+    own_checkpoints = {path: step for step, path in all_checkpoints(output_dir).items() if foreign_file(path) is None}
     by_age = sorted(own_checkpoints, key=lambda path: (path.stat().st_mtime_ns, own_checkpoints[path]))
     damaged = [path for path in by_age if (path / RECORD).is_file() and not _has_all_files(path)]
     keep = {path.resolve() for path in keep}

@@ -10,7 +10,7 @@ from uuid import uuid4
 from accelerate.utils import broadcast_object_list
 from transformers import TrainerState, TrainingArguments
 
-from .checkpoints import STATE, fault, find_checkpoint, last_of_run, last_whole, recorded_entry
+from .checkpoints import STATE, checkpoint_fault, find_checkpoint, last_of_run, last_whole, recorded_entry
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def forget_lost_best(state: TrainerState, args: TrainingArguments, checkpoint: s
     for place in dict.fromkeys([Path(best), beside]):
         if not place.is_dir():
             continue
-        if damage := fault(place, student_only=True):
+        if damage := checkpoint_fault(place, student_only=True):
             reason = damage
         elif recorded_entry(place, "run") != run:
             reason = "another run wrote over it"

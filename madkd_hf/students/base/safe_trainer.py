@@ -16,7 +16,16 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...files.whole import remove_stale, temporary
-from .checkpoints import STATE, fault, foreign_file, put_in_place, remove, rotate, steps, write_record
+from .checkpoints import (
+    STATE,
+    all_checkpoints,
+    checkpoint_fault,
+    foreign_file,
+    put_in_place,
+    remove,
+    rotate,
+    write_record,
+)
 from .finite import GRADIENT, SKIPS, TrainingDiverged, Watch, diverged, listed, not_finite
 from .resuming import SavingError, find_start, forget_lost_best, resume_hint, saving_error
 from .saved import put_student_in_place
@@ -256,14 +265,14 @@ class SafeTrainer(Trainer):
             self.args.save_total_limit = limit
         best = self.state.best_model_checkpoint
         if self.args.should_save and limit == 1 and best:
-            for path in steps(self._get_output_dir(trial)).values():
+            for path in all_checkpoints(self._get_output_dir(trial)).values():
                 if path.resolve() != Path(best).resolve() and foreign_file(path) is None:
                     remove(path)
         return output
 
     def _load_best_model(self) -> None:
         best = Path(self.state.best_model_checkpoint)
-        if reason := fault(best, student_only=True):
+        if reason := checkpoint_fault(best, student_only=True):
             raise ValueError(
                 f"The best checkpoint {best} cannot be loaded: {reason}; run the same command with "
                 "--resume_from_checkpoint true for the best of what is left."

@@ -191,7 +191,7 @@ def _teacher_of(provenance: dict[str, Any] | None) -> dict[str, str | None] | No
     return {"model": name if on_the_hub else Path(name).name, "commit": commit}
 
 
-def commit_of(repo: str, revision: str | None = None, **kwargs: Any) -> str | None:
+def model_commit(repo: str, revision: str | None = None, **kwargs: Any) -> str | None:
     """The commit of the configuration that `from_pretrained` would take, or the revision as it came."""
     names = ("token", "cache_dir", "local_files_only", "force_download", "subfolder")
     options = {name: kwargs[name] for name in names if name in kwargs}

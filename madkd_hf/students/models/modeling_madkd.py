@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .aspects_of_madkd import AspectModel, aspects_of, build, commit_of, inner_config, printable, scored_answers
+from .aspects_of_madkd import AspectModel, aspects_of, build, inner_config, model_commit, printable, scored_answers
 from .configuration_madkd import MadkdConfig
 
 
@@ -127,7 +127,7 @@ class MadkdForImageClassification(AspectModel):
             config, pretrained = backbone, False
         else:
             if not Path(backbone).is_dir():
-                kwargs["revision"] = commit = commit_of(backbone, **kwargs)
+                kwargs["revision"] = commit = model_commit(backbone, **kwargs)
                 origin |= {"base_model": str(backbone), "base_model_revision": commit} if pretrained else {}
             config = config_of(backbone, **kwargs)
         is_student = config.model_type == MadkdConfig.model_type

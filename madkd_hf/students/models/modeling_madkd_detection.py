@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .aspects_of_madkd import AspectModel, aspects_of, build, commit_of, inner_config, printable, scored_answers
+from .aspects_of_madkd import AspectModel, aspects_of, build, inner_config, model_commit, printable, scored_answers
 from .configuration_madkd_detection import MadkdDetectionConfig
 
 
@@ -220,7 +220,7 @@ class MadkdForObjectDetection(AspectModel):
             config, pretrained = copy.deepcopy(detector), False
         else:
             if not Path(detector).is_dir():
-                kwargs["revision"] = commit = commit_of(detector, **kwargs)
+                kwargs["revision"] = commit = model_commit(detector, **kwargs)
                 origin |= {"base_model": str(detector), "base_model_revision": commit} if pretrained else {}
             elif not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
                 raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")

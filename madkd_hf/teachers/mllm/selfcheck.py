@@ -82,7 +82,7 @@ def check(
     layout = layout.subset([order[place] for place in some])
     if len(images) > 1:  # one more of the same size, so that a batch holds several
         images = [*images[:2], images[1].resize(images[0].size)]
-    read_by = functools.partial(answers, layout=layout, images=images, reduce=reduce, size=size)
+    read_by = functools.partial(log_odds, layout=layout, images=images, reduce=reduce, size=size)
 
     single = model.dtype == torch.float32 and getattr(model, "hf_quantizer", None) is None
     precise = model if single else shallow_copy(model, torch.float32)
@@ -102,7 +102,7 @@ def check(
     return {"full": 0.0, **finite}, ["full", *exact]
 
 
-def answers(
+def log_odds(
     model: PreTrainedModel, name: str, layout: Layout, images: Sequence[Image.Image], reduce: Reduce, size: int
 ) -> torch.Tensor:
     """Log-odds [n, Q] by one strategy; NaN where it cannot read this model."""

@@ -20,7 +20,7 @@ from builders.classifier_training import StopAfter, assert_same_weights, logged,
 from transformers import TrainerCallback
 
 from madkd_hf import MadkdForImageClassification
-from madkd_hf.students.base.checkpoints import RECORD, fault, find_checkpoint, last_whole
+from madkd_hf.students.base.checkpoints import RECORD, checkpoint_fault, find_checkpoint, last_whole
 
 
 EVERY = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "image_store": "none"}
@@ -176,7 +176,7 @@ def test_the_best_checkpoint_that_is_lost_is_said_and_another_becomes_the_best(t
     resumed.train(resume_from_checkpoint=True)
     assert "is lost: model.safetensors is damaged" in caplog.text
     assert resumed.state.best_global_step not in (None, int(lost.name.split("-")[1]))
-    assert fault(Path(resumed.state.best_model_checkpoint)) is None
+    assert checkpoint_fault(Path(resumed.state.best_model_checkpoint)) is None
 
 
 @pytest.mark.parametrize("how", ["moved", "seen from another folder"])
@@ -360,7 +360,7 @@ def test_a_full_disk_keeps_the_student_and_the_checkpoints_that_are_there(tmp_pa
         assert "run the same command again" in said
         assert ("--resume_from_checkpoint true: checkpoint-1 is whole" in said) == resume, said  # else another run's
         assert {path.name for path in tmp_path.glob("*checkpoint*")} == {"checkpoint-1"}
-        assert fault(tmp_path / "checkpoint-1") is None
+        assert checkpoint_fault(tmp_path / "checkpoint-1") is None
         assert not list(tmp_path.glob(".*"))
         assert_same_weights(MadkdForImageClassification.from_pretrained(tmp_path), before.model, atol=0)
 
