@@ -21,7 +21,7 @@ from urllib.parse import quote, quote_plus
 
 LONGEST = {"terminal": 300, "markdown": 2_500, "code": 4_000, "figure": 300}  # characters of one text
 
-# Control characters, halves of characters, marks of direction, tags, and what has no width. Two joiners belong to the
+# Control characters, lone surrogates, marks of direction, tags, and what has no width. Two joiners belong to the
 # spelling of some languages: they stay behind letters of these (from U+0250 on).
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"

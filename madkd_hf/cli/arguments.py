@@ -316,7 +316,7 @@ def source(args: DatasetArguments) -> dict[str, str | None]:
     """What the rows are, for the provenance: id, configuration, revision, and of a Hub dataset the commit."""
     path, commit = Path(args.dataset).expanduser(), None
     if not path.exists() and ":" not in args.dataset:
-        with suppress(ValueError):  # rows that were given may be called after a dataset that is not to be found
+        with suppress(ValueError):  # rows from Python may have the name of a dataset that does not exist
             commit = dataset_commit(args.dataset, args.dataset_revision)
     name = path.resolve().name if path.exists() else args.dataset  # not where it is on somebody's machine
     return {"id": name, "config": args.dataset_config, "revision": args.dataset_revision, "commit": commit}

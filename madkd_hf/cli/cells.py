@@ -46,7 +46,7 @@ from .outputs import CELL
 
 
 SAFE_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
-WITHOUT_EFFECT = {  # where things go, what is shown, who fetches the data when, and what follows from the others
+WITHOUT_EFFECT = {  # where output goes, what is shown, how data are fetched, and `task`, which the others imply
     *("task", "output_dir", "work_dir", "comparison", "run_name", "project", "report_to", "disable_tqdm"),
     *("local_rank", "log_level", "log_level_replica", "log_on_each_node", "save_total_limit", "save_on_each_node"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
@@ -225,7 +225,7 @@ def _start_workers(count: int) -> ProcessPoolExecutor:
     """Processes that train, each on a GPU of its own as far as there are some."""
     os.environ["OMP_NUM_THREADS"] = "1"  # read when a worker starts; two threads on a busy core pair slow each other
     spawn = multiprocessing.get_context("spawn")
-    numbers = spawn.SimpleQueue()  # of the workers; no thread of its own that an interruption would have to end
+    numbers = spawn.SimpleQueue()  # of the workers; unlike a Queue, it has no thread to end on Ctrl-C
     for number in range(count):
         numbers.put(number)
     return ProcessPoolExecutor(count, spawn, initializer=_begin_worker, initargs=(numbers, devices()))

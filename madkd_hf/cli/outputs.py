@@ -1,4 +1,4 @@
-"""Where a command writes: never where it reads, never over a user's files, and one job at a time."""
+"""Where a command writes: not where it reads, not over a user's files, and one job at a time."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
         return ready.left_out
 
     left_out = workers.from_main(run_checks)
-    if not results:  # another process than the first: the same rows, without a look at the images
+    if not results:  # not the first process: the same rows, without checking the images
         splits, problems = load_splits(args), Problems()
         used = _used(splits, args, test)
         results.append(_prepared(problems, command, splits, args, used, training_args.seed, test, left_out))

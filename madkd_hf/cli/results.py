@@ -1,4 +1,4 @@
-"""What a training leaves beside a student, read again: it may have been damaged since."""
+"""The files of results beside a student, written, and read again: they may have been damaged since."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which rows serve what, once a dataset is loaded: images that can be read, class labels, a validation split."""
+"""The splits of a loaded dataset: the columns that are needed, and a validation split where there is none."""
 
 from __future__ import annotations
 

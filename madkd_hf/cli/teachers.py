@@ -1,4 +1,4 @@
-"""Who answers a bank's questions: the options of a teacher, loading it, and the answers that a student learns from."""
+"""The options of a teacher, loading it, and the answers that a student learns from."""
 
 from __future__ import annotations
 

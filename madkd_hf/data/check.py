@@ -1,4 +1,4 @@
-"""What can be known of a dataset before anything long or paid begins: unusable images and boxes, classes, room."""
+"""Checks of a dataset before anything long or paid begins: unusable images and boxes, classes, room on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Some rows of each split, for a quick look: drawn evenly of all classes, always the same."""
+"""--limit: the same few rows of each split every time, drawn evenly from all classes."""
 
 from __future__ import annotations
 

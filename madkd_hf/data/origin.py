@@ -1,4 +1,4 @@
-"""Which files the rows of a dataset may name, and how these are read: whoever publishes a dataset writes the names.
+"""Which files the rows of a dataset may name, and how these are read: a stranger may have written the names.
 
 A row of images holds bytes, or the name of a file that is to be read in their place. A stranger may name any file of
 the reader's machine, of the reader's private repos, or an address in the reader's network; what is read from there

@@ -1,4 +1,4 @@
-"""What a row of a dataset is called in a message: its file, and its number in the dataset that the user knows."""
+"""How messages name a row: by its file, and by its number in the dataset as the user knows it."""
 
 from __future__ import annotations
 

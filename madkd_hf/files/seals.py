@@ -16,7 +16,7 @@ import xxhash
 
 LABEL = b"madkd_hf xxh3_128 "
 OPEN_SEAL = LABEL + 32 * b"0"  # what a file that is to be sealed holds
-TAIL = 1 << 10  # bytes at the end in which it stands; of a Parquet file, the whole footer
+TAIL = 1 << 10  # the checksum stands in the last so many bytes; in a Parquet file, in the footer
 BLOCK = 1 << 22
 
 

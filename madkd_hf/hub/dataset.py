@@ -40,7 +40,7 @@ from .upload import HubRepo
 logger = get_logger(__name__)
 
 OWN_FILES = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
-ROW_GROUP = 100  # images that a reader of a stream has to load at once
+ROW_GROUP = 100  # images that a reader of a stream loads at once
 SHARD_BYTES = 500_000_000
 DEFAULT_FORMAT = "coco"  # of boxes, that of attach_aspects
 

@@ -29,7 +29,7 @@ from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_anoth
 logger = logging.getLogger(__name__)
 
 MARK = b"madkd_hf"  # key in the metadata of a shard: its job, split and number
-ROW_GROUP = 100  # images that a reader of a stream has to load at once
+ROW_GROUP = 100  # images that a reader of a stream loads at once
 
 
 class Damaged(ValueError):

@@ -1,4 +1,4 @@
-"""The processes of one `accelerate launch`: who am I, and what do we all agree on."""
+"""The processes of one `accelerate launch`: which one this is, and how they fail and decide together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands ask of a task: its options, its look at a dataset, what its trainer is given and leaves."""
+"""What the commands ask of a task: its options, its checks of a dataset, what its trainer takes and leaves."""
 
 from __future__ import annotations
 

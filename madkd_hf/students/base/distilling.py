@@ -309,7 +309,7 @@ class DistillingTrainer(SafeTrainer):
         output = self._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
         evaluation = evaluation_for_card(rows, self.train_dataset, output, metric_key_prefix)
-        if output.label_ids is not None:  # else there is nothing to tell, and labelled images of that split may have
+        if output.label_ids is not None:  # without labels there is no score, and it must not replace one
             self._evaluations[self._step, evaluation.name, evaluation.dataset] = evaluation
         return output
 

@@ -1,4 +1,4 @@
-"""What is the same for every model that can become a student: its files, configuration and image processor."""
+"""Checks of any model that is to become a student: its files, configuration and image processor."""
 
 from __future__ import annotations
 

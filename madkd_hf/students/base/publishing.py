@@ -65,7 +65,7 @@ def student_facts(
     about = {name: facts.pop(name) for name in ("dataset", "dataset_tags", "dataset_args") if name in facts}
     if isinstance(facts.get("tags"), str):
         facts["tags"] = [facts["tags"]]
-    # Beside rows that are known to come from a dataset of the Hub, others that are not are no part of it.
+    # Where the training rows come from a Hub dataset, evaluation rows without a known source are not part of it.
     elsewhere = DataSource("local images") if source else None
     evaluations = [replace(evaluation, dataset=evaluation.dataset or elsewhere) for evaluation in evaluations]
     known = {"evaluations": evaluations, "hyperparameters": hyperparameters, "license": license}

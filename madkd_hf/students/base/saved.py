@@ -1,4 +1,4 @@
-"""A student in a folder: read back into the one that is trained, once it is known to be the same; or replaced."""
+"""A student in a folder: loaded into the one that is trained, if it is the same one; or replaced."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ class ImageStore:
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """A fork has none of its parent's threads, and needs a pool of its own."""
-    # The setting is the thread's, and that of all threads which have not begun to work yet.
+    # The setting holds for its own thread, and for threads that start later.
     return ThreadPoolExecutor(threads, "crops", initializer=torch.set_num_threads, initargs=(1,))
 
 

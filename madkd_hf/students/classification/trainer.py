@@ -72,7 +72,7 @@ class MadkdTrainer(DistillingTrainer):
 
     metrics = (*OF_CLASSES, *OF_ASPECTS)
     _own_metrics = staticmethod(all_metrics)
-    splits_batches = True  # the losses are taken of all its rows, once the devices' outputs are together again
+    splits_batches = True  # the loss is computed over all rows, after the devices' outputs are gathered
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""From a name to a model and its processor, or to one sentence that says what the name stands for instead."""
+"""From a name to a model and its processor, or to one sentence that says why there is none."""
 
 from __future__ import annotations
 
