@@ -94,7 +94,6 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
 
     @property
     def detects(self) -> bool:
-        """Whether the students are detectors."""
         return self.objects.task == "detection"
 
     @property

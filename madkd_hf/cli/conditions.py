@@ -124,7 +124,6 @@ def check(args: CompareArguments) -> list[Any]:
 
 
 def student_arguments(argv: Sequence[str]) -> Any:
-    """The arguments of one student."""
     return train.parse(list(argv))[0]
 
 

@@ -1,4 +1,4 @@
-"""What a command line means, before anything large is imported."""
+"""What can be read off a command line before anything large is imported: the task, and paths that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parser of each command, to ask which options it has."""
+"""The parser of each command: which options it has, and which command has given options."""
 
 from __future__ import annotations
 

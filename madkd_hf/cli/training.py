@@ -101,7 +101,6 @@ def prepare(
 
 
 def fit(trainer: DistillingTrainer) -> dict[str, float]:
-    """Train and save."""
     folder, is_first = Path(trainer.args.output_dir), trainer.is_world_process_zero()
     try:
         metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics

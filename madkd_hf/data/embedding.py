@@ -21,7 +21,7 @@ from .seen import CheckedImages
 
 
 CHUNK = 1000
-OTHER_MEDIA = "it is to be no image, and nothing else is read from files"
+OTHER_MEDIA = "the column holds no images, and of files only images are read"
 
 
 def media_columns(features: Features) -> dict[str, Any]:

@@ -176,7 +176,6 @@ class _Job:
 
     @property
     def features(self) -> Features:
-        """The columns that are added."""
         return aspect_features(self.bank, self.boxes is not None)
 
     def fingerprint(self, source: Rows) -> str:

@@ -1,4 +1,4 @@
-"""How many questions to ask for and how, and what that takes."""
+"""How many questions to ask for and how, and how many requests and tokens that takes."""
 
 from __future__ import annotations
 

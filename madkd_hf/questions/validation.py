@@ -124,7 +124,6 @@ def searchable_names(class_name: str) -> tuple[str, ...]:
 
 
 def _hidden(question: str) -> str | None:
-    """What no bank takes."""
     hidden = hidden_character(question)
     return None if hidden is None else f"has a character that cannot be seen: {hidden}"
 

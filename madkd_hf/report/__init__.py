@@ -1,4 +1,4 @@
-"""What came out, in numbers, words and pictures: `comparison` of students, `evidence` on questions."""
+"""What came out, in numbers, words and pictures: students compared, class by class, and at the points of a grid."""
 
 from .comparison import markdown_table, paired_gain, summarise, table, verdict, write_report
 

@@ -87,7 +87,6 @@ TERMS = {
 
 
 def terms_of(report: Mapping[str, Any]) -> Terms:
-    """Those of the report's `task`."""
     return TERMS[report.get("task", "classification")]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: what the teacher said, what its answers tell, what the students scored, what aspects taught."""
+"""Pictures of a run: what students scored, how they learnt, what aspects taught; and the style of all pictures."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What answers are worth, and the choice of questions by that."""
+"""What the answers to each question are worth, and the choice of questions by that."""

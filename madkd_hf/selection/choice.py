@@ -126,7 +126,7 @@ def select_questions(
     that is, information about the class C less redundancy with the kept question that tells most of the same (the
     second form: Brown et al., JMLR 13, 2012, section 4). The first one has the highest I(A_i; C).
 
-    The answer A_i is soft, as in `report.information`: yes with the image's probability p_i. What is known of the
+    The answer A_i is soft, as in `selection.information`: yes with the image's probability p_i. What is known of the
     kept question is the target itself, not one draw from it: B_j says whether p_j is high or low, cut where that
     explains most of its variance (Otsu 1979). So a paraphrase or negation tells nothing new, however undecided both
     are; two independent draws would seem to tell more than one. With n_b and n_bc images in cell b, and of class c:

@@ -1,4 +1,4 @@
-"""A Trainer whose loss also asks for the aspects."""
+"""The Trainer of classifiers: its loss has a term for the aspects."""
 
 from __future__ import annotations
 

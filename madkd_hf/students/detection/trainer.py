@@ -1,4 +1,4 @@
-"""A Trainer of detectors whose loss also asks for the aspects."""
+"""The Trainer of detectors: its loss has a term for the aspects."""
 
 from __future__ import annotations
 

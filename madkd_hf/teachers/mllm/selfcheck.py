@@ -129,7 +129,6 @@ def differences(
 
 
 def root_mean_square(difference: torch.Tensor) -> float:
-    """The root of the mean square."""
     return float(difference.square().mean().sqrt())
 
 
