@@ -59,8 +59,8 @@ def test_as_many_students_as_gpus(monkeypatch):
 
 
 def options(folder: Path, *more: object) -> tuple[str, ...]:
-    words = ["--config", folder / "student.yaml", "--backbone", folder / "backbone", "--dataset", folder / "data"]
-    return tuple(map(str, [*words, "--bank", folder / "data", "--output_dir", folder / "out", *more]))
+    argv = ["--config", folder / "student.yaml", "--backbone", folder / "backbone", "--dataset", folder / "data"]
+    return tuple(map(str, [*argv, "--bank", folder / "data", "--output_dir", folder / "out", *more]))
 
 
 def make(folder: Path, label: int = 0, question: str = "is it red ?", weight: float = 0.0) -> Path:
@@ -88,17 +88,17 @@ def test_where_things_are_and_how_they_are_said_makes_no_other_student(tmp_path,
     assert cell(folder).key == before
     shutil.copytree(folder, tmp_path / "clone", copy_function=shutil.copy)  # as git would: with times of its own
     assert cell(tmp_path / "clone").key == before
-    words = ["--disable_tqdm", "true", "--report_to", "tensorboard", "--hub_model_id", "you/it", "--run_name", "first"]
-    words += ["--dataloader_num_workers", "2", "--output_dir", tmp_path / "elsewhere", "--learning_rate", "1e-2"]
-    assert cell(folder, *words).key == before
+    argv = ["--disable_tqdm", "true", "--report_to", "tensorboard", "--hub_model_id", "you/it", "--run_name", "first"]
+    argv += ["--dataloader_num_workers", "2", "--output_dir", tmp_path / "elsewhere", "--learning_rate", "1e-2"]
+    assert cell(folder, *argv).key == before
 
 
 @pytest.mark.parametrize(
-    "words", [("--learning_rate", 0.02), ("--seed", 1), ("--lora_rank", 4), ("--crop_scale", 0.9), ("--limit", 3)]
+    "argv", [("--learning_rate", 0.02), ("--seed", 1), ("--lora_rank", 4), ("--crop_scale", 0.9), ("--limit", 3)]
 )
-def test_another_option_makes_another_student(tmp_path, words):
+def test_another_option_makes_another_student(tmp_path, argv):
     folder = make(tmp_path / "a")
-    assert cell(folder).key != cell(folder, *words).key
+    assert cell(folder).key != cell(folder, *argv).key
 
 
 @pytest.mark.parametrize("change", [{"label": 1}, {"question": "is it blue ?"}, {"weight": 1.0}])

@@ -55,8 +55,8 @@ def test_attach_run_again_leaves_the_same(labelled):
 
 
 def test_attach_as_a_stream_leaves_parquet_that_load_dataset_reads(labelled, tmp_path, capsys):
-    words = ["--output_dir", tmp_path / "out", "--limit", "30", "--shard_size", "8", "--streaming"]
-    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    argv = ["--output_dir", tmp_path / "out", "--limit", "30", "--shard_size", "8", "--streaming"]
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *argv)
     splits = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     expected = load_from_disk(labelled)
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 30, "validation": 30, "test": 30}
@@ -67,7 +67,7 @@ def test_attach_as_a_stream_leaves_parquet_that_load_dataset_reads(labelled, tmp
     np.testing.assert_allclose(*answers, atol=1e-4)
     assert AspectBank.load(tmp_path / "out").provenance["model"] == "recipes/easy_vqa/teacher"
     capsys.readouterr()
-    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *argv)
     assert "questions an image" not in capsys.readouterr().err
 
 
@@ -78,19 +78,19 @@ def test_attach_skips_broken_images_and_says_which(tmp_path, capsys, streaming):
         (folder / "one").mkdir(parents=True, exist_ok=True)
         load_from_easy_vqa().save(folder / "one" / f"{i}.png")
     (folder / "one" / "2.png").write_bytes(b"no image")
-    words = ["--dataset", folder, "--output_dir", tmp_path / "out", "--streaming", streaming]
-    words += ["--work_dir", tmp_path / "work"] if streaming == "false" else []
-    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    argv = ["--dataset", folder, "--output_dir", tmp_path / "out", "--streaming", streaming]
+    argv += ["--work_dir", tmp_path / "work"] if streaming == "false" else []
+    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *argv)
     assert "one/2.png (" in said
     assert "(it is no image that Pillow can read): repair or remove them, or pass --on_error skip" in said
-    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words, "--on_error", "skip")
+    recipe("attach_aspects", "--config", EASY_VQA / "attach.yaml", *argv, "--on_error", "skip")
     assert "Skipped 1 images of train that cannot be read: rows 2.\n" in capsys.readouterr().out
 
 
 def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, caplog):
     DatasetDict(train=coco_rows(10, 2), val=coco_rows(3)).save_to_disk(tmp_path / "coco")
-    words = ["--teacher", EASY_VQA / "teacher", "--bank", EASY_VQA / "aspects.json"]
-    attach = ["--config", ROOT / "recipes" / "coco" / "attach.yaml", "--dtype", "float32", *words]
+    argv = ["--teacher", EASY_VQA / "teacher", "--bank", EASY_VQA / "aspects.json"]
+    attach = ["--config", ROOT / "recipes" / "coco" / "attach.yaml", "--dtype", "float32", *argv]
     attach += ["--dataset", tmp_path / "coco", "--output_dir", tmp_path / "labelled"]
     said = refuse("attach_aspects", *attach, "--on_error", "raise")
     assert "row 2 of split 'train' (object 1 has the box" in said and "pass --on_error skip" in said
@@ -103,7 +103,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
 
     parse = importlib.import_module("madkd_hf.cli.train").parse
     training, seen = importlib.import_module("madkd_hf.cli.training"), []
-    train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *words]
+    train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *argv]
     train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
     train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
     train += ["--per_device_train_batch_size", "4"]
@@ -125,8 +125,8 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
 
 def test_many_skipped_boxes_ask_whether_their_format_is_right(tmp_path, capsys):
     DatasetDict(train=coco_rows(4)).save_to_disk(tmp_path / "coco")
-    words = ["--config", EASY_VQA / "attach.yaml", "--dataset", tmp_path / "coco", "--output_dir", tmp_path / "out"]
-    recipe("attach_aspects", *words, "--boxes_column", "objects", "--on_error", "skip", "--box_format", "coco")
+    argv = ["--config", EASY_VQA / "attach.yaml", "--dataset", tmp_path / "coco", "--output_dir", tmp_path / "out"]
+    recipe("attach_aspects", *argv, "--boxes_column", "objects", "--on_error", "skip", "--box_format", "coco")
     assert "a box in them: rows 0, 1, 2, 3. So many: is --box_format coco right?" in capsys.readouterr().out
 
 
@@ -136,10 +136,10 @@ def test_broken_images_are_skipped_where_training_labels_them(tmp_path, caplog):
     train[7]["image"] = {"bytes": b"no", "path": None}
     rows = Dataset.from_list(train, features=splits["train"].features)
     DatasetDict(train=rows, validation=splits["validation"].select(range(8))).save_to_disk(tmp_path / "broken")
-    words = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
-    words += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
+    argv = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
+    argv += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
     training = importlib.import_module("madkd_hf.cli.training")
-    args, training_args = importlib.import_module("madkd_hf.cli.train").parse([*map(str, words), "--on_error", "skip"])
+    args, training_args = importlib.import_module("madkd_hf.cli.train").parse([*map(str, argv), "--on_error", "skip"])
     args.images_per_class = None
     trainer = training.train(args, training_args)
     assert len(trainer.train_dataset) == 39
@@ -191,8 +191,8 @@ def test_a_save_that_is_stopped_leaves_the_old_dataset_or_none(tmp_path, monkeyp
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_attach_without_a_single_answer_ends_normally(tmp_path, capsys, streaming):
-    words = ["--config", EASY_VQA / "attach.yaml", "--output_dir", tmp_path, "--limit", "0"]
-    recipe("attach_aspects", *words, "--streaming", streaming)
+    argv = ["--config", EASY_VQA / "attach.yaml", "--output_dir", tmp_path, "--limit", "0"]
+    recipe("attach_aspects", *argv, "--streaming", streaming)
     assert "No image of train has answers, so nothing can be said" in capsys.readouterr().out
     assert AspectBank.load(tmp_path)
 
@@ -208,7 +208,7 @@ def test_answers_of_a_stream_are_those_of_the_split_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         (["--output_dir", "README.md"], "README.md is a file, no folder for the output"),
         (["--output_dir", "README.md/out"], "README.md is a file, no folder for the output"),
@@ -217,9 +217,9 @@ def test_answers_of_a_stream_are_those_of_the_split_alone(tmp_path):
         (["--device_map", '{"": "cuda:7"}'], "There is no device 'cuda:7' here"),
     ],
 )
-def test_attach_refuses_places_and_devices_before_it_reads_anything(tmp_path, words, expected):
-    words = ["--output_dir", tmp_path / "out", *words]
-    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+def test_attach_refuses_places_and_devices_before_it_reads_anything(tmp_path, argv, expected):
+    argv = ["--output_dir", tmp_path / "out", *argv]
+    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *argv)
     assert said.startswith("error: ") and expected in said and "\n" not in said
     assert not (tmp_path / "out").exists()
 
@@ -227,8 +227,8 @@ def test_attach_refuses_places_and_devices_before_it_reads_anything(tmp_path, wo
 def test_a_dataset_with_a_broken_file_is_told_in_one_sentence(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a.parquet").write_bytes(b"PAR1 and no more PAR1")
-    words = ["--dataset", tmp_path / "source", "--output_dir", tmp_path / "out"]
-    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *words)
+    argv = ["--dataset", tmp_path / "source", "--output_dir", tmp_path / "out"]
+    said = refuse("attach_aspects", "--config", EASY_VQA / "attach.yaml", *argv)
     assert "Cannot read the dataset" in said and "\n" not in said
 
 
@@ -244,15 +244,15 @@ def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
     config = yaml.safe_load((EASY_VQA / "attach.yaml").read_text())
     config |= {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}, "teacher_revision": "v1"}
     (tmp_path / "attach.yaml").write_text(yaml.safe_dump(config))
-    words = ["--config", tmp_path / "attach.yaml", "--output_dir", tmp_path / "out"]
-    assert "enough" in refuse("attach_aspects", *words, "--attn_implementation", "eager", "--device_map", "auto")
+    argv = ["--config", tmp_path / "attach.yaml", "--output_dir", tmp_path / "out"]
+    assert "enough" in refuse("attach_aspects", *argv, "--attn_implementation", "eager", "--device_map", "auto")
     assert taken["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert (taken["attn_implementation"], taken["device_map"], taken["revision"]) == ("eager", "auto", "v1")
     assert not taken.get("trust_remote_code")
-    refuse("attach_aspects", *words, "--device_map", '{"": "cpu"}', "--quantization_config", '{"load_in_8bit": true}')
+    refuse("attach_aspects", *argv, "--device_map", '{"": "cpu"}', "--quantization_config", '{"load_in_8bit": true}')
     assert taken["device_map"] == {"": "cpu"} and taken["quantization_config"] == {"load_in_8bit": True}
-    assert "is no JSON" in refuse("attach_aspects", *words, "--quantization_config", "4bit")
-    assert "expected a mapping" in refuse("attach_aspects", *words, "--quantization_config", "4")
+    assert "is no JSON" in refuse("attach_aspects", *argv, "--quantization_config", "4bit")
+    assert "expected a mapping" in refuse("attach_aspects", *argv, "--quantization_config", "4")
 
 
 def test_distill_labels_its_own_images_and_leaves_a_student_that_pipeline_loads(tmp_path, capsys):
@@ -273,31 +273,31 @@ def load_from_easy_vqa():
 
 
 def test_train_takes_bank_and_answers_from_a_labelled_folder(labelled, tmp_path):
-    words = ["--dataset", labelled, "--output_dir", tmp_path, "--images_per_class", "2", "--max_steps", "1"]
-    said = refuse("train_student", "--config", EASY_VQA / "baseline.yaml", "--aspect_alpha", "4", *words)
+    argv = ["--dataset", labelled, "--output_dir", tmp_path, "--images_per_class", "2", "--max_steps", "1"]
+    said = refuse("train_student", "--config", EASY_VQA / "baseline.yaml", "--aspect_alpha", "4", *argv)
     assert "has 1 image" in said  # 30 rows do not show all 24 classes twice
     config = yaml.safe_load((EASY_VQA / "baseline.yaml").read_text())
     del config["images_per_class"]
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(config))
-    words = ["--dataset", labelled, "--output_dir", tmp_path, "--aspect_alpha", "4", "--max_steps", "1"]
-    recipe("train_student", "--config", tmp_path / "all.yaml", *words)
+    argv = ["--dataset", labelled, "--output_dir", tmp_path, "--aspect_alpha", "4", "--max_steps", "1"]
+    recipe("train_student", "--config", tmp_path / "all.yaml", *argv)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["aspect_bank"] == AspectBank.load(labelled).fingerprint
 
 
 def test_a_run_is_resumed_from_its_last_checkpoint(tmp_path):
-    words = ["--config", EASY_VQA / "baseline.yaml", "--output_dir", tmp_path, *QUICK, "--save_strategy", "steps"]
-    recipe("train_student", *words, "--save_steps", "1")
+    argv = ["--config", EASY_VQA / "baseline.yaml", "--output_dir", tmp_path, *QUICK, "--save_strategy", "steps"]
+    recipe("train_student", *argv, "--save_steps", "1")
     before = json.loads((tmp_path / "all_results.json").read_text())
-    recipe("train_student", *words, "--save_steps", "1", "--resume_from_checkpoint", tmp_path / "checkpoint-1")
+    recipe("train_student", *argv, "--save_steps", "1", "--resume_from_checkpoint", tmp_path / "checkpoint-1")
     after = json.loads((tmp_path / "all_results.json").read_text())
     assert after["test_loss"] == pytest.approx(before["test_loss"], rel=1e-5)
-    recipe("train_student", *words, "--save_steps", "1", "--resume_from_checkpoint", "true")
+    recipe("train_student", *argv, "--save_steps", "1", "--resume_from_checkpoint", "true")
     assert json.loads((tmp_path / "all_results.json").read_text())["test_loss"] == pytest.approx(before["test_loss"])
 
 
 def test_columns_without_answers_are_no_labels(labelled, tmp_path):
-    words = [
+    argv = [
         "--dataset",
         labelled,
         "--output_dir",
@@ -309,7 +309,7 @@ def test_columns_without_answers_are_no_labels(labelled, tmp_path):
     ]
     config = yaml.safe_load((EASY_VQA / "baseline.yaml").read_text()) | {"images_per_class": None}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(config))
-    said = refuse("train_student", "--config", tmp_path / "all.yaml", *words)
+    said = refuse("train_student", "--config", tmp_path / "all.yaml", *argv)
     assert "The split 'test' has aspect columns and no answers in them" in said
 
 
@@ -355,7 +355,7 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     AutoModelForImageClassification.from_pretrained(run / "student")
 
     kept = (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns
-    words = [
+    argv = [
         "recipes/compare.py",
         "--config",
         tmp_path / "compare.yaml",
@@ -363,7 +363,7 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
         "--hub_model_id",
         "you/shapes",
     ]
-    done = command(*words, environment=hub.environment(tmp_path / "home"))
+    done = command(*argv, environment=hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
     assert f"Published: {hub.url}/you/shapes\n" in done.stdout
     assert (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns == kept
@@ -415,7 +415,7 @@ def test_help_teaches(name, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "expected"),
+    ("name", "argv", "expected"),
     [
         (
             "train_student",
@@ -453,11 +453,11 @@ def test_help_teaches(name, capsys):
         ("attach_aspects", ["--teacher", "recipes/easy_vqa/student"], "expected an image-text-to-text model"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(name, words, expected, tmp_path):
+def test_a_mistake_is_told_in_one_sentence_and_nothing_is_written(name, argv, expected, tmp_path):
     config = {"train_student": "baseline.yaml", "attach_aspects": "attach.yaml"}[name]
     output = tmp_path / "output"
-    base = [] if "--config" in words else ["--config", EASY_VQA / config]
-    said = refuse(name, *base, "--output_dir", output, *words)
+    base = [] if "--config" in argv else ["--config", EASY_VQA / config]
+    said = refuse(name, *base, "--output_dir", output, *argv)
     assert said.startswith("error: ") and expected in said and "\n" not in said
     assert not output.exists()
 
@@ -519,24 +519,24 @@ def planned(folder, **settings) -> dict[str, str]:
 
 
 def test_base_is_plain_and_tested_whatever_its_yaml_says(tmp_path):
-    words = planned(tmp_path)
-    assert len(words) == 20
-    assert "--config a.yaml" in words["base-0"] and "--aspect_alpha 0" in words["base-0"]
-    assert "--config b.yaml" in words["madkd-0"] and "--aspect_alpha" not in words["madkd-0"]
-    assert all("--do_predict true" in line for line in words.values())
+    argv = planned(tmp_path)
+    assert len(argv) == 20
+    assert "--config a.yaml" in argv["base-0"] and "--aspect_alpha 0" in argv["base-0"]
+    assert "--config b.yaml" in argv["madkd-0"] and "--aspect_alpha" not in argv["madkd-0"]
+    assert all("--do_predict true" in line for line in argv.values())
 
 
 def test_a_grid_trains_every_condition_at_every_point_and_a_plain_student_once(tmp_path):
     grid = json.dumps({"images_per_class": [5, 10], "aspect_alpha": [1, 40], "aspects": [3, 11]})
-    words = planned(tmp_path, grid=grid, seeds=2, conditions=["base", "madkd"], images_per_class=7)
-    assert len(words) == 2 * 2 + 2 * 8
-    base = words["base-images_per_class_5-1"]
+    argv = planned(tmp_path, grid=grid, seeds=2, conditions=["base", "madkd"], images_per_class=7)
+    assert len(argv) == 2 * 2 + 2 * 8
+    base = argv["base-images_per_class_5-1"]
     assert base.endswith("--images_per_class=5") and "--aspect_alpha=" not in base and "/sets/" not in base
-    few = words["madkd-images_per_class_10-aspect_alpha_40-aspects_3-0"]
+    few = argv["madkd-images_per_class_10-aspect_alpha_40-aspects_3-0"]
     assert few.endswith("--images_per_class=10 --aspect_alpha=40")
     (place,) = {few.split(option)[-1].split()[0] for option in ("--dataset ", "--bank ")}
     assert AspectBank.load(place).ids == AspectBank.load(EASY_VQA / "aspects.json").ids[:3]
-    assert "/sets/" not in words["madkd-images_per_class_10-aspect_alpha_40-aspects_11-0"]
+    assert "/sets/" not in argv["madkd-images_per_class_10-aspect_alpha_40-aspects_11-0"]
 
 
 @pytest.mark.parametrize("values", ["5", "[]"])
@@ -547,18 +547,18 @@ def test_a_grid_needs_values(tmp_path, values):
 
 def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
     cells = importlib.import_module("madkd_hf.cli.cells")
-    words = ("--config", str(EASY_VQA / "baseline.yaml"), "--dataset", str(tmp_path / "nowhere"))
-    words += ("--output_dir", str(tmp_path / "one"))
+    argv = ("--config", str(EASY_VQA / "baseline.yaml"), "--dataset", str(tmp_path / "nowhere"))
+    argv += ("--output_dir", str(tmp_path / "one"))
     with pytest.raises(ValueError, match="nowhere"):
-        cells.train_cell(cells.Cell("one", words, str(tmp_path / "one")))
+        cells.train_cell(cells.Cell("one", argv, str(tmp_path / "one")))
     assert "Traceback" in (tmp_path / "one" / "log.txt").read_text()
 
 
 def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
     cells = importlib.import_module("madkd_hf.cli.cells")
     shutil.copytree(EASY_VQA / "student", tmp_path / "student")
-    words = ("--config", str(EASY_VQA / "baseline.yaml"), "--backbone", str(tmp_path / "student"))
-    cell = cells.Cell("one", words, str(tmp_path))
+    argv = ("--config", str(EASY_VQA / "baseline.yaml"), "--backbone", str(tmp_path / "student"))
+    cell = cells.Cell("one", argv, str(tmp_path))
     before = cell.key
     assert before == cell.key
     config = tmp_path / "student" / "preprocessor_config.json"
@@ -567,9 +567,9 @@ def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
 
 
 def test_interrupting_stops_all_workers_and_says_so(tmp_path):
-    words = ["recipes/compare.py", "--config", EASY_VQA / "compare.yaml", "--output_dir", tmp_path, "--limit", "130"]
+    argv = ["recipes/compare.py", "--config", EASY_VQA / "compare.yaml", "--output_dir", tmp_path, "--limit", "130"]
     with subprocess.Popen(
-        [sys.executable, *map(str, words), "--images_per_class", "2"],
+        [sys.executable, *map(str, argv), "--images_per_class", "2"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -606,8 +606,8 @@ def test_every_yaml_under_recipes_names_known_options_only():
     files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
     assert files
     for path in files:
-        words = ["--config", str(path), "--output_dir", "unused"]
+        argv = ["--config", str(path), "--output_dir", "unused"]
         if types := arguments.get(path.stem):
-            common.CommandParser(*types, description="").parse(words)
+            common.CommandParser(*types, description="").parse(argv)
         else:
-            train.parse(words)
+            train.parse(argv)

@@ -113,22 +113,22 @@ def test_each_student_has_the_answers_of_its_level(tmp_path):
     assert {(*cell.argv[:2], cell.metric, cell.score) for cell in cells.values()} == {
         ("--task", "detection", "test_map", "map")
     }
-    words = {name: " ".join(cell.argv) for name, cell in cells.items()}
-    assert "--config a.yaml" in words["base"] and "--aspect_alpha 0" in words["base"]
+    argv = {name: " ".join(cell.argv) for name, cell in cells.items()}
+    assert "--config a.yaml" in argv["base"] and "--aspect_alpha 0" in argv["base"]
     for name in TREATED.values():
-        assert "--aspect_control shuffled" in words[name]
+        assert "--aspect_control shuffled" in argv[name]
     for name in ("image", "image_shuffled"):
-        assert "labelled_images --bank" in words[name] and "--aspect_level image" in words[name]
-    assert "labelled_images" not in words["object"] and "--aspect_level object" in words["object"]
-    assert "--aspect_control none" in words["image"] and "--aspect_control constant" in words["constant"]
-    for line in words.values():
+        assert "labelled_images --bank" in argv[name] and "--aspect_level image" in argv[name]
+    assert "labelled_images" not in argv["object"] and "--aspect_level object" in argv["object"]
+    assert "--aspect_control none" in argv["image"] and "--aspect_control constant" in argv["constant"]
+    for line in argv.values():
         assert "--scenes 7" in line and "--box_format yolo" in line and "--boxes_column objects" in line
         assert "--category_field category" in line  # as the labelled dataset has it
         assert "label_column" not in line and "images_per_class" not in line
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         (["--images_per_class", "5"], "images_per_class is for task: classification, and this is detection"),
         (["--label_column", "category"], "label_column is for task: classification"),
@@ -140,10 +140,10 @@ def test_each_student_has_the_answers_of_its_level(tmp_path):
         (["--boxes_colum", "objects"], "did you mean 'boxes_column'?"),
     ],
 )
-def test_a_setting_that_says_nothing_about_the_task_is_refused(tmp_path, words, expected):
+def test_a_setting_that_says_nothing_about_the_task_is_refused(tmp_path, argv, expected):
     make_scenes().save_to_disk(tmp_path / "scenes")
     base = ["--config", EASY_VQA / "detect_compare.yaml", "--dataset", tmp_path / "scenes", "--scenes", "6"]
-    said = refuse("compare", *base, "--output_dir", tmp_path / "run", *words)
+    said = refuse("compare", *base, "--output_dir", tmp_path / "run", *argv)
     assert said.startswith("error: ") and expected in said and "\n" not in said
     assert not (tmp_path / "run").exists()
 

@@ -17,10 +17,10 @@ LABEL = ("-m", "madkd_hf", "label", "--config", EASY_VQA / "attach.yaml", "--num
 
 
 def test_words_for_accelerate_are_taken_off_the_command():
-    words = "--config a.yaml --num_processes 2 --splits a b --gpu_ids=0,1 --debug x --multi_gpu --limit 3".split()
-    theirs, ours = split(words, {"--num_processes", "--gpu_ids", "--debug", "--multi_gpu", "--config_file"})
-    assert theirs == ["--num_processes", "2", "--gpu_ids=0,1", "--multi_gpu"]
-    assert ours == "--config a.yaml --splits a b --debug x --limit 3".split()
+    argv = "--config a.yaml --num_processes 2 --splits a b --gpu_ids=0,1 --debug x --multi_gpu --limit 3".split()
+    for_launch, for_command = split(argv, {"--num_processes", "--gpu_ids", "--debug", "--multi_gpu", "--config_file"})
+    assert for_launch == ["--num_processes", "2", "--gpu_ids=0,1", "--multi_gpu"]
+    assert for_command == "--config a.yaml --splits a b --debug x --limit 3".split()
 
 
 def test_as_many_processes_as_one_asks_for_and_their_error(tmp_path):
@@ -59,8 +59,8 @@ def test_a_launch_that_is_stopped_while_it_loads_says_so(sent, code, word, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped")])
 def test_a_stopped_launch_says_what_is_kept_and_exits_as_shells_expect(sent, code, word, tmp_path):
-    words = ["--limit", "400", "--shard_size", "4", "--work_dir", tmp_path / "work", "--output_dir", tmp_path / "out"]
-    with start(*LABEL, *words) as job:
+    argv = ["--limit", "400", "--shard_size", "4", "--work_dir", tmp_path / "work", "--output_dir", tmp_path / "out"]
+    with start(*LABEL, *argv) as job:
         while not list(tmp_path.glob("work/shards/*.arrow")) and job.poll() is None:
             time.sleep(0.1)
         os.kill(job.pid, signal.Signals[sent])

@@ -42,7 +42,7 @@ def test_pip_installs_the_command():
 
 
 @pytest.mark.parametrize(
-    ("words", "task"),
+    ("argv", "task"),
     [
         (["--config", EASY_VQA / "distill.yaml"], "classification"),
         ([f"--config={EASY_VQA / 'detect.yaml'}"], "detection"),
@@ -52,8 +52,8 @@ def test_pip_installs_the_command():
         ([], "classification"),
     ],
 )
-def test_the_task_is_an_option_or_follows_from_the_others(words, task):
-    assert task_of([*map(str, words)]) == task
+def test_the_task_is_an_option_or_follows_from_the_others(argv, task):
+    assert task_of([*map(str, argv)]) == task
 
 
 def test_an_unknown_task_gets_one_sentence():

@@ -72,9 +72,9 @@ def yamls(tmp_path_factory) -> Path:
     return folder
 
 
-def command(name: str, *words: str | Path) -> subprocess.CompletedProcess:
+def command(name: str, *argv: str | Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    line = [quick_python(), f"recipes/{name}.py", *map(str, words)]
+    line = [quick_python(), f"recipes/{name}.py", *map(str, argv)]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
@@ -96,14 +96,14 @@ def done(result: subprocess.CompletedProcess) -> str:
 def test_all_broken_images_are_named_before_anything_begins(mess, yamls, tmp_path):
     compared = ["--baseline", yamls / "base.yaml", "--distill", yamls / "distill.yaml"]
     before = contents(mess)
-    for name, words in {
+    for name, argv in {
         "attach_aspects": [],
         "train_student": ["--config", yamls / "distill.yaml"],
         "compare": compared,
         "tune": [*compared, "--grid", '{"learning_rate": [0.01]}'],
         "select_questions": ["--sample", "20", "--keep", "4"],
     }.items():
-        result = command(name, *words, *asks(mess), "--output_dir", tmp_path / name)
+        result = command(name, *argv, *asks(mess), "--output_dir", tmp_path / name)
         assert result.returncode == 1, name
         assert "Traceback" not in result.stderr
         for broken in BROKEN:

@@ -307,7 +307,7 @@ def quick(tmp_path_factory) -> dict[str, str]:
 
 
 def words_of(command: str, quick: dict[str, str], dataset: Path, output: Path) -> list[str | Path]:
-    words = {
+    argv = {
         "attach_aspects": ["--config", EASY_VQA / "attach.yaml"],
         "train_student": ["--config", quick["baseline"]],
         "select_questions": ["--config", EASY_VQA / "select.yaml", "--splits", "validation", "--sample", "12"],
@@ -316,8 +316,8 @@ def words_of(command: str, quick: dict[str, str], dataset: Path, output: Path) -
         "questions_curve": ["--config", EASY_VQA / "questions_curve.yaml", "--images_per_class", "3"],
     }[command]
     if command in ("compare", "tune", "questions_curve"):
-        words += [word for name, path in quick.items() for word in (f"--{name}", path)]
-    return [*words, "--dataset", dataset, "--output_dir", output]
+        argv += [word for name, path in quick.items() for word in (f"--{name}", path)]
+    return [*argv, "--dataset", dataset, "--output_dir", output]
 
 
 COMMANDS = ["attach_aspects", "train_student", "select_questions", "compare", "tune", "questions_curve"]
@@ -349,15 +349,15 @@ def test_skip_leaves_images_out_of_evaluation_and_prediction_and_counts_them(qui
 def test_a_labelled_dataset_with_a_broken_image_elsewhere_is_told_before_the_training(quick, spoilt, tmp_path, caplog):
     recipe("attach_aspects", *words_of("attach_aspects", quick, spoilt, tmp_path / "labelled"), "--on_error", "skip")
     assert "No answers for 1 of the 12 images of split 'validation': validation/a/03.jpg (" in caplog.text
-    words = [*words_of("train_student", quick, tmp_path / "labelled", tmp_path / "out"), "--aspect_alpha", "4"]
-    assert "row 3 of split 'validation' (there is no image)" in refuse("train_student", *words)
-    recipe("train_student", *words, "--on_error", "skip")
+    argv = [*words_of("train_student", quick, tmp_path / "labelled", tmp_path / "out"), "--aspect_alpha", "4"]
+    assert "row 3 of split 'validation' (there is no image)" in refuse("train_student", *argv)
+    recipe("train_student", *argv, "--on_error", "skip")
     assert set(json.loads((tmp_path / "out" / "all_results.json").read_text())["left_out"]) == {"validation", "test"}
 
 
 def test_compare_leaves_images_out_of_everything_and_its_report_counts_them(quick, spoilt, tmp_path):
-    words = [*words_of("compare", quick, spoilt, tmp_path / "out"), "--on_error", "skip", "--seeds", "1"]
-    done = command("recipes/compare.py", *words, "--conditions", "base", "madkd")
+    argv = [*words_of("compare", quick, spoilt, tmp_path / "out"), "--on_error", "skip", "--seeds", "1"]
+    done = command("recipes/compare.py", *argv, "--conditions", "base", "madkd")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["left_out"]["test"] == {"images": 1, "of": 12, "first": ["test/b/01.jpg"]}
@@ -368,9 +368,9 @@ def test_compare_leaves_images_out_of_everything_and_its_report_counts_them(quic
 
 def test_all_that_is_wrong_is_told_at_once(quick, spoilt, tmp_path):
     (tmp_path / "bank.json").write_text("[")
-    words = words_of("train_student", quick, spoilt, tmp_path / "out.json") + ["--aspect_alpha", "4"]
-    words += ["--bank", tmp_path / "bank.json", "--backbone", tmp_path, "--images_per_class", "7"]
-    said = refuse("train_student", *words, "--resume_from_checkpoint", tmp_path / "nothing").splitlines()
+    argv = words_of("train_student", quick, spoilt, tmp_path / "out.json") + ["--aspect_alpha", "4"]
+    argv += ["--bank", tmp_path / "bank.json", "--backbone", tmp_path, "--images_per_class", "7"]
+    said = refuse("train_student", *argv, "--resume_from_checkpoint", tmp_path / "nothing").splitlines()
     assert said[0] == f"error: {len(said) - 1} things are wrong before we can begin:"
     expected = [
         "out.json has the name",
@@ -385,11 +385,11 @@ def test_all_that_is_wrong_is_told_at_once(quick, spoilt, tmp_path):
 
 @pytest.mark.parametrize("command", ["compare", "tune", "questions_curve"])
 def test_too_few_images_of_a_class_are_told_before_a_teacher_is_loaded(command, quick, drawn, tmp_path):
-    words = [*words_of(command, quick, drawn, tmp_path / "out"), "--teacher", tmp_path / "is_not_looked_for"]
-    said = refuse(command, *words, "--images_per_class", "7")
+    argv = [*words_of(command, quick, drawn, tmp_path / "out"), "--teacher", tmp_path / "is_not_looked_for"]
+    said = refuse(command, *argv, "--images_per_class", "7")
     assert "The class 'a' has 6 images and --images_per_class asks for 7" in said
     if command == "compare":
-        said = refuse(command, *words, "--grid", '{"images_per_class": [2, 9], "aspects": [3, 12]}')
+        said = refuse(command, *argv, "--grid", '{"images_per_class": [2, 9], "aspects": [3, 12]}')
         assert "has 6 images and --images_per_class asks for 9" in said and "asks for 12 aspects; the bank has" in said
 
 
@@ -455,8 +455,8 @@ def test_a_disk_that_is_too_small_is_told_before_the_labelling(quick, drawn, tmp
 
 
 def test_a_stream_is_looked_at_where_it_begins(quick, spoilt, tmp_path, capsys):
-    words = words_of("attach_aspects", quick, spoilt, tmp_path / "out") + ["--streaming"]
-    said = refuse("attach_aspects", *words)
+    argv = words_of("attach_aspects", quick, spoilt, tmp_path / "out") + ["--streaming"]
+    said = refuse("attach_aspects", *argv)
     assert "at the beginning of the stream" in said and "validation/a/03.jpg (" in said
-    recipe("attach_aspects", *words, "--on_error", "skip")
+    recipe("attach_aspects", *argv, "--on_error", "skip")
     assert "the rest of the stream is looked at as it comes" in capsys.readouterr().out

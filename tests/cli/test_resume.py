@@ -53,10 +53,10 @@ def test_many_killed_jobs(tmp_path, stream):
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    words = ["--limit", "50", "--shard_size", "8", "--splits", "train"]
-    one = recipe(*words, "--output_dir", tmp_path / "one", "--work_dir", tmp_path / "work one")
+    argv = ["--limit", "50", "--shard_size", "8", "--splits", "train"]
+    one = recipe(*argv, "--output_dir", tmp_path / "one", "--work_dir", tmp_path / "work one")
     assert one.returncode == 0, one.stderr
-    two = recipe(*words, "--output_dir", tmp_path / "two", "--work_dir", tmp_path / "work two", launch=TWO)
+    two = recipe(*argv, "--output_dir", tmp_path / "two", "--work_dir", tmp_path / "work two", launch=TWO)
     assert two.returncode == 0, two.stderr
     assert two.stdout.count("are in") == 1 and "50/50" in two.stderr
     assert two.stderr.count("questions an image:   0%") == 1
@@ -70,8 +70,8 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
 @pytest.mark.slow
 def test_a_dead_worker_s_shards_are_done_at_the_next_start(tmp_path):
-    words = ["--limit", "400", "--shard_size", "4", "--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work"]
-    command = [sys.executable, *TWO, "recipes/attach_aspects.py", "--config", EASY_VQA / "attach.yaml", *words]
+    argv = ["--limit", "400", "--shard_size", "4", "--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work"]
+    command = [sys.executable, *TWO, "recipes/attach_aspects.py", "--config", EASY_VQA / "attach.yaml", *argv]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
@@ -88,7 +88,7 @@ def test_a_dead_worker_s_shards_are_done_at_the_next_start(tmp_path):
     )
     kept = {path: path.stat().st_ino for path in tmp_path.glob("work/shards/*.arrow")}
     assert 4 <= len(kept) < 100
-    done = recipe(*words)
+    done = recipe(*argv)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_ino == inode for path, inode in kept.items())
     assert None not in load_from_disk(tmp_path / "out")["train"]["aspect_logits"][:]
@@ -99,8 +99,8 @@ def test_a_bad_image_stops_all_workers_and_is_told_once(tmp_path):
     for i, image in enumerate(tiny.images(12)):
         image.save(tmp_path / "images" / f"{i:02d}.png")
     (tmp_path / "images" / "05.png").write_bytes(b"no image")
-    words = ["--dataset", tmp_path / "images", "--output_dir", tmp_path / "out", "--shard_size", "2"]
-    done = recipe(*words, "--work_dir", tmp_path / "work", launch=TWO)
+    argv = ["--dataset", tmp_path / "images", "--output_dir", tmp_path / "out", "--shard_size", "2"]
+    done = recipe(*argv, "--work_dir", tmp_path / "work", launch=TWO)
     assert done.returncode != 0
     assert done.stderr.count("images/05.png (it is no image that Pillow can read): repair or remove") == 1
 
@@ -124,18 +124,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_a_full_disk_is_told_in_one_sentence_and_what_was_done_is_kept(tmp_path):
-    words = ["--limit", "60", "--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work"]
-    assert recipe(*words, "--limit", "8", "--shard_size", "4").returncode == 0
+    argv = ["--limit", "60", "--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work"]
+    assert recipe(*argv, "--limit", "8", "--shard_size", "4").returncode == 0
     (tmp_path / "work" / "manifest.json").unlink()
     for path in tmp_path.glob("work/shards/*"):
         path.unlink()
-    full = recipe(*words, "--shard_size", "50", launch=("-c", LIMITED))
+    full = recipe(*argv, "--shard_size", "50", launch=("-c", LIMITED))
     assert full.returncode == 1
     (said,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
     assert f"Cannot write to {tmp_path / 'work'} (File too large): 0 of 2 shards of split 'train' are complete" in said
     assert said.endswith("make room there or make it writable, and run the same command again.")
     assert not list(tmp_path.rglob("*.partial"))
-    done = recipe(*words)
+    done = recipe(*argv)
     assert done.returncode == 0, done.stderr
 
 

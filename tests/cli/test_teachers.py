@@ -11,10 +11,10 @@ from builders.commands import EASY_VQA, refuse
 from madkd_hf.cli.teachers import attach
 
 
-def arguments(tmp_path, *words):
-    words = ["--dataset", "recipes.easy_vqa.data:load_easy_vqa", "--bank", EASY_VQA / "aspects.json", *words]
-    words += ["--teacher", EASY_VQA / "teacher", "--work_dir", tmp_path / "work", "--output_dir", tmp_path / "out"]
-    return importlib.import_module("madkd_hf.cli.train").parse([*map(str, words)])[0]
+def arguments(tmp_path, *argv):
+    argv = ["--dataset", "recipes.easy_vqa.data:load_easy_vqa", "--bank", EASY_VQA / "aspects.json", *argv]
+    argv += ["--teacher", EASY_VQA / "teacher", "--work_dir", tmp_path / "work", "--output_dir", tmp_path / "out"]
+    return importlib.import_module("madkd_hf.cli.train").parse([*map(str, argv)])[0]
 
 
 def test_a_student_asks_as_labelling_would(tmp_path):
@@ -37,6 +37,6 @@ def test_a_student_asks_as_labelling_would(tmp_path):
     ],
 )
 def test_options_that_no_teacher_has_are_told_before_anything_begins(tmp_path, options, message):
-    words = ["--dataset", "recipes.easy_vqa.data:load_easy_vqa", "--bank", EASY_VQA / "aspects.json", "--limit", "8"]
-    words += ["--teacher", EASY_VQA / "teacher", "--teacher_options", options, "--output_dir", tmp_path / "out"]
-    assert message in refuse("train", *words)
+    argv = ["--dataset", "recipes.easy_vqa.data:load_easy_vqa", "--bank", EASY_VQA / "aspects.json", "--limit", "8"]
+    argv += ["--teacher", EASY_VQA / "teacher", "--teacher_options", options, "--output_dir", tmp_path / "out"]
+    assert message in refuse("train", *argv)

@@ -62,8 +62,8 @@ def results(folder: Path) -> dict:
 
 
 def test_a_detector_labels_its_own_objects_and_leaves_a_student_that_pipeline_loads(scenes, tmp_path, capsys):
-    words = ["--config", EASY_VQA / "detect.yaml", "--dataset", scenes, "--output_dir", tmp_path, *QUICK]
-    recipe("train_detector", *words)
+    argv = ["--config", EASY_VQA / "detect.yaml", "--dataset", scenes, "--output_dir", tmp_path, *QUICK]
+    recipe("train_detector", *argv)
     assert f'pipeline("aspect-detection", "{tmp_path}", trust_remote_code=True)' in capsys.readouterr().out
     assert {"eval_map", "test_map", "train_loss"} <= set(results(tmp_path))
     model = AutoModelForObjectDetection.from_pretrained(tmp_path)
@@ -80,26 +80,26 @@ def test_a_detector_labels_its_own_objects_and_leaves_a_student_that_pipeline_lo
 
 @pytest.mark.parametrize("control", ["none", "shuffled"])
 def test_answers_about_images_come_with_the_dataset(tmp_path, control):
-    words = ["--dataset", labelled(tmp_path / "labelled", by_object=False), "--bank", tmp_path / "labelled"]
-    words += ["--aspect_level", "image", "--aspect_control", control, "--output_dir", tmp_path / "out", *QUICK]
-    recipe("train_detector", "--config", EASY_VQA / "detect.yaml", *words)
+    argv = ["--dataset", labelled(tmp_path / "labelled", by_object=False), "--bank", tmp_path / "labelled"]
+    argv += ["--aspect_level", "image", "--aspect_control", control, "--output_dir", tmp_path / "out", *QUICK]
+    recipe("train_detector", "--config", EASY_VQA / "detect.yaml", *argv)
     assert 0 <= results(tmp_path / "out")["eval_aspect_auroc"] <= 1
     assert AutoModelForObjectDetection.from_pretrained(tmp_path / "out").config.aspect_level == "image"
 
 
 def test_a_run_is_resumed_from_its_last_checkpoint(scenes, tmp_path):
-    words = ["--config", EASY_VQA / "detect_baseline.yaml", "--dataset", scenes, "--output_dir", tmp_path, *QUICK]
-    words += ["--save_strategy", "steps", "--save_steps", "1"]
-    recipe("train_detector", *words)
+    argv = ["--config", EASY_VQA / "detect_baseline.yaml", "--dataset", scenes, "--output_dir", tmp_path, *QUICK]
+    argv += ["--save_strategy", "steps", "--save_steps", "1"]
+    recipe("train_detector", *argv)
     before = results(tmp_path)
-    recipe("train_detector", *words, "--resume_from_checkpoint", tmp_path / "checkpoint-1")
+    recipe("train_detector", *argv, "--resume_from_checkpoint", tmp_path / "checkpoint-1")
     assert results(tmp_path)["test_loss"] == pytest.approx(before["test_loss"], rel=1e-4)
 
 
 def test_a_detector_is_published_with_its_aspects(hub, tmp_path, capsys):
-    words = ["--dataset", labelled(tmp_path / "labelled", by_object=True), "--bank", tmp_path / "labelled"]
-    words += ["--config", EASY_VQA / "detect.yaml", "--output_dir", tmp_path / "out", *QUICK]
-    recipe("train_detector", *words, "--push_to_hub", "--hub_model_id", "you/finder")
+    argv = ["--dataset", labelled(tmp_path / "labelled", by_object=True), "--bank", tmp_path / "labelled"]
+    argv += ["--config", EASY_VQA / "detect.yaml", "--output_dir", tmp_path / "out", *QUICK]
+    recipe("train_detector", *argv, "--push_to_hub", "--hub_model_id", "you/finder")
     assert f"Published: {hub.url}/you/finder\n" in capsys.readouterr().out
     files = hub.files("you/finder")
     assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
@@ -108,16 +108,16 @@ def test_a_detector_is_published_with_its_aspects(hub, tmp_path, capsys):
 
 
 def test_a_published_detector_tells_the_comparison(hub, tmp_path):
-    words = ["--dataset", labelled(tmp_path / "labelled", by_object=True), "--bank", tmp_path / "labelled"]
+    argv = ["--dataset", labelled(tmp_path / "labelled", by_object=True), "--bank", tmp_path / "labelled"]
     bank = AspectBank.load(tmp_path / "labelled").fingerprint
     names = ["base", "object", "shuffled"]
     cells = [{"condition": name, "seed": s, "map": 30.0 + i * s} for i, name in enumerate(names) for s in (0, 1)]
     summary = report.summarise(cells, "detection") | {"dataset": "scenes", "bank": bank, "scenes": 6}
     report.write_report(summary, tmp_path / "run")
     figures.plot_accuracies(summary, tmp_path / "run" / "figures" / "ap.png")
-    words += ["--config", EASY_VQA / "detect.yaml", "--output_dir", tmp_path / "out", *QUICK]
-    words += ["--push_to_hub", "--hub_model_id", "you/finder"]
-    recipe("train_detector", *words, "--comparison", tmp_path / "run")
+    argv += ["--config", EASY_VQA / "detect.yaml", "--output_dir", tmp_path / "out", *QUICK]
+    argv += ["--push_to_hub", "--hub_model_id", "you/finder"]
+    recipe("train_detector", *argv, "--comparison", tmp_path / "run")
     files = hub.files("you/finder")
     card = files["README.md"].decode()
     assert report.table(summary) in card and report.verdict(summary["gain"], "AP") in card
@@ -125,7 +125,7 @@ def test_a_published_detector_tells_the_comparison(hub, tmp_path):
     assert "in this repo is one of them" not in card
     assert files["figures/ap.png"] == (tmp_path / "run" / "figures" / "ap.png").read_bytes()
     report.write_report(summary | {"bank": "of others"}, tmp_path / "run")
-    said = refuse("train_detector", *words, "--comparison", tmp_path / "run")
+    said = refuse("train_detector", *argv, "--comparison", tmp_path / "run")
     assert "is about other questions than the student's" in said and "\n" not in said
 
 
@@ -235,7 +235,7 @@ def test_predictions_survive_the_file(tmp_path, by_object):
             np.testing.assert_array_equal(one[name], other[name])
 
 
-# ---- words
+# ---- sentences
 
 
 def test_every_yaml_of_detectors_names_known_options_only():
@@ -277,7 +277,7 @@ def test_help_teaches(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         (["--aspect_levle", "image"], "did you mean 'aspect_level'?"),
         (["--images_per_class", "5"], "Unknown option --images_per_class"),
@@ -297,17 +297,17 @@ def test_help_teaches(capsys):
         (["--resume_from_checkpoint", "true"], "There is no checkpoint in"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence(scenes, tmp_path, words, expected):
+def test_a_mistake_is_told_in_one_sentence(scenes, tmp_path, argv, expected):
     base = ["--config", EASY_VQA / "detect_baseline.yaml", "--dataset", scenes, "--scenes", "6"]
-    said = refuse("train_detector", *base, "--output_dir", tmp_path / "output", "--max_steps", "1", *words)
+    said = refuse("train_detector", *base, "--output_dir", tmp_path / "output", "--max_steps", "1", *argv)
     assert said.startswith("error: ") and expected in said and "\n" not in said
 
 
 @pytest.mark.parametrize(("level", "by_object"), [("object", False), ("image", True)])
 def test_answers_about_something_else_are_refused(tmp_path, level, by_object):
-    words = ["--dataset", labelled(tmp_path / "labelled", by_object), "--bank", tmp_path / "labelled"]
-    words += ["--config", EASY_VQA / "detect.yaml", "--aspect_level", level, "--output_dir", tmp_path / "out", *QUICK]
-    said = refuse("train_detector", *words)
+    argv = ["--dataset", labelled(tmp_path / "labelled", by_object), "--bank", tmp_path / "labelled"]
+    argv += ["--config", EASY_VQA / "detect.yaml", "--aspect_level", level, "--output_dir", tmp_path / "out", *QUICK]
+    said = refuse("train_detector", *argv)
     assert "The dataset answers about" in said and "\n" not in said
 
 

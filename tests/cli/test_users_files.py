@@ -71,8 +71,8 @@ def test_an_output_folder_that_overlaps_with_the_dataset_is_refused_before_anyth
 def test_a_work_dir_that_overlaps_with_the_dataset_is_refused(command, tmp_path, birds):
     before = tree(tmp_path)
     for work in (birds, birds / "work", tmp_path):
-        words = ["--dataset", birds, "--work_dir", work, "--output_dir", tmp_path / "out"]
-        assert "pass a work folder elsewhere" in refuse(command, *COMMANDS[command], *words)
+        argv = ["--dataset", birds, "--work_dir", work, "--output_dir", tmp_path / "out"]
+        assert "pass a work folder elsewhere" in refuse(command, *COMMANDS[command], *argv)
     assert tree(tmp_path) == before
 
 
@@ -83,9 +83,9 @@ def test_a_work_dir_that_overlaps_with_the_dataset_is_refused(command, tmp_path,
 )
 def test_so_is_one_that_overlaps_with_a_model_that_is_read(command, option, tmp_path, birds):
     before = tree(tmp_path)
-    words = [*COMMANDS[command], "--dataset", DATA, option, birds]
+    argv = [*COMMANDS[command], "--dataset", DATA, option, birds]
     for out in (birds, birds / "train" / "new", tmp_path):
-        assert "pass an output folder elsewhere" in refuse(command, *words, "--output_dir", out)
+        assert "pass an output folder elsewhere" in refuse(command, *argv, "--output_dir", out)
     assert tree(tmp_path) == before
 
 
@@ -95,8 +95,8 @@ def test_a_bank_is_not_written_over_by_what_it_is_read_for(tmp_path):
     bank.write_bytes((EASY_VQA / "aspects.json").read_bytes())
     before = tree(tmp_path)
     for asked in (bank, bank.parent):
-        words = ["--dataset", DATA, "--teacher", TEACHER, "--bank", asked, "--output_dir", bank.parent]
-        assert "aspects.json, which is read" in refuse("attach_aspects", *words)
+        argv = ["--dataset", DATA, "--teacher", TEACHER, "--bank", asked, "--output_dir", bank.parent]
+        assert "aspects.json, which is read" in refuse("attach_aspects", *argv)
     assert tree(tmp_path) == before
 
 
@@ -129,8 +129,8 @@ def test_what_a_user_has_under_a_name_that_is_written_is_refused_by_name(command
     else:
         (out / name).symlink_to(birds if kind == "link" else tmp_path / "nowhere")
     before = tree(tmp_path)
-    words = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
-    said = refuse(command, *COMMANDS[command], *words, "--output_dir", out)
+    argv = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
+    said = refuse(command, *COMMANDS[command], *argv, "--output_dir", out)
     assert str(out / name) in said, said
     assert "move it away" in said or "link" in said or command == "generate_questions", said
     assert tree(tmp_path) == before
@@ -150,8 +150,8 @@ def small_of(folder: Path, *splits: str) -> Path:
 
 
 def label(source: Path, out: Path, *more: str | Path) -> list[str | Path]:
-    words = ["--dataset", source, "--output_dir", out, "--dtype", "float32", *more]
-    return [*COMMANDS["attach_aspects"], *words]
+    argv = ["--dataset", source, "--output_dir", out, "--dtype", "float32", *more]
+    return [*COMMANDS["attach_aspects"], *argv]
 
 
 def test_labelling_again_keeps_a_users_files_and_removes_what_it_wrote_itself(tmp_path):
@@ -216,33 +216,33 @@ def _not_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # by what a shell runs with "&"
 
 
-def start(*words: str | Path, **environment: str) -> subprocess.Popen:
-    words = [sys.executable, *map(str, words)]
+def start(*argv: str | Path, **environment: str) -> subprocess.Popen:
+    argv = [sys.executable, *map(str, argv)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_not_ignored, **pipes)
+    return subprocess.Popen(argv, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_not_ignored, **pipes)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_second_job_on_a_folder_is_refused_in_a_sentence(command, tmp_path):
-    words = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
+    argv = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
     options = [word for word in COMMANDS[command] if word != "--dry_run"] + MAKES_A_JOB.get(command, [])
     if command == "train_detector":
-        words = []
+        argv = []
     code = "import sys, time; sys.path.insert(0, sys.argv[2]); from madkd_hf import files\n"
     code += "with files.locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
-    words = [*options, *words, "--output_dir", tmp_path / "out"]
+    argv = [*options, *argv, "--output_dir", tmp_path / "out"]
     with start("-c", code, tmp_path / "out", Path(files.__file__).parents[2]) as first:
         assert first.stdout.readline() == "held\n"
-        said = refuse(command, *words)
+        said = refuse(command, *argv)
         first.kill()
     assert f"Another run is at work in {tmp_path / 'out'}" in said
 
 
 @pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped")])
 def test_a_stopped_labelling_says_what_is_kept_and_exits_as_shells_expect(sent, code, word, tmp_path):
-    words = ["--config", EASY_VQA / "attach.yaml", "--work_dir", tmp_path / "work", "--shard_size", "4"]
-    with start("recipes/attach_aspects.py", *words, "--output_dir", tmp_path / "out") as job:
+    argv = ["--config", EASY_VQA / "attach.yaml", "--work_dir", tmp_path / "work", "--shard_size", "4"]
+    with start("recipes/attach_aspects.py", *argv, "--output_dir", tmp_path / "out") as job:
         while not list(tmp_path.glob("work/shards/*.arrow")) and job.poll() is None:
             time.sleep(0.1)
         os.kill(job.pid, signal.Signals[sent])
