@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..students.tasks import TASKS
 from ..text import terminal
-from .arguments import RecipeParser
+from .arguments import CommandParser
 from .options import task_of, training_options
 from .outputs import STUDENT, check_place, working_in
 from .tasks import command_of
@@ -38,17 +38,17 @@ def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingA
     return args, training_args
 
 
-def parser_of(task: str) -> RecipeParser:
+def parser_of(task: str) -> CommandParser:
     """The options of a training of this task."""
     from ..students.base.training_args import MadkdTrainingArguments
 
     return light_parser(task, MadkdTrainingArguments)
 
 
-def light_parser(task: str, *more: type) -> RecipeParser:
+def light_parser(task: str, *more: type) -> CommandParser:
     """The options that need no training arguments, and those of `more`."""
     command = command_of(task)
-    return RecipeParser(command.arguments, *command.more_arguments.values(), *more, description=command.description)
+    return CommandParser(command.arguments, *command.more_arguments.values(), *more, description=command.description)
 
 
 def main() -> None:
