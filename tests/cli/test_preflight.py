@@ -208,7 +208,7 @@ def test_large_photographs_are_not_decoded_side_by_side():
     room, inside, most = decoding._Room(100), [0], [0]
 
     def decode(pixels: int) -> None:
-        with room.taken(pixels):
+        with room.reserved(pixels):
             inside[0] += min(pixels, 100)
             most[0] = max(most[0], inside[0])
             inside[0] -= min(pixels, 100)
