@@ -15,14 +15,14 @@ from .interrupts import INTERRUPTED
 from .options import OptionParser, content_of
 
 
-LAUNCHES = ("--num_processes", "--config_file")  # options that ask for it
-OURS = ("--help", "--debug", "--gradient_accumulation_steps")  # accelerate has them, too; a command's own come first
+LAUNCHES = ("--num_processes", "--config_file")  # options that ask for several processes
+COMMAND_FIRST = ("--help", "--debug", "--gradient_accumulation_steps")  # accelerate has them, too
 QUIET = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # its defaults
 
 
 def asks_for_launch(argv: Iterable[str]) -> bool:
-    """Whether the words of a command ask for several processes."""
-    return any(word.partition("=")[0] in (*LAUNCHES, *map(_hyphenated, LAUNCHES)) for word in argv)
+    """Whether a command line asks for several processes."""
+    return any(argument.partition("=")[0] in (*LAUNCHES, *map(_hyphenated, LAUNCHES)) for argument in argv)
 
 
 def _hyphenated(option: str) -> str:
@@ -30,15 +30,15 @@ def _hyphenated(option: str) -> str:
 
 
 def split(argv: Iterable[str], launch_options: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Words for `accelerate launch`, and those for the command."""
-    theirs, ours = [], []
-    words = ours
-    for word in argv:
-        if word.startswith("--"):
-            option = word.partition("=")[0]
-            words = theirs if option in launch_options and option not in OURS else ours
-        words.append(word)
-    return theirs, ours
+    """Arguments for `accelerate launch`, and those for the command."""
+    for_launch, for_command = [], []
+    target = for_command
+    for argument in argv:
+        if argument.startswith("--"):
+            option = argument.partition("=")[0]
+            target = for_launch if option in launch_options and option not in COMMAND_FIRST else for_command
+        target.append(argument)
+    return for_launch, for_command
 
 
 def check_config(argv: list[str]) -> None:
@@ -78,12 +78,12 @@ def launch(verb: str, argv: list[str]) -> None:
 
     parser = launch_command_parser()
     parser.error = _refuse
-    theirs, ours = split(argv, {option for action in parser._actions for option in action.option_strings})
-    args = parser.parse_args([*theirs, "--module", "madkd_hf", verb, *ours])
+    for_launch, for_command = split(argv, {option for action in parser._actions for option in action.option_strings})
+    args = parser.parse_args([*for_launch, "--module", "madkd_hf", verb, *for_command])
     if args.config_file is None and not os.path.isfile(default_config_file):
         kinds = (args.multi_gpu, args.cpu, args.tpu, args.use_deepspeed, args.use_fsdp, args.use_megatron_lm)
         several = ["--multi_gpu"] if args.num_processes > 1 and not any(kinds) else []
-        args = parser.parse_args([*QUIET, *several, *theirs, "--module", "madkd_hf", verb, *ours])
+        args = parser.parse_args([*QUIET, *several, *for_launch, "--module", "madkd_hf", verb, *for_command])
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from here on it is for the launcher
     try:
         launch_command(args)

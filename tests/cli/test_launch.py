@@ -47,10 +47,19 @@ def test_what_accelerate_cannot_take_is_told_in_a_sentence(words, said):
 
 @pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped")])
 def test_a_launch_that_is_stopped_while_it_loads_says_so(sent, code, word, tmp_path):
-    code_of_module = "import os, signal, sys, threading\n"
-    code_of_module += "threading.Timer(0.7, os.kill, (os.getpid(), signal.Signals[sys.argv.pop(1)])).start()\n"
-    code_of_module += "from madkd_hf.cli.main import main; main()"
-    with start("-c", code_of_module, sent, *LABEL[2:], "--output_dir", tmp_path / "out") as job:
+    code_of_module = """
+import os, signal, sys
+
+class Stop:
+    def find_spec(self, name, *_):
+        if name == "accelerate.commands.launch":
+            os.kill(os.getpid(), signal.Signals[sys.argv[-1]])
+
+sys.meta_path.insert(0, Stop())
+from madkd_hf.cli.main import main
+main()
+"""
+    with start("-c", code_of_module, *LABEL[2:], "--output_dir", tmp_path / "out", sent) as job:
         said = job.stdout.read()
         job.wait(60)
     assert job.returncode == code and said.startswith(word) and said.count("\n") == 1, said[-2000:]
