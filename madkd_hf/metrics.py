@@ -150,12 +150,7 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
 
 
 def joined(batches: Any) -> np.ndarray | tuple[np.ndarray, ...] | None:
-    """What an evaluation loop returns, as one array or a tuple of them [n, ...], also where it is a list of batches.
-
-    Args:
-        batches: arrays, tuples of arrays or None, or with `eval_do_concat_batches=False` a list with one for each
-            batch.
-    """
+    """What an evaluation loop returns as one array or tuple of them [n, ...], also where it is a list of batches."""
     if not isinstance(batches, list):
         return batches
     if isinstance(batches[0], tuple):

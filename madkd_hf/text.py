@@ -39,11 +39,7 @@ _SECRETS: set[str] = set()  # secrets that this process was given
 
 
 def hidden_character(text: str) -> str | None:
-    """The first character of a text that cannot be seen, or that moves what stands around it; None without one.
-
-    Returns:
-        Its name as Python writes it, such as "\\x1b" or "\\u202e".
-    """
+    """The first character that cannot be seen or moves what is around it, as Python writes it; None without one."""
     found = _HIDDEN.search(text)
     return _escape(found) if found else None
 

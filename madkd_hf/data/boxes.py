@@ -17,19 +17,15 @@ ROUNDING = 0.01  # pixels that a float32 and a division may be off
 
 
 def corners(boxes: Sequence[Sequence[float]] | np.ndarray, box_format: str, size: tuple[int, int]) -> np.ndarray:
-    """The boxes of one image as left, top, right, bottom in pixels, cut off at the image's edges.
+    """The boxes of one image as [n, 4] float64 left, top, right, bottom in pixels, cut off at the image's edges.
 
     Args:
         boxes: n boxes of 4 numbers.
         box_format: what the numbers are, a name from `BOX_FORMATS`.
         size: width and height of the image, upright, in pixels.
 
-    Returns:
-        [n, 4] float64, with 0 <= left < right <= width and 0 <= top < bottom <= height.
-
     Raises:
-        ValueError: an unknown format, or a box that is not 4 finite numbers, has no area, reaches more than a pixel
-            beyond the image, or is in another format; the message counts objects from 0.
+        ValueError: an unknown format, or a box that cannot be one of it in this image; objects count from 0.
     """
     check_box_format(box_format)
     boxes = [_numbers(box, index) for index, box in enumerate(boxes)]
@@ -54,16 +50,7 @@ def check_box_format(box_format: str) -> None:
 
 
 def grown(boxes: np.ndarray, margin: float, size: tuple[int, int]) -> np.ndarray:
-    """The pixels that show the objects and something around them, inside the image and at least one.
-
-    Args:
-        boxes: [n, 4], as `corners` returns them.
-        margin: what to add on each side, as a part of the box's width and height.
-        size: width and height of the image.
-
-    Returns:
-        [n, 4] int64: left, top, right, bottom, as `PIL.Image.Image.crop` takes them.
-    """
+    """The pixels [n, 4] int64 that show boxes [n, 4] and `margin` times their sides around them, inside the image."""
     low, high, size = boxes[:, :2], boxes[:, 2:], np.array(size)
     around = margin * (high - low)
     first = np.clip(np.floor(low - around + ROUNDING), 0, size - 1)

@@ -50,18 +50,10 @@ def find_unusable(
     more: Callable[[Dataset, str], list[Unreadable]] | None = None,
     outcome: str = "Left out",
 ) -> tuple[dict[str, LeftOut], list[str]]:
-    """Which rows of the splits nothing can be done with: with `on_error="skip"` left out, else a problem.
+    """Which rows of the splits nothing can be done with, and the splits that have a problem.
 
-    Rows that the labelling has skipped are left out in any case.
-
-    Args:
-        problems: where what is wrong is noted.
-        on_error: "raise" or "skip".
-        more: what else can be wrong with a row of a split.
-        outcome: what a warning says of the rows; any other words for rows that stay.
-
-    Returns:
-        What is left out of each split, and the splits that have a problem.
+    With `on_error="skip"` the rows are left out, else they are a problem; rows that the labelling has skipped are left
+    out in any case. `more` finds what else can be wrong with rows; `outcome` is what a warning says of them.
     """
     left_out, doubtful, reports, failed = {}, [], [], []
     for split in names:
@@ -158,11 +150,7 @@ def drop_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
 
 
 def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
-    """Width and height of a stored image as a viewer shows it; of most files, only the beginning is read.
-
-    Raises:
-        OSError: it is no image, or not there.
-    """
+    """Width and height of a stored image as a viewer shows it; of most files, only the beginning is read."""
     with Image.open(stored["path"] if stored["bytes"] is None else BytesIO(stored["bytes"])) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation) in range(5, 9)
         return image.size[::-1] if turned else image.size

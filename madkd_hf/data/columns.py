@@ -84,17 +84,7 @@ def hidden_progress_bars() -> Iterator[None]:
 
 
 def check_bank(rows: Dataset, fingerprint: str, name: str = "dataset", holder: str = "this one is") -> None:
-    """Refuse answers to the questions of another bank.
-
-    Args:
-        rows: a labelled split.
-        fingerprint: of the bank.
-        name: what the message calls the rows.
-        holder: what it calls the bank, with a verb: "the model was built for".
-
-    Raises:
-        ValueError: the rows were labelled with another bank.
-    """
+    """Refuse answers to the questions of another bank; the message calls the rows `name`, and the bank by `holder`."""
     fingerprints = stored(rows, BANK).unique().to_pylist() if BANK in rows.features else []
     if others := sorted(set(fingerprints) - {None, fingerprint}):
         raise ValueError(
@@ -104,16 +94,7 @@ def check_bank(rows: Dataset, fingerprint: str, name: str = "dataset", holder: s
 
 
 def check_answers(rows: Dataset, fingerprint: str | None, count: int, by_object: bool) -> None:
-    """Refuse answers that do not fit a model; rows without answers do not count.
-
-    Args:
-        fingerprint: of the model's bank.
-        count: of the model's aspects, Q.
-        by_object: whether the model answers about each object, or about the image.
-
-    Raises:
-        ValueError: answers about something else, another number of them, or another bank.
-    """
+    """Refuse answers that do not fit a model of `count` aspects, of a bank `fingerprint`, about objects or images."""
     if LOGITS not in rows.features or not count:
         return
     feature = rows.features[LOGITS]
@@ -159,17 +140,7 @@ def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
 
 
 def drop_skipped_rows(dataset: Dataset, name: str = "the dataset") -> Dataset:
-    """The rows without `skipped_rows`, and a warning that says how many they were. No image is looked at.
-
-    Args:
-        name: what the warning calls it.
-
-    Returns:
-        A selection of the rows; the dataset itself where there are no such rows.
-
-    Raises:
-        ValueError: no row is left.
-    """
+    """The rows without `skipped_rows`, and a warning that says how many they were; refused where no row is left."""
     skipped = skipped_rows(dataset) if is_labelled(dataset.features) else []
     if not skipped:
         return dataset
@@ -186,18 +157,11 @@ def drop_skipped_rows(dataset: Dataset, name: str = "the dataset") -> Dataset:
 
 
 def read_answers(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.ndarray | None, dict[str, int]]:
-    """What the teacher answered.
-
-    Args:
-        dataset: one labelled split, one row an image (or an object, see `objects.flatten_objects`).
-        bank: the questions that it was labelled with.
+    """What the teacher answered in one labelled split, one row an image (or an object, see `objects.flatten_objects`).
 
     Returns:
         Log-odds and, where known, mass, [n, Q] float32 each, NaN in rows without answers; and how many `rows` there
         are: `images` with answers, `unlabelled`, and `unreadable`.
-
-    Raises:
-        ValueError: no single split, no answers in it, or answers to other questions.
     """
     if not isinstance(dataset, Dataset):
         splits = f" with the splits {list(dataset)}: pass one of them" if isinstance(dataset, dict) else ""

@@ -38,13 +38,9 @@ LARGEST_READ = 1 << 26  # bytes of a file that is also known by its content
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that cannot be used.
+    """An image that cannot be used: its row in the dataset that was checked, its file or place, and why.
 
-    Attributes:
-        row: its place in the dataset that was checked, from 0.
-        name: its file, or its row and split where it has none.
-        reason: why.
-        broken: whether the image itself is broken or gone; otherwise the machine failed, not the image.
+    `broken`: whether the image itself is broken or gone; otherwise the machine failed, not the image.
     """
 
     row: int
@@ -60,23 +56,10 @@ def check_images(
     cache_dir: str | os.PathLike | None = None,
     disable_tqdm: bool = False,
 ) -> list[Unreadable]:
-    """Decode all images, in parallel, and tell which cannot be.
+    """Decode all images, in parallel, and return those that cannot be read, in the order of their rows.
 
-    What was found whole is remembered beside the cached datasets: the same images, in whatever dataset, are decoded
-    once. Images on the web are left for whoever reads them.
-
-        broken = check_images(dataset)
-        dataset = dataset.select(sorted(set(range(len(dataset))) - {each.row for each in broken}))
-
-    Args:
-        split: what names call it; by default that of the dataset.
-        cache_dir: where it is remembered; by default `madkd_checked` beside the cached datasets.
-
-    Returns:
-        Those that cannot be read, in the order of their rows.
-
-    Raises:
-        ValueError: no such column, or one without images.
+    What was found whole is remembered in `cache_dir`, by default `madkd_checked` beside the cached datasets: the same
+    images, in whatever dataset, are decoded once. Images on the web are left for whoever reads them.
     """
     feature = dataset.features.get(image_column)
     if not isinstance(feature, datasets.Image):
@@ -116,11 +99,7 @@ def check_images(
 def check_first(
     stream: IterableDataset, image_column: str, split: str, origin: Origin | None = None, count: int = 16
 ) -> list[Unreadable]:
-    """What cannot be read of the first images of a stream; the rest of it is seen as it comes.
-
-    Args:
-        origin: says which files rows may name; what it refuses is not looked at.
-    """
+    """What cannot be read of the first images of a stream; files that the origin refuses are not looked at."""
     stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
     images = [table[image_column].to_pylist()[0] for table in itertools.islice(stored.iter(1), count)]
     unreadable, rows = [], []

@@ -32,9 +32,7 @@ def media_columns(features: Features) -> dict[str, Any]:
 def embedded(column: pa.ChunkedArray, feature: Any, read: Callable[[str, bool], bytes | None]) -> pa.ChunkedArray:
     """A column with the bytes of all files that its rows name, and of their paths the last part alone.
 
-    Args:
-        column, feature: as stored; images, or structs and lists with some inside.
-        read: path, whether an image is expected -> content of the file; None makes the cell null.
+    `read` gives the content of a file by its path, and by whether an image is expected; None makes the cell null.
     """
     return pa.chunked_array([_embedded(chunk, feature, read) for chunk in column.chunks], column.type)
 
@@ -51,13 +49,8 @@ def check_own_files(
 ) -> Dataset:
     """The rows, after a check that they name only image files, and only those that their origin allows.
 
-    Args:
-        on_error: "raise", or "skip": what must not be read becomes null.
-        undecoded: columns whose files somebody else will decode; of these, only the names are looked at.
-
-    Raises:
-        ValueError: a row names such a file.
-        OSError: a file cannot be read this time.
+    With `on_error="skip"`, what must not be read becomes null; of the columns `undecoded`, which somebody else will
+    decode, only the names are looked at.
     """
     columns = media_columns(rows.features)
     if not columns or not any(_names_files(rows.data, columns)):
@@ -86,13 +79,7 @@ def check_own_files(
 def check_files_of_splits(
     splits: Mapping[str, Any], folder: str | os.PathLike | None, on_error: str = "raise"
 ) -> dict[str, Any]:
-    """The splits, after a check that no row names a file outside the dataset; streams are checked while they are read.
-
-    Args:
-        splits: as loaded.
-        folder: where the dataset was loaded from; None for one of the Hub, or made by a program.
-        on_error: see `check_own_files`; other errors as there.
-    """
+    """The splits, after a check that no row names a file outside the dataset, which may be of a `folder`."""
     checked = dict(splits)
     for split, rows in splits.items():
         if isinstance(rows, Dataset):

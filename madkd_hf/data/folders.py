@@ -50,16 +50,8 @@ def split_of(name: str) -> str | None:
 def read_folder(folder: Path, files: Files | None = None) -> DatasetDict:
     """The images of a folder as columns `image` (paths) and, where there are class folders, `label`.
 
-    Args:
-        folder: of images.
-        files: what is in it, if that is known.
-
-    Returns:
-        Its splits; a folder without split folders is the split "train". Their fingerprints follow from the images'
-        names, sizes and times of change. A split without class folders beside one that has them has null labels.
-
-    Raises:
-        ValueError: no images, or images that can be understood in two ways.
+    A folder without split folders is the split "train". Fingerprints follow from the images' names, sizes and times of
+    change. A split without class folders beside one that has them has null labels.
     """
     files = walk(folder) if files is None else files
     parts = split_parts(folder, files.images)
@@ -69,11 +61,7 @@ def read_folder(folder: Path, files: Files | None = None) -> DatasetDict:
 
 
 def split_parts(folder: Path, images: list[File]) -> dict[str, Part]:
-    """Which images are in which split, by the top folders.
-
-    Raises:
-        ValueError: folders that may be splits or classes, or images beside split folders.
-    """
+    """Which images are in which split, by the top folders; refused where these may be splits or classes."""
     tops: dict[str, list[File]] = defaultdict(list)
     for image in images:
         tops[image.parts[0] if len(image.parts) > 1 else ""].append(image)

@@ -13,15 +13,7 @@ from .walk import image_suffixes
 
 
 def as_images(rows: Dataset | IterableDataset, column: str, folder: Path | None) -> Dataset | IterableDataset:
-    """The rows with that column as images, where it holds these as bytes, or their paths in the dataset's folder.
-
-    Args:
-        column: of images; where the rows have none, or it holds something else, they stay as they are.
-        folder: the dataset's own; paths that lead out of it are refused.
-
-    Raises:
-        ValueError: a path that names no image in the folder.
-    """
+    """The rows with that column as images, where it holds bytes, or paths of files in the dataset's own folder."""
     feature = (rows.features or {}).get(column)
     if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary"):
         return rows.cast_column(column, Image())
@@ -39,13 +31,7 @@ def as_images(rows: Dataset | IterableDataset, column: str, folder: Path | None)
 
 
 def check_image_column(features: Features | None, column: str) -> None:
-    """
-    Args:
-        features: of a split; None, where a stream does not say them, is not looked at.
-
-    Raises:
-        ValueError: in the words of a command line, there is no such column, or it holds words or numbers.
-    """
+    """Refuse, in the words of a command line, a column that is not there, or holds words or numbers."""
     feature = (features or {}).get(column)
     if features is None or (feature is not None and not isinstance(feature, (Value, ClassLabel))):
         return  # pixels may be images, too
@@ -59,14 +45,7 @@ def check_image_column(features: Features | None, column: str) -> None:
 
 
 def check_image_feature(feature: Any, column: str, name: str) -> None:
-    """Refuses columns that hold no images, by their feature.
-
-    Args:
-        name: what the message calls the dataset.
-
-    Raises:
-        ValueError: text, as paths are, or something else that no image is.
-    """
+    """Refuse a column that holds no images, by its feature; the message calls the dataset `name`."""
     if isinstance(feature, (Value, ClassLabel)):
         value = "" if getattr(feature, "dtype", "").endswith("string") else 0
         raise ValueError(f"The column {column!r} of {name} holds {feature.dtype}: {remedy_for(value, column)}.")

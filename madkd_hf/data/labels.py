@@ -40,15 +40,7 @@ def class_label(
     values_of: Callable[[Dataset], Iterable[Any]],
     train_split: str,
 ) -> ClassLabel:
-    """The classes that the training split has, from strings, integers, or true and false.
-
-    Args:
-        name: what an error calls the values.
-        values_of: gives those of a split.
-
-    Raises:
-        ValueError: other values, or a split with a class that the training split lacks.
-    """
+    """The classes that the training split has, from strings, integers, or true and false; errors call them `name`."""
     if isinstance(feature, (List, LargeList)):
         raise ValueError(
             f"The {name} holds lists, not classes: expected a ClassLabel, strings or integers, a single one each; an "
@@ -72,11 +64,7 @@ def _text(value: Any) -> str:
 
 
 def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) -> DatasetDict:
-    """The splits with that column as ClassLabels.
-
-    Raises:
-        ValueError: no such column, or other values than classes.
-    """
+    """The splits with that column as ClassLabels."""
     features = splits[train_split].features
     if label_column not in features:
         candidates = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]

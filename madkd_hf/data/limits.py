@@ -16,12 +16,7 @@ Rows = Dataset | IterableDataset
 
 
 def limited(rows: Rows, limit: int | None, label_column: str) -> Rows:
-    """At most `limit` rows, in their order: drawn evenly from all classes; of a stream the first ones.
-
-    Args:
-        limit: how many; None keeps all.
-        label_column: the column of classes; where there is none, rows are drawn without looking at them.
-    """
+    """At most `limit` rows, in their order: drawn evenly from all classes; of a stream the first ones."""
     if limit is None:
         return rows
     if isinstance(rows, IterableDataset):
@@ -40,11 +35,7 @@ def labels_of(rows: Dataset, column: str) -> list[Any]:
 
 
 def draw_evenly(labels: list[Any], count: int, seed: int = SEED, without_class: bool = True) -> list[int]:
-    """The sorted indices of `count` rows, drawn by the seed, evenly from all classes as far as these have rows.
-
-    Args:
-        without_class: whether rows whose class is None are drawn, too, like those of a class of their own.
-    """
+    """The sorted indices of `count` rows, drawn evenly from all classes; with `without_class`, None is one, too."""
     turn: dict[Any, int] = {}
     places = []
     for row in np.random.default_rng(seed).permutation(len(labels)).tolist():

@@ -21,11 +21,7 @@ LISTS = "file_names"  # several images a row: such a folder is left to `load_dat
 
 
 def tables_of(folder: Path, files: Files) -> dict[File, pa.Table]:
-    """The metadata files that name images, read; the others are left out of the dataset.
-
-    Raises:
-        ValueError: one that cannot be read.
-    """
+    """The metadata files that name images, read; the others are left out of the dataset."""
     tables = {}
     for file in files.metadata:
         table = _read(Path(folder, *file.parts))
@@ -52,9 +48,6 @@ def read_with_metadata(folder: Path, files: Files, tables: dict[File, pa.Table])
     """The rows of the metadata files, each with its image; images that none of them names are left out.
 
     A column `label` is that of the files; where they have none, the class folders are the labels, if there are any.
-
-    Raises:
-        ValueError: a row whose image is not there.
     """
     images = {tuple(map(composed, image.parts)): image for image in files.images}
     columns = {FILE_NAME}.union(*(table.column_names for table in tables.values()))

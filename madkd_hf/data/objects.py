@@ -85,13 +85,9 @@ def feature_path(features: Features, column: str, field: str) -> str:
 def with_category(
     rows: Dataset, column: str, field: str, label: ClassLabel, change: Callable[[Any], int] = int
 ) -> Dataset:
-    """The same rows, in their layout, with the classes of the objects in `CATEGORY`; the images are not touched.
+    """The same rows, in their layout, with the classes of the objects in `CATEGORY` in place of `field`.
 
-    Args:
-        column: of the objects.
-        field: where their classes are; it goes.
-        label: what they become.
-        change: gives the class index of a value.
+    `change` gives the class index of a value; the images are not touched.
     """
 
     def others(fields: dict[str, Any]) -> dict[str, Any]:

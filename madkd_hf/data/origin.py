@@ -93,10 +93,7 @@ class Origin:
     def read(self, path: str) -> bytes:
         """The bytes of an image file that a row names: decoded once, so that only images are returned.
 
-        Raises:
-            RefusedFile: a file that may not be read, or that is no image.
-            FileNotFoundError: there is none.
-            OSError: it could not be read this time; has an errno.
+        Raises RefusedFile where it may not be read or is no image, OSError where it could not be read this time.
         """
         if reason := self.refusal(path):
             raise RefusedFile(reason)
@@ -116,11 +113,7 @@ def check_format(content: bytes | None) -> None:
 
 
 def check_image(content: bytes) -> None:
-    """Decode an image.
-
-    Raises:
-        RefusedFile: it is none, or one of such a format.
-    """
+    """Decode an image; raises RefusedFile where it is none, or of a format that other programs would have to read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata

@@ -42,11 +42,7 @@ def _by_lower_case(folder: Path) -> dict[str, str]:
 
 
 def dataset_commit(name: str, revision: str | None) -> str | None:
-    """The commit of a dataset of the Hub, asked once; None where the Hub cannot be reached and its files are here.
-
-    Raises:
-        ValueError: there is no such folder, nor such a dataset; in one sentence with what is nearly called so.
-    """
+    """The commit of a dataset of the Hub, asked once; None where the Hub cannot be reached and its files are here."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -13,14 +13,7 @@ REMEDY = "run the command that saved the dataset again, such as `madkd label`"
 
 
 def check_saved(folder: Path) -> None:
-    """See that a dataset in a folder is whole, as far as that was noted when it was saved.
-
-    Args:
-        folder: written by `save_to_disk`, or by the labelling of a stream; another one is not looked at.
-
-    Raises:
-        ValueError: one of its files is damaged or missing.
-    """
+    """See that a dataset, written by `save_to_disk` or by the labelling of a stream, is what was written."""
     _check_streamed(folder)
     if not any((folder / name).is_file() for name in (INDEX, "dataset_info.json", "state.json")):
         return

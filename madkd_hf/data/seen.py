@@ -20,11 +20,7 @@ MOST = 1 << 23  # keys, 64 MB; beyond, the file begins anew
 
 
 class CheckedImages:
-    """The 64-bit keys of images that were found intact, in one file. Damage to it costs another look, no more.
-
-    Args:
-        folder: by default `madkd_checked` beside the cached datasets.
-    """
+    """The 64-bit keys of images that were found intact, in one file. Damage to it costs another look, no more."""
 
     def __init__(self, folder: str | os.PathLike | None = None):
         folder = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "madkd_checked")

@@ -59,15 +59,10 @@ def load(
         name: a folder (of images, written by save_to_disk, or with Parquet, CSV, ... files), a dataset id of the Hub,
             or module:function.
         config, revision: of a dataset of the Hub.
-        streaming: read it as a stream; nothing is downloaded first. What lies here gives the same rows as without.
-        limit: keep this many rows of each split, see `limits.limited`.
+        streaming: read it as a stream; what lies here gives the same rows as without.
+        limit: keep this many rows of each split, see `limits.limited`, drawn over the classes in `label_column`.
         image_column: of text, it holds paths in the dataset's own folder and becomes images.
-        label_column: over whose classes `limit` draws.
         modules: folders beside the working directory where module:function is looked for.
-
-    Raises:
-        ValueError: nothing of this name, or it can be understood in two ways.
-        OSError: it cannot be read.
     """
     if not name:
         raise ValueError("No dataset given: pass --dataset with a Hub id, a folder, or module:function.")

@@ -44,12 +44,7 @@ def _chain(step: Any) -> Iterator[Any]:
 def digest(stream: IterableDataset, name: str | None = None) -> str:
     """The same for two streams that are made in the same way from the same files, in this process or in another.
 
-    Args:
-        name: what stands for the functions that the stream is made by.
-
-    Raises:
-        UnknownFunction: there are such functions, and no name.
-        ValueError: the order was drawn without a seed, so that there is no such stream.
+    `name` stands for the functions that the stream is made by; without it, such a stream raises UnknownFunction.
     """
     info = stream.info
     content = [info.builder_name, info.dataset_name, str(stream.split), str(stream.features)]

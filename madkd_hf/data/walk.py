@@ -23,13 +23,7 @@ PHOTOS = (".heic", ".heif", ".avif", ".jxl", ".raw", ".cr2", ".cr3", ".nef", ".a
 
 @dataclass(frozen=True)
 class File:
-    """A file of a folder.
-
-    Attributes:
-        parts: where it is below the folder: its folders, and its own name, as the disk spells them.
-        size: in bytes.
-        changed: when, in nanoseconds.
-    """
+    """A file of a folder: its path below it as the disk spells it, its bytes, and when it changed, in nanoseconds."""
 
     parts: tuple[str, ...]
     size: int
@@ -82,11 +76,7 @@ def composed(name: str) -> str:
 
 
 def walk(folder: Path) -> Files:
-    """Look at every file below a folder; links to files and folders are followed.
-
-    Raises:
-        OSError: a folder that cannot be opened.
-    """
+    """Look at every file below a folder; links to files and folders are followed."""
     files = Files()
     _walk(folder, (), (), files)
     for group in (files.images, files.metadata, files.tables):

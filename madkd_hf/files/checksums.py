@@ -23,14 +23,7 @@ def write_checksums(folder: Folder) -> Path:
 
 
 def check_files(folder: Folder, remedy: str) -> None:
-    """See that the files of a folder are those that were noted; a folder without a note is not looked at.
-
-    Args:
-        remedy: what the user can do.
-
-    Raises:
-        ValueError: one of them, or the note, is damaged or missing.
-    """
+    """See that the files of a folder are those that were noted; a folder without a note is not looked at."""
     note = Path(folder) / CHECKSUM_FILE
     if not note.exists():
         return

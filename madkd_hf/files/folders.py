@@ -28,15 +28,9 @@ REMEDY = "pass another folder, or delete this one yourself"
 def own_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> Path:
     """Make a folder ours, or see that it is; nothing in it is changed but our mark.
 
-    Args:
-        kind: what it holds, such as "student".
-        names: patterns of what will be written in it ("report.json", "checkpoint-*", which holds for what is in such a
-            folder, too). Other things may be there and stay, also those of another kind; what is there under such a
-            name must be ours. Without names, the folder must be new, empty, or marked and of that kind.
-
-    Raises:
-        ValueError: it is a file, or a link, or holds what is not ours.
-        OSError: it cannot be written to.
+    `kind` says what it holds, such as "student"; `names` are patterns of what will be written in it ("report.json",
+    "checkpoint-*"). Other things may be there and stay; what has such a name must be ours. Without names, the folder
+    must be new, empty, or marked and of that kind.
     """
     path = Path(path)
     mark = _mark_to_go_on(path, kind, names)
@@ -74,9 +68,6 @@ def replace_folder(new: Folder, path: Folder, kind: str) -> Path:
     """Put a folder that we have just made in the place of an older one of ours, or where nothing or nothing yet is.
 
     It gets a mark that lists its files. Stopped in between, the old folder or the new one is there, or none.
-
-    Raises:
-        ValueError: what is there is not ours, of another kind, or holds files that we did not write.
     """
     new, path = Path(new), Path(path)
     list_files(new, kind)
@@ -104,11 +95,7 @@ def new_folder(path: Folder, kind: str) -> Iterator[Path]:
 
 
 def remove_folder(path: Folder, kind: str) -> None:
-    """Remove a folder of ours, if there is one.
-
-    Raises:
-        ValueError: it is not ours, of another kind, or holds files that we did not write; nothing is removed then.
-    """
+    """Remove a folder of ours, if there is one; one that holds anything else is refused, and nothing is removed."""
     path = Path(path)
     check_removable(path, kind)
     if path.is_dir():

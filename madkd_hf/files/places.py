@@ -37,14 +37,7 @@ _held_folders = _HeldFolders()
 
 
 def check_name(name: Any, what: str) -> str:
-    """A name that is to become a file or a folder, on any system; returns it.
-
-    Args:
-        what: what is called so: "split", "id of the aspect".
-
-    Raises:
-        ValueError: it would be another place, a hidden file, or none at all.
-    """
+    """A name, of a `what` such as "split", that is to become a file or a folder on any system; returns it."""
     remedy = "rename it, with letters, digits, '_', '-' and '.'"
     if not isinstance(name, str) or not name:
         raise ValueError(f"The {what} has the name {name!r}, which can be no file name: {remedy}.")
@@ -64,13 +57,8 @@ def check_name(name: Any, what: str) -> str:
 def check_output(output_dir: Folder, *sources: Folder | None, name: str = "output") -> Path:
     """Refuse an output folder that cannot be one, or whose files could be those of a source; nothing is made.
 
-    Args:
-        sources: what is read: folders, files, or names of the Hub, which no folder of this machine holds. A folder
-            must not hold the output, nor lie in it; a file must not lie in it.
-        name: of the folder and its option, such as "work" for --work_dir.
-
-    Raises:
-        ValueError: it overlaps with a source, ends in .json, is a file, or cannot be written to.
+    `sources` are folders, files, or names of the Hub, which no folder of this machine holds; a source folder must not
+    hold the output, nor lie in it. `name` is that of the folder and its option, such as "work" for --work_dir.
     """
     folder = Path(output_dir)
     if not str(output_dir):
@@ -158,19 +146,10 @@ def locked(
     again: bool = False,
     wait: bool = False,
 ) -> Iterator[None]:
-    """Keep other jobs out of a folder, made where missing.
+    """Keep other jobs out of a folder, made where missing; however the process ends, the lock ends with it.
 
-    However the process ends, the lock ends with it.
-
-    Args:
-        activity: what this run does there, such as "it trains a student".
-        option: the option that names the folder.
-        again: whether the thread that holds the folder may enter it once more.
-        wait: whether to wait for another job, with one warning, in place of being refused.
-
-    Raises:
-        ValueError: another job is at work there.
-        OSError: nothing can be written there.
+    `activity` and `option` are for the message to another job. With `again`, the thread that holds the folder may
+    enter it once more; with `wait`, another job waits, with one warning, in place of being refused.
     """
     folder = Path(folder)
     key = os.path.realpath(folder)

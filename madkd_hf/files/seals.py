@@ -21,11 +21,7 @@ BLOCK = 1 << 22
 
 
 def seal(file: BinaryIO) -> None:
-    """Write the checksum of a file that holds `OPEN_SEAL` near its end into that place.
-
-    Raises:
-        ValueError: the file holds none.
-    """
+    """Write the checksum of a file that holds `OPEN_SEAL` near its end into that place."""
     place = _place(file)
     if place is None:
         raise ValueError("There is no place for a checksum in the file.")
@@ -35,11 +31,7 @@ def seal(file: BinaryIO) -> None:
 
 
 def is_whole(path: str | os.PathLike) -> bool | None:
-    """Whether a file is what was sealed, byte for byte; None where there is no checksum in it.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Whether a file is what was sealed, byte for byte; None where there is no checksum in it."""
     with open(Path(path), "rb") as file:
         place = _place(file)
         if place is None:

@@ -31,12 +31,7 @@ Folder = str | os.PathLike
 def whole_file(path: Folder, new: bool = False) -> Iterator[BinaryIO]:
     """A file to write and read, which takes its name when it is complete; a failure or a kill leaves what was there.
 
-    Args:
-        new: whether the name must be free when the file is complete: of two that write it at once, one is the first.
-
-    Raises:
-        ValueError: the name is a link, which would be replaced or followed, or that of a folder.
-        FileExistsError: it is `new`, and the name is not free.
+    With `new`, the name must be free at the end, else FileExistsError: of two that write it at once, one is the first.
     """
     path = Path(path)
     refuse_link(path)
@@ -68,12 +63,7 @@ def _link(partial: Path, path: Path) -> None:
 
 
 def write_whole(path: Folder, content: str | bytes) -> Path:
-    """Write a file in one step, never half of it, in a folder made where missing; returns its path.
-
-    Raises:
-        ValueError: the name is a link, or that of a folder.
-        OSError: the disk is full or the folder cannot be written to; what was there before is whole.
-    """
+    """Write a file in one step, never half of it, in a folder made where missing; returns its path."""
     with writing(path), whole_file(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
@@ -129,10 +119,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def refuse_link(path: Folder) -> None:
-    """
-    Raises:
-        ValueError: there is a link of that name, which leads to what is not ours.
-    """
+    """Refuse a name at which there is a link, which leads to what is not ours."""
     if Path(path).is_symlink():
         raise ValueError(
             f"{path} is a link to {os.readlink(path)}, which we do not follow: remove the link, or pass another "

@@ -236,11 +236,7 @@ def _answered(rows: Dataset) -> list[int]:
 
 
 def write_parquet(rows: Rows, split: str, folder: Path, features: Features) -> SplitInfo:
-    """Write a split as `folder/<split>-00000-of-0000N.parquet`; images that are only paths are read and put inside.
-
-    Raises:
-        FileNotFoundError: an image whose file is gone.
-    """
+    """Write a split as `folder/<split>-00000-of-0000N.parquet`; images that are only paths are read and put inside."""
     folder.mkdir(parents=True, exist_ok=True)
     info, paths = SplitInfo(split), []
     with tqdm(total=len(rows) if isinstance(rows, Dataset) else None, unit=" rows", desc=f"writing {split}") as bar:

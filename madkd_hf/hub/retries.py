@@ -43,10 +43,7 @@ def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any)
 def explain(error: BaseException, what: str, goes_on: bool = True) -> str:
     """What went wrong, and the remedy.
 
-    Args:
-        error: raised by the client.
-        what: was to be published, such as "the dataset you/birds".
-        goes_on: whether the command that published it goes on where it was.
+    `what` was to be published, such as "the dataset you/birds"; `goes_on`: whether the command goes on where it was.
     """
     error = _hub_error(error)
     hub, status, reason = constants.ENDPOINT, _status(error), reason_of(error)

@@ -118,11 +118,7 @@ class HubRepo:
         return True
 
     def manual_metadata(self) -> dict[str, Any]:
-        """What the front matter of the card there holds that a person added: a licence, gating, the viewer's settings.
-
-        Raises:
-            HubError: the Hub does not say.
-        """
+        """What a person added to the front matter of the card there: a licence, gating, the viewer's settings."""
         with self._explained_errors(), tempfile.TemporaryDirectory() as fresh:
             place = {**self._repo_key, "revision": self.revision, "token": self._token, "cache_dir": fresh}
             try:

@@ -17,12 +17,7 @@ REMEDY = "move what is there away, or pass another work_dir"
 
 
 def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
-    """The manifest in the folder, with at least these keys; None where there is none.
-
-    Raises:
-        ValueError: it is no manifest, or of another format.
-        OSError: it cannot be read.
-    """
+    """The manifest in the folder, with at least these keys; None where there is none."""
     path = folder / MANIFEST_FILE
     try:
         manifest = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -50,13 +50,10 @@ class Reader:
     origin: Origin = field(default_factory=Origin)
 
     def read(self, rows: Dataset, start: int, images_per_call: int, on_progress: Callable[[int], Any]) -> pa.Table:
-        """The new columns for a shard whose first row is `start`.
+        """The new columns for a shard whose first row is `start`; `on_progress` is told how many more are done.
 
         Images wait until there are enough of them for a call, and those that look the same are read once. So the same
         rows always make the same calls.
-
-        Args:
-            on_progress: is told how many more images or objects have been dealt with.
         """
         names = [self.image_column, *([self.boxes.column] if self.boxes else [])]
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read

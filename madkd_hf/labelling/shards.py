@@ -37,11 +37,7 @@ class Damaged(ValueError):
 
 
 def check_work_dir(folder: Path, streams: bool, keys: Collection[str] = ()) -> dict[str, Any] | None:
-    """The manifest of the job in a folder, None where there is none.
-
-    Raises:
-        ValueError: what is there is no labelling job, and stands where one would write.
-    """
+    """The manifest of the job in a folder, None where there is none; refuses what stands where a job would write."""
     manifest, shards = read_manifest(folder, {"splits", "shard_size", *keys}), _shards_of(folder, streams)
     refuse_link(shards)
     if manifest is None and shards.is_dir():
@@ -134,11 +130,7 @@ class WorkDir:
         return self._shards / f"{split}-{index:05d}.{'parquet' if self.streams else 'arrow'}"
 
     def write(self, split: str, index: int, table: pa.Table) -> None:
-        """Store a shard; it is complete from the moment that its file has its name.
-
-        Raises:
-            OSError: the disk is full, or the folder cannot be written to.
-        """
+        """Store a shard; it is complete from the moment that its file has its name."""
         with self._writing(split):
             metadata = {**(table.schema.metadata or {}), MARK: self._mark(split, index)}
             table = table.replace_schema_metadata(metadata)
@@ -173,11 +165,7 @@ class WorkDir:
         return done
 
     def check(self, split: str, indexes: list[int]) -> None:
-        """See that shards are whole: between the first look at one and its last use may lie days.
-
-        Raises:
-            ValueError: one is not.
-        """
+        """See that shards are whole: between the first look at one and its last use may lie days."""
         for index in indexes:
             if not is_whole(self.path(split, index)):
                 raise ValueError(
@@ -192,11 +180,7 @@ class WorkDir:
                 self.path(split, index).unlink(missing_ok=True)
 
     def load(self, split: str, indexes: list[int]) -> Table:
-        """The shards' columns, one after the other, from the files.
-
-        Raises:
-            ValueError: one was damaged since the job looked at it.
-        """
+        """The shards' columns, one after the other, from the files."""
         self.check(split, indexes)
         tables = [_open_arrow(self.path(split, index)) for index in indexes]
         metadata = {name: value for name, value in (tables[0].schema.metadata or {}).items() if name != MARK}
@@ -236,11 +220,7 @@ class WorkDir:
         return json.dumps({"job": job.hexdigest(), "split": split, "index": index}).encode()
 
     def _checked(self, split: str, index: int) -> int:
-        """How many rows a complete shard has; looks at its bytes before anything takes them apart.
-
-        Raises:
-            Damaged: it is not what was written under this name.
-        """
+        """How many rows a complete shard has; looks at its bytes before anything takes them apart."""
         path = self.path(split, index)
         try:
             intact = is_whole(path)

@@ -269,13 +269,7 @@ def _refusal(path: str, origin: Origin) -> bool:
 
 
 def fetch(stored: dict[str, Any], origin: Origin) -> dict[str, Any]:
-    """A stored image with its bytes, from the file that it names.
-
-    Raises:
-        RefusedFile: a file that is none of the dataset's, or that is no image.
-        FileNotFoundError: there is no such file.
-        OSError: it could not be read this time; has an errno, which the complaints of a decoder have not.
-    """
+    """A stored image with its bytes, from the file that it names."""
     if stored["bytes"] is not None or stored["path"] is None:
         return stored
     try:

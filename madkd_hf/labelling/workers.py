@@ -18,12 +18,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among its siblings; alone, unless `of_launch` says otherwise.
-
-    Attributes:
-        index: this process's place, the main one's is 0.
-        count: how many there are, on all machines.
-    """
+    """This process among its siblings, the main one has the index 0; alone, unless `of_launch` says otherwise."""
 
     index: int = 0
     count: int = 1
@@ -44,11 +39,7 @@ class Workers:
         return self.index == 0
 
     def agree(self, step: Callable[[], Result]) -> Result:
-        """Do a step on every worker; where it fails for some, the first of them raises its error.
-
-        Raises:
-            FailedOnOtherRank: on all the others, so that one reason is told once.
-        """
+        """Do a step on every worker; where it fails, the first raises its error, all others FailedOnOtherRank."""
         if self.count == 1:
             return step()
         error, result = None, None

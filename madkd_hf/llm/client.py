@@ -38,11 +38,7 @@ TOO_LONG = re.compile(  # OpenAI and vLLM, llama.cpp, TGI: each has its own word
 class RequestFailed(Exception):
     """A request without a usable answer, after all retries.
 
-    Attributes:
-        reason: what the server said, on one line.
-        status: of HTTP; None where no answer came.
-        code: what the server calls the error, beside its text.
-        timed_out: whether the answer took too long.
+    `code` is what the server calls the error; `status` that of HTTP, None where no answer came.
     """
 
     def __init__(self, reason: str, status: int | None = None, code: str = "", timed_out: bool = False):
@@ -155,15 +151,7 @@ class ChatServer:
         return self.url.host in ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of a chat completion.
-
-        Args:
-            body: of the request, as OpenAI documents it; further keys reach the server as they are.
-
-        Raises:
-            RequestFailed: no answer, or one that is no chat completion.
-            LLMError: the address answers with too much, or points elsewhere.
-        """
+        """The first choice of a chat completion; `body` is a request as OpenAI documents it."""
         try:
             response = self._client.post(str(self.url), body=body, cast_to=httpx2.Response)
         except openai.APITimeoutError:

@@ -25,15 +25,7 @@ FIGURES = {  # none of them shows an image of the dataset
 
 
 def read_comparison(folder: str | os.PathLike, config: Any = None) -> dict[str, Any]:
-    """What `madkd compare` found.
-
-    Args:
-        folder: its output.
-        config: of the student whose card is to tell it.
-
-    Raises:
-        ValueError: there is no finished comparison in the folder, or it is about other questions than the student's.
-    """
+    """What `madkd compare` left in a folder, for the card of a student with this configuration."""
     try:
         report = read_json(Path(folder) / "report.json", "report of a comparison", "run `madkd compare` again")
         terms = terms_of(report)
@@ -86,10 +78,7 @@ def _check_values(report: Mapping[str, Any], key: str) -> None:
 def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     """What stands above the table: the verdict, who was compared on what, and how to read it.
 
-    Args:
-        report: a report.json.
-        link: makes text of a `DataSource`.
-        among: the student of the card is one of those compared.
+    `link` makes text of a `DataSource`; `among` says whether the student of the card is one of those compared.
     """
     terms = terms_of(report)
     scores = report[terms.key]

@@ -35,13 +35,9 @@ SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1
 
 @dataclass(frozen=True)
 class ObjectFacts:
-    """What the card of a dataset for object detection tells of the objects.
+    """What the card tells of objects: column, format of boxes, how many each split has, and how many with answers.
 
-    Attributes:
-        column: where they are.
-        format: what the numbers of a box are, a name from `BOX_FORMATS`; None where nobody said.
-        counts: split -> how many there are.
-        answered: split -> how many have answers; None where the answers are about the images.
+    `format` is None where nobody said; `answered` is None where the answers are about the images.
     """
 
     column: str
@@ -85,16 +81,7 @@ class DatasetFacts:
 
 
 def source_terms(source: Mapping[str, Any] | None, license: str | None, repo: HubRepo) -> dict[str, Any]:
-    """Licence and language that the card of the source dataset states, where that is on the Hub.
-
-    Args:
-        source: its `id` and `commit`.
-        license: given by the user, who does not depend on the source's then.
-        repo: where they are to be stated, in words that its Hub accepts.
-
-    Raises:
-        HubError: the card cannot be read, and no licence is given.
-    """
+    """Licence and language that the card of the source dataset states, in words that the Hub of `repo` knows."""
     if not (source or {}).get("commit"):
         return {}
     options = {"filename": constants.REPOCARD_NAME, "repo_type": "dataset", "revision": source["commit"]}

@@ -62,11 +62,7 @@ def dataset_facts(
 ) -> dict[str, Any]:
     """`dataset` and `datasets` of `StudentFacts` out of what a Trainer's `push_to_hub` takes.
 
-    Args:
-        training_source: where the training rows are from.
-        dataset: a `DataSource`, or one or several names: Hub ids as owner/name, or others.
-        dataset_tags: one or several Hub ids.
-        dataset_args: the configuration.
+    `dataset` is a `DataSource`, or one or several names; of several Hub ids in `dataset_tags`, and a configuration.
     """
     if isinstance(dataset, DataSource):
         return {"dataset": dataset, "datasets": as_list(dataset_tags)}
@@ -91,15 +87,7 @@ def write_card(
     plain: bool = False,
     manual_metadata: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """README.md and the pictures of the comparison.
-
-    Args:
-        model, repo, facts, plain: as `push_student` has them.
-        manual_metadata: front matter of the card that is there, see `HubRepo.manual_metadata`.
-
-    Raises:
-        ValueError: a comparison that is none, or one about other questions.
-    """
+    """README.md and the pictures of the comparison, of a student as `push_student` has it."""
     folder, facts = Path(folder), facts or StudentFacts()
     comparison, pictures = None, {}
     if facts.comparison is not None:

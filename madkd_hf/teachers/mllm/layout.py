@@ -79,8 +79,7 @@ class Layout:
     def prefix(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """Model inputs up to where the questions part, from those for an image with the first question.
 
-        None where nothing can be shared: an image behind the question, or a prompt that does not end as it does for
-        other images.
+        None where nothing can be shared: an image behind the question, or a prompt that ends in another way.
         """
         length = inputs["input_ids"].shape[1] - len(self.suffixes[0])
         if not self.shareable or inputs["input_ids"][0, length:].tolist() != self.suffixes[0]:
@@ -119,10 +118,7 @@ class Layout:
 class Batch:
     """Images whose inputs have the same shapes, ready for a forward pass.
 
-    Attributes:
-        images: n images.
-        inputs: model inputs up to where the questions part, on the model's device; None where nothing can be shared.
-        layout: the questions.
+    `inputs` are those up to where the questions part, on the model's device; None where nothing can be shared.
     """
 
     images: list[Image.Image]
@@ -145,9 +141,6 @@ def batches(
 
     Only a few batches' worth of images are held as pixels at a time, and no batch has more than `PREFIX_TOKENS` tokens
     before the questions part, if it has more than one image.
-
-    Raises:
-        UnreadableImage: the processor refuses an image.
     """
     ahead = 1 if size == 1 else 4 * size
     for first in range(0, len(images), ahead):

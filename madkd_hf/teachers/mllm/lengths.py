@@ -12,11 +12,7 @@ from .layout import Layout, encode
 
 
 def too_long(layout: Layout, images: Sequence[Image], config: Any) -> tuple[int, int, int] | None:
-    """The question that is too long, if one is: its place, the tokens of its prompt, and the most there may be.
-
-    Args:
-        images: some that they will be asked about; a small blank one, if none.
-    """
+    """The question that is too long with one of the images: its place, its tokens, and the most there may be."""
     question = max(range(len(layout)), key=lambda question: layout.lengths[question])
     own, limit = len(layout.suffixes[question]), context_length(config, layout.processor)
     longest = layout.lengths[question]

@@ -52,12 +52,7 @@ IN_PLACE_OF_CONFIG = {  # what a repo without config.json is
 def load(
     name: str | os.PathLike, revision: str | None, trust_remote_code: bool, **model_options: Any
 ) -> tuple[PreTrainedModel, ProcessorMixin, str | None]:
-    """The model, its processor, and the commit that they are of.
-
-    Raises:
-        ValueError, OSError: one sentence: there is no such model, it cannot be had, it is of another kind, it brings
-            code that is not trusted, or one of its parts cannot be loaded.
-    """
+    """The model, its processor, and the commit that they are of; or one sentence that says why there is none."""
     place = _place(str(name))
     config_file = _config_file(place, revision)
     commit = extract_commit_hash(config_file, None)

@@ -42,11 +42,7 @@ _rendering = threading.RLock()
 
 
 def day(date: str) -> datetime:
-    """The beginning of a day that is given as YYYY-MM-DD.
-
-    Raises:
-        ValueError: there is no such day.
-    """
+    """The beginning of a day that is given as YYYY-MM-DD."""
     try:
         return datetime.strptime(date, "%Y-%m-%d")
     except (TypeError, ValueError) as error:

@@ -193,13 +193,10 @@ def patches(inputs: dict[str, Any], model: PreTrainedModel) -> int:
 
 
 def flops(name: str, layout: Layout, length: int, model: PreTrainedModel, patches: int) -> float:
-    """Floating-point operations for all questions about one image.
+    """Floating-point operations for all questions about one image with `length` tokens before they part.
 
     Two for each weight and token, and four for each channel, query and key; normalisation, and attention within the
     vision tower, are left out.
-
-    Args:
-        length: tokens before the questions part.
     """
     encoded, tokens, pairs = work(name, layout, length)
     text, decoder = model.config.get_text_config(), model.get_decoder()

@@ -115,11 +115,7 @@ def read(
     size: int,
     reduce: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `reduce` makes of the next-token logits: two numbers per image and question, [n, Q] each, on the CPU.
-
-    Raises:
-        UnreadableImage: the processor refuses an image.
-    """
+    """What `reduce` makes of the next-token logits: two numbers per image and question, [n, Q] each, on the CPU."""
     answers = torch.empty(2, len(images), len(layout))
     one_image_at_a_time = strategy in ("full", "shared_vision")
     longest, limit = max(map(len, layout.suffixes)), positions_limit(model.config.get_text_config())
