@@ -53,7 +53,7 @@ def light_parser(task: str, *more: type) -> CommandParser:
 
 def main() -> None:
     args, training_args = parse()
-    from .training import check, publish, train
+    from .student import check, publish, train
 
     place = (training_args.output_dir, args, "student", STUDENT)
     ready = check(args, training_args, partial(check_place, *place))

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from ..data.problems import Problems
 from ..files import write_whole
 from .arguments import CommandParser
-from .compare import CompareArguments, check_given
+from .comparison.options import CompareArguments, check_given
 from .outputs import COMPARING, COMPARISON, working_in
 
 
 if TYPE_CHECKING:
-    from .cells import Cell
+    from .comparison.cells import Cell
     from .preflight import Ready
 
 
@@ -37,7 +37,7 @@ class TuneArguments(CompareArguments):
 
 def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
     """(condition, settings) -> one cell a seed."""
-    from .conditions import of_condition, read_grid
+    from .comparison.conditions import of_condition, read_grid
 
     cells = {}
     for condition in ("base", "madkd"):
@@ -53,8 +53,8 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 
 
 def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
-    from .cells import Cell, cell_name
-    from .conditions import student_argv
+    from .comparison.cells import Cell, cell_name
+    from .comparison.conditions import student_argv
 
     name = cell_name(condition, *("_".join(pair) for pair in point), seed)
     folder = str(Path(args.output_dir) / "cells" / name)
@@ -66,7 +66,7 @@ def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed
 def main() -> None:
     (args,) = CommandParser(TuneArguments, description=__doc__).parse()
     check_given(args)
-    from .conditions import check, load_checked, student_arguments
+    from .comparison.conditions import check, load_checked, student_arguments
 
     problems = Problems()
     problems.step(check, args)
@@ -81,8 +81,8 @@ def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready
     import numpy as np
 
     from ..data.check import left_out_sentence
-    from .cells import run_cells
-    from .conditions import label
+    from .comparison.cells import run_cells
+    from .comparison.conditions import label
 
     label(args, ready.splits)
     results = run_cells([cell for cells in planned.values() for cell in cells], args.jobs)

@@ -22,8 +22,8 @@ from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
 from madkd_hf.cli.arguments import CommandParser
-from madkd_hf.cli.cells import Cell, run_cells
-from madkd_hf.cli.conditions import CompareArguments, check, label, load_checked, save_subset, student_argv
+from madkd_hf.cli.comparison.cells import Cell, run_cells
+from madkd_hf.cli.comparison.conditions import CompareArguments, check, label, load_checked, save_subset, student_argv
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
 from madkd_hf.cli.preflight import Ready
 from madkd_hf.cli.tasks.classification import draw

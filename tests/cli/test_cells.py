@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.torch import save_file
 
 from madkd_hf import Aspect, AspectBank
-from madkd_hf.cli import cells
+from madkd_hf.cli.comparison import cells
 
 
 EASY_VQA = Path(__file__).parents[2] / "recipes" / "easy_vqa"
@@ -134,9 +134,9 @@ def _train(args, training_args):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr("madkd_hf.cli.training.train", _train)
+    monkeypatch.setattr("madkd_hf.cli.student.train", _train)
     fork = multiprocessing.get_context("fork")  # a worker that is spawned imports torch for a minute
-    monkeypatch.setattr("madkd_hf.cli.cells.multiprocessing.get_context", lambda kind: fork)
+    monkeypatch.setattr("madkd_hf.cli.comparison.cells.multiprocessing.get_context", lambda kind: fork)
 
 
 def test_a_student_that_is_trained_again_is_named_with_the_reason(tmp_path, quick, capsys):

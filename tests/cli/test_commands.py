@@ -102,7 +102,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     assert [each and len(each) for each in answers] == [2, 2, None] + [2] * 7
 
     parse = importlib.import_module("madkd_hf.cli.train").parse
-    training, seen = importlib.import_module("madkd_hf.cli.training"), []
+    training, seen = importlib.import_module("madkd_hf.cli.student"), []
     train = ["--config", ROOT / "recipes" / "coco" / "rtdetr_r18.yaml", "--detector", EASY_VQA / "detector", *argv]
     train += ["--pretrained", "false", "--output_dir", tmp_path / "out", "--validation_fraction", "0.2"]
     train += ["--max_steps", "1", "--warmup_steps", "0", "--dataloader_num_workers", "0", "--use_cpu"]
@@ -138,7 +138,7 @@ def test_broken_images_are_skipped_where_training_labels_them(tmp_path, caplog):
     DatasetDict(train=rows, validation=splits["validation"].select(range(8))).save_to_disk(tmp_path / "broken")
     argv = ["--config", EASY_VQA / "distill.yaml", "--dataset", tmp_path / "broken", "--output_dir", tmp_path / "out"]
     argv += ["--max_steps", "1", "--do_predict", "false", "--eval_steps", "1", "--warmup_steps", "0"]
-    training = importlib.import_module("madkd_hf.cli.training")
+    training = importlib.import_module("madkd_hf.cli.student")
     args, training_args = importlib.import_module("madkd_hf.cli.train").parse([*map(str, argv), "--on_error", "skip"])
     args.images_per_class = None
     trainer = training.train(args, training_args)
@@ -507,7 +507,7 @@ def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(con
 
 def planned(folder, **settings) -> dict[str, str]:
     """The command line of each student, by its name."""
-    conditions = importlib.import_module("madkd_hf.cli.conditions")
+    conditions = importlib.import_module("madkd_hf.cli.comparison.conditions")
     args = conditions.CompareArguments(output_dir=str(folder), baseline="a.yaml", distill="b.yaml", **settings)
     bank = AspectBank.load(EASY_VQA / "aspects.json")
     columns = {"label": [0], "aspect_logits": [[0.0] * len(bank)], "aspect_mass": [[1.0] * len(bank)]}
@@ -546,7 +546,7 @@ def test_a_grid_needs_values(tmp_path, values):
 
 
 def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
-    cells = importlib.import_module("madkd_hf.cli.cells")
+    cells = importlib.import_module("madkd_hf.cli.comparison.cells")
     argv = ("--config", str(EASY_VQA / "baseline.yaml"), "--dataset", str(tmp_path / "nowhere"))
     argv += ("--output_dir", str(tmp_path / "one"))
     with pytest.raises(ValueError, match="nowhere"):
@@ -555,7 +555,7 @@ def test_a_failed_student_leaves_its_reason_in_its_log(tmp_path):
 
 
 def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
-    cells = importlib.import_module("madkd_hf.cli.cells")
+    cells = importlib.import_module("madkd_hf.cli.comparison.cells")
     shutil.copytree(EASY_VQA / "student", tmp_path / "student")
     argv = ("--config", str(EASY_VQA / "baseline.yaml"), "--backbone", str(tmp_path / "student"))
     cell = cells.Cell("one", argv, str(tmp_path))

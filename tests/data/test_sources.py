@@ -16,7 +16,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, load_from_disk
 from PIL import Image as Pillow
 
 from madkd_hf.cli import arguments as common
-from madkd_hf.cli import compare, conditions, splits
+from madkd_hf.cli import compare, splits
+from madkd_hf.cli.comparison import conditions
 from madkd_hf.cli.tasks import classification
 from madkd_hf.data import places, summary
 from madkd_hf.data.image_columns import check_image_column

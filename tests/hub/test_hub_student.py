@@ -634,7 +634,8 @@ def test_two_processes_publish_once_or_say_once_why_not(hub, place, token):
 
 
 def test_offline_is_told_at_once(place, capsys):
-    from madkd_hf.cli import train, training
+    from madkd_hf.cli import student as training
+    from madkd_hf.cli import train
 
     with pytest.raises(OSError, match="HF_HUB_OFFLINE=1 is set; unset it, or leave --push_to_hub out"):
         training.train(*train.parse(words(place)))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from madkd_hf.cli.conditions import CompareArguments, check, read_grid
+from madkd_hf.cli.comparison.conditions import CompareArguments, check, read_grid
 from madkd_hf.report import summarise
 from madkd_hf.report.classes import summarise_classes, write_classes
 from madkd_hf.report.grid import grid_table, grid_verdict, write_grid

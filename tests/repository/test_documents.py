@@ -124,7 +124,7 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def python(home):
     """One that has imported what commands import, with these caches."""
-    modules = "madkd_hf.cli.label madkd_hf.cli.training transformers.trainer"
+    modules = "madkd_hf.cli.label madkd_hf.cli.student transformers.trainer"
     return quick_python(modules, PYTHONPATH=str(ROOT), HF_HOME=str(home), HF_HUB_OFFLINE="0")
 
 

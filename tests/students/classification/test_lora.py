@@ -243,7 +243,8 @@ def test_what_is_published_is_the_merged_student_and_its_adapter(tmp_path, hub, 
 
 
 def test_the_recipe_trains_and_publishes_with_it(tmp_path, hub):
-    from madkd_hf.cli import train, training
+    from madkd_hf.cli import student as training
+    from madkd_hf.cli import train
     from madkd_hf.cli.tasks.classification import COMMAND
 
     DatasetDict(train=rows(), validation=rows()).save_to_disk(tmp_path / "data")

@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 
 import madkd_hf
 
-from .. import AspectBank
-from ..aspects import BANK_FILE
-from ..data.decoding import count_cores
-from ..files import (
+from ... import AspectBank
+from ...aspects import BANK_FILE
+from ...data.decoding import count_cores
+from ...files import (
     check_folder,
     check_name,
     check_removable,
@@ -40,9 +40,9 @@ from ..files import (
     remove_folder,
     write_whole,
 )
-from ..students.base.saved import ADAPTER
-from . import train, training
-from .outputs import CELL
+from ...students.base.saved import ADAPTER
+from .. import student, train
+from ..outputs import CELL
 
 
 SAFE_IN_NAMES = " +,=@()[]{}~"  # and letters, digits, "_", "-" and "."
@@ -316,7 +316,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         contextlib.redirect_stderr(log),
     ):
         try:
-            trainer = training.train(*train.parse(list(cell.argv)))
+            trainer = student.train(*train.parse(list(cell.argv)))
         except Exception:
             traceback.print_exc()
             raise

@@ -13,25 +13,28 @@ import transformers
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 
-from .. import report
-from ..data.objects import flatten_objects
-from ..data.problems import Problems
-from ..files import new_folder
-from ..hub import HubRepo, push_student
-from ..hub.cards.results import Evaluation
-from ..hub.cards.student import StudentFacts
-from ..hub.sources import how_drawn
-from ..report.classes import calibration_sentence
-from ..report.comparison import over_controls, terms_of
-from ..report.grid import grid_table, grid_verdict, write_grid
-from ..students.base.processors import load_image_processor
-from ..students.base.saved import ADAPTER
-from ..teachers import Teacher
-from ..text import terminal
-from .arguments import command_line, source
+from ... import report
+from ...data.objects import flatten_objects
+from ...data.problems import Problems
+from ...files import new_folder
+from ...hub import HubRepo, push_student
+from ...hub.cards.results import Evaluation
+from ...hub.cards.student import StudentFacts
+from ...hub.sources import how_drawn
+from ...report.classes import calibration_sentence
+from ...report.comparison import over_controls, terms_of
+from ...report.grid import grid_table, grid_verdict, write_grid
+from ...students.base.processors import load_image_processor
+from ...students.base.saved import ADAPTER
+from ...teachers import Teacher
+from ...text import terminal
+from ..arguments import command_line, source
+from ..outputs import COMPARING, COMPARISON, working_in
+from ..preflight import Ready
+from ..student import about_dataset
+from ..train import parse as parse_student
 from .cells import Cell, run_cells
 from .conditions import (
-    CompareArguments,
     check,
     label,
     load_checked,
@@ -40,11 +43,8 @@ from .conditions import (
     read_grid,
     student_argv,
 )
-from .outputs import COMPARING, COMPARISON, working_in
+from .options import CompareArguments
 from .pictures import draw_figures
-from .preflight import Ready
-from .train import parse as parse_student
-from .training import about_dataset
 
 
 def copy_student(args: CompareArguments) -> Path | None:

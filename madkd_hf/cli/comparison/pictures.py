@@ -12,27 +12,28 @@ from datasets import Dataset, DatasetDict
 from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
-from .. import AspectBank, MadkdDetectionTrainer, MadkdForImageClassification
-from ..data.images import load_image
-from ..data.objects import CATEGORY, flatten_objects
-from ..metrics import AspectAuroc
-from ..report import figures
-from ..report.classes import compared, summarise_classes, summarise_detected_classes, write_classes
-from ..report.comparison import real_gain, terms_of
-from ..report.scenes import plot_examples, plot_scenes
-from ..selection.evidence import write_evidence
-from ..students.base.processors import load_image_processor
-from ..students.classification.data import AspectCollator
-from ..students.detection.data import DetectionCollator
-from ..students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
-from ..students.detection.metrics import CocoAp
-from ..students.models.modeling_madkd_detection import MadkdForObjectDetection
-from ..teachers import Teacher
-from . import train
-from .conditions import CompareArguments, student_argv
-from .results import load_arrays
-from .tasks.base import PREDICTIONS
-from .tasks.detection import load_predictions
+from ... import AspectBank, MadkdDetectionTrainer, MadkdForImageClassification
+from ...data.images import load_image
+from ...data.objects import CATEGORY, flatten_objects
+from ...metrics import AspectAuroc
+from ...report import figures
+from ...report.classes import compared, summarise_classes, summarise_detected_classes, write_classes
+from ...report.comparison import real_gain, terms_of
+from ...report.scenes import plot_examples, plot_scenes
+from ...selection.evidence import write_evidence
+from ...students.base.processors import load_image_processor
+from ...students.classification.data import AspectCollator
+from ...students.detection.data import DetectionCollator
+from ...students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
+from ...students.detection.metrics import CocoAp
+from ...students.models.modeling_madkd_detection import MadkdForObjectDetection
+from ...teachers import Teacher
+from .. import train
+from ..results import load_arrays
+from ..tasks.base import PREDICTIONS
+from ..tasks.detection import load_predictions
+from .conditions import student_argv
+from .options import CompareArguments
 
 
 EXAMPLES = 8

@@ -11,19 +11,19 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from .. import AspectBank
-from ..data.problems import Problems
-from ..data.variants import subset
-from ..files import check_output, check_removable
-from ..teachers import Teacher
-from . import label as label_command
-from . import train
-from .arguments import DatasetArguments, ObjectArguments
+from ... import AspectBank
+from ...data.problems import Problems
+from ...data.variants import subset
+from ...files import check_output, check_removable
+from ...teachers import Teacher
+from .. import label as label_command
+from .. import train
+from ..arguments import DatasetArguments, ObjectArguments
+from ..outputs import COMPARING, COMPARISON, check_place
+from ..preflight import Ready, comparison
+from ..tasks.base import TestUse
 from .cells import Cell, cell_name
-from .compare import CompareArguments, check_given
-from .outputs import COMPARING, COMPARISON, check_place
-from .preflight import Ready, comparison
-from .tasks.base import TestUse
+from .options import CompareArguments, check_given
 
 
 LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects

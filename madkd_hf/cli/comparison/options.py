@@ -1,0 +1,113 @@
+"""What a comparison is told: which students, of which task, on what, how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...students.tasks import TASKS
+from ..arguments import ClassArguments, ObjectArguments
+from ..tasks import command_of
+from ..teachers import OwnTeacherArguments
+
+
+if TYPE_CHECKING:
+    from ..tasks.base import TaskCommand
+
+
+@dataclass
+class TaskArguments(ObjectArguments):
+    """What the students do, and for detectors their objects."""
+
+    _argument_group_name = "task"
+
+    task: str = field(
+        default="classification",
+        metadata={
+            "help": "What the students do; the options after this one are for detection.",
+            "choices": list(TASKS),
+        },
+    )
+
+
+@dataclass
+class CompareArguments(OwnTeacherArguments, ClassArguments):
+    """What is compared, on what, how often."""
+
+    _argument_group_name = "comparison"
+
+    output_dir: str = field(default="", metadata={"help": "The folder for report, figures and students."})
+    baseline: str = field(
+        default="",
+        metadata={"help": "YAML of a training of that task (`madkd train`) for the plain student."},
+    )
+    distill: str = field(
+        default="",
+        metadata={"help": "Likewise for the distilled ones and their controls; by default that of the baseline."},
+    )
+    conditions: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "For classification: base, madkd, shuffled, constant; for detection: base, image, image_shuffled, "
+            "object, shuffled, constant; all by default."
+        },
+    )
+    seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
+    grid: str = field(
+        default="{}",
+        metadata={
+            "help": "Option of `madkd train`, or `aspects` (the first so many questions), -> values; all "
+            "conditions and seeds are trained at every point (JSON): '{\"images_per_class\": [5, 10, 20, 50]}'."
+        },
+    )
+    jobs: int | None = field(
+        default=None, metadata={"help": "Students trained side by side, one thread each; one per core by default."}
+    )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Publish the distilled student that is kept, with what was found."}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "Where to: owner/name, or a name of your own."})
+    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
+    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
+    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request."})
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
+    )
+    push_plain: bool = field(
+        default=False,
+        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
+    )
+    objects: TaskArguments = field(default_factory=TaskArguments, init=False)
+
+    @property
+    def detects(self) -> bool:
+        return self.objects.task == "detection"
+
+    @property
+    def command(self) -> TaskCommand:
+        """What the commands know of the students' task."""
+        return command_of(self.objects.task)
+
+    def controls(self) -> dict[str, str]:
+        """The conditions that were asked for, each with the control that its students' aspects are."""
+        known = self.command.controls
+        if unknown := set(self.conditions) - set(known):
+            raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(known)}.")
+        return {name: known[name] for name in self.conditions or known}
+
+
+def check_given(args: CompareArguments) -> None:
+    """Raise ValueError for what is missing on the command line, or missing where that says it is.
+
+    Without `distill`, all students are trained by the YAML of the baseline.
+    """
+    args.distill = args.distill or args.baseline
+    for name in ("output_dir", "baseline"):
+        if not getattr(args, name):
+            raise ValueError(f"No {name} given: pass --{name} (see --help).")
+    for name in ("baseline", "distill"):
+        if not Path(getattr(args, name)).is_file():
+            raise ValueError(
+                f"There is no file {getattr(args, name)}: pass --{name} with the YAML of a training that exists."
+            )
