@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 from huggingface_hub import get_token
 
-from ..data.places import dataset_commit, looks_like_path, similar
-from ..data.problems import FailedOnOtherRank
+from ..data.names import dataset_commit, looks_like_path, similar
+from ..data.problems import FailedOnOtherRankError
 from ..files import disk_is_full
 from ..text import keep_secret, message, show_traceback, terminal_lines
 from .interrupts import leave, stopped_like_ctrl_c
@@ -338,7 +338,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         with stopped_like_ctrl_c():
             main()
-    except FailedOnOtherRank:  # another worker prints why
+    except FailedOnOtherRankError:  # another worker prints why
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         leave(stopped)

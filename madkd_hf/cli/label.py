@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..aspects import BANK_FILE, AspectBank
-from ..data.problems import FailedOnOtherRank
+from ..data.problems import FailedOnOtherRankError
 from ..files import (
     MARK_FILE,
     check_name,
@@ -330,7 +330,7 @@ def main() -> None:
             workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
             labelled, bank, teacher = label(args, splits, workers)
         except KeyboardInterrupt as stopped:
-            raise (stopped if workers.is_main else FailedOnOtherRank("The main process says so.")) from None
+            raise (stopped if workers.is_main else FailedOnOtherRankError("The main process says so.")) from None
         if not workers.is_main:
             return
         save(labelled, bank, args.output_dir)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
-from ..data.places import similar
+from ..data.names import similar
 from .interrupts import INTERRUPTED
 from .options import OptionParser, content_of
 

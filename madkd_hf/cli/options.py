@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ..data.places import looks_like_path, similar
+from ..data.names import looks_like_path, similar
 from ..students.tasks import TASKS
 
 

@@ -62,7 +62,7 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
         checks: more of them; each raises what it finds wrong.
 
     Raises:
-        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
+        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRankError`.
     """
     workers, results = Workers(training_args.process_index, training_args.world_size), []
     test: TestUse = "predicted" if training_args.do_predict else "unused"
@@ -129,7 +129,7 @@ def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> Datase
     """Before a dataset is labelled: all its splits are looked at, since all are saved; of a stream, its beginning.
 
     Raises:
-        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRank`.
+        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRankError`.
     """
     results = []
 

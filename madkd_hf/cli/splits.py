@@ -8,7 +8,7 @@ from collections import Counter
 from datasets import Dataset, DatasetDict, Features, Value
 
 from ..data.image_columns import check_image_column
-from ..hub.sources import note_drawn
+from ..data.limits import note_drawn
 from ..text import get_logger
 from .arguments import SplitArguments
 

@@ -18,10 +18,10 @@ from ..data.variants import control_answers
 from ..files import remove_folder, write_whole
 from ..hub.cards.comparison import read_comparison
 from ..hub.sources import DataSource
-from ..labelling import FailedOnOtherRank
+from ..labelling import FailedOnOtherRankError
 from ..students.base import checkpoints
 from ..students.base.distilling import DistillingTrainer
-from ..students.base.finite import TrainingDiverged
+from ..students.base.finite import TrainingDivergedError
 from ..students.base.processors import load_image_processor
 from ..students.base.publishing import UNPUBLISHED
 from ..students.base.resuming import SavingError
@@ -105,10 +105,10 @@ def fit(trainer: DistillingTrainer) -> dict[str, float]:
     try:
         metrics = trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint).metrics
         trainer.save_model(_internal_call=True)  # the Trainer would publish it here, before it is measured
-    except (TrainingDiverged, SavingError):
+    except (TrainingDivergedError, SavingError):
         if is_first:
             raise
-        raise FailedOnOtherRank from None  # all processes know, and one says it
+        raise FailedOnOtherRankError from None  # all processes know, and one says it
     trainer.save_state()
     if is_first:
         # of an earlier student: save_metrics would add to its numbers, and its upload would pass for this one's

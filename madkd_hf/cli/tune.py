@@ -80,7 +80,7 @@ def main() -> None:
 def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready: Ready) -> None:
     import numpy as np
 
-    from ..data.check import left_out_sentence
+    from ..report.comparison import left_out_sentence
     from .comparison.cells import run_cells
     from .comparison.conditions import label
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from PIL import ExifTags, Image
 
 from ..aspects import AspectBank
-from ..text import counted, get_logger, markdown, terminal
+from ..text import counted, get_logger, terminal
 from .boxes import corners
 from .columns import is_labelled, skipped_rows, stored
 from .decoding import Unreadable, check_images
@@ -165,21 +165,6 @@ def listed(names: Sequence[str], reasons: Sequence[str] = (), most: int = 5) -> 
     """The first of the names, with the reason of each where there are some: `a/03.jpg (the file is empty), ...`"""
     some = [f"{name} ({reason})" for name, reason in zip(names, reasons)] if reasons else names
     return ", ".join(some[:most]) + (", ..." if len(names) > most else "")
-
-
-def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
-    """What reports say of images that were left out.
-
-    Args:
-        left_out: split -> `images`, how many were left out, `of` how many, and the `first` of them by name.
-    """
-    parts = []
-    for split, counts in left_out.items():
-        first = ", ".join(map(markdown, counts["first"]))
-        more = ", ..." if counts["images"] > len(counts["first"]) else ""
-        images = counted(counts["of"], "image")
-        parts.append(f"{counts['images']} of the {images} of {markdown(split)} ({first}{more})")
-    return f"Left out, since nothing can be done with them: {'; '.join(parts)}."
 
 
 def encoded_bytes(dataset: Dataset, image_column: str) -> int:

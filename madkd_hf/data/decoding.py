@@ -22,10 +22,10 @@ from datasets.table import ConcatenationTable, MemoryMappedTable
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from .checked_images import CheckedImages, key_of, key_of_bytes, key_of_file
 from .images import to_rgb
 from .origin import STARTS_PROGRAMS, Origin
 from .rows import describe_row, row_namer
-from .seen import CheckedImages, key_of, key_of_bytes, key_of_file
 
 
 CHUNK = 32  # images handed to the threads at once

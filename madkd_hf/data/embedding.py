@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features
 
 from ..text import terminal
-from .origin import Origin, RefusedFile, datasets_of
+from .checked_images import CheckedImages
+from .origin import Origin, RefusedFileError, datasets_of
 from .rows import row_number
-from .seen import CheckedImages
 
 
 CHUNK = 1000
@@ -40,7 +40,7 @@ def embedded(column: pa.ChunkedArray, feature: Any, read: Callable[[str, bool], 
 def read_image(origin: Origin, path: str, is_image: bool = True) -> bytes:
     """For `embedded`: the content of an image that the origin allows; raises as `Origin.read`."""
     if not is_image:
-        raise RefusedFile(OTHER_MEDIA)
+        raise RefusedFileError(OTHER_MEDIA)
     return origin.read(path)
 
 
@@ -168,7 +168,7 @@ def _problem(
     try:
         if column not in undecoded and not checked.has_file(path):
             origin.read(path)
-    except RefusedFile as error:
+    except RefusedFileError as error:
         return str(error)
     except FileNotFoundError:  # it harms nobody; whoever needs the image will say so
         pass

@@ -1,4 +1,4 @@
-"""--limit: the same few rows of each split every time, drawn evenly from all classes."""
+"""Rows drawn from a split: by --limit, the same few every time and of all classes; and the note of how they were."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .columns import stored
 
 
 SEED = 0
+DRAWN = "madkd_hf: these rows are "  # begins a line of a dataset's description
 Rows = Dataset | IterableDataset
 
 
@@ -58,3 +59,15 @@ def notes(splits: Mapping[str, Rows], limit: int | None, label_column: str) -> l
     by_class = any(len(set(labels_of(rows, label_column))) > 1 for rows in cut)
     how = f"drawn evenly of the classes in {label_column!r}" if by_class else "drawn at random"
     return [f"--limit {limit}: {limit} rows of each split, {how} (seed {SEED})."]
+
+
+def note_drawn(rows: Dataset, how: str) -> None:
+    """Note how rows were chosen ("a random tenth of train, drawn with seed 0"); copies and files keep the note."""
+    rows.info.description = "\n".join(filter(None, [rows.info.description, f"{DRAWN}{how}"]))
+
+
+def how_drawn(rows: Any) -> str | None:
+    """How rows were chosen that are no split of their dataset, where that was noted."""
+    description = getattr(getattr(rows, "info", None), "description", None) or ""
+    lines = [line.removeprefix(DRAWN) for line in description.splitlines() if line.startswith(DRAWN)]
+    return " ".join(lines[-1].split())[:200] if lines else None

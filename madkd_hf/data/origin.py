@@ -38,7 +38,7 @@ BY_PROGRAMS = (None, "generator", "spark", "imagefolder")  # builders of rows wh
 MOST = 10_000  # files of a stream that are looked at
 
 
-class RefusedFile(ValueError):
+class RefusedFileError(ValueError):
     """A file that rows name and that is not read: it is none of the dataset's, or no image."""
 
 
@@ -93,27 +93,27 @@ class Origin:
     def read(self, path: str) -> bytes:
         """The bytes of an image file that a row names: decoded once, so that only images are returned.
 
-        Raises RefusedFile where it may not be read or is no image, OSError where it could not be read this time.
+        Raises RefusedFileError where it may not be read or is no image, OSError where it could not be read this time.
         """
         if reason := self.refusal(path):
-            raise RefusedFile(reason)
+            raise RefusedFileError(reason)
         content = _local(path) if "://" not in path else _remote(path)
         check_image(content)
         return content
 
 
 def check_format(content: bytes | None) -> None:
-    """Raise RefusedFile for an image of a format for which Pillow starts other programs."""
+    """Raise RefusedFileError for an image of a format for which Pillow starts other programs."""
     try:
         image = Image.open(BytesIO(content or b""))
     except Exception:  # the decoding will say it
         return
     if image.format in STARTS_PROGRAMS:
-        raise RefusedFile(f"it is {image.format}, which other programs would have to read")
+        raise RefusedFileError(f"it is {image.format}, which other programs would have to read")
 
 
 def check_image(content: bytes) -> None:
-    """Decode an image; raises RefusedFile where it is none, or of a format that other programs would have to read."""
+    """Decode an image; RefusedFileError where it is none, or of a format that other programs would have to read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
@@ -121,10 +121,12 @@ def check_image(content: bytes) -> None:
             Image.open(BytesIO(content)).load()
     except MemoryError:
         raise
-    except RefusedFile:
+    except RefusedFileError:
         raise
     except Exception as error:  # decoders raise whatever they like
-        raise RefusedFile(f"it is no image that can be decoded: {terminal(error) or type(error).__name__}") from None
+        raise RefusedFileError(
+            f"it is no image that can be decoded: {terminal(error) or type(error).__name__}"
+        ) from None
 
 
 def _local(path: str) -> bytes:
@@ -132,10 +134,10 @@ def _local(path: str) -> bytes:
     handle = os.open(os.path.realpath(path), flags)  # what was checked, and no link put there since
     if not stat.S_ISREG((facts := os.fstat(handle)).st_mode):
         os.close(handle)
-        raise RefusedFile("it is no file")
+        raise RefusedFileError("it is no file")
     with os.fdopen(handle, "rb") as file:
         if facts.st_size > LARGEST:
-            raise RefusedFile(f"it has {facts.st_size:,} bytes, more than {LARGEST:,}")
+            raise RefusedFileError(f"it has {facts.st_size:,} bytes, more than {LARGEST:,}")
         return file.read(LARGEST)
 
 
@@ -149,7 +151,7 @@ def _remote(path: str) -> bytes:
     except Exception as error:  # what a client of the web raises when a server is busy need not be an OSError
         raise OSError(getattr(error, "errno", None) or errno.EIO, terminal(error)) from error
     if len(content) > LARGEST:
-        raise RefusedFile(f"it has more than {LARGEST:,} bytes")
+        raise RefusedFileError(f"it has more than {LARGEST:,} bytes")
     return content
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 
-class FailedOnOtherRank(RuntimeError):
+class FailedOnOtherRankError(RuntimeError):
     """Another worker failed and says why: there is nothing to add here."""
 
 

@@ -20,7 +20,7 @@ from . import limits, summary
 from .folders import read_folder
 from .image_columns import as_images
 from .metadata import FILE_NAME, read_with_metadata, tables_of
-from .places import dataset_commit
+from .names import dataset_commit
 from .saved import check_saved
 from .walk import walk
 

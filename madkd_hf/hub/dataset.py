@@ -27,7 +27,7 @@ from ..data.boxes import check_box_format
 from ..data.columns import ASPECT_COLUMNS, about_objects, check_bank
 from ..data.embedding import embedded, media_columns, read_image, refusal
 from ..data.objects import BOX, count_objects, flatten_objects, object_fields
-from ..data.origin import Origin, RefusedFile
+from ..data.origin import Origin, RefusedFileError
 from ..data.rows import SPLIT_NAME, split_name
 from ..files import check_name, remove_stale, temporary
 from ..selection.evidence import write_evidence
@@ -270,7 +270,7 @@ def _by_shard(rows: Rows, split: str, features: Features) -> Iterator[tuple[int,
 def _read(origin: Origin, split: str, column: str, path: str, is_image: bool) -> bytes:
     try:
         return read_image(origin, path, is_image)
-    except RefusedFile as error:
+    except RefusedFileError as error:
         raise ValueError(refusal(f"a row of split {split!r}", column, path, str(error))) from error
 
 

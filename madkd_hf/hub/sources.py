@@ -18,24 +18,6 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-DRAWN = "madkd_hf: these rows are "  # begins a line of a dataset's description
-
-
-def note_drawn(rows: Dataset, how: str) -> None:
-    """Note in a dataset how its rows were chosen ("a random tenth of train, drawn with seed 0").
-
-    Copies and files of it keep the note.
-    """
-    rows.info.description = "\n".join(filter(None, [rows.info.description, f"{DRAWN}{how}"]))
-
-
-def how_drawn(rows: Any) -> str | None:
-    """How rows were chosen that are no split of their dataset, where that was noted."""
-    description = getattr(getattr(rows, "info", None), "description", None) or ""
-    notes = [line.removeprefix(DRAWN) for line in description.splitlines() if line.startswith(DRAWN)]
-    return " ".join(notes[-1].split())[:200] if notes else None
-
-
 def link(name: str, kind: str = "") -> str:
     """Markdown: a link to a repo of the Hub, of which `kind` is "" or "datasets/"; what cannot be one is no link."""
     return f"[{name}]({constants.ENDPOINT}/{kind}{name})" if HUB_ID.fullmatch(name) else code(name)

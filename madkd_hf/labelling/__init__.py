@@ -1,5 +1,5 @@
 from .job import attach_aspects
-from .workers import FailedOnOtherRank, Workers
+from .workers import FailedOnOtherRankError, Workers
 
 
-__all__ = ["FailedOnOtherRank", "Workers", "attach_aspects"]
+__all__ = ["FailedOnOtherRankError", "Workers", "attach_aspects"]

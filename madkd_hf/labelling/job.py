@@ -35,7 +35,7 @@ from ..data.columns import (
 )
 from ..data.objects import Boxes
 from ..files import locked
-from ..teachers import Teacher, UnreadableImage
+from ..teachers import Teacher, UnreadableImageError
 from .manifest import FORMAT_VERSION, difference_of
 from .reading import Reader
 from .shards import WorkDir
@@ -295,7 +295,7 @@ class _Job:
         while first:
             try:
                 return dict(self.teacher.prepare(first, self.bank))
-            except UnreadableImage as error:  # the labelling itself will name its row
+            except UnreadableImageError as error:  # the labelling itself will name its row
                 del first[error.index if error.index < len(first) else 0]
                 first += itertools.islice(images, 1)
         return None

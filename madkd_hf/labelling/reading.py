@@ -18,7 +18,7 @@ from ..data.columns import aspect_features
 from ..data.decoding import is_broken
 from ..data.objects import Boxes
 from ..data.origin import Origin
-from ..teachers import Teacher, UnreadableImage
+from ..teachers import Teacher, UnreadableImageError
 from .sources import decode
 
 
@@ -102,7 +102,7 @@ class Reader:
         while units:
             try:
                 reading = self.teacher.read([unit.image for unit in units], self.bank)
-            except UnreadableImage as error:
+            except UnreadableImageError as error:
                 refused = units.pop(error.index)
                 answers[refused.key] = self._refuse(refused.name, "is refused by the teacher's processor", error)
                 continue

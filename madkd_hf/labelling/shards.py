@@ -32,7 +32,7 @@ MARK = b"madkd_hf"  # key in the metadata of a shard: its job, split and number
 ROW_GROUP = 100  # images that a reader of a stream loads at once
 
 
-class Damaged(ValueError):
+class DamagedShardError(ValueError):
     """A shard is not what was written under its name; the message says what is wrong with it."""
 
 
@@ -156,7 +156,7 @@ class WorkDir:
             for index in bar:
                 try:
                     done[index] = self._checked(split, index)
-                except Damaged as reason:
+                except DamagedShardError as reason:
                     if say:
                         self._warn(split, index, str(reason))
         for index in range(self.manifest["finished"].get(split, 0)):
@@ -226,7 +226,7 @@ class WorkDir:
             intact = is_whole(path)
             if not intact:
                 what = "has no checksum" if intact is None else "does not match its checksum"
-                raise Damaged(f"is damaged (it {what})")
+                raise DamagedShardError(f"is damaged (it {what})")
             if self.streams:
                 parquet = pq.read_metadata(path)
                 rows, metadata = parquet.num_rows, parquet.metadata
@@ -234,11 +234,11 @@ class WorkDir:
                 table = _open_arrow(path)
                 rows, metadata = len(table), table.schema.metadata
         except (pa.ArrowException, OSError) as error:
-            raise Damaged(f"cannot be read ({' '.join(str(error).split())})") from error
+            raise DamagedShardError(f"cannot be read ({' '.join(str(error).split())})") from error
         if (metadata or {}).get(MARK) != self._mark(split, index):
-            raise Damaged("belongs to another job or another place of this one")
+            raise DamagedShardError("belongs to another job or another place of this one")
         if not self._fits(split, index, rows):
-            raise Damaged(f"holds {rows} rows in place of {self._rows(split, index)}")
+            raise DamagedShardError(f"holds {rows} rows in place of {self._rows(split, index)}")
         return rows
 
     def _rows(self, split: str, index: int) -> int:

@@ -29,9 +29,9 @@ from ..data.embedding import (
 )
 from ..data.images import to_rgb
 from ..data.objects import Boxes, count_objects
-from ..data.origin import Origin, RefusedFile, check_format
+from ..data.origin import Origin, RefusedFileError, check_format
 from ..data.rows import SPLIT_NAME, describe_row, file_name, split_name
-from ..data.streams import UnknownFunction, digest, steps
+from ..data.streams import UnknownFunctionError, digest, steps
 from ..files import check_name
 from ..text import terminal
 
@@ -165,7 +165,7 @@ class Stream:
         """What the manifest says of this split: a stream is known by how it is made, and by its first image."""
         try:
             fingerprint = hashlib.sha256(digest(self.data, self.name).encode())
-        except UnknownFunction as function:
+        except UnknownFunctionError as function:
             raise ValueError(
                 f"The stream of split {self.split!r} is made by the function {function}, which another process cannot "
                 "compare: pass stream_name, any name that you change whenever the function changes."
@@ -218,7 +218,7 @@ class Stream:
         def read(path: str, is_image: bool) -> bytes | None:
             try:
                 return read_image(self.origin, path, is_image)
-            except (RefusedFile, FileNotFoundError) as error:
+            except (RefusedFileError, FileNotFoundError) as error:
                 if self.on_error == "skip":
                     return None
                 row_name = f"row {places[path]} of split {self.split!r}"
@@ -261,7 +261,7 @@ def _is_file(stored: dict[str, Any] | None) -> bool:
 def _refusal(path: str, origin: Origin) -> bool:
     try:
         origin.read(path)
-    except RefusedFile:
+    except RefusedFileError:
         return True
     except OSError:  # gone, or not to be read now
         return False
@@ -274,8 +274,8 @@ def fetch(stored: dict[str, Any], origin: Origin) -> dict[str, Any]:
         return stored
     try:
         content = origin.read(stored["path"])
-    except RefusedFile as error:
-        raise RefusedFile(f"{terminal(stored['path'])}: {error}") from error
+    except RefusedFileError as error:
+        raise RefusedFileError(f"{terminal(stored['path'])}: {error}") from error
     return {"bytes": content, "path": os.path.basename(stored["path"])}
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
-from ..data.problems import FailedOnOtherRank
+from ..data.problems import FailedOnOtherRankError
 
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ class Workers:
         return self.index == 0
 
     def agree(self, step: Callable[[], Result]) -> Result:
-        """Do a step on every worker; where it fails, the first raises its error, all others FailedOnOtherRank."""
+        """Do a step on every worker; where it fails, the first raises its error, all others FailedOnOtherRankError."""
         if self.count == 1:
             return step()
         error, result = None, None
@@ -51,7 +51,7 @@ class Workers:
         if failed and failed[0] == self.index:
             raise error
         if failed:
-            raise FailedOnOtherRank(f"Worker {failed[0]} failed and says why.")
+            raise FailedOnOtherRankError(f"Worker {failed[0]} failed and says why.")
         return result
 
     def from_main(self, step: Callable[[], Any]) -> Any:

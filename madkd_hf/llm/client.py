@@ -35,7 +35,7 @@ TOO_LONG = re.compile(  # OpenAI and vLLM, llama.cpp, TGI: each has its own word
 )
 
 
-class RequestFailed(Exception):
+class RequestFailedError(Exception):
     """A request without a usable answer, after all retries.
 
     `code` is what the server calls the error; `status` that of HTTP, None where no answer came.
@@ -59,7 +59,7 @@ class RequestFailed(Exception):
         return self.status in (400, 413, 422) and TOO_LONG.search(f"{self.code} {self.reason}") is not None
 
 
-class _AnswerTooLarge(openai.OpenAIError):
+class _AnswerTooLargeError(openai.OpenAIError):
     """More than LARGEST bytes; not retried."""
 
 
@@ -107,7 +107,7 @@ class _Connection(httpx2.Client):
             for part in response.iter_raw():  # and not decompressed: that may be a thousand times as much
                 body += part
                 if len(body) > LARGEST:
-                    raise _AnswerTooLarge
+                    raise _AnswerTooLargeError
                 if time.monotonic() > end:  # httpx limits the time of each part only
                     raise httpx2.ReadTimeout("timed out", request=request)
         headers = {name: response.headers[name] for name in READ_HEADERS if name in response.headers}
@@ -155,15 +155,15 @@ class ChatServer:
         try:
             response = self._client.post(str(self.url), body=body, cast_to=httpx2.Response)
         except openai.APITimeoutError:
-            raise RequestFailed("timed out", timed_out=True) from None
+            raise RequestFailedError("timed out", timed_out=True) from None
         except openai.APIConnectionError as error:
-            raise RequestFailed(str(error.__cause__ or error) or type(error.__cause__).__name__) from None
+            raise RequestFailedError(str(error.__cause__ or error) or type(error.__cause__).__name__) from None
         except openai.APIStatusError as error:
             if 300 <= error.status_code < 400:
                 raise LLMError(self._redirected(error.response)) from None
             text = error.response.text
-            raise RequestFailed(_message(text), error.status_code, _code(text)) from None
-        except _AnswerTooLarge:
+            raise RequestFailedError(_message(text), error.status_code, _code(text)) from None
+        except _AnswerTooLargeError:
             raise LLMError(f"{self.name} answers with more than {LARGEST:,} bytes: check the address.") from None
         return _first_choice(response.text)
 
@@ -198,7 +198,7 @@ def _first_choice(text: str) -> dict[str, Any]:
         choice = json.loads(text)["choices"][0]
         choice["message"].get("content")
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-        raise RequestFailed(excerpt(text, 200), 200, _code(text)) from None
+        raise RequestFailedError(excerpt(text, 200), 200, _code(text)) from None
     return choice
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import constants, get_token
 
 from . import SPARE_TOKENS, LLMError, Message
-from .client import ChatServer, RequestFailed
+from .client import ChatServer, RequestFailedError
 
 
 ROUTER = "https://router.huggingface.co/v1"  # of Inference Providers
@@ -68,7 +68,7 @@ class ServerLLM:
             try:
                 choice = self.server.chat({"model": self._model, "messages": list(messages), **options})
                 return self._text(choice, max_tokens)
-            except RequestFailed as failed:
+            except RequestFailedError as failed:
                 if not self._leave_out_an_option(failed, options):
                     raise LLMError(self._explain(failed)) from None
 
@@ -77,7 +77,7 @@ class ServerLLM:
         formats = [{"type": "json_schema", "json_schema": json_schema}, {"type": "json_object", "value": schema}, None]
         return formats[self._n_refused_formats] if schema else None  # the second has TGI's schema in it
 
-    def _leave_out_an_option(self, failed: RequestFailed, options: dict[str, Any]) -> bool:
+    def _leave_out_an_option(self, failed: RequestFailedError, options: dict[str, Any]) -> bool:
         """Whether something can be left out that the server refused; newer models name such options."""
         if failed.status not in REFUSES_AN_OPTION or failed.too_long or failed.no_credit:
             return False
@@ -102,7 +102,7 @@ class ServerLLM:
             text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         return str(text).encode(errors="replace").decode()  # a lone surrogate cannot be written to a file
 
-    def _explain(self, failed: RequestFailed) -> str:
+    def _explain(self, failed: RequestFailedError) -> str:
         server, again = self.server.name, "run the same command again later"
         if failed.timed_out:
             return (

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from ..data.check import left_out_sentence
 from ..files import write_whole
-from ..text import block, code, jsonable, markdown
+from ..text import block, code, counted, jsonable, markdown
 
 
 CONDITIONS = {
@@ -284,3 +283,14 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
     spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
     return f"{text}. {terms.are} on the test images{spread}{paired}."
+
+
+def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:
+    """What reports say of left out images: split -> `images`, `of` how many, and the `first` of them by name."""
+    parts = []
+    for split, counts in left_out.items():
+        first = ", ".join(map(markdown, counts["first"]))
+        more = ", ..." if counts["images"] > len(counts["first"]) else ""
+        images = counted(counts["of"], "image")
+        parts.append(f"{counts['images']} of the {images} of {markdown(split)} ({first}{more})")
+    return f"Left out, since nothing can be done with them: {'; '.join(parts)}."

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.check import left_out_sentence
 from ..files import write_whole
 from ..text import block, code, figure, jsonable, markdown
-from .comparison import CONDITIONS, gain_text, markdown_table, mean_and_half_width
+from .comparison import CONDITIONS, gain_text, left_out_sentence, markdown_table, mean_and_half_width
 from .figures import COLOURS, STYLES, new_axes, new_figure, save
 
 

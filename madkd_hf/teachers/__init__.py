@@ -1,4 +1,4 @@
-from .base import Reading, Teacher, UnreadableImage, load_teacher
+from .base import Reading, Teacher, UnreadableImageError, load_teacher
 
 
-__all__ = ["Reading", "Teacher", "UnreadableImage", "load_teacher"]
+__all__ = ["Reading", "Teacher", "UnreadableImageError", "load_teacher"]

@@ -39,7 +39,7 @@ class Reading:
     mass: torch.Tensor
 
 
-class UnreadableImage(ValueError):
+class UnreadableImageError(ValueError):
     """The teacher refuses an image; `index` is its place among the images that were to be read."""
 
     def __init__(self, index: int, reason: Exception):
@@ -73,7 +73,7 @@ class Teacher(ABC):
             Finite log-odds and their mass, [n, Q] each, on the CPU.
 
         Raises:
-            UnreadableImage: an image cannot be read; the labelling names its row, or leaves it out.
+            UnreadableImageError: an image cannot be read; the labelling names its row, or leaves it out.
         """
 
     @property

@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from madkd_hf.data.check import left_out_sentence
 from madkd_hf.files import write_whole
-from madkd_hf.report.comparison import markdown_table, paired_gain
+from madkd_hf.report.comparison import left_out_sentence, markdown_table, paired_gain
 from madkd_hf.report.figures import COLOURS, GREY, PALE, STUDENT, TEACHER, new_axes, new_figure, save
 from madkd_hf.text import block, markdown
 

@@ -17,10 +17,10 @@ from PIL import Image as Pillow
 
 from madkd_hf.data import decoding
 from madkd_hf.data.check import drop_rows, listed
+from madkd_hf.data.checked_images import CheckedImages
 from madkd_hf.data.decoding import check_first, check_images
 from madkd_hf.data.images import to_rgb
 from madkd_hf.data.problems import Problems
-from madkd_hf.data.seen import CheckedImages
 
 
 def photo(path: Path, size: tuple[int, int] = (48, 40), cut: float = 1.0, seed: int = 0, **options) -> Path:
@@ -187,7 +187,7 @@ def test_whatever_is_remembered_wrongly_is_looked_at_again(tmp_path, monkeypatch
         file.unlink()
         file.mkdir()
     elif damage == "huge":
-        monkeypatch.setattr("madkd_hf.data.seen.MOST", 1)
+        monkeypatch.setattr("madkd_hf.data.checked_images.MOST", 1)
     else:
         file.unlink()
         remembered.rmdir()

@@ -25,7 +25,7 @@ from datasets import (
 from madkd_hf import AspectTeacher, attach_aspects
 from madkd_hf.data import origin
 from madkd_hf.data.embedding import folder_origin
-from madkd_hf.data.origin import Origin, RefusedFile
+from madkd_hf.data.origin import Origin, RefusedFileError
 from madkd_hf.data.sources import load
 from madkd_hf.hub.dataset import write_parquet
 
@@ -117,7 +117,7 @@ def test_only_files_of_the_dataset_s_own_folder_are_read(victim, folder):
     assert own.read(str(folder / "own.png")) == png(1)
     assert own.read(str(folder / "data" / ".." / "own.png")) == png(1)
     for name, path in strange(victim).items():
-        with pytest.raises(RefusedFile):
+        with pytest.raises(RefusedFileError):
             print(name, own.read(path))
     with pytest.raises(FileNotFoundError):
         own.read(str(folder / "gone.png"))
@@ -130,7 +130,7 @@ def test_a_user_s_own_program_may_name_images_anywhere_but_nothing_else(victim, 
         if name in images:
             assert anywhere.read(path) == png(5)
         else:
-            with pytest.raises((RefusedFile, FileNotFoundError, IsADirectoryError)):
+            with pytest.raises((RefusedFileError, FileNotFoundError, IsADirectoryError)):
                 print(name, anywhere.read(path))
 
 
@@ -168,13 +168,13 @@ NO_IMAGES = {
 @pytest.mark.parametrize("content", NO_IMAGES.values(), ids=NO_IMAGES)
 def test_what_is_no_image_is_not_read_whatever_it_is_called(victim, content):
     (victim / "x.png").write_bytes(content)
-    with pytest.raises(RefusedFile, match="no image|other programs"):
+    with pytest.raises(RefusedFileError, match="no image|other programs"):
         Origin().read(str(victim / "x.png"))
 
 
 def test_a_file_of_any_size_is_not_read(victim, monkeypatch):
     monkeypatch.setattr(origin, "LARGEST", 100)
-    with pytest.raises(RefusedFile, match="bytes, more than 100"):
+    with pytest.raises(RefusedFileError, match="bytes, more than 100"):
         Origin().read(str(victim / "private.png"))
 
 

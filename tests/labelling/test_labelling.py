@@ -40,7 +40,7 @@ from madkd_hf.labelling import Workers, reading
 from madkd_hf.labelling.job import _Job
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.labelling.sources import sources_of
-from madkd_hf.teachers import UnreadableImage
+from madkd_hf.teachers import UnreadableImageError
 
 
 BANK = tiny.bank(3)
@@ -487,7 +487,7 @@ class Choosy(AspectTeacher):
     def read(self, images, bank):
         for index, image in enumerate(images):
             if image.width == 1:
-                raise UnreadableImage(index, ValueError("absolute aspect ratio must be smaller than 200"))
+                raise UnreadableImageError(index, ValueError("absolute aspect ratio must be smaller than 200"))
         return super().read(images, bank)
 
 

@@ -34,7 +34,7 @@ from madkd_hf.data.boxes import corners, grown
 from madkd_hf.data.columns import skipped_rows
 from madkd_hf.data.objects import Boxes, flatten_objects
 from madkd_hf.labelling.shards import WorkDir
-from madkd_hf.teachers import UnreadableImage
+from madkd_hf.teachers import UnreadableImageError
 
 
 ROOT = Path(__file__).parents[2]
@@ -453,7 +453,7 @@ def test_a_row_of_which_something_cannot_be_read_is_named_or_skipped(tmp_path, d
         def read(self, images, bank):
             for index, image in enumerate(images):
                 if image.size == (5, 6):  # the small box of the last row
-                    raise UnreadableImage(index, ValueError("too small"))
+                    raise UnreadableImageError(index, ValueError("too small"))
             return super().read(images, bank)
 
     images = pictures()

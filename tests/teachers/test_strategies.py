@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from madkd_hf import AspectTeacher
-from madkd_hf.teachers import UnreadableImage
+from madkd_hf.teachers import UnreadableImageError
 from madkd_hf.teachers.mllm import cascade, layout, selfcheck, strategies
 from madkd_hf.teachers.mllm.answers import answer_token_ids, log_odds_and_mass
 from madkd_hf.teachers.mllm.prompt import chat_text
@@ -509,6 +509,6 @@ def test_another_error_is_no_lack_of_memory(monkeypatch):
 def test_an_image_that_the_processor_refuses_is_named_by_its_place():
     teacher = AspectTeacher(*mllm("qwen2_vl"))
     images = [*pictures(), Image.new("RGB", (1, 4000))]
-    with pytest.raises(UnreadableImage, match="image 5 of this batch is refused.*aspect ratio") as refused:
+    with pytest.raises(UnreadableImageError, match="image 5 of this batch is refused.*aspect ratio") as refused:
         teacher.read(images, bank())
     assert refused.value.index == 5

@@ -14,13 +14,13 @@ from datasets import DatasetDict
 from huggingface_hub import ModelCard
 
 from ... import report
+from ...data.limits import how_drawn
 from ...data.objects import flatten_objects
 from ...data.problems import Problems
 from ...files import new_folder
 from ...hub import HubRepo, push_student
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts
-from ...hub.sources import how_drawn
 from ...report.classes import calibration_sentence
 from ...report.comparison import over_controls, terms_of
 from ...report.grid import grid_table, grid_verdict, write_grid

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...data.origin import Origin, RefusedFile
+from ...data.origin import Origin, RefusedFileError
 from ...files import read_json
 from ...report.comparison import over_controls, real_gain, table, terms_of, verdict
 from ...text import terminal
@@ -120,7 +120,10 @@ def copy_figures(comparison: str | os.PathLike, folder: Path) -> dict[str, str]:
     for name, caption in FIGURES.items():
         try:
             content = own.read(str(Path(comparison) / "figures" / name))
-        except (RefusedFile, FileNotFoundError):  # what is no picture, or a link out of the folder, is not published
+        except (
+            RefusedFileError,
+            FileNotFoundError,
+        ):  # what is no picture, or a link out of the folder, is not published
             continue
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         (folder / "figures" / name).write_bytes(content)

@@ -15,7 +15,7 @@ GRADIENT = "the gradient norm"
 SKIPS = 32  # a gradient scaler halves its scale at each step it skips: from 65,536 to nothing
 
 
-class TrainingDiverged(ValueError):
+class TrainingDivergedError(ValueError):
     """A loss, a gradient, the weights or what a student says are no finite numbers any more."""
 
 
@@ -97,7 +97,7 @@ def not_finite(model: nn.Module, weights: Mapping[str, Any] | None = None) -> st
     return f"{len(bad)} of its {len(flags)} weight tensors are not finite, first {bad[0]}" if bad else None
 
 
-def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDiverged:
+def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDivergedError:
     """The error to raise.
 
     Args:
@@ -105,11 +105,11 @@ def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDiv
         step: of the training; None where a student is only measured.
     """
     if step is None:
-        return TrainingDiverged(
+        return TrainingDivergedError(
             f"This student cannot be used: {reason}; take one whose training did not diverge, or look for "
             "images that are no numbers."
         )
-    return TrainingDiverged(
+    return TrainingDivergedError(
         f"The training diverged at step {step}: {reason}, with learning_rate={learning_rate:g}. This student "
         "was not saved; lower learning_rate, or look for images or answers that are no numbers."
     )

@@ -12,10 +12,11 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo
 from transformers.trainer_utils import EvalLoopOutput
 
+from ...data.limits import how_drawn
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts, dataset_facts
 from ...hub.retries import HubError
-from ...hub.sources import DataSource, how_drawn
+from ...hub.sources import DataSource
 from ...hub.student import push_student
 from ...hub.upload import HubRepo
 from .saved import ADAPTER, is_adapted

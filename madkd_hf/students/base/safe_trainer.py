@@ -26,7 +26,7 @@ from .checkpoints import (
     rotate,
     write_record,
 )
-from .finite import GRADIENT, SKIPS, TrainingDiverged, Watch, diverged, listed, not_finite
+from .finite import GRADIENT, SKIPS, TrainingDivergedError, Watch, diverged, listed, not_finite
 from .resuming import SavingError, find_start, forget_lost_best, resume_hint, saving_error
 from .saved import put_student_in_place
 
@@ -59,8 +59,7 @@ class SafeTrainer(Trainer):
 
         Raises:
             ValueError: no whole checkpoint to go on from.
-            TrainingDiverged: at the first step whose loss or gradient is not finite, or where the trained student's is
-                not.
+            TrainingDivergedError: at the first step whose loss, gradient or student is not finite.
             SavingError: a checkpoint could not be written.
         """
         self._resumed_from, self._run = find_start(self.args, resume_from_checkpoint)
@@ -136,7 +135,7 @@ class SafeTrainer(Trainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         except (ValueError, RuntimeError) as error:  # metrics of what is no number, for instance
-            if self._last_inputs is not None and not isinstance(error, TrainingDiverged):
+            if self._last_inputs is not None and not isinstance(error, TrainingDivergedError):
                 self._refuse_outputs(self._last_inputs, error)
             raise
         finally:
@@ -148,7 +147,7 @@ class SafeTrainer(Trainer):
         return output
 
     def _stop_if_diverged(self, together: bool = False) -> None:
-        """Raise TrainingDiverged, in all processes; see `Watch.first_failure`."""
+        """Raise TrainingDivergedError, in all processes; see `Watch.first_failure`."""
         failure = self._watch.first_failure(self.state.global_step + 1, self.args.world_size, together)
         if failure:
             names, step = failure
@@ -158,7 +157,7 @@ class SafeTrainer(Trainer):
         """Say so where an error comes from outputs that are no numbers.
 
         Raises:
-            TrainingDiverged: in place of that error.
+            TrainingDivergedError: in place of that error.
         """
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -195,7 +194,7 @@ class SafeTrainer(Trainer):
         if reason:
             raise self._diverged(reason, self.state.global_step)
 
-    def _diverged(self, reason: str, step: int) -> TrainingDiverged:
+    def _diverged(self, reason: str, step: int) -> TrainingDivergedError:
         return diverged(reason, None if self.lr_scheduler is None else step, self.args.learning_rate)
 
     # Checkpoints
@@ -219,7 +218,7 @@ class SafeTrainer(Trainer):
         self._unfinished = partial
         try:
             super()._save_checkpoint(model, trial)
-        except (SavingError, TrainingDiverged):  # in all processes
+        except (SavingError, TrainingDivergedError):  # in all processes
             raise
         except CANNOT_WRITE as error:
             failed = saving_error(name, folder, error, self._run)
@@ -290,7 +289,7 @@ class SafeTrainer(Trainer):
                 super()._save(str(folder), state_dict)
             else:
                 self._replace_student(folder, state_dict)
-        except TrainingDiverged as spoilt:
+        except TrainingDivergedError as spoilt:
             error = spoilt
         except CANNOT_WRITE as failed:
             what = folder.name if self._unfinished else "the student"

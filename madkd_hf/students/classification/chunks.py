@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 PIXELS, FACTS, CHECKSUMS = "pixels.npy", "images.npy", "checksums.npy"
 
 
-class Broken(ValueError):
+class BrokenStoreError(ValueError):
     """The files are not those of a store of this size; the message says which one."""
 
 
@@ -52,7 +52,7 @@ class Chunks:
             return None
         try:
             return cls(folder, size, *(_mapped(folder / name, *kind) for name, kind in arrays.items()))
-        except Broken as reason:
+        except BrokenStoreError as reason:
             logger.warning("The image store in %s is damaged (%s): all its images are stored again.", folder, reason)
             return None
 
@@ -130,10 +130,10 @@ def _mapped(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     try:
         array = open_memmap(path, mode="r")  # for writing, a file that is cut off would be filled up with zeros
     except FileNotFoundError:
-        raise Broken(f"there is no {path.name}") from None
+        raise BrokenStoreError(f"there is no {path.name}") from None
     except Exception as error:  # whatever a damaged header makes NumPy raise
-        raise Broken(f"{path.name} cannot be read") from error
+        raise BrokenStoreError(f"{path.name} cannot be read") from error
     complete = path.stat().st_size == array.offset + array.nbytes
     if not complete or (array.dtype, array.shape) != (dtype, shape) or not array.flags.c_contiguous:
-        raise Broken(f"{path.name} does not hold {' x '.join(map(str, shape))} numbers of type {dtype}")
+        raise BrokenStoreError(f"{path.name} does not hold {' x '.join(map(str, shape))} numbers of type {dtype}")
     return open_memmap(path, mode="r+")

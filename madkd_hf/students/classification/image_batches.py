@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from ...text import get_logger
 from .data import AspectCollator
-from .image_store import ImageStore, NoRoom, store_bytes
+from .image_store import ImageStore, NoRoomError, store_bytes
 
 
 logger = get_logger(__name__)
@@ -155,7 +155,7 @@ def store_collator(
         share = 0.5 if choice == "auto" else 1.0
         try:
             store = ImageStore.open(rows, collator.image_column, render, shape, name, None, disable_tqdm, share)
-        except NoRoom:
+        except NoRoomError:
             if choice != "auto":
                 raise
             cache = datasets.config.HF_DATASETS_CACHE

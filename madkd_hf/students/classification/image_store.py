@@ -35,7 +35,7 @@ FORMAT = 1
 CHUNK = 256  # images between two moments from which an interrupted store goes on
 
 
-class NoRoom(ValueError):
+class NoRoomError(ValueError):
     """The disk has no room for a store."""
 
 
@@ -86,7 +86,7 @@ class ImageStore:
             share: of the free disk, the most that a new store may take.
 
         Raises:
-            NoRoom: it would take more than that.
+            NoRoomError: it would take more than that.
             ValueError: an image cannot be read, or is missing.
         """
         folder = store_folder(rows, image_column, shape, name, cache_dir)
@@ -97,7 +97,7 @@ class ImageStore:
                 Chunks.remove(folder)  # before it is asked what is free
                 needed, free = store_bytes(len(rows), shape), shutil.disk_usage(folder).free
                 if needed > share * free:
-                    raise NoRoom(
+                    raise NoRoomError(
                         f"The decoded images need {needed / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
                         "set HF_DATASETS_CACHE to a larger disk, or decode in every epoch with --image_store none."
                     )

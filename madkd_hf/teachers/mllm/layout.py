@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..base import UnreadableImage
+from ..base import UnreadableImageError
 
 
 PREFIX_TOKENS = 16384  # in one forward pass, unless one image has more
@@ -149,7 +149,7 @@ def batches(
             try:
                 inputs = encode(layout.processor, image, layout.texts[0])
             except Exception as error:  # whatever a processor raises, the image is what helps
-                raise UnreadableImage(index, error) from error
+                raise UnreadableImageError(index, error) from error
             inputs = layout.prefix(inputs)
             alike = inputs is not None and all(map(torch.is_tensor, inputs.values()))
             shapes = tuple((name, value.shape) for name, value in inputs.items()) if alike else index

@@ -144,7 +144,7 @@ class AspectTeacher(Teacher):
             The log-odds and their mass, [n, Q] each, float32, on the CPU.
 
         Raises:
-            UnreadableImage: the processor refuses an image.
+            UnreadableImageError: the processor refuses an image.
             ValueError: the model's logits are not finite, or a strategy that was asked for misreads the model.
         """
         images = [to_rgb(image) for image in images]

@@ -18,7 +18,7 @@ from builders.quick_python import quick_python
 
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.students.base.checkpoints import last_whole
-from madkd_hf.students.base.finite import TrainingDiverged, Watch
+from madkd_hf.students.base.finite import TrainingDivergedError, Watch
 from madkd_hf.students.losses import MadkdLoss
 
 
@@ -39,7 +39,9 @@ TOO_HIGH = {"learning_rate": 1e25, "save_strategy": "steps", "save_steps": 1}
 )
 def test_it_stops_at_the_first_step_whose_loss_is_not_finite(tmp_path, settings):
     run = trainer(tmp_path, **{**TOO_HIGH, "save_strategy": "no", "num_train_epochs": 3, **settings})
-    with pytest.raises(TrainingDiverged, match=r"at step 2: class_loss and aspect_loss are .*learning_rate=1e\+25"):
+    with pytest.raises(
+        TrainingDivergedError, match=r"at step 2: class_loss and aspect_loss are .*learning_rate=1e\+25"
+    ):
         run.train()
     assert run.state.global_step <= 2
     assert all(torch.isfinite(torch.tensor(loss)) for loss in logged(run, "loss"))
@@ -49,7 +51,7 @@ def test_it_stops_at_the_first_step_whose_loss_is_not_finite(tmp_path, settings)
 def test_with_few_logs_the_first_step_is_named_all_the_same(tmp_path):
     settings = {"logging_nan_inf_filter": False, "logging_steps": 9, "num_train_epochs": 3}
     run = trainer(tmp_path, **{**TOO_HIGH, "save_strategy": "no", **settings})
-    with pytest.raises(TrainingDiverged, match="at step 2: class_loss"):
+    with pytest.raises(TrainingDivergedError, match="at step 2: class_loss"):
         run.train()
     assert run.state.global_step == 9
 
@@ -63,7 +65,7 @@ def test_the_part_of_the_loss_is_named(tmp_path):
             return losses | ({"aspect_loss": losses["loss"] * torch.nan} if run.state.global_step == 2 else {})
 
     run.loss = Spoilt(alpha=1.0)
-    with pytest.raises(TrainingDiverged, match="at step 3: aspect_loss is not finite"):
+    with pytest.raises(TrainingDivergedError, match="at step 3: aspect_loss is not finite"):
         run.train()
 
 
@@ -81,7 +83,7 @@ def test_the_part_of_the_loss_is_named(tmp_path):
 )
 def test_what_the_last_step_spoils_is_noticed(tmp_path, settings, said):
     run = trainer(tmp_path, evaluate=rows(8), **{**TOO_HIGH, "save_strategy": "no", **settings})
-    with pytest.raises(TrainingDiverged, match=said):
+    with pytest.raises(TrainingDivergedError, match=said):
         run.train()
 
 
@@ -91,10 +93,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     good.save_model()
     bad = trainer(tmp_path, student(), **TOO_HIGH)
     next(bad.model.parameters()).data.fill_(float("inf"))
-    with pytest.raises(TrainingDiverged, match="1 of its .* weight tensors are not finite"):
+    with pytest.raises(TrainingDivergedError, match="1 of its .* weight tensors are not finite"):
         bad.save_model()
     bad = trainer(tmp_path, student(), **{**TOO_HIGH, "learning_rate": 1e38})
-    with pytest.raises(TrainingDiverged):
+    with pytest.raises(TrainingDivergedError):
         bad.train()
     assert not list(tmp_path.glob("checkpoint-*")) and not list(tmp_path.glob(".*"))
     assert_same_weights(MadkdForImageClassification.from_pretrained(tmp_path), good.model, atol=0)
@@ -103,27 +105,29 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 def test_a_student_that_says_no_numbers_is_not_measured(tmp_path):
     run = trainer(tmp_path)
     next(run.model.parameters()).data.fill_(float("nan"))
-    with pytest.raises(TrainingDiverged, match="cannot be used: the student's outputs are not finite"):
+    with pytest.raises(TrainingDivergedError, match="cannot be used: the student's outputs are not finite"):
         run.evaluate(rows(8))
 
 
 def test_a_detector_says_so_too(tmp_path):
     """Its matcher would complain of boxes that are none."""
     run = detection.trainer(tmp_path, evaluate=detection.rows(4), **TOO_HIGH)
-    with pytest.raises(TrainingDiverged, match="at step 2: the student's outputs are not finite, with learning_rate="):
+    with pytest.raises(
+        TrainingDivergedError, match="at step 2: the student's outputs are not finite, with learning_rate="
+    ):
         run.train()
     once = {**TOO_HIGH, "max_steps": 1, "save_strategy": "no"}
     last = detection.trainer(tmp_path, evaluate=detection.rows(4), **once)
-    with pytest.raises(TrainingDiverged, match="at step 1: the student's outputs are not finite"):
+    with pytest.raises(TrainingDivergedError, match="at step 1: the student's outputs are not finite"):
         last.train()
     run = detection.trainer(tmp_path, evaluate=detection.rows(4), **once, eval_strategy="steps", eval_steps=1)
-    with pytest.raises(TrainingDiverged, match="at step 1: the student's outputs are not finite"):
+    with pytest.raises(TrainingDivergedError, match="at step 1: the student's outputs are not finite"):
         run.train()
 
 
 def test_an_adapted_student_says_so_too(tmp_path):
     run = test_lora.trainer(tmp_path, lora=test_lora.lora(), **{**TOO_HIGH, "save_strategy": "no"})
-    with pytest.raises(TrainingDiverged, match="at step 2: class_loss and aspect_loss are not finite"):
+    with pytest.raises(TrainingDivergedError, match="at step 2: class_loss and aspect_loss are not finite"):
         run.train()
 
 
@@ -163,7 +167,7 @@ def two(folder: Path) -> None:
     try:
         run.train()
         said = "nothing"
-    except TrainingDiverged as error:
+    except TrainingDivergedError as error:
         said = str(error)
     (folder / f"said-{run.args.process_index}.json").write_text(json.dumps(said))
 
