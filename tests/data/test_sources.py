@@ -19,7 +19,7 @@ from madkd_hf.cli import arguments as common
 from madkd_hf.cli import compare, splits
 from madkd_hf.cli.comparison import conditions
 from madkd_hf.cli.tasks import classification
-from madkd_hf.data import places, summary
+from madkd_hf.data import names, summary
 from madkd_hf.data.image_columns import check_image_column
 from madkd_hf.data.labels import with_class_labels
 from madkd_hf.data.rows import describe_row, row_names, row_number
@@ -377,7 +377,7 @@ def test_limit_of_rows_without_classes_and_of_streams(tmp_path):
 def test_a_mistyped_folder_is_told_at_once(tmp_path, monkeypatch, name, said):
     draw(tmp_path, "birds/a 1, runs/labelled/train/a 1")
     monkeypatch.chdir(tmp_path)
-    places._commit_on_hub.cache_clear()
+    names._commit_on_hub.cache_clear()
     started = time.perf_counter()
     for streaming in (False, True):
         with pytest.raises(ValueError) as refused:
@@ -388,7 +388,7 @@ def test_a_mistyped_folder_is_told_at_once(tmp_path, monkeypatch, name, said):
 
 def test_the_hub_is_asked_once_and_both_readings_are_told(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(draw(tmp_path, "birds 1"))
-    places._commit_on_hub.cache_clear()
+    names._commit_on_hub.cache_clear()
     for _ in range(2):
         with pytest.raises(ValueError, match=r"no folder bird here \(did you mean birds\?\), and the Hub has no"):
             load("bird")
