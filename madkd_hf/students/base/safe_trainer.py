@@ -51,6 +51,7 @@ class SafeTrainer(Trainer):
     _watch = Watch()
     _last_inputs: dict[str, Any] | None = None
     _unfinished: Path | None = None  # the folder in which a checkpoint is being written
+    _save_error: Exception | None = None  # of this process, while a checkpoint is being written
     _resumed_from: str | None = None  # the checkpoint that the training went on from
     _run: str | None = ""  # what its checkpoints note; None where it goes on from one that notes none
 
@@ -294,10 +295,15 @@ class SafeTrainer(Trainer):
         except CANNOT_WRITE as failed:
             what = folder.name if self._unfinished else "the student"
             error = saving_error(what, folder.parents[1] if self._unfinished else folder, failed, self._run)
-        if self._unfinished:  # the others wait in it for the same
-            self._agree(error)
-        elif error:
+        if error and not self._unfinished:
             raise error
+        self._save_error = error
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._save_error = None
+        super().save_model(output_dir, _internal_call)
+        if self._unfinished:  # here, as only some releases of transformers call `_save` in all processes
+            self._agree(self._save_error)
 
     def _replace_student(self, folder: Path, state_dict: dict | None) -> None:
         """Write a student beside the one that is there, and then put each file in its place.
