@@ -64,6 +64,7 @@ NEEDED = (  # what the registered classes import
     "madkd_hf.students.models.configuration_madkd",
     "madkd_hf.students.models.modeling_madkd",
     "madkd_hf.students.models.configuration_madkd_detection",
+    "madkd_hf.students.models.queries_of_madkd",
     "madkd_hf.students.models.modeling_madkd_detection",
 )
 WATCHED = {LOOKS_FOR_TORCHVISION, *REGISTER, *NEEDED}

@@ -32,6 +32,7 @@ OWN_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "aspects_of_madkd.py",
+    "queries_of_madkd.py",
     "configuration_madkd.py",
     "configuration_madkd_detection.py",
     "modeling_madkd.py",

@@ -11,13 +11,13 @@ from scipy import special
 
 from ..aspects import AspectBank
 from .information import (
-    FEW,
     SAME_QUESTION,
     SHUFFLES,
     QuestionEvidence,
     class_codes,
     class_entropy,
     conditional_information,
+    correlations,
     question_evidence,
 )
 
@@ -195,7 +195,7 @@ class _Search:
     ):
         self.evidence, self.keep, self.criterion, self.codes = evidence, keep, criterion, codes
         self.p = special.expit(logits)
-        self.correlations = _correlations(logits)
+        self.correlations = correlations(logits)
         self.information, self.limit = _beyond_chance(self.p, codes, np.zeros(len(codes), dtype=int))
         self.scores = self.information
         self.chosen: list[int] = []
@@ -258,16 +258,6 @@ class _Search:
     def choice(self, i: int) -> Choice:
         notes = self.evidence[i].notes
         return self.decided.get(i) or Choice(self.evidence[i], None, "low mass" if "low mass" in notes else "constant")
-
-
-def _correlations(logits: np.ndarray) -> np.ndarray:
-    """[N, N] of the log-odds; 0 where there is no variance, or too few images to speak of."""
-    if len(logits) < FEW:
-        return np.zeros((logits.shape[1],) * 2)
-    centred = logits.clip(-100, 100)
-    centred = centred - centred.mean(axis=0)
-    deviations = np.sqrt((centred**2).sum(axis=0))
-    return centred.T @ centred / np.maximum(np.outer(deviations, deviations), 1e-12)
 
 
 def _high(p: np.ndarray) -> np.ndarray:

@@ -85,9 +85,6 @@ def mutual_information(probabilities: np.ndarray, labels: Sequence[Any]) -> np.n
 
     Returns:
         [Q] bits, between 0 and 1; NaN where no image has both answer and class.
-
-    Raises:
-        ValueError: not one label for each row.
     """
     return np.array([_information(p, codes) for p, codes in _usable(probabilities, labels)])
 
@@ -126,15 +123,9 @@ def _information(p: np.ndarray, codes: np.ndarray) -> float:
 
 
 def conditional_information(p: np.ndarray, codes: np.ndarray, cells: np.ndarray | None = None) -> np.ndarray:
-    """What soft answers tell about the class where the cell of an image is known, in bits, see `mutual_information`.
+    """What soft answers tell about the class where the cell of an image is known, [N] bits, see `mutual_information`.
 
-    Args:
-        p: [n, N] probabilities of yes.
-        codes: [n] class indices.
-        cells: [n] cell indices; None: nothing is known beside the answers.
-
-    Returns:
-        [N].
+    `p` is [n, N], `codes` and `cells` are [n] class and cell indices; None: nothing is known beside the answers.
     """
     cells = np.zeros_like(codes) if cells is None else cells
     return _entropy_within(p, cells) - _entropy_within(p, cells * (codes.max() + 1) + codes)
@@ -217,35 +208,34 @@ def _is_constant(row: QuestionEvidence) -> bool:
     return max(row.yes, 1 - row.yes) >= SAME_ANSWER and row.entropy - row.doubt < HARDLY_VARIES
 
 
-def _twins(logits: np.ndarray, constant: Sequence[bool]) -> dict[int, tuple[int, float]]:
-    """For each question that repeats an earlier one: which, and the correlation of their log-odds."""
-    complete = ~np.isnan(logits).any(axis=1)
-    total, products = np.zeros(logits.shape[1]), np.zeros((logits.shape[1],) * 2)
-    count = int(complete.sum())
-    if count < FEW:
-        return {}
-    parts = [slice(start, start + ROWS) for start in range(0, len(logits), ROWS)]
-    for part in parts:
-        total += _finite(logits[part][complete[part]]).sum(axis=0)
-    for part in parts:
-        centred = _finite(logits[part][complete[part]]) - total / count
-        products += centred.T @ centred
+def correlations(logits: np.ndarray) -> np.ndarray:
+    """[N, N] of the log-odds, over rows without NaN; 0 where there is no variance, or too few rows to speak of."""
+    complete = np.flatnonzero(~np.isnan(logits).any(axis=1))
+    if len(complete) < FEW:
+        return np.zeros((logits.shape[1],) * 2)
+    # doubles of a large dataset may not fit
+    parts = [complete[start : start + ROWS] for start in range(0, len(complete), ROWS)]
+    mean = sum(_finite(logits[part]).sum(axis=0) for part in parts) / len(complete)
+    products = sum((centred := _finite(logits[part]) - mean).T @ centred for part in parts)
     deviations = np.sqrt(np.diag(products))
-    twins: dict[int, tuple[int, float]] = {}
-    for q in range(len(constant)):
-        for earlier in range(q):
-            deviation_product = deviations[q] * deviations[earlier]
-            if constant[q] or constant[earlier] or earlier in twins or not deviation_product:
-                continue
-            correlation = products[q, earlier] / deviation_product
-            if abs(correlation) > SAME_QUESTION:
-                twins[q] = (earlier, float(correlation))
-                break
-    return twins
+    return products / np.maximum(np.outer(deviations, deviations), 1e-12)
 
 
 def _finite(logits: np.ndarray) -> np.ndarray:
     return np.clip(logits.astype(np.float64), -100, 100)
+
+
+def _twins(logits: np.ndarray, constant: Sequence[bool]) -> dict[int, tuple[int, float]]:
+    """For each question that repeats an earlier one: which, and the correlation of their log-odds."""
+    correlation, twins = correlations(logits), {}
+    for q in range(len(constant)):
+        for earlier in range(q):
+            if constant[q] or constant[earlier] or earlier in twins:
+                continue
+            if abs(correlation[q, earlier]) > SAME_QUESTION:
+                twins[q] = (earlier, float(correlation[q, earlier]))
+                break
+    return twins
 
 
 def _notes(row: QuestionEvidence, ids: Sequence[str], twin: tuple[int, float] | None) -> tuple[str, ...]:

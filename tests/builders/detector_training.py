@@ -109,3 +109,28 @@ def trainer(
 
 def flat(row: dict) -> dict:
     return {"objects": {**row["objects"], "bbox": [[x, y, width, 0] for x, y, width, _ in row["objects"]["bbox"]]}}
+
+
+def tell_the_truth(model: MadkdForObjectDetection, but_for: int = -1) -> list[bool]:
+    """The detector says what its labels say, as parts of the padded image; of as many objects another class.
+
+    Returns:
+        Of each batch from now on, whether it came with a mask.
+    """
+    forward, seen = model.forward, []
+
+    def right(pixel_values, pixel_mask=None, labels=None):
+        outputs = forward(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels)
+        seen.append(pixel_mask is not None)
+        for i, label in enumerate(labels):
+            n = len(label["boxes"])
+            outputs.logits[i] = -20.0
+            if outputs.logits.shape[-1] > len(CLASSES):
+                outputs.logits[i, n:, -1] = 20.0
+            classes = (label["class_labels"] + (n == but_for)) % len(CLASSES)
+            outputs.logits[i, torch.arange(n), classes] = 20.0
+            outputs.pred_boxes[i, :n] = label["boxes"]
+        return outputs
+
+    model.forward = right
+    return seen

@@ -30,7 +30,12 @@ from madkd_hf.report import summarise
 
 ROOT = Path(__file__).parents[2]
 DATA, STUDENT = "you/scenes", "you/finder"
-CODE = {"aspects_of_madkd.py", "configuration_madkd_detection.py", "modeling_madkd_detection.py"}
+CODE = {
+    "aspects_of_madkd.py",
+    "configuration_madkd_detection.py",
+    "modeling_madkd_detection.py",
+    "queries_of_madkd.py",
+}
 PLAIN_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 SQUARE = {"height": SIDE, "width": SIDE}
 BACKBONE = "PekingU/rtdetr_r18vd"  # of the dataset card's snippet

@@ -11,6 +11,7 @@ from PIL import Image
 from sklearn.metrics import mutual_info_score
 
 from madkd_hf import Aspect, AspectBank
+from madkd_hf.data.columns import read_answers
 from madkd_hf.selection import figures
 from madkd_hf.selection.evidence import evidence_table, evidence_warnings, write_evidence
 from madkd_hf.selection.information import (
@@ -311,7 +312,7 @@ def test_the_numbers_are_those_of_the_arrays(tmp_path):
 
 def test_selections_concatenations_and_lists_of_any_length_are_read_alike(tmp_path):
     whole = labelled(none=[3])
-    expected = write_evidence(whole, bank(3), tmp_path).rows
+    expected = read_answers(whole, bank(3))
     others = [
         labelled(none=[3], fixed=False),
         concatenate_datasets([whole.select(range(15)), whole.select(range(15, 40))]),
@@ -320,11 +321,11 @@ def test_selections_concatenations_and_lists_of_any_length_are_read_alike(tmp_pa
     ]
     whole.save_to_disk(tmp_path / "rows")
     for rows in [*others, Dataset.load_from_disk(tmp_path / "rows")]:
-        assert write_evidence(rows, bank(3), tmp_path).rows == expected
+        np.testing.assert_equal(read_answers(rows, bank(3)), expected)
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("label", [Value("string"), Value("int64"), Value("int8")])
+@pytest.mark.parametrize("label", [Value("string"), Value("int8")])
 def test_classes_that_are_no_class_label(tmp_path, label):
     expected = write_evidence(labelled(), bank(3), tmp_path).rows
     found = write_evidence(labelled(label=label), bank(3), tmp_path).rows
@@ -388,7 +389,7 @@ def test_what_is_no_labelled_split_is_refused(tmp_path, rows, message):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("count", "classes"), [(1, True), (3, False), (60, True)])
+@pytest.mark.parametrize(("count", "classes"), [(1, True), (3, False), (20, True)])
 def test_the_picture_grows_with_the_questions(tmp_path, count, classes):
     rows = measured(noise(60, count), 0.4 + 0 * noise(60, count), np.arange(60) % 3 if classes else None)
     with Image.open(figures.plot_questions(rows, tmp_path / "questions.png")) as image:

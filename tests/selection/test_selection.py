@@ -323,9 +323,9 @@ def test_the_curve_pairs_by_seed(tmp_path, seeds):
 
 @pytest.fixture(scope="module")
 def candidates(tmp_path_factory):
-    """168 images labelled with all candidates of the easy-VQA recipe."""
+    """96 images labelled with all candidates of the easy-VQA recipe."""
     folder = tmp_path_factory.mktemp("candidates")
-    words = ["--config", EASY_VQA / "attach.yaml", "--bank", EASY_VQA / "candidates.json", "--limit", "168"]
+    words = ["--config", EASY_VQA / "attach.yaml", "--bank", EASY_VQA / "candidates.json", "--limit", "96"]
     recipe("attach_aspects", *words, "--output_dir", folder)
     return folder
 
@@ -335,7 +335,7 @@ def test_the_command_keeps_questions_and_answers(candidates, tmp_path, capsys):
     words = ["--dataset", candidates, "--keep", "11", "--write_dataset", "--output_dir", tmp_path / "kept"]
     recipe("select_questions", *words)
     said = capsys.readouterr().out
-    assert "Kept 11 of 36 questions, by their answers about 168 images of 24 classes." in said
+    assert "Kept 11 of 36 questions, by their answers about 96 images of 24 classes." in said
     assert f"madkd train --dataset {tmp_path / 'kept'} " in said and "and 21 more in" in said
     bank, rows = AspectBank.load(tmp_path / "kept"), load_from_disk(tmp_path / "kept")
     good = set(AspectBank.load(EASY_VQA).questions)

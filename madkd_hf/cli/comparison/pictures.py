@@ -25,7 +25,7 @@ from ...students.base.processors import load_image_processor
 from ...students.classification.data import AspectCollator
 from ...students.detection.data import DetectionCollator
 from ...students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references
-from ...students.detection.metrics import CocoAp
+from ...students.detection.metrics import coco_ap
 from ...students.models.modeling_madkd_detection import MadkdForObjectDetection
 from ...teachers import Teacher
 from .. import train
@@ -217,8 +217,7 @@ def objects_in(args: CompareArguments, rows: Dataset, student: Path) -> list[dic
 
 def class_ap(predicted: list[dict[str, np.ndarray]], truth: list[dict[str, np.ndarray]], classes: int) -> list[float]:
     """AP of each class in points, NaN where the images show none of it."""
-    result = CocoAp(keep_in_memory=True).compute(predictions=predicted, references=truth, num_classes=classes)
-    return [100 * value for value in result["per_class"]]
+    return [100 * value for value in coco_ap(predicted, truth, classes)["per_class"]]
 
 
 # Classifiers

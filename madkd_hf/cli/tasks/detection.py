@@ -83,7 +83,8 @@ class Detection(TaskCommand):
         doubtful: Sequence[str],
     ) -> DatasetDict | None:
         """The splits with classes of objects; a test split without a single object has no column for them any more."""
-        from ...students.detection.checks import check_has_column, check_objects
+        from ...students.base.models import check_has_column
+        from ...students.detection.checks import check_objects
 
         column, splits = args.objects.boxes_column, DatasetDict(splits)
         if args.test_split in used and object_fields((rows := splits[args.test_split]).features, column):
@@ -107,7 +108,7 @@ class Detection(TaskCommand):
                 name, boxes = f"split {split!r}", (column, args.objects.box_format)
                 problems.step(check_objects, with_objects[split], name, *boxes, classes, True)
             elif split != args.test_split or test == "scored":
-                problems.step(check_has_column, splits[split].features, f"split {split!r}", column)
+                problems.step(check_has_column, splits[split].features, f"split {split!r}", column, "boxes_column")
         return DatasetDict({**splits, **with_objects})
 
     def largest_draw(self, students: Sequence[DetectorArguments]) -> list[DetectorArguments]:

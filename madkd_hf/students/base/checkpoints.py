@@ -10,14 +10,8 @@ import json
 import os
 import re
 import shutil
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors import safe_open
-from transformers import TrainerState
 
 from ...files.whole import checksum, file_checksum, temporary
 
@@ -25,24 +19,19 @@ from ...files.whole import checksum, file_checksum, temporary
 RECORD = "madkd_checkpoint.json"
 STATE = "trainer_state.json"
 NAME = re.compile(r"checkpoint-(\d+)")
-WEIGHTS = re.compile(r"(model|pytorch_model).*\.(safetensors|bin)")
-SHARDED = re.compile(r"global_step\d+|pytorch_model_fsdp.*|optimizer_\d+|.*\.distcp")  # DeepSpeed's and FSDP's files
-OF_A_CHECKPOINT = re.compile(
+OF_A_CHECKPOINT = re.compile(  # the last ones are DeepSpeed's and FSDP's
     r".*\.(safetensors|safetensors\.index\.json|bin|bin\.index\.json|pt|pth|distcp|py)|adapter|latest|README\.md|"
-    rf".*config\.json|{STATE}|{RECORD}|checkpoint-is-incomplete\.txt|\.metadata|__pycache__|{SHARDED.pattern}"
+    rf".*config\.json|{STATE}|{RECORD}|checkpoint-is-incomplete\.txt|\.metadata|__pycache__|"
+    r"global_step\d+|pytorch_model_fsdp.*|optimizer_\d+"
 )
 RESUME = "--resume_from_checkpoint"
 ANOTHER = "it is not of the last run"
 
 
 def write_record(folder: Path, **facts: Any) -> None:
-    """Note what a finished checkpoint consists of; the last of its files to be written.
-
-    Args:
-        facts: more to note, such as how many `processes` trained.
-    """
+    """Note what a finished checkpoint consists of, and more `facts`; the last of its files to be written."""
     files = {}
-    for path in _files(folder):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
@@ -53,15 +42,8 @@ def write_record(folder: Path, **facts: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != RECORD)
-
-
 def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool = False) -> str | None:
     """Why no training can go on from a checkpoint, in a few words; None where it is whole.
-
-    A checkpoint without our record, of a plain `Trainer` or an earlier version, is whole where all files are there
-    that a training goes on from, and can be read.
 
     Args:
         quick: look at names and sizes alone.
@@ -69,11 +51,9 @@ def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool
     """
     folder = Path(folder)
     try:
-        if not (folder / RECORD).is_file():
-            return _fault_without_record(folder, quick, student_only)
-        record = _read_record(folder)
+        record = _record(folder)
         if record is None:
-            return f"{RECORD} is damaged"
+            return f"{RECORD} is {'damaged' if (folder / RECORD).is_file() else 'missing'}"
         if record.get("save_only_model") and not student_only:
             return "it was saved with save_only_model, without the optimizer's state"
         return _damage(folder, record, quick)
@@ -81,12 +61,12 @@ def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool
         return f"it cannot be read ({error})"
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """The record; None where it is damaged."""
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The record; None where there is none that can be read."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         recorded = record.pop("checksum")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if recorded == checksum(record) else None
 
@@ -108,54 +88,6 @@ def recorded_entry(folder: Path, name: str) -> Any:
     return (_record(folder) or {}).get(name)
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    """The record, an empty one where there is none; None where it cannot be read."""
-    try:
-        return _read_record(folder) if (folder / RECORD).is_file() else {}
-    except OSError:
-        return None
-
-
-def _fault_without_record(folder: Path, quick: bool, student_only: bool) -> str | None:
-    names = {path.name for path in folder.iterdir()}
-    sharded = any(SHARDED.fullmatch(name) for name in names)
-    patterns = {"config.json": "config.json", "model.safetensors": WEIGHTS.pattern}
-    if not student_only:
-        patterns |= {name: re.escape(name) for name in ("optimizer.pt", "scheduler.pt")}
-        patterns["rng_state.pth"] = r"rng_state(_\d+)?\.pth"
-    patterns = {STATE: re.escape(STATE), **({} if sharded else patterns)}
-    missing = [name for name in patterns if not any(re.fullmatch(patterns[name], there) for there in names)]
-    if missing:
-        return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
-    for path in _files(folder):
-        if path.stat().st_size == 0 and path.suffix != ".py":
-            return f"{path.name} is empty"
-        if not quick and (reason := _unreadable(path)):
-            return f"{path.name} is damaged: {reason}"
-    return None
-
-
-def _unreadable(path: Path) -> str | None:
-    """What keeps a file from being read to its end."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                for name in file.keys():
-                    file.get_tensor(name)
-        elif path.name == STATE:
-            TrainerState.load_from_json(str(path))
-        elif path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix in (".pt", ".pth") and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                return archive.testzip() and "its checksum differs"
-        elif path.suffix in (".pt", ".pth"):
-            torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader raises what it likes
-        return " ".join(str(error).split())[:200] or type(error).__name__
-    return None
-
-
 def all_checkpoints(folder: str | Path) -> dict[int, Path]:
     """The checkpoints in an output folder, whole or not, by step, the last one first."""
     folder = Path(folder)
@@ -167,11 +99,10 @@ def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, di
     """The last whole checkpoint of the run that wrote last, and of each one of a later step why it is passed over."""
     passed: dict[Path, str] = {}
     records = {path: _record(path) for path in all_checkpoints(folder).values()}
-    dated = [path for path, record in records.items() if record]
-    newest = max(dated, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
-    run = newest and records[newest].get("run")  # those that note none count as one run
+    recorded = [path for path, record in records.items() if record]
+    newest = max(recorded, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
     for path, record in records.items():
-        if record is not None and record.get("run") != run:
+        if record and record["run"] != records[newest]["run"]:
             if ANOTHER not in passed.values():  # said once
                 passed[path] = ANOTHER
             continue
@@ -248,11 +179,7 @@ def foreign_file(folder: Path) -> str | None:
 
 
 def put_in_place(written: Path, place: Path) -> None:
-    """Give a finished checkpoint its name; an older one there makes room only now.
-
-    Raises:
-        OSError: what stands there is no checkpoint.
-    """
+    """Give a finished checkpoint its name; an older one there makes room only now, and what is none raises OSError."""
     if place.exists() and (strange := foreign_file(place)):
         raise OSError(f"{place} holds {strange!r}, which no training wrote; move that folder away")
     if place.exists():
@@ -269,9 +196,9 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     """
     if not limit or limit < 0:
         return
-    own_checkpoints = {path: step for step, path in all_checkpoints(output_dir).items() if foreign_file(path) is None}
-    by_age = sorted(own_checkpoints, key=lambda path: (path.stat().st_mtime_ns, own_checkpoints[path]))
-    damaged = [path for path in by_age if (path / RECORD).is_file() and not _has_all_files(path)]
+    by_step = [path for path in reversed(all_checkpoints(output_dir).values()) if is_ours(path)]
+    by_age = sorted(by_step, key=lambda path: path.stat().st_mtime_ns)
+    damaged = [path for path in by_age if checkpoint_fault(path, quick=True, student_only=True)]
     keep = {path.resolve() for path in keep}
     intact = [path for path in by_age if path not in damaged]
     surplus = max(0, len(intact) - max(limit, len(keep)))
@@ -280,9 +207,9 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
         remove(path)
 
 
-def _has_all_files(folder: Path) -> bool:
-    record = _read_record(folder)
-    return record is not None and _damage(folder, record, quick=True) is None
+def is_ours(folder: Path) -> bool:
+    """Whether a training of ours wrote the checkpoint, and nobody put anything into it since."""
+    return (folder / RECORD).is_file() and foreign_file(folder) is None
 
 
 def remove(folder: Path) -> None:

@@ -5,27 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from huggingface_hub import CommitInfo
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...data.columns import drop_skipped_rows
-from ...hub.cards.results import Evaluation
-from ...hub.cards.student import StudentFacts, write_card
-from ...hub.retries import HubError
+from ...data.columns import check_answers, drop_skipped_rows
+from ...metrics import OF_ASPECTS
 from ..losses.base import Loss
-from .callbacks import EarlyStopping
-from .publishing import check_repo, evaluation_for_card, push_saved, student_facts
+from .callbacks import EarlyStopping, TellEpoch
+from .processors import ordinary
+from .publishing import Publishing
 from .safe_trainer import SafeTrainer
-from .saved import is_adapted, is_student, load_saved
+from .saved import is_student, load_saved
 from .settings import check_metric
 from .training_args import MadkdTrainingArguments
 
@@ -33,36 +29,49 @@ from .training_args import MadkdTrainingArguments
 logger = logging.getLogger(__name__)
 
 
-class DistillingTrainer(SafeTrainer):
+class DistillingTrainer(Publishing, SafeTrainer):
     """A Trainer that checks what it is given, names each part of the loss, counts each row once, and publishes.
 
-    It changes the Hub by nothing but a push, and a push is one commit with the finished student and its card.
+    What differs from task to task, its subclass has:
+        `_refuse_unfit()`: refuses arguments that such a student cannot be trained with.
+        `_check_columns(dataset, name, with_labels)`: refuses rows of other columns or classes than the model's.
+        `_collators()`: what makes batches to train on, to evaluate, and to predict for.
+        `_without_repeats(batch)`: the batch, in which rows that only repeat those of other processes do not count.
+        `_rows_per_batch(batches)`: what sums over rows are divided by: how many count, on average over the batches of
+            a step and all processes; a scalar.
+        `default_loss()`: the `Loss` that the arguments ask for.
+        `_losses(model, inputs, rows)`: the loss of a batch with its parts, see `Loss`, and the model's outputs.
 
-    What differs from student to student is in the methods that raise `NotImplementedError`.
+    Args:
+        model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics: of `Trainer`.
+        image_column: its name.
+        loss: the one to minimise; by default that of `default_loss`.
+        kwargs: of `Trainer`.
 
     Attributes:
         metrics: the names of all numbers that our own metrics may give.
-        loss: the one to minimise; None for that of `default_loss`.
-        measures_batches: whether `compute_metrics` may be given one evaluation batch after the other.
+        measures_batches: whether a `compute_metrics` may be given one evaluation batch after the other.
         splits_batches: whether a batch may be cut in parts for several devices of one process (nn.DataParallel).
-        train_collator, eval_collator, test_collator: make batches to train on, to evaluate, and to predict for; a
-            subclass makes its own where the user gave none.
+        makes_batches, own_metrics: whether the user gave no `data_collator`, no `compute_metrics`.
+        train_collator, eval_collator, test_collator: see `_collators`, or the user's.
     """
 
     metrics: tuple[str, ...] = ()
+    default_metrics: Callable[[EvalPrediction], dict]
     measures_batches = False
-    _own_metrics: Callable[[EvalPrediction], dict] | None = None  # what `compute_metrics` is by default
     splits_batches = False
 
     def __init__(
         self,
-        model: nn.Module | None,
-        args: MadkdTrainingArguments | None,
-        data_collator: Callable | None,
-        train_dataset: Dataset | None,
-        eval_dataset: Dataset | dict[str, Dataset] | None,
-        processing_class: BaseImageProcessor | None,
-        compute_metrics: Callable[[EvalPrediction], dict],
+        model: nn.Module | None = None,
+        args: MadkdTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: BaseImageProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        *,
+        image_column: str = "image",
         loss: Loss | None = None,
         **kwargs: Any,
     ):
@@ -75,22 +84,22 @@ class DistillingTrainer(SafeTrainer):
         if data_collator is None and processing_class is None:
             raise ValueError("Pass the student's image processor as processing_class, or a data_collator of your own.")
         args.check_hub_strategy()
-        if args.batch_eval_metrics and not self.measures_batches:
+        self.makes_batches, self.own_metrics = data_collator is None, compute_metrics is None
+        if args.batch_eval_metrics and (self.own_metrics or not self.measures_batches):
             raise ValueError(
                 f"The metrics of {type(self).__name__} need all evaluation images at once; received "
                 "batch_eval_metrics=True: leave it out; eval_accumulation_steps=1 is what spares the accelerator's "
                 "memory."
             )
-        self.loss = loss
-        self._evaluations: dict[tuple, Evaluation] = {}  # by step, name and dataset
+        self.image_column, self.loss, self._evaluations = image_column, loss, {}
         super().__init__(
             model,
             args,
             data_collator=data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
+            processing_class=ordinary(processing_class),
+            compute_metrics=compute_metrics or self.default_metrics,
             **kwargs,
         )
         if args.n_gpu > 1 and not self.splits_batches:
@@ -99,6 +108,12 @@ class DistillingTrainer(SafeTrainer):
                 "process for each with `accelerate launch`, or show it a single one with CUDA_VISIBLE_DEVICES=0."
             )
         self._refuse_unfit()
+        if args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            inner = self.model.base_model_prefix  # "backbone" or "detector"
+            raise ValueError(
+                f"The {inner} {type(getattr(self.model, inner)).__name__} has no layers for gradient checkpointing: "
+                "leave it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
         self._in_its_format(self.model)
         self.train_dataset = self._checked_rows(train_dataset, "the training dataset")
         if isinstance(eval_dataset, dict):
@@ -112,54 +127,21 @@ class DistillingTrainer(SafeTrainer):
         if args.early_stopping_patience:
             self.add_callback(EarlyStopping(args.early_stopping_patience, args.early_stopping_threshold))
         self.train_collator = self.eval_collator = self.test_collator = data_collator
+        if self.makes_batches:
+            self.train_collator, self.eval_collator, self.test_collator = self._collators()
+            self.add_callback(TellEpoch(self.train_collator))
         self._logged_parts: dict[str, torch.Tensor] = {}  # sums of the loss's parts since the last log
         self._logged_steps = 0
         self._rows_of_loader: dict[str, Any] = {}  # what each evaluation data loader that is kept was made of
 
-    def _refuse_unfit(self) -> None:
-        """Refuse arguments that such a student cannot be trained with.
-
-        Raises:
-            ValueError: in one sentence.
-        """
-        raise NotImplementedError
-
-    def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
-        """Refuses what does not fit the model, where `with_labels` is False by its questions alone.
-
-        Raises:
-            ValueError: in one sentence.
-        """
-        raise NotImplementedError
-
-    def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch, in which the rows that it only repeats for other processes' sake count for nothing."""
-        raise NotImplementedError
-
-    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
-        """What sums over a batch's rows are divided by: how many count, on average over batches and processes."""
-        raise NotImplementedError
-
-    def default_loss(self) -> Loss:
-        """What the arguments ask for."""
-        raise NotImplementedError
-
-    def _losses(
-        self, model: nn.Module, inputs: dict[str, Any], rows: torch.Tensor | None
-    ) -> tuple[dict[str, torch.Tensor], Any]:
-        """The loss of a batch with its parts, see `Loss`, and the model's outputs."""
-        raise NotImplementedError
-
     def metric_names(self, rows: Any) -> list[str]:
         """What our own metrics are called that these evaluation rows can give."""
-        raise NotImplementedError
+        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
+        silent = () if self.model.config.num_aspects and answered else OF_ASPECTS
+        return [name for name in self.metrics if name not in silent]
 
     def _check_settings(self) -> None:
-        """What the arguments ask of these datasets.
-
-        Raises:
-            ValueError: a batch that the rows cannot fill, or a metric for the best model that there will not be.
-        """
+        """Refuse batches that the rows cannot fill, and a metric for the best model that there will not be."""
         args, batch = self.args, self.args.train_batch_size * self.args.world_size
         if args.dataloader_drop_last and isinstance(self.train_dataset, Dataset) and len(self.train_dataset) < batch:
             raise ValueError(
@@ -167,7 +149,7 @@ class DistillingTrainer(SafeTrainer):
                 f"out that are not full, of {batch}: leave it out, or lower per_device_train_batch_size."
             )
         strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
-        if self.compute_metrics is not self._own_metrics or strategy == "no" or self.eval_dataset is None:
+        if not self.own_metrics or strategy == "no" or self.eval_dataset is None:
             return
         if isinstance(self.eval_dataset, dict):
             of = {name: self.metric_names(rows) for name, rows in self.eval_dataset.items()}
@@ -193,8 +175,10 @@ class DistillingTrainer(SafeTrainer):
         if not len(dataset):
             raise ValueError(f"There are no rows in {name}: look at what fills it, or leave it out.")
         # before the check, which would refuse the boxes for which the labelling skipped rows
-        rows = drop_skipped_rows(dataset, name)
-        self._check(rows, name if rows is dataset else f"{name} (without the rows left out)", with_labels)
+        rows, config = drop_skipped_rows(dataset, name), self.model.config
+        self._check_columns(rows, name if rows is dataset else f"{name} (without the rows left out)", with_labels)
+        by_object = getattr(config, "aspect_level", "image") == "object"
+        check_answers(rows, config.aspect_bank, config.num_aspects, by_object)
         return rows
 
     def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
@@ -238,6 +222,18 @@ class DistillingTrainer(SafeTrainer):
             return batches, None
         self._logged_steps += 1
         return batches, self._rows_per_batch(batches)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        if "pixel_values" not in prepared:
+            self._add_pixel_values(prepared)
+            inputs["pixel_values"] = prepared["pixel_values"]  # the Trainer counts operations by it
+        if self.args.channels_last:
+            prepared["pixel_values"] = prepared["pixel_values"].contiguous(memory_format=torch.channels_last)
+        return prepared
+
+    def _add_pixel_values(self, batch: dict[str, Any]) -> None:
+        raise ValueError(f"The batches of this data_collator need `pixel_values`; they have {sorted(batch)}.")
 
     # Training
 
@@ -291,120 +287,20 @@ class DistillingTrainer(SafeTrainer):
                 self._logged_parts[name] = self._logged_parts.get(name, 0) + value
         return (losses["loss"], outputs) if return_outputs else losses["loss"]
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._evaluations.clear()  # of other weights
-        return super().train(*args, **kwargs)
-
     # Evaluation
 
     def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """As usual, and its numbers are kept for the card."""
-        output = self._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = self._run_evaluation(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
-        evaluation = evaluation_for_card(rows, self.train_dataset, output, metric_key_prefix)
-        if output.label_ids is not None:  # without labels there is no score, and it must not replace one
-            self._evaluations[self._step, evaluation.name, evaluation.dataset] = evaluation
+        self._keep_for_card(rows, output, metric_key_prefix)
         return output
 
     def _run_evaluation(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """The evaluation loop; `per_aspect` may be among its metrics, for the card alone."""
         return super().evaluation_loop(*args, **kwargs)
-
-    @property
-    def _step(self) -> int:
-        """The training step of the weights as they are."""
-        best = self.state.best_global_step if self.args.load_best_model_at_end else None
-        return self.state.global_step if best is None or self.is_in_train else best
-
-    # The Hub
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """See whether a push can succeed; nothing is made on the Hub before the push itself.
-
-        Raises:
-            HubError: it cannot, in one sentence, in every process.
-        """
-        self._check_processor()
-        self.hub_model_id = check_repo(self.args, token=token, private=private)
-        self.push_in_progress = None
-
-    def create_model_card(self, plain: bool | None = None, **facts: Any) -> None:
-        """Write the card into output_dir; no network.
-
-        Args:
-            plain: for the plain model; by default as the arguments say.
-            facts: what the trainer cannot know or knows otherwise, see `StudentFacts`: `license`, `comparison`,
-                `dataset` (a Hub id as owner/name, another name, or a `DataSource`), `dataset_tags` (Hub ids),
-                `dataset_args` (the configuration), `evaluations`, `language`, `tags`, `model_name`, `finetuned_from`.
-                `tasks` is taken and changes nothing.
-        """
-        if self.is_world_process_zero():
-            repo = self.args.hub_repo()
-            repo = replace(repo, repo_id=self.hub_model_id or repo.repo_id)
-            plain = self.args.push_plain if plain is None else plain
-            model = self.accelerator.unwrap_model(self.model)
-            write_card(self.args.output_dir, model, repo, self._facts(facts), plain)
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        create_pr: bool | None = None,
-        plain: bool | None = None,
-        **facts: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """Save the student in output_dir and publish it: one commit of weights, code, image processor and card.
-
-        Args:
-            commit_message: the commit's title.
-            blocking: False uploads in the background.
-            token, revision, private, create_pr, plain: by default as the arguments say.
-            facts: for the card, see `create_model_card`.
-
-        Returns:
-            The commit, or without `blocking` its Future; None in all processes but the first.
-
-        Raises:
-            HubError: it cannot be published; the repo is as it was.
-        """
-        self._check_processor()
-        self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        if self.hub_model_id is None:
-            self.hub_model_id = check_repo(self.args, token=token, private=private, create_pr=create_pr)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        repo = self.args.hub_repo(token=token, revision=revision, private=private, create_pr=create_pr)
-        repo, plain = replace(repo, repo_id=self.hub_model_id), self.args.push_plain if plain is None else plain
-        return push_saved(self, repo, self._facts(facts), plain, commit_message or "End of training", blocking)
-
-    def _facts(self, more: dict[str, Any]) -> StudentFacts:
-        of_these_weights = [evaluation for (step, *_), evaluation in self._evaluations.items() if step == self._step]
-        hyperparameters = self.hyperparameters(self.args)
-        hyperparameters |= self.model.hyperparameters() if is_adapted(self.model) else {}
-        return student_facts(more, self.train_dataset, of_these_weights, hyperparameters, self.args.hub_license)
-
-    @staticmethod
-    def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:
-        """What decides a student, for its card."""
-        return args.hyperparameters()
-
-    def _check_processor(self) -> None:
-        if self.processing_class is None:
-            raise HubError(
-                "There is no image processor to publish with the student: pass it as processing_class, beside your "
-                "data_collator."
-            )
 
     # Saved students
 

@@ -39,11 +39,7 @@ class Watch:
         self._since[names] = torch.where(bad, torch.where(since < 0, step, since), -1 if self.patience > 1 else since)
 
     def read(self, step: int, *names: str) -> dict[str, int]:
-        """Name -> the step since which it has not been finite, of those whose patience is over; waits for the device.
-
-        Args:
-            names: those to look at; all by default.
-        """
+        """Name -> the step since which it has not been finite, where patience is over; waits for the device."""
         groups = [group for group in self._since if not names or set(names) & set(group)]
         if not groups:
             return {}
@@ -54,9 +50,7 @@ class Watch:
     def first_failure(self, step: int, processes: int, together: bool) -> tuple[list[str], int] | None:
         """What is not finite, and since which step, the same in all processes; None where all is.
 
-        Args:
-            processes: how many train together.
-            together: all processes tell each other; otherwise each looks at the gradient, which is the same in all.
+        `together`, all processes tell each other; otherwise each looks at the gradient, which is the same in all.
         """
         failed = self.read(step, *([] if processes <= 1 or together else [GRADIENT]))
         if processes > 1 and (together or failed):
@@ -77,11 +71,7 @@ def _local(value: torch.Tensor) -> torch.Tensor:
 
 
 def not_finite(model: nn.Module, weights: Mapping[str, Any] | None = None) -> str | None:
-    """What of a student's weights is not finite, in a few words; None where all are.
-
-    Args:
-        weights: its state, where that is known already.
-    """
+    """What of a student's weights, its state, is not finite, in a few words; None where all are."""
     infinite = {name for name, _ in model.named_buffers() if not name.endswith(("running_mean", "running_var"))}
     weights = model.state_dict() if weights is None else weights
     flags = {}
@@ -98,12 +88,7 @@ def not_finite(model: nn.Module, weights: Mapping[str, Any] | None = None) -> st
 
 
 def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDivergedError:
-    """The error to raise.
-
-    Args:
-        reason: what is wrong, as "the loss is not finite".
-        step: of the training; None where a student is only measured.
-    """
+    """The error to raise where something, the `reason`, is not finite; without `step` a student is only measured."""
     if step is None:
         return TrainingDivergedError(
             f"This student cannot be used: {reason}; take one whose training did not diverge, or look for "

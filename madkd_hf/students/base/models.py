@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
+from ..models.aspects_of_madkd import AspectModel, inner_config
 from .processors import load_image_processor
 
 
@@ -20,17 +21,26 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_model(
+    student: type[AspectModel],
     name: str,
     pretrained: bool,
     revision: str | None,
-    config_of: Callable[..., PretrainedConfig],
     check: Callable[[PretrainedConfig], None],
 ) -> None:
-    """What is the same for every kind of model: files, configuration, image processor; `check` is for the rest."""
+    """Refuse a model that no such student can be made of: its files, configuration and image processor.
+
+    Args:
+        student: the class of the student.
+        name: of the model, a Hub id or a folder.
+        pretrained: whether its weights are wanted.
+        check: what such a student needs of the configuration.
+    """
     files = _files(name, revision)
     options = {} if revision is None else {"revision": revision}
     try:
-        config = config_of(name, trust_remote_code=False, **options)
+        config = inner_config(
+            student.config_class, name, student.base_model_prefix, trust_remote_code=False, **options
+        )
     except Exception as error:  # whatever a configuration with odd values makes transformers raise
         if "trust_remote_code" in str(error):
             raise
@@ -114,4 +124,13 @@ def check_classes(n_classes: int, config: Any) -> None:
         raise ValueError(
             f"The dataset has {n_classes} classes and the model {config.num_labels}: "
             "build the model with the dataset's id2label."
+        )
+
+
+def check_has_column(columns: Iterable[str], name: str, column: str, option: str) -> None:
+    """Raise ValueError where the rows of this name have no such column, which `option` names."""
+    if column not in columns:
+        what = "objects" if option == "boxes_column" else f"{option.removesuffix('_column')}s"
+        raise ValueError(
+            f"There is no column {column!r} in {name}, only {sorted(columns)}: name the {what} with {option}."
         )

@@ -63,10 +63,7 @@ def ordinary(processor: Any) -> Any:
 
 
 def of_timm(settings: Mapping[str, Any]) -> BaseImageProcessor:
-    """What timm does to an image for evaluation, as an ordinary image processor.
-
-    Args:
-        settings: timm's data configuration: `input_size`, `interpolation`, `mean`, `std`, `crop_pct`, `crop_mode`.
+    """What timm does to an image for evaluation, by its data configuration, as an ordinary image processor.
 
     Raises:
         ValueError: a way to crop that ordinary image processors do not have.
@@ -93,11 +90,7 @@ def of_timm(settings: Mapping[str, Any]) -> BaseImageProcessor:
 
 
 def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
-    """Height and width of what an image processor makes.
-
-    Raises:
-        ValueError: it makes something else than images of three channels.
-    """
+    """Height and width of what an image processor makes; ValueError where that is no image of three channels."""
     try:
         batch = processor(Image.new("RGB", (64, 64)), return_tensors="pt")
         shape = tuple(batch["pixel_values"].shape) if "pixel_values" in batch else sorted(batch)
@@ -112,11 +105,7 @@ def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
 
 
 def options_without_resizing(processor: BaseImageProcessor, height: int, width: int) -> dict[str, bool]:
-    """How to call an image processor such that it neither resizes nor crops what has its size already.
-
-    Raises:
-        ValueError: it does so however it is called.
-    """
+    """How to call an image processor such that it neither resizes nor crops what has its size already."""
     sized = Image.new("RGB", (width, height))
     for options in ({"do_resize": False, "do_center_crop": False}, {"do_resize": False}, {}):
         try:

@@ -20,18 +20,11 @@ class SavingError(OSError):
     """A checkpoint or a student could not be written; what was there before is whole."""
 
 
-def find_start(args: TrainingArguments, resume_from: str | bool | None) -> tuple[str | None, str | None]:
-    """The checkpoint that a training goes on from, the same in all processes.
-
-    Args:
-        resume_from: see `checkpoints.find_checkpoint`.
+def find_start(args: TrainingArguments, resume_from: str | bool | None) -> tuple[str | None, str]:
+    """The checkpoint that a training goes on from, the same in all processes, see `checkpoints.find_checkpoint`.
 
     Returns:
-        Its folder, None to start anew; and what the checkpoints of this run note, None where an earlier version wrote
-        those that it goes on from.
-
-    Raises:
-        ValueError: there is no whole checkpoint to go on from.
+        Its folder, None to start anew; and the `run` that this training's checkpoints note.
     """
     start: dict[str, Any] = {"run": uuid4().hex, "checkpoint": None, "error": None}
     if args.process_index == 0:
@@ -62,7 +55,7 @@ def _log_start(args: TrainingArguments, checkpoint: Path | None, passed_over: li
         return
     logger.warning("The training goes on from %s.", checkpoint)
     before = recorded_entry(checkpoint, "processes")
-    if before not in (None, args.world_size):
+    if before != args.world_size:
         logger.warning(
             "%s was written by %d processes and %d go on from it: chance falls otherwise than without the "
             "interruption.",
@@ -72,7 +65,7 @@ def _log_start(args: TrainingArguments, checkpoint: Path | None, passed_over: li
         )
 
 
-def forget_lost_best(state: TrainerState, args: TrainingArguments, checkpoint: str | None, run: str | None) -> None:
+def forget_lost_best(state: TrainerState, args: TrainingArguments, checkpoint: str | None, run: str) -> None:
     """Where the best checkpoint of a training that goes on is lost, the best of the steps to come counts."""
     if checkpoint is None or not args.load_best_model_at_end:
         return
@@ -98,7 +91,7 @@ def forget_lost_best(state: TrainerState, args: TrainingArguments, checkpoint: s
     state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
 
-def resume_hint(args: TrainingArguments, run: str | None) -> str:
+def resume_hint(args: TrainingArguments, run: str) -> str:
     """For a user who stopped a training."""
     checkpoint = last_of_run(args.output_dir, run)
     if checkpoint is None:
@@ -106,7 +99,7 @@ def resume_hint(args: TrainingArguments, run: str | None) -> str:
     return f"{checkpoint} is kept; to go on from it, run the same command with --resume_from_checkpoint true"
 
 
-def saving_error(what: str, folder: Path, error: Exception, run: str | None) -> SavingError:
+def saving_error(what: str, folder: Path, error: Exception, run: str) -> SavingError:
     """The error to raise where a checkpoint or a student could not be written."""
     reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
     remedy = "make room there, and run the same command again"

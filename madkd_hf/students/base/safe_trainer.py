@@ -20,7 +20,7 @@ from .checkpoints import (
     STATE,
     all_checkpoints,
     checkpoint_fault,
-    foreign_file,
+    is_ours,
     put_in_place,
     remove,
     rotate,
@@ -53,7 +53,7 @@ class SafeTrainer(Trainer):
     _unfinished: Path | None = None  # the folder in which a checkpoint is being written
     _save_error: Exception | None = None  # of this process, while a checkpoint is being written
     _resumed_from: str | None = None  # the checkpoint that the training went on from
-    _run: str | None = ""  # what its checkpoints note; None where it goes on from one that notes none
+    _run = ""  # what the checkpoints of this training note
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As that of `Trainer`.
@@ -123,18 +123,9 @@ class SafeTrainer(Trainer):
             self._stop_if_diverged(together=True)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         except (ValueError, RuntimeError) as error:  # metrics of what is no number, for instance
             if self._last_inputs is not None and not isinstance(error, TrainingDivergedError):
                 self._refuse_outputs(self._last_inputs, error)
@@ -266,7 +257,7 @@ class SafeTrainer(Trainer):
         best = self.state.best_model_checkpoint
         if self.args.should_save and limit == 1 and best:
             for path in all_checkpoints(self._get_output_dir(trial)).values():
-                if path.resolve() != Path(best).resolve() and foreign_file(path) is None:
+                if path.resolve() != Path(best).resolve() and is_ours(path):
                     remove(path)
         return output
 

@@ -25,6 +25,11 @@ EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {  # option -> what i
     "max_grad_norm": (lambda value: value >= 0, "a number from 0 on, 0 for no clipping"),
     "label_smoothing_factor": (lambda value: 0 <= value <= 1, "0 to 1, mostly 0 or 0.1"),
     "aspect_alpha": (_at_least(0), "a finite number, 1 to 50 in the paper, 0 for plain training"),
+    "crop_scale": (lambda value: 0 < value <= 1, "a share of the image, above 0 and at most 1"),
+    "horizontal_flip": (lambda value: 0 <= value <= 1, "a probability, 0 to 1"),
+    "mixup_alpha": (_at_least(0), "a number from 0 on, 0 to turn it off"),
+    "image_store_scale": (_at_least(1), "at least 1, in sides of the student's input"),
+    "lr_gamma": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "num_train_epochs": (lambda value: 0 < value < math.inf, "a number above 0"),
     "max_steps": (lambda value: value == -1 or value > 0, "above 0, or -1 for num_train_epochs"),
     "per_device_train_batch_size": (_at_least(1), "at least 1"),
@@ -43,22 +48,7 @@ EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {  # option -> what i
     "early_stopping_patience": (_at_least(1), "at least 1 evaluation"),
     "early_stopping_threshold": (_at_least(0), "a number from 0 on"),
 }
-REPORTERS = {  # report_to -> what to install
-    "azure_ml": "azureml-core",
-    "clearml": "clearml",
-    "codecarbon": "codecarbon",
-    "comet_ml": "comet-ml",
-    "dagshub": "dagshub",
-    "dvclive": "dvclive",
-    "flyte": "flytekit",
-    "kubeflow": "kubeflow",
-    "mlflow": "mlflow",
-    "neptune": "neptune",
-    "swanlab": "swanlab",
-    "tensorboard": "tensorboard",
-    "trackio": "trackio",
-    "wandb": "wandb",
-}
+REPORTERS = {"azure_ml": "azureml-core", "comet_ml": "comet-ml", "flyte": "flytekit"}  # packages of another name
 IS_THERE = {"azure_ml": "azureml", "comet_ml": "comet", "flyte": "flytekit"}  # in is_..._available of transformers
 OPTIMIZERS = {  # part of an optimizer's name -> module, what to install
     "torch_8bit": ("torchao", "torchao"),
@@ -78,10 +68,7 @@ OF_A_RUN = ("loss", "runtime", "samples_per_second", "steps_per_second")
 
 
 def check_numbers(args: TrainingArguments) -> None:
-    """
-    Raises:
-        ValueError: a number that no training can be done with; all of them, in one sentence.
-    """
+    """Raise ValueError for numbers that no training can be done with, all of them in one message."""
     wrong = []
     for name, (fits, expected) in EXPECTED.items():
         value = getattr(args, name, None)
@@ -92,19 +79,15 @@ def check_numbers(args: TrainingArguments) -> None:
 
 
 def check_extras(args: TrainingArguments) -> None:
-    """See that what the arguments name is installed; nothing is imported.
-
-    Raises:
-        ImportError: what to install, in one sentence.
-        ValueError: a reporter that nobody knows.
-    """
+    """Raise ImportError where what the arguments name is not installed, ValueError for an unknown reporter."""
     missing = {}
     for name in as_list(args.report_to):
         if name in ("all", "none"):
             continue
-        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
-            close = difflib.get_close_matches(name, REPORTERS, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else f"; expected none or some of {', '.join(REPORTERS)}."
+        known = sorted(integration_utils.INTEGRATION_TO_CALLBACK)
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else f"; expected none or some of {', '.join(known)}."
             raise ValueError(f"report_to cannot be {name!r}{hint}")
         is_there = getattr(integration_utils, f"is_{IS_THERE.get(name, name)}_available", lambda: True)
         if not is_there():
@@ -131,10 +114,7 @@ def _is_there(module: str) -> bool:
 
 
 def check_stopping(args: Any) -> None:
-    """
-    Raises:
-        ValueError: early stopping without what it needs, in one sentence.
-    """
+    """Raise ValueError for early stopping without what it needs."""
     patience, threshold = args.early_stopping_patience, args.early_stopping_threshold
     if patience is None:
         if threshold:
@@ -155,14 +135,7 @@ def check_stopping(args: Any) -> None:
 
 
 def check_metric(args: TrainingArguments, names: Iterable[str]) -> None:
-    """
-    Args:
-        args: with a `metric_for_best_model`, or without.
-        names: of the metrics that an evaluation gives.
-
-    Raises:
-        ValueError: it is none of them.
-    """
+    """Raise ValueError where `metric_for_best_model` is none of the metrics that an evaluation gives."""
     metric = args.metric_for_best_model
     if metric is None:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,29 +132,9 @@ class MadkdTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        if not self.aspect_alpha >= 0:
-            raise ValueError(
-                f"aspect_alpha weighs the aspect loss and cannot be negative; received {self.aspect_alpha}: "
-                "use 0 for plain training."
-            )
         check_numbers(self)
-        if not 0 < self.crop_scale <= 1:
-            raise ValueError(f"crop_scale is a share of the image, above 0 and at most 1; received {self.crop_scale}.")
-        if not 0 <= self.horizontal_flip <= 1:
-            raise ValueError(f"horizontal_flip is a probability, 0 to 1; received {self.horizontal_flip}.")
-        if not 0 <= self.mixup_alpha < math.inf:
-            raise ValueError(f"mixup_alpha cannot be negative; received {self.mixup_alpha}: use 0 to turn it off.")
         if self.image_store not in IMAGE_STORES:
             raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
-        if not self.image_store_scale >= 1:
-            raise ValueError(
-                "image_store_scale is the side of a stored image in sides of the student's input, at least 1; "
-                f"received {self.image_store_scale}."
-            )
-        if not 0 < self.lr_gamma <= 1:
-            raise ValueError(
-                f"lr_gamma multiplies the learning rate, above 0 and at most 1; received {self.lr_gamma}."
-            )
         for name in ("warmup_steps", "warmup_ratio"):
             if self.lr_milestones and getattr(self, name, None):
                 raise ValueError(
@@ -181,10 +160,7 @@ class MadkdTrainingArguments(TrainingArguments):
         check_stopping(self)
 
     def check_hub_strategy(self) -> None:
-        """
-        Raises:
-            ValueError: a push would be more than one commit with the finished student.
-        """
+        """Raise ValueError where a push would be more than one commit with the finished student."""
         if self.hub_strategy != "end":
             raise ValueError(
                 f"hub_strategy={getattr(self.hub_strategy, 'value', self.hub_strategy)!r} would push unfinished "
@@ -201,11 +177,7 @@ class MadkdTrainingArguments(TrainingArguments):
         return self
 
     def hub_repo(self, **changed: Any) -> HubRepo:
-        """Where a push goes; by default a repo of your own with the name of output_dir.
-
-        Args:
-            changed: `token`, `private`, `revision`, `create_pr`, where they are to differ from the arguments'.
-        """
+        """Where a push goes, by default a repo of your own named like output_dir; `changed` wins."""
         settings = {
             "private": self.hub_private_repo is not False,  # None, too: nothing becomes public by default
             "token": self.hub_token,

@@ -31,7 +31,6 @@ class Chunks:
     """Pixels and facts of N images, mapped from their files.
 
     Attributes:
-        folder: where the files are.
         size: images in a chunk; the last one may have fewer.
         pixels: [N, H, W, 3] uint8.
         facts: [N, 3] int64: width, height and key of an image.

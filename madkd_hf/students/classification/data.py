@@ -11,20 +11,18 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
-from ...data.images import load_image
-from ..base.augmentation import image_key, random_crops
+from ..base.augmentation import Collator, image_key, random_crops
 from ..base.processors import check_same_size, options_without_resizing, ordinary, output_size
 
 
 logger = logging.getLogger(__name__)
 
 
-class AspectCollator:
+class AspectCollator(Collator):
     """Turns rows of a labelled dataset into a batch.
 
     A training batch goes through a random resized crop and a horizontal flip (the paper's augmentation), an evaluation
-    batch through the image processor as it is. What is random follows from the seed, the epoch and the image alone, so
-    that a resumed run, more workers, more processes or other batches see the same crops.
+    batch through the image processor as it is. What is random is so as `Collator` says.
 
     Args:
         image_processor: resizes, rescales and normalises.
@@ -49,22 +47,15 @@ class AspectCollator:
         seed: int = 0,
         num_aspects: int = 0,
     ):
-        self.image_processor = ordinary(image_processor)
+        super().__init__(ordinary(image_processor), image_column, seed)
         self.num_labels = num_labels
-        self.image_column = image_column
         self.label_column = label_column
         self.augment = augment
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
-        self.seed = seed
         self.num_aspects = num_aspects
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
         self.height, self.width = output_size(self.image_processor)
         self._as_it_is = options_without_resizing(self.image_processor, self.height, self.width) if augment else {}
-
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch draws other crops and flips."""
-        self.epoch.fill_(epoch)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -75,9 +66,7 @@ class AspectCollator:
         Raises:
             ValueError: a missing image column, or a label outside the classes.
         """
-        if self.image_column not in rows[0]:
-            raise ValueError(f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}.")
-        images = [load_image(row[self.image_column], self.image_column) for row in rows]
+        images = self.images(rows)
         if self.augment:
             images = [self._augment(image) for image in images]
         columns = [name for name in (self.label_column, "aspect_logits") if name in rows[0]]
@@ -87,11 +76,7 @@ class AspectCollator:
         }
 
     def processed(self, images: list[Image.Image]) -> torch.Tensor:
-        """Pixel values of images; those for training have their size already.
-
-        Raises:
-            ValueError: the image processor gives them different sizes.
-        """
+        """Pixel values of images; those for training have their size already."""
         try:
             return self.image_processor(images, return_tensors="pt", **self._as_it_is)["pixel_values"]
         except (ValueError, RuntimeError) as error:

@@ -20,7 +20,7 @@ logger = get_logger(__name__)
 
 
 class StoredRows(torch.utils.data.Dataset):
-    """What a data loader samples from: row numbers. The rest of a row is looked up by `StoreCollator`, at once."""
+    """What a data loader samples from: row numbers, which `StoreCollator` makes batches of."""
 
     def __init__(self, rows: Dataset):
         self.rows = rows
@@ -67,7 +67,7 @@ class StoreCollator:
         """
         batch = {name: values[indices] for name, values in self.columns.items()}
         if not self.collator.augment:
-            return {**batch, "pixels": self.store.cut(indices)}
+            return {**batch, "pixels": self.store.pixels[torch.as_tensor(indices, device=self.store.pixels.device)]}
         boxes, flips = self.collator.draw(self.store.sizes[indices], self.store.keys[indices])
         crops = np.concatenate([np.array(indices)[:, None], boxes, flips[:, None]], axis=1)
         if self.defer and self.store.pixels.device.type != "cpu":
@@ -118,8 +118,7 @@ def store_collator(
     Args:
         collator: for training, or for evaluation.
         rows: what to train or to evaluate on.
-        choice: "disk", "device", "none", or "auto": stores what takes at most half of the free disk, and holds it on
-            the device where it takes at most half of its free memory.
+        choice: see `MadkdTrainingArguments.image_store`; "auto" takes at most half of the free disk and memory.
         device: where the student is.
         scale: side of an image to crop, in sides of the student's input: what is cropped smaller is scaled up, and
             shows less detail than a crop of the image itself.
@@ -163,8 +162,9 @@ def store_collator(
     if reason:
         logger.warning("Images are decoded in every epoch: %s.", reason)
         return None
-    if choice == "device" or (choice == "auto" and needed < _free_memory(device) / 2):
-        store = store.to(device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if choice == "device" or (choice == "auto" and needed < free / 2):
+        store.pixels = store.pixels.to(device)
     return StoreCollator(collator, rows, store, *values, defer=store.pixels.device.type == device.type)
 
 
@@ -190,7 +190,3 @@ def _as_bytes(collator: AspectCollator, image: Image.Image) -> np.ndarray:
     """[H, W, 3] as the image processor has it before it rescales and normalises."""
     pixels = collator.image_processor([image], return_tensors="np", do_rescale=False, do_normalize=False)
     return pixels["pixel_values"][0].transpose(1, 2, 0).astype(np.uint8)
-
-
-def _free_memory(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

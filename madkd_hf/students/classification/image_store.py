@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,6 @@ class ImageStore:
         pixels: [N, H, W, 3] uint8.
         sizes: [N, 2] width and height of the images before they were resized, in pixels.
         keys: [N] see `augmentation.image_key`.
-        folder: where the file is.
     """
 
     pixels: torch.Tensor
@@ -72,10 +72,9 @@ class ImageStore:
     ) -> ImageStore:
         """The images of a dataset from the cache; built first, or built on, where the cache does not hold them all.
 
-        What is there is checked first, at the speed of the disk or the memory; damaged images are made again.
-
-        Several processes may ask at once: one builds, the others wait. What is there already, or has been begun, needs
-        no more room, so that the others, and later runs, do not decide differently from the first.
+        What is there is checked first, at the speed of the disk or the memory; damaged images are made again. Several
+        processes may ask at once: one builds, the others wait. What is there already, or has been begun, needs no more
+        room, so that the others, and later runs, do not decide differently from the first.
 
         Args:
             rows: with a column of images.
@@ -86,8 +85,7 @@ class ImageStore:
             share: of the free disk, the most that a new store may take.
 
         Raises:
-            NoRoomError: it would take more than that.
-            ValueError: an image cannot be read, or is missing.
+            ValueError: an image cannot be read, or is missing; `NoRoomError` where it would take more than that share.
         """
         folder = store_folder(rows, image_column, shape, name, cache_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,21 +105,13 @@ class ImageStore:
 
     @classmethod
     def load(cls, folder: Path) -> ImageStore:
-        """A finished store, as `open` has checked it."""
+        """A finished store."""
         pixels, facts = (open_memmap(folder / name, mode="r+") for name in (PIXELS, FACTS))
         return cls(torch.from_numpy(pixels), np.array(facts[:, :2]), np.array(facts[:, 2]), folder)
 
     def __reduce__(self) -> tuple:
         """A data loader's worker that is not a fork maps the file anew; a pickle would hold a copy of it."""
         return ImageStore.load, (self.folder,)
-
-    def to(self, device: torch.device | str) -> ImageStore:
-        """With the pixels on that device."""
-        return replace(self, pixels=self.pixels.to(device))
-
-    def cut(self, indices: Sequence[int]) -> torch.Tensor:
-        """Whole images [B, H, W, 3], uint8."""
-        return self.pixels[torch.as_tensor(indices, device=self.pixels.device)]
 
     def crop(
         self,
@@ -131,15 +121,14 @@ class ImageStore:
         batch: torch.Tensor,
         write: Callable[[torch.Tensor, torch.Tensor], Any] = torch.Tensor.copy_,
     ) -> None:
-        """Crops, resized bilinearly with antialiasing, into a batch on the device of the pixels.
+        """Write crops of B images, resized bilinearly with antialiasing, into a batch on the device of the pixels.
 
         On a CPU, in as many threads as PyTorch works with in the caller's (one in a data loader's worker).
 
         Args:
-            indices: [B].
             boxes: [B, 4] left, top, right, bottom in pixels of the images as they were.
             flips: [B] whether to mirror.
-            batch: [B, 3, height, width], what the crops are written into.
+            batch: [B, 3, height, width].
             write: puts one crop [3, height, width], uint8 on a CPU and float elsewhere, into its place in the batch.
         """
         stored = np.array(self.pixels.shape[2:0:-1])
@@ -174,16 +163,13 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 def store_bytes(count: int, shape: tuple[int, int]) -> int:
-    return count * shape[0] * shape[1] * 3
+    return count * math.prod(shape) * 3
 
 
 def store_folder(
     rows: Dataset, image_column: str, shape: tuple[int, int], name: str, cache_dir: str | Path | None = None
 ) -> Path:
-    """Where the images of a dataset are kept: by default in `madkd_images` beside the cached datasets.
-
-    Named after the images in their order and how they are rendered; other columns make no other store.
-    """
+    """Where the images of a dataset are kept, named after them in their order and how they are rendered."""
     mode = rows.features[image_column].mode
     identity = json.dumps([FORMAT, images_digest(rows, image_column), len(rows), mode, shape, name])
     root = Path(cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "madkd_images")
@@ -192,8 +178,8 @@ def store_folder(
 
 def images_digest(rows: Dataset, image_column: str) -> str:
     """SHA-256 of the encoded images in their order; of a file by its path, size and time of change, unread."""
-    digest = hashlib.sha256()
-    for table in _encoded(rows, image_column).with_format("arrow").iter(CHUNK):
+    digest, encoded = hashlib.sha256(), not_decoded(rows, image_column)
+    for table in encoded.with_format("arrow").iter(CHUNK):
         contents, paths = (pc.struct_field(table[image_column], name) for name in ("bytes", "path"))
         for content, path in zip(contents, paths):
             kind, part = (b"bytes", content.as_buffer()) if content.is_valid else (b"file", _file_facts(path.as_py()))
@@ -202,16 +188,16 @@ def images_digest(rows: Dataset, image_column: str) -> str:
     return digest.hexdigest()
 
 
+def not_decoded(rows: Dataset, image_column: str) -> Dataset:
+    return rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
+
+
 def _file_facts(path: str | None) -> bytes:
     try:
         facts = os.stat(path)
     except (OSError, TypeError, ValueError):  # of another machine, in an archive, or no file at all
         return json.dumps([path]).encode()
     return json.dumps([path, facts.st_size, facts.st_mtime_ns]).encode()
-
-
-def _encoded(rows: Dataset, image_column: str) -> Dataset:
-    return rows.select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
 
 
 def _fill(
@@ -223,7 +209,7 @@ def _fill(
 ) -> None:
     """Decode what is not stored yet, with a thread for each core: Pillow works beside the interpreter."""
     feature = datasets.Image(mode=rows.features[image_column].mode)  # the column's own may be told not to decode
-    encoded = _encoded(rows, image_column)
+    encoded = not_decoded(rows, image_column)
     missing = chunks.missing(disable_tqdm)
     count, todo = len(chunks.pixels), sum(len(chunks.rows(chunk)) for chunk in missing)
 

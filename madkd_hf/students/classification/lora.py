@@ -27,15 +27,10 @@ OF_A_RUN = {"base_model_name_or_path", "revision", "inference_mode", "peft_versi
 
 
 class LoraStudent(PeftModel):
-    """A `PeftModel` that leaves behind what everybody can load: the merged student, the adapter beside it.
+    """A `PeftModel` that leaves behind what everybody can load: the merged student, the adapter beside it."""
 
-    Attributes:
-        targets: the target modules as they were asked for.
-        checkpointed: whether layers are computed again in the backward pass, as of the last call of `train`.
-    """
-
-    targets: str | list[str]
-    checkpointed = False
+    targets: str | list[str]  # the target modules as they were asked for
+    checkpointed = False  # whether layers are computed again in the backward pass, as of the last call of `train`
 
     def merged(self) -> MadkdForImageClassification:
         """An ordinary student with the same outputs; this one stays as it is."""
@@ -57,11 +52,7 @@ class LoraStudent(PeftModel):
         (beside / "README.md").unlink(missing_ok=True)  # an empty form: the card is the student's
 
     def load(self, adapter: str | Path, merged: MadkdForImageClassification) -> None:
-        """Put a saved adapter into this student.
-
-        Args:
-            adapter: the folder.
-            merged: the student that was saved beside it.
+        """Put the adapter in a folder into this student, beside which `merged` was saved.
 
         Raises:
             ValueError: it is one of another peft_config, or of another backbone.
@@ -145,11 +136,12 @@ def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraSt
     try:
         adapted = LoraStudent(model, config)
     except ValueError as error:
+        reason = inspect.cleandoc(str(error)).splitlines()[0].split(". ")[0].rstrip(".")
         if not re.search("target.modules?", str(error), re.IGNORECASE):
-            raise ValueError(f"peft_config cannot be used, as peft says: {_first(error).rstrip('.')}.") from error
+            raise ValueError(f"peft_config cannot be used, as peft says: {reason}.") from error
         raise ValueError(
             f"peft_config does not fit {backbone}: expected target_modules among "
-            f"{', '.join(_names_of(model, (nn.Linear, nn.Conv2d)))}; received {_comparable(target)} ({_first(error)})"
+            f"{', '.join(_names_of(model, (nn.Linear, nn.Conv2d)))}; received {_comparable(target)} ({reason})"
             "; leave them out to adapt all linear layers."
         ) from error
     config = adapted.peft_config["default"]
@@ -182,7 +174,3 @@ def _names_of(model: MadkdForImageClassification, kind: Any) -> list[str]:
 def _comparable(value: Any) -> Any:
     value = getattr(value, "value", value)
     return sorted(value) if isinstance(value, (set, list, tuple)) else value
-
-
-def _first(error: Exception) -> str:
-    return inspect.cleandoc(str(error)).splitlines()[0].split(". ")[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,19 +9,14 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from torch import nn
-from transformers import BaseImageProcessor, EvalPrediction
 
-from ...data.columns import check_answers
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup
-from ..base.callbacks import TellEpoch
 from ..base.distilling import DistillingTrainer
-from ..base.models import check_classes
-from ..base.processors import ordinary
+from ..base.models import check_classes, check_has_column
 from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
-from ..base.training_args import MadkdTrainingArguments
 from ..losses import Loss, MadkdLoss
 from ..models.modeling_madkd import MadkdForImageClassification
 from .data import AspectCollator
@@ -40,9 +34,6 @@ class MadkdTrainer(DistillingTrainer):
     by `AspectCollator` (with augmentation for training, without for evaluation) unless a `data_collator` is given.
     A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone. Rows whose
     image the labelling could not read are left out, with a warning; `predict` then has no prediction for them.
-
-    With `push_to_hub=True`, the Hub is asked before training whether a push can succeed, and changed only by the push
-    itself: one commit with the finished student and its card.
 
     Args:
         model: a `MadkdForImageClassification`.
@@ -71,22 +62,16 @@ class MadkdTrainer(DistillingTrainer):
     """
 
     metrics = (*OF_CLASSES, *OF_ASPECTS)
-    _own_metrics = staticmethod(all_metrics)
+    default_metrics = staticmethod(all_metrics)
+    measures_batches = True
     splits_batches = True  # the loss is computed over all rows, after the devices' outputs are gathered
 
     def __init__(
         self,
         model: MadkdForImageClassification | None = None,
-        args: MadkdTrainingArguments | None = None,
-        data_collator: Callable | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: BaseImageProcessor | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
-        image_column: str = "image",
+        *args: Any,
         label_column: str = "label",
         peft_config: LoraConfig | None = None,
-        loss: Loss | None = None,
         **kwargs: Any,
     ):
         if peft_config is not None:
@@ -98,47 +83,16 @@ class MadkdTrainer(DistillingTrainer):
                 f"MadkdTrainer needs the student itself and its LoraConfig as peft_config; received {type(model)}, of "
                 "which it could save the adapter alone."
             )
-        self.asks_aspects = compute_metrics is None
-        self.measures_batches = compute_metrics is not None
-        self.image_column, self.label_column = image_column, label_column
-        self._makes_batches = data_collator is None
-        processing_class = ordinary(processing_class)
-        self._may_store = data_collator is None or isinstance(data_collator, AspectCollator)
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics or all_metrics,
-            loss=loss,
-            **kwargs,
-        )
-        if data_collator is None:
-            config = self.model.config
-            make = functools.partial(
-                AspectCollator,
-                processing_class,
-                config.num_labels,
-                image_column,
-                label_column,
-                num_aspects=config.num_aspects,
-            )
-            args = self.args
-            self.train_collator = make(
-                augment=True, crop_scale=args.crop_scale, horizontal_flip=args.horizontal_flip, seed=args.seed
-            )
-            self.eval_collator = self.test_collator = make()
-            self.add_callback(TellEpoch(self.train_collator))
+        self.label_column = label_column
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._finish: Callable[[dict], None] | None = None
         self._drawn = (0, -1)  # the step, and which of its batches was mixed last
+        super().__init__(model, *args, **kwargs)
 
     def _refuse_unfit(self) -> None:
         if self.args.image_store in ("disk", "device"):
             rows, expected = self.train_dataset, None
-            if not self._may_store:
+            if not self.makes_batches and not isinstance(self.data_collator, AspectCollator):
                 expected = "an AspectCollator makes the batches of; received a data_collator of your own"
             elif rows is not None and not isinstance(rows, Dataset):
                 expected = f"a datasets.Dataset has; received a train_dataset of {type(rows)}"
@@ -152,11 +106,14 @@ class MadkdTrainer(DistillingTrainer):
                 "LoRA is trained with the whole student on each device; received a DeepSpeed or FSDP configuration: "
                 "leave it out, the adapters need little memory."
             )
-        if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
-            raise ValueError(
-                f"The backbone {type(self.model.backbone).__name__} has no layers for gradient checkpointing: leave "
-                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
-            )
+
+    def _collators(self) -> tuple[AspectCollator, AspectCollator, AspectCollator]:
+        config, args = self.model.config, self.args
+        columns = self.processing_class, config.num_labels, self.image_column, self.label_column
+        augmentation = {"crop_scale": args.crop_scale, "horizontal_flip": args.horizontal_flip, "seed": args.seed}
+        training = AspectCollator(*columns, augment=True, num_aspects=config.num_aspects, **augmentation)
+        evaluating = AspectCollator(*columns, num_aspects=config.num_aspects)
+        return training, evaluating, evaluating
 
     def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
         """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""
@@ -180,19 +137,10 @@ class MadkdTrainer(DistillingTrainer):
             self._finish = stored.finish
         return (rows, collator) if stored is None else (StoredRows(rows), stored)
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        prepared = super()._prepare_inputs(inputs)
-        if "pixel_values" not in prepared:
-            if not prepared.keys() & {"pixels", "crops"}:
-                raise ValueError(
-                    f"The batches of this data_collator need `pixel_values`; they have {sorted(prepared)}."
-                )
-            self._finish(prepared)
-            inputs["pixel_values"] = prepared["pixel_values"]  # the Trainer counts operations by it
-        inputs = prepared
-        if self.args.channels_last:
-            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
-        return inputs
+    def _add_pixel_values(self, batch: dict[str, Any]) -> None:
+        if not batch.keys() & {"pixels", "crops"}:
+            super()._add_pixel_values(batch)
+        self._finish(batch)
 
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         return without_repeats(batch, self.accelerator)
@@ -232,7 +180,7 @@ class MadkdTrainer(DistillingTrainer):
         targets = inputs.get("aspect_logits") if self.model.config.num_aspects else None
         if "labels" not in inputs:
             inputs = {"pixel_values": inputs["pixel_values"]}
-        with_aspects = targets is not None and self.asks_aspects and not prediction_loss_only
+        with_aspects = targets is not None and self.own_metrics and not prediction_loss_only
         loss, logits, labels = super().prediction_step(
             model, inputs, prediction_loss_only, ignore_keys=[] if with_aspects else ignore_keys
         )
@@ -241,22 +189,14 @@ class MadkdTrainer(DistillingTrainer):
         return loss, logits, labels
 
     def metric_names(self, rows: Any) -> list[str]:
-        names = [name for name in OF_CLASSES if name != "top5_accuracy" or self.model.config.num_labels > TOP]
-        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
-        return [*names, *(OF_ASPECTS if self.model.config.num_aspects and answered else [])]
+        silent = () if self.model.config.num_labels > TOP else ("top5_accuracy",)
+        return [name for name in super().metric_names(rows) if name not in silent]
 
-    def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
-        """Refuses answers to other questions than the model's, and labels of other classes."""
-        labels = dataset.features.get(self.label_column)
-        if self._makes_batches:
-            for column in (self.image_column, *([self.label_column] if with_labels else [])):
-                if column not in dataset.features:
-                    raise ValueError(
-                        f"There is no column {column!r} in {name}, which has {list(dataset.features)}: say which one "
-                        "it is with image_column and label_column."
-                    )
+    def _check_columns(self, dataset: Dataset, name: str, with_labels: bool) -> None:
+        if self.makes_batches:
+            check_has_column(dataset.features, name, self.image_column, "image_column")
             check_image_feature(dataset.features[self.image_column], self.image_column, name)
-        if isinstance(labels, ClassLabel):
+            if with_labels:
+                check_has_column(dataset.features, name, self.label_column, "label_column")
+        if isinstance(labels := dataset.features.get(self.label_column), ClassLabel):
             check_classes(labels.num_classes, self.model.config)
-        config = self.model.config
-        check_answers(dataset, config.aspect_bank, config.num_aspects, by_object=False)

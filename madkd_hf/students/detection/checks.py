@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pyarrow.compute as pc
 import torch
@@ -12,19 +10,15 @@ from transformers import PretrainedConfig
 
 from ...data.boxes import BOX_FORMATS
 from ...data.objects import BOX, CATEGORY, iter_field, object_fields
-from ..base.models import check_classes, check_model
+from ..base.models import check_classes, check_has_column, check_model
 from ..models.configuration_madkd_detection import MadkdDetectionConfig
-from ..models.modeling_madkd_detection import MadkdForObjectDetection, check_architecture, config_of
+from ..models.modeling_madkd_detection import MadkdForObjectDetection, check_architecture
 
 
 def check_detector(
     detector: str, pretrained: bool = True, revision: str | None = None, aspect_level: str = "object"
 ) -> None:
-    """Refuses what `MadkdForObjectDetection.from_detector` or its image processor would fail at; reads no weights.
-
-    Args:
-        detector: id of a detector on the Hub, or a folder.
-        pretrained: whether its weights are wanted.
+    """Refuse what `MadkdForObjectDetection.from_detector` or its image processor would fail at; reads no weights.
 
     Raises:
         ValueError, ImportError: in one sentence.
@@ -38,16 +32,7 @@ def check_detector(
                 MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level)
             )
 
-    check_model(detector, pretrained, revision, config_of, check)
-
-
-def check_has_column(columns: Iterable[str], name: str, boxes_column: str) -> None:
-    """Raise ValueError where the dataset of this name has no column of objects."""
-    if boxes_column not in columns:
-        raise ValueError(
-            f"There is no column {boxes_column!r} in {name}, which has {list(columns)}: name the objects with "
-            "boxes_column."
-        )
+    check_model(MadkdForObjectDetection, detector, pretrained, revision, check)
 
 
 def check_objects(
@@ -58,7 +43,6 @@ def check_objects(
     Args:
         dataset: with or without the column.
         name: what messages call the dataset.
-        boxes_column, box_format: of the objects.
         with_labels: False for predictions, which may do without objects.
 
     Raises:
@@ -66,7 +50,7 @@ def check_objects(
     """
     if boxes_column not in dataset.features and not with_labels:
         return
-    check_has_column(dataset.features, name, boxes_column)
+    check_has_column(dataset.features, name, boxes_column, "boxes_column")
     feature = dataset.features[boxes_column]
     fields = object_fields(dataset.features, boxes_column)
     if not {BOX, CATEGORY} <= set(fields):
@@ -105,11 +89,7 @@ def check_objects(
 
 
 def _categories(dataset: Dataset, boxes_column: str) -> tuple[int, int, int]:
-    """How many objects there are, and the lowest and the highest of their categories.
-
-    Raises:
-        ValueError: an object has none.
-    """
+    """How many objects there are, lowest and highest of their categories; ValueError where one has none."""
     count, low, high = 0, [], []
     for rows, values in iter_field(dataset, boxes_column, CATEGORY):
         if values.null_count:

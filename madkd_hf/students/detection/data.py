@@ -13,21 +13,20 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ...data.boxes import check_box_format, corners
-from ...data.images import load_image
 from ...data.objects import as_columns
-from ..base.augmentation import chances, image_key
+from ..base.augmentation import Collator, chances, image_key
+from ..base.models import check_has_column
 
 
 LEAST_VISIBLE = 0.4  # an object of which less stays inside the image is no longer there
 
 
-class DetectionCollator:
+class DetectionCollator(Collator):
     """Turns rows with boxes into a batch.
 
     An evaluation batch is what the image processor makes of the images and boxes. Before it, a training batch goes
-    through a horizontal flip, a zoom in or out, and a change of brightness and contrast. What is random follows from
-    the seed, the epoch and the image alone, so that a resumed run, more workers, more processes or other batches see
-    the same images.
+    through a horizontal flip, a zoom in or out, and a change of brightness and contrast; what is random is so as
+    `Collator` says.
 
     Rows hold an image and its objects, one struct of lists, `{"bbox": n boxes, "category": n classes}`, or a list of n
     structs, with `area` and `iscrowd` where known. Crowds, and objects that the image processor leaves out or a zoom
@@ -65,8 +64,7 @@ class DetectionCollator:
         seed: int = 0,
     ):
         check_box_format(box_format)
-        self.image_processor = image_processor
-        self.image_column = image_column
+        super().__init__(image_processor, image_column, seed)
         self.boxes_column = boxes_column
         self.box_format = box_format
         self.num_aspects = num_aspects
@@ -74,12 +72,6 @@ class DetectionCollator:
         self.num_classes = num_classes
         self.pixel_mask = pixel_mask
         self.changes = _changes(horizontal_flip, zoom, brightness) if augment else None
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
-
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch draws other flips and zooms."""
-        self.epoch.fill_(epoch)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """
@@ -98,14 +90,9 @@ class DetectionCollator:
                 category or with one that is none, or columns of different lengths.
             ImportError: augmentation without albumentations.
         """
-        if self.image_column not in rows[0]:
-            raise ValueError(
-                f"The rows have no column {self.image_column!r}, only {sorted(rows[0])}: name the images with "
-                "image_column."
-            )
+        images = self.images(rows)
         if self.changes is not None:
-            self.check_has_objects(rows)
-        images = [load_image(row[self.image_column], self.image_column) for row in rows]
+            check_has_column(rows[0], "these rows", self.boxes_column, "boxes_column")
         if self.boxes_column not in rows[0]:
             return self._processed(images)
         objects = [self._objects(row, image) for row, image in zip(rows, images)]
@@ -126,14 +113,6 @@ class DetectionCollator:
                     label["crowd_boxes"] = torch.from_numpy(crowd["boxes"]).float()
                     label["crowd_labels"] = torch.from_numpy(crowd["category"])
         return batch
-
-    def check_has_objects(self, rows: list[dict[str, Any]]) -> None:
-        """Raise ValueError where the rows have no column of objects."""
-        if self.boxes_column not in rows[0]:
-            raise ValueError(
-                f"Training and evaluation need objects; the rows have no column {self.boxes_column!r}, only "
-                f"{sorted(rows[0])}: name the objects with boxes_column."
-            )
 
     def _processed(self, images: list[Image.Image], annotations: list[dict] | None = None) -> dict[str, Any]:
         options = {} if annotations is None else {"annotations": annotations}

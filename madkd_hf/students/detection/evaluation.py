@@ -10,9 +10,10 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.image_transforms import center_to_corners_format
 
 from ...metrics import AspectAuroc, AspectBce
-from ..models.modeling_madkd_detection import DetectedQueries, queries_of
+from ..base.models import check_has_column
+from ..models.queries_of_madkd import DetectedQueries, queries_of
 from .data import DetectionCollator
-from .metrics import CocoAp
+from .metrics import coco_ap
 
 
 MOST = 100  # detections an image, as COCO counts them
@@ -35,9 +36,9 @@ class SizedCollator:
         Returns:
             The batch, and `orig_sizes` [B, 2], height and width of the images before the image processor.
         """
-        if self.with_labels:
-            self.collator.check_has_objects(rows)
         column = self.collator.boxes_column
+        if self.with_labels:
+            check_has_column(rows[0], "these rows", column, "boxes_column")
         has_objects = column in rows[0]
         if not has_objects:  # as images without objects: it is their labels that tell the sizes
             rows = [{**row, column: None, "aspect_logits": None} for row in rows]
@@ -49,27 +50,14 @@ class SizedCollator:
 
 
 class Frames(NamedTuple):
-    """How the parts of an image that a detector tells become pixels of the original image.
+    """How the parts of an image that a detector tells become pixels of the original image."""
 
-    Attributes:
-        sizes: [B, 2] float64, height and width of what the detector sees, padding included, in original pixels.
-        scales: [B] float64, how many original pixels a pixel is that the detector sees.
-    """
-
-    sizes: torch.Tensor
-    scales: torch.Tensor
+    sizes: torch.Tensor  # [B, 2] float64, height and width of what it sees, padding included, in original pixels
+    scales: torch.Tensor  # [B] float64, how many original pixels a pixel is that it sees
 
 
 def frames_of(inputs: dict[str, Any]) -> Frames:
-    """The frames of a batch.
-
-    Args:
-        inputs: `pixel_values` [B, channels, H, W]; `orig_sizes` [B, 2], or `labels` with `orig_size`; `pixel_mask`
-            [B, H, W] where images may be padded, on the right and below.
-
-    Raises:
-        ValueError: nothing tells the sizes of the original images.
-    """
+    """The frames of a batch; ValueError where neither `orig_sizes` nor the labels tell the sizes of the images."""
     original = inputs.get("orig_sizes")
     if original is None:
         sizes = [label.get("orig_size") for label in inputs.get("labels", [])]
@@ -91,15 +79,9 @@ def frames_of(inputs: dict[str, Any]) -> Frames:
 def detections(outputs: Any, processor: BaseImageProcessor, frames: Frames, level: str) -> list[dict[str, np.ndarray]]:
     """The best `MOST` detections of each image, best first.
 
-    Args:
-        outputs: of `MadkdForObjectDetection`.
-        processor: of the detector; its `post_process_object_detection` says what a score is.
-        frames: of the batch.
-        level: "object" or "image", what the aspects are about.
-
     Returns:
         For each image `boxes` [m, 4] (left, top, right, bottom in pixels of the original image), `scores` [m],
-        `labels` [m], and `aspect_logits`: [m, Q], those of the box's query, or [Q] of the image.
+        `labels` [m], and `aspect_logits`: about objects (`level`) [m, Q], those of the box's query, or [Q].
     """
     logits, boxes, aspects = (
         tensor.float().cpu() for tensor in (outputs.logits, outputs.pred_boxes, outputs.aspect_logits)
@@ -157,7 +139,7 @@ def _beside_crowds(answers: torch.Tensor, label: dict[str, torch.Tensor]) -> tor
 
 
 def detection_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
-    """`CocoAp`, and where the teacher has answered AUROC and BCE of the aspects, over matched objects or over images.
+    """`coco_ap`, and where the teacher has answered AUROC and BCE of the aspects, over matched objects or over images.
 
     Args:
         prediction: predictions are a list of what `detections` returns, about objects with `matched_answers` under
@@ -167,7 +149,7 @@ def detection_metrics(prediction: EvalPrediction) -> dict[str, float | list[floa
         Floats by name, and `per_aspect`: the Q AUROCs behind `aspect_auroc`, where there are targets.
     """
     predicted, truths = prediction.predictions, prediction.label_ids
-    results = CocoAp(keep_in_memory=True).compute(predictions=predicted, references=truths)
+    results = coco_ap(predicted, truths)
     results.pop("per_class")
     pairs = [
         (np.atleast_2d(image.get("matched_aspect_logits", image["aspect_logits"])), np.atleast_2d(target))

@@ -1,19 +1,14 @@
-"""Metrics of a detector, as `evaluate` metrics that need no network."""
+"""Average precision of a detector, as COCO defines it."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
-
-NUMBERS, INTEGERS = datasets.List(datasets.Value("float64")), datasets.List(datasets.Value("int64"))
-BOXES = datasets.List(datasets.List(datasets.Value("float64"), length=4))
 
 STATISTICS = {
     "map": 0,
@@ -26,73 +21,54 @@ STATISTICS = {
 }
 
 
-class CocoAp(evaluate.Metric):
+def coco_ap(
+    predictions: Sequence[dict[str, Any]], references: Sequence[dict[str, Any]], num_classes: int | None = None
+) -> dict[str, Any]:
     """Average precision and recall as COCO defines them (Lin et al., ECCV 2014), by pycocotools itself.
 
-    Predictions, one for each image: `boxes` [m, 4], `scores` [m], `labels` [m]. References, likewise: `boxes` [n, 4],
-    `labels` [n], and where known `iscrowd` [n] and `area` [n] (pixels of the object; that of its box where missing).
-    Boxes are left, top, right, bottom in pixels of the original image.
+    Boxes are left, top, right, bottom in pixels of the original image; lists, arrays or CPU tensors.
 
-    Returns {"map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100": 0..1; "per_class": [C]}:
-    AP over IoU 0.5 to 0.95, at 0.5 and at 0.75, for objects below 32², to 96² and above 96 x 96 pixels, recall with
-    100 boxes an image, and AP of each class. NaN where no reference counts.
+    Args:
+        predictions: for each image `boxes` [m, 4], `scores` [m], `labels` [m].
+        references: for each image `boxes` [n, 4], `labels` [n], and where known `iscrowd` [n] and `area` [n] (pixels
+            of the object; that of its box where missing).
+        num_classes: C; by default up to the highest label.
+
+    Returns:
+        {"map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100": 0..1; "per_class": [C]}: AP over
+        IoU 0.5 to 0.95, at 0.5 and at 0.75, for objects below 32 x 32, to 96 x 96 and above 96 x 96 pixels, recall
+        with 100 boxes an image, and AP of each class. NaN where no reference counts.
 
     Raises:
         ImportError: pycocotools is not installed.
         ValueError: as many boxes as labels and scores were expected.
     """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description="COCO average precision and recall of boxes.",
-            citation="Lin et al., Microsoft COCO: Common Objects in Context, ECCV 2014",
-            inputs_description="predictions: boxes, scores and labels; references: boxes and labels; one per image.",
-            features=datasets.Features(
-                {
-                    "predictions": {"boxes": BOXES, "scores": NUMBERS, "labels": INTEGERS},
-                    "references": {"boxes": BOXES, "labels": INTEGERS, "iscrowd": INTEGERS, "area": NUMBERS},
-                }
-            ),
-        )
-
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Takes arrays and CPU tensors for lists, and references without `iscrowd` or `area`; see the class."""
-        predictions = [_listed(image, ("boxes", "scores", "labels")) for image in predictions]
-        references = [_listed(image, ("boxes", "labels"), ("iscrowd", "area")) for image in references]
-        super().add_batch(predictions=predictions, references=references, **kwargs)
-
-    def add(self, *, prediction=None, reference=None, **kwargs):
-        """One image; see `add_batch`."""
-        self.add_batch(predictions=[prediction], references=[reference], **kwargs)
-
-    def _compute(self, predictions, references, num_classes=None):
-        try:
-            from pycocotools.cocoeval import COCOeval
-        except ImportError as error:
-            raise ImportError('COCO metrics need pycocotools: pip install "madkd_hf[detection]"') from error
-        predictions, references = list(predictions), list(references)
-        if num_classes is None:
-            labels = [label for image in (*predictions, *references) for label in image["labels"]]
-            num_classes = max(labels, default=-1) + 1
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-            run = COCOeval(_coco(references, num_classes), _coco(predictions, num_classes), "bbox")
-            run.evaluate()
-            run.accumulate()
-            run.summarize()
-        results: dict[str, Any] = {name: _nan_if_missing(run.stats[place]) for name, place in STATISTICS.items()}
-        # [IoU, recall, class, object size, boxes an image]
-        results["per_class"] = [_mean(values) for values in np.moveaxis(run.eval["precision"][..., 0, -1], 2, 0)]
-        return results
+    try:
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise ImportError('COCO metrics need pycocotools: pip install "madkd_hf[detection]"') from error
+    predictions = [_listed(image, ("boxes", "scores", "labels")) for image in predictions]
+    references = [_listed(image, ("boxes", "labels"), ("iscrowd", "area")) for image in references]
+    if num_classes is None:
+        labels = [label for image in (*predictions, *references) for label in image["labels"]]
+        num_classes = max(labels, default=-1) + 1
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        run = COCOeval(_coco(references, num_classes), _coco(predictions, num_classes), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    results: dict[str, Any] = {name: _nan_if_missing(run.stats[place]) for name, place in STATISTICS.items()}
+    # [IoU, recall, class, object size, boxes an image]
+    results["per_class"] = [_mean(values) for values in np.moveaxis(run.eval["precision"][..., 0, -1], 2, 0)]
+    return results
 
 
-def _listed(
-    image: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, list | None]:
+def _listed(image: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list]:
     missing = [name for name in required if name not in image]
     if missing:
         raise ValueError(f"An image has no {' and no '.join(missing)}, only {sorted(image)}.")
-    columns = {name: image.get(name) for name in (*required, *optional)}
-    return {name: None if values is None else np.asarray(values).tolist() for name, values in columns.items()}
+    names = [name for name in (*required, *optional) if image.get(name) is not None]
+    return {name: np.asarray(image[name]).tolist() for name in names}
 
 
 def _coco(images: list[dict[str, list]], num_classes: int) -> Any:
@@ -114,21 +90,20 @@ def _coco(images: list[dict[str, list]], num_classes: int) -> Any:
 def _annotations(image_id: int, image: dict[str, list]) -> Iterable[dict[str, Any]]:
     count = len(image["boxes"])
     for name, values in image.items():
-        if values is not None and len(values) != count:
+        if len(values) != count:
             raise ValueError(
                 f"Image {image_id} has {count} boxes, but {len(values)} {name}: expected one for each box."
             )
-    columns = {"area": None, "iscrowd": None, "scores": None} | image
     for i, (left, top, right, bottom) in enumerate(image["boxes"]):
         width, height = right - left, bottom - top
         row = {
             "image_id": image_id,
             "category_id": image["labels"][i],
             "bbox": [left, top, width, height],
-            "area": width * height if columns["area"] is None else columns["area"][i],
-            "iscrowd": 0 if columns["iscrowd"] is None else columns["iscrowd"][i],
+            "area": image["area"][i] if "area" in image else width * height,
+            "iscrowd": image["iscrowd"][i] if "iscrowd" in image else 0,
         }
-        yield row if columns["scores"] is None else {**row, "score": columns["scores"][i]}
+        yield {**row, "score": image["scores"][i]} if "scores" in image else row
 
 
 def _nan_if_missing(value: float) -> float:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from torch import nn
-from transformers import BaseImageProcessor, EvalPrediction
+from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from ...data.columns import check_answers
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS
-from ..base.callbacks import TellEpoch
 from ..base.distilling import DistillingTrainer
+from ..base.models import check_has_column
 from ..base.steps import own_rows
 from ..base.training_args import MadkdTrainingArguments
 from ..losses import Loss, MadkdDetectionLoss
 from ..losses.madkd_detection import objects_of_all_processes
 from ..models.modeling_madkd_detection import MadkdForObjectDetection
-from .checks import check_has_column, check_objects
+from .checks import check_objects
 from .data import DetectionCollator
 from .evaluation import SizedCollator, detection_metrics, detections, frames_of, matched_answers, references
 from .metrics import STATISTICS
@@ -63,9 +61,6 @@ class MadkdDetectionTrainer(DistillingTrainer):
     `boxes` [m, 4] (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and `aspect_logits` [m, Q] or [Q];
     where the rows have objects, `label_ids` is a list of what `evaluation.references` says of them.
 
-    With `push_to_hub=True`, the Hub is asked before training whether a push can succeed, and changed only by the push
-    itself: one commit with the finished student and its card.
-
     Args:
         model: a `MadkdForObjectDetection`.
         args: `MadkdTrainingArguments`.
@@ -89,102 +84,53 @@ class MadkdDetectionTrainer(DistillingTrainer):
     """
 
     metrics = (*STATISTICS, *OF_ASPECTS)
-    _own_metrics = staticmethod(detection_metrics)
+    default_metrics = staticmethod(detection_metrics)
 
-    def __init__(
-        self,
-        model: MadkdForObjectDetection | None = None,
-        args: MadkdTrainingArguments | None = None,
-        data_collator: Callable | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
-        processing_class: BaseImageProcessor | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
-        image_column: str = "image",
-        boxes_column: str = "objects",
-        box_format: str = "coco",
-        loss: Loss | None = None,
-        **kwargs: Any,
-    ):
-        self.image_column, self.boxes_column, self.box_format = image_column, boxes_column, box_format
-        self._own_collator = data_collator is not None
+    def __init__(self, *args: Any, boxes_column: str = "objects", box_format: str = "coco", **kwargs: Any):
+        self.boxes_column, self.box_format = boxes_column, box_format
         self._evaluated: list[list[tuple[dict, dict | None]]] = []  # by batch, by image: prediction and reference
-        super().__init__(
-            model,
-            args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics or detection_metrics,
-            loss=loss,
-            **kwargs,
-        )
-        if self._own_collator:
-            return
-        config = self.model.config
-        settings = {
-            "num_aspects": config.num_aspects,
-            "aspects_per_object": config.aspect_level == "object",
-            "num_classes": config.num_labels,
-        }
-        columns = processing_class, image_column, boxes_column, box_format
-        evaluating = DetectionCollator(*columns, **settings)
-        self.eval_collator = SizedCollator(evaluating, with_labels=True)
-        self.test_collator = SizedCollator(evaluating)
-        if train_dataset is not None:  # evaluation alone does without albumentations
-            self.train_collator = DetectionCollator(
-                *columns,
-                **settings,
-                pixel_mask=self.model.takes_mask,
-                augment=True,
-                horizontal_flip=self.args.horizontal_flip,
-                zoom=_zoom(self.args),
-                seed=self.args.seed,
-            )
-            self.add_callback(TellEpoch(self.train_collator))
+        super().__init__(*args, **kwargs)
 
     def _refuse_unfit(self) -> None:
-        args = self.args
         if not isinstance(self.model, MadkdForObjectDetection):
             raise ValueError(
                 f"MadkdDetectionTrainer needs a MadkdForObjectDetection; received {type(self.model)}: make one of a "
                 "detector with MadkdForObjectDetection.from_detector."
             )
-        if args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
-            raise ValueError(
-                f"The detector {type(self.model.detector).__name__} has no layers for gradient checkpointing: leave "
-                "it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
-            )
-        if args.image_store in ("disk", "device"):
+        if self.args.image_store in ("disk", "device"):
             raise ValueError(
                 f"An image store keeps images of one size, and those of detectors have many; received "
-                f"image_store={args.image_store!r}: leave it at auto, or set none."
+                f"image_store={self.args.image_store!r}: leave it at auto, or set none."
             )
         for name in ("mixup_alpha", "label_smoothing_factor"):
-            if getattr(args, name):
+            if getattr(self.args, name):
                 raise ValueError(
-                    f"A detector's loss has no {name}; received {getattr(args, name)}: leave it at 0, it is for "
+                    f"A detector's loss has no {name}; received {getattr(self.args, name)}: leave it at 0, it is for "
                     "classifiers."
                 )
 
-    def _checked_rows(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
-        if isinstance(dataset, IterableDataset) and dataset.features and with_labels and not self._own_collator:
-            check_has_column(dataset.features, name, self.boxes_column)
-        return super()._checked_rows(dataset, name, with_labels)
+    def _collators(self) -> tuple[DetectionCollator | None, SizedCollator, SizedCollator]:
+        config, args = self.model.config, self.args
+        columns = self.processing_class, self.image_column, self.boxes_column, self.box_format
+        settings = {
+            "num_aspects": config.num_aspects,
+            "aspects_per_object": config.aspect_level == "object",
+            "num_classes": config.num_labels,
+        }
+        training = None
+        if self.train_dataset is not None:  # evaluation alone does without albumentations
+            augmentation = {"horizontal_flip": args.horizontal_flip, "zoom": _zoom(args), "seed": args.seed}
+            training = DetectionCollator(
+                *columns, **settings, pixel_mask=self.model.takes_mask, augment=True, **augmentation
+            )
+        evaluating = DetectionCollator(*columns, **settings)
+        return training, SizedCollator(evaluating, with_labels=True), SizedCollator(evaluating)
 
-    def metric_names(self, rows: Any) -> list[str]:
-        answered = not isinstance(rows, Dataset) or "aspect_logits" in rows.features
-        return [*STATISTICS, *(OF_ASPECTS if self.model.config.num_aspects and answered else [])]
-
-    def _check(self, dataset: Dataset, name: str, with_labels: bool) -> None:
-        """Refuses what the class says, but without labels, as for predictions, no missing objects."""
-        config = self.model.config
-        if not self._own_collator:
-            if (images := dataset.features.get(self.image_column)) is not None:
-                check_image_feature(images, self.image_column, name)
-            check_objects(dataset, name, self.boxes_column, self.box_format, config, with_labels)
-        check_answers(dataset, config.aspect_bank, config.num_aspects, config.aspect_level == "object")
+    def _check_columns(self, dataset: Dataset, name: str, with_labels: bool) -> None:
+        if self.makes_batches:
+            check_has_column(dataset.features, name, self.image_column, "image_column")
+            check_image_feature(dataset.features[self.image_column], self.image_column, name)
+            check_objects(dataset, name, self.boxes_column, self.box_format, self.model.config, with_labels)
 
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch without them. A batch of nothing else keeps an image, as every process takes part in each step."""
@@ -214,12 +160,6 @@ class MadkdDetectionTrainer(DistillingTrainer):
         mean = torch.stack(rows).sum() / len(batches) if rows else torch.zeros(())
         mean = self.accelerator.gather(mean.reshape(1).to(self.accelerator.device)).mean()
         return torch.where(mean > 0, mean, 1.0)
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        if self.args.channels_last:
-            inputs["pixel_values"] = inputs["pixel_values"].contiguous(memory_format=torch.channels_last)
-        return inputs
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         names = ["pixel_values", "labels", *(["pixel_mask"] if self.model.takes_mask else [])]
@@ -274,16 +214,9 @@ class MadkdDetectionTrainer(DistillingTrainer):
             truths = [{name: value for name, value in image.items() if name != "aspect_logits"} for image in truths]
         return list(zip(predictions, truths))
 
-    def _run_evaluation(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None,
-        ignore_keys: list[str] | None,
-        metric_key_prefix: str,
-    ) -> EvalLoopOutput:
+    def _run_evaluation(self, *args: Any, metric_key_prefix: str, **kwargs: Any) -> EvalLoopOutput:
         self._evaluated = []
-        output = super()._run_evaluation(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super()._run_evaluation(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         processes = gather_object([self._evaluated])  # the same steps in each, one batch beside the other
         pairs = [pair for step in zip(*processes) for batch in step for pair in batch]
         self._evaluated = []

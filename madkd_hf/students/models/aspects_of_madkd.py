@@ -95,6 +95,29 @@ class AspectModel(PreTrainedModel):
                 options[name] = True
         return options
 
+    @classmethod
+    def _origin(
+        cls, source: str | Path | PretrainedConfig, bank: Any, pretrained: bool, kwargs: dict[str, Any]
+    ) -> tuple[PretrainedConfig, bool, dict[str, Any], dict[str, Any]]:
+        """What a new student starts from.
+
+        Returns:
+            The configuration of the source, a student or an inner model; whether it has weights to take; what
+            `AspectConfig` is to know of bank and source; and `kwargs` for `from_pretrained`.
+        """
+        origin = {} if bank is None else aspects_of(bank)
+        kwargs = {**kwargs, "trust_remote_code": False}  # a student carries no code but its own
+        if isinstance(source, PretrainedConfig):
+            return source, False, origin, kwargs
+        if not Path(source).is_dir():
+            kwargs["revision"] = commit = model_commit(source, **kwargs)
+            origin |= {"base_model": str(source), "base_model_revision": commit} if pretrained else {}
+        config = inner_config(cls.config_class, source, cls.base_model_prefix, **kwargs)
+        is_student = config.model_type == cls.config_class.model_type
+        if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
+            origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
+        return config, pretrained, origin, kwargs
+
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """The inner model knows how: those of timm do it in a way of their own."""
         getattr(self, self.base_model_prefix)._set_gradient_checkpointing(*args, **kwargs)
@@ -124,11 +147,7 @@ class AspectModel(PreTrainedModel):
 
 
 def build(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
-    """The inner model, with random weights.
-
-    Raises:
-        ImportError: what it needs is not installed, in one sentence.
-    """
+    """The inner model, with random weights; ImportError says what it needs that is not installed."""
     try:
         return auto_class.from_config(config, trust_remote_code=False)
     except ImportError as error:
@@ -138,14 +157,8 @@ def build(auto_class: Any, config: PretrainedConfig) -> PreTrainedModel:
 def inner_config(config_class: type, name: str, what: str, **kwargs: Any) -> PretrainedConfig:
     """The configuration in a folder or on the Hub: of a student, or of a model of transformers.
 
-    Args:
-        config_class: of the students.
-        name: the folder, or the Hub id.
-        what: the model is to be, such as "backbone".
-        kwargs: of `from_pretrained`.
-
     Raises:
-        ValueError: it needs code of its own.
+        ValueError: it needs code of its own; `what` is what the message calls a model that does not.
     """
     content, _ = PretrainedConfig.get_config_dict(name, **kwargs)
     if content.get("model_type") == config_class.model_type:
@@ -206,6 +219,11 @@ def scored_answers(config: AspectConfig, aspect_logits: torch.Tensor) -> list[di
     aspects = zip(config.aspect_ids, config.aspect_questions, scores)
     answers = [{"label": name, "question": question, "score": score} for name, question, score in aspects]
     return sorted(answers, key=lambda answer: -answer["score"])
+
+
+def answer_lines(answers: list[dict[str, Any]]) -> list[str]:
+    """Answers for a terminal, a line each: `  striped wings: 0.93`."""
+    return [f"  {printable(answer['label'])}: {answer['score']:.2f}" for answer in answers]
 
 
 def printable(text: str) -> str:

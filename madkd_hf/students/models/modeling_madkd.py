@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,16 +19,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .aspects_of_madkd import AspectModel, aspects_of, build, inner_config, model_commit, printable, scored_answers
+from .aspects_of_madkd import AspectModel, answer_lines, build, scored_answers
 from .configuration_madkd import MadkdConfig
-
-
-PIPELINES = {
-    "aspect-classification": {
-        "impl": "modeling_madkd.AspectClassificationPipeline",
-        "pt": ["AutoModelForImageClassification"],
-    }
-}
 
 
 @dataclass
@@ -65,7 +56,12 @@ class MadkdForImageClassification(AspectModel):
 
     config_class = MadkdConfig
     base_model_prefix = "backbone"
-    pipelines = PIPELINES
+    pipelines = {
+        "aspect-classification": {
+            "impl": "modeling_madkd.AspectClassificationPipeline",
+            "pt": ["AutoModelForImageClassification"],
+        }
+    }
 
     def __init__(self, config: MadkdConfig):
         super().__init__(config)
@@ -121,18 +117,8 @@ class MadkdForImageClassification(AspectModel):
         Raises:
             ValueError: no image classifier, one with code of its own, or one whose head cannot be widened.
         """
-        origin = {} if bank is None else aspects_of(bank)
-        kwargs["trust_remote_code"] = False  # a student carries no code but its own
-        if isinstance(backbone, PretrainedConfig):
-            config, pretrained = backbone, False
-        else:
-            if not Path(backbone).is_dir():
-                kwargs["revision"] = commit = model_commit(backbone, **kwargs)
-                origin |= {"base_model": str(backbone), "base_model_revision": commit} if pretrained else {}
-            config = config_of(backbone, **kwargs)
+        config, pretrained, origin, kwargs = cls._origin(backbone, bank, pretrained, kwargs)
         is_student = config.model_type == MadkdConfig.model_type
-        if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
-            origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
         id2label = {int(index): name for index, name in id2label.items()}
         label2id = {name: index for index, name in id2label.items()}
         backbone_config = config.backbone_config if is_student else config
@@ -176,8 +162,7 @@ class AspectAnswers(dict):
     """What a student sees in one image; printed, one line per class and per aspect: `striped wings: 0.93`."""
 
     def __str__(self) -> str:
-        lines = {part: [f"  {printable(row['label'])}: {row['score']:.2f}" for row in self[part]] for part in self}
-        return "\n".join("\n".join([part, *part_lines]) for part, part_lines in lines.items())
+        return "\n".join("\n".join([part, *answer_lines(self[part])]) for part in self)
 
 
 class AspectClassificationPipeline(ImageClassificationPipeline):
@@ -195,11 +180,6 @@ class AspectClassificationPipeline(ImageClassificationPipeline):
     def postprocess(self, model_outputs: ModelOutput, **kwargs: Any) -> AspectAnswers:
         aspects = scored_answers(self.model.config, model_outputs["aspect_logits"][0])
         return AspectAnswers(classes=super().postprocess(model_outputs, **kwargs), aspects=aspects)
-
-
-def config_of(backbone: str, **kwargs: Any) -> PretrainedConfig:
-    """The configuration in a folder or on the Hub, see `inner_config`."""
-    return inner_config(MadkdConfig, backbone, "backbone", **kwargs)
 
 
 def check_architecture(config: PretrainedConfig) -> None:

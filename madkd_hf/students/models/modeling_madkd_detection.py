@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
 from transformers import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
     AutoModelForObjectDetection,
-    BaseImageProcessor,
     ObjectDetectionPipeline,
     PretrainedConfig,
     PreTrainedModel,
@@ -26,16 +24,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
-from .aspects_of_madkd import AspectModel, aspects_of, build, inner_config, model_commit, printable, scored_answers
+from .aspects_of_madkd import AspectModel, answer_lines, build, printable, scored_answers
 from .configuration_madkd_detection import MadkdDetectionConfig
+from .queries_of_madkd import queries_of, record_first_matching
 
 
-PIPELINES = {
-    "aspect-detection": {
-        "impl": "modeling_madkd_detection.AspectDetectionPipeline",
-        "pt": ["AutoModelForObjectDetection"],
-    }
-}
 REMEDY = 'pass the id, folder or configuration of a model for AutoModelForObjectDetection, as "PekingU/rtdetr_r18vd"'
 
 
@@ -52,8 +45,7 @@ class MadkdObjectDetectionOutput(ModelOutput):
         matches: which query the detector's own matcher gave to which object in the last layer, when labels were given:
             B pairs of index tensors, into the N queries and into the image's objects. In training, detectors with
             groups of queries (`group_detr`) give each object one query of each group.
-        hidden_states, attentions, encoder_hidden_states, encoder_attentions, decoder_hidden_states,
-        decoder_attentions, cross_attentions: those of them that the detector has, when they were asked for.
+        others: those of them that the detector has, when they were asked for.
     """
 
     loss: torch.FloatTensor | None = None
@@ -87,7 +79,12 @@ class MadkdForObjectDetection(AspectModel):
 
     config_class = MadkdDetectionConfig
     base_model_prefix = "detector"
-    pipelines = PIPELINES
+    pipelines = {
+        "aspect-detection": {
+            "impl": "modeling_madkd_detection.AspectDetectionPipeline",
+            "pt": ["AutoModelForObjectDetection"],
+        }
+    }
 
     def __init__(self, config: MadkdDetectionConfig):
         super().__init__(config)
@@ -121,8 +118,9 @@ class MadkdForObjectDetection(AspectModel):
         mask = {"pixel_mask": pixel_mask} if self.takes_mask and pixel_mask is not None else {}
         about_image = self.config.aspect_level == "image"
         encoder = getattr(self.detector.base_model, "encoder", None) if about_image and mask else None
-        matcher_calls = nullcontext([]) if labels is None else _record_first_matching(self.detector.training)
-        with matcher_calls as matching, _record_encoder_mask(encoder) as encoder_mask:
+        encoder_calls = nullcontext([]) if encoder is None else _record_encoder_mask(encoder)
+        matcher_calls = nullcontext([]) if labels is None else record_first_matching(self.detector.training)
+        with matcher_calls as matching, encoder_calls as encoder_mask:
             outputs = self.detector(pixel_values=pixel_values, labels=labels, return_dict=True, **mask, **options)
         if outputs.logits.shape[-1] - self.config.num_labels not in (0, 1):
             raise ValueError(
@@ -133,7 +131,7 @@ class MadkdForObjectDetection(AspectModel):
         if about_image:
             features = self._pooled(outputs, rows, pixel_values.shape[-2:], pixel_mask, encoder_mask)
         else:
-            features = _states(outputs)[:, -rows:]
+            features = outputs.last_hidden_state[:, -rows:]
         return MadkdObjectDetectionOutput(
             loss=outputs.loss,
             loss_dict=outputs.loss_dict,
@@ -152,17 +150,12 @@ class MadkdForObjectDetection(AspectModel):
         pixel_mask: torch.Tensor | None,
         encoder_mask: list[torch.Tensor],
     ) -> torch.Tensor:
-        """The mean over the positions of the images: [B, width].
+        """[B, width], the mean over the positions of the images.
 
-        Args:
-            rows: N, the number of queries.
-            shape: height and width of the batch, in pixels.
-            pixel_mask: [B, height, width], where the images are.
-            encoder_mask: one [B, positions], where the images are among the encoder's positions, if it was told.
+        `rows` is N, the number of queries, `shape` the batch's height and width in pixels; the masks, [B, height,
+        width] and at most one [B, positions of the encoder], say where the images are.
         """
         features = outputs.get("encoder_last_hidden_state")
-        if features is None and not _joins_patches(self.detector.config):
-            raise ValueError(_lacks("features of the image", self.detector, 'take aspect_level="object"'))
         if isinstance(features, torch.Tensor) and features.ndim == 3:
             positions, mask = features, next(iter(encoder_mask), None)
         else:
@@ -184,7 +177,7 @@ class MadkdForObjectDetection(AspectModel):
         size = self.config.detector_config.patch_size
         sizes = (size, size) if isinstance(size, int) else size
         grid = [pixels // side for pixels, side in zip(shape, sizes)]
-        tokens = _states(outputs)[:, :-rows][:, -grid[0] * grid[1] :]
+        tokens = outputs.last_hidden_state[:, :-rows][:, -grid[0] * grid[1] :]
         return tokens.transpose(1, 2).unflatten(2, grid)
 
     @classmethod
@@ -214,21 +207,13 @@ class MadkdForObjectDetection(AspectModel):
         Raises:
             ValueError: no detector, one with code of its own, or one that has nothing for the aspect head to read.
         """
-        origin = {} if bank is None else aspects_of(bank)
-        kwargs["trust_remote_code"] = False  # a student carries no code but its own
         if isinstance(detector, PretrainedConfig):
-            config, pretrained = copy.deepcopy(detector), False
-        else:
-            if not Path(detector).is_dir():
-                kwargs["revision"] = commit = model_commit(detector, **kwargs)
-                origin |= {"base_model": str(detector), "base_model_revision": commit} if pretrained else {}
-            elif not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
-                raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")
-            config = config_of(detector, **kwargs)
-        is_student = config.model_type == MadkdDetectionConfig.model_type
+            detector = copy.deepcopy(detector)
+        elif Path(detector).is_dir() and not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
+            raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")
+        config, pretrained, origin, kwargs = cls._origin(detector, bank, pretrained, kwargs)
         check_architecture(config, None if isinstance(detector, PretrainedConfig) else str(detector))
-        if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
-            origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
+        is_student = config.model_type == MadkdDetectionConfig.model_type
         config.id2label = {int(index): name for index, name in id2label.items()}
         config.label2id = {name: index for index, name in config.id2label.items()}
         model = cls(
@@ -260,9 +245,10 @@ class AspectDetections(dict):
         lines = []
         for detected in self["objects"]:
             place = ", ".join(str(side) for side in detected["box"].values())
-            lines += [f"{detected['label']}: {detected['score']:.2f} ({place})", *_lines(detected.get("aspects", []))]
-        lines += ["image", *_lines(self["aspects"])] if "aspects" in self else []
-        return "\n".join(map(printable, lines))
+            lines += [f"{printable(detected['label'])}: {detected['score']:.2f} ({place})"]
+            lines += answer_lines(detected.get("aspects", []))
+        lines += ["image", *answer_lines(self["aspects"])] if "aspects" in self else []
+        return "\n".join(lines)
 
 
 class AspectDetectionPipeline(ObjectDetectionPipeline):
@@ -288,40 +274,6 @@ class AspectDetectionPipeline(ObjectDetectionPipeline):
         return AspectDetections(objects=objects)
 
 
-class DetectedQueries(typing.NamedTuple):
-    """What `post_process_object_detection` reads of a detector's outputs."""
-
-    logits: torch.Tensor
-    pred_boxes: torch.Tensor
-
-
-def queries_of(processor: BaseImageProcessor, logits: torch.Tensor, threshold: float) -> list[torch.Tensor]:
-    """Which query each box is from that `post_process_object_detection` gives, in its order.
-
-    A processor does not return query numbers. So it is given boxes whose left edge is the number of their query.
-
-    Args:
-        logits: [B, N, ...] of the queries.
-        threshold: that of the boxes.
-
-    Returns:
-        [m] integers for each image.
-    """
-    numbered_boxes = logits.new_zeros(*logits.shape[:2], 4, dtype=torch.float)
-    numbered_boxes[..., 0] = torch.arange(logits.shape[1])
-    images = processor.post_process_object_detection(DetectedQueries(logits, numbered_boxes), threshold=threshold)
-    return [image["boxes"][:, 0].round().long() for image in images]
-
-
-def _lines(answers: list[dict[str, Any]]) -> list[str]:
-    return [f"  {answer['label']}: {answer['score']:.2f}" for answer in answers]
-
-
-def config_of(detector: str, **kwargs: Any) -> PretrainedConfig:
-    """The configuration in a folder or on the Hub, see `inner_config`."""
-    return inner_config(MadkdDetectionConfig, detector, "detector", **kwargs)
-
-
 def check_architecture(config: PretrainedConfig, name: str | None = None) -> None:
     """Raise ValueError where a model of this configuration is no detector; `name` is what the message calls it."""
     if not isinstance(config, MadkdDetectionConfig) and type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING:
@@ -330,11 +282,8 @@ def check_architecture(config: PretrainedConfig, name: str | None = None) -> Non
 
 
 def _check_outputs(detector: nn.Module, level: str) -> None:
-    """What can be said before the first image, from the class of what the detector's forward says it returns.
-
-    Raises:
-        ValueError: it has no states of queries, or no features of the image.
-    """
+    """Raise ValueError where the class that the detector's forward says it returns has nothing for the aspect head."""
+    joins_patches = hasattr(detector.config, "num_detection_tokens")  # queries run along with the patches (YOLOS)
     annotation = inspect.signature(detector.forward).return_annotation
     for output_class in typing.get_args(annotation) or (annotation,):
         if not (inspect.isclass(output_class) and issubclass(output_class, ModelOutput)):
@@ -342,72 +291,25 @@ def _check_outputs(detector: nn.Module, level: str) -> None:
         fields = output_class.__dataclass_fields__
         if "last_hidden_state" not in fields or "pred_boxes" not in fields:
             raise ValueError(_lacks("states of its queries", detector, 'take a relative of "detr" or "yolos"'))
-        if level == "image" and "encoder_last_hidden_state" not in fields and not _joins_patches(detector.config):
+        if level == "image" and "encoder_last_hidden_state" not in fields and not joins_patches:
             raise ValueError(_lacks("features of the image", detector, 'take aspect_level="object"'))
-
-
-def _joins_patches(config: PretrainedConfig) -> bool:
-    """Queries run along with the patches, whose states come with theirs: YOLOS, and what calls its setting so."""
-    return hasattr(config, "num_detection_tokens")
 
 
 def _lacks(what: str, detector: nn.Module, remedy: str) -> str:
     return f"{type(detector).__name__} gives no {what} for the aspect head to read: {remedy}."
 
 
-def _states(outputs: ModelOutput) -> torch.Tensor:
-    """[B, rows, width]: the last states, those of the queries at the end.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if outputs.get("last_hidden_state") is None:
-        raise ValueError(
-            f"The aspect head reads `last_hidden_state`, the states of the queries, and {type(outputs).__name__} came "
-            'without: take a relative of "detr" or "yolos".'
-        )
-    return outputs.last_hidden_state
-
-
 @contextmanager
-def _record_first_matching(training: bool) -> Iterator[list[tuple[int, list[tuple[torch.Tensor, torch.Tensor]]]]]:
-    """How many queries the first call of a matcher was about, and what it answered; nothing where none is called.
-
-    A detector builds its matcher anew for every loss and keeps what it answers to itself. The loss matches the last
-    layer first, without the queries that stand in front of the others for denoising.
-    """
-    calls = []
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if calls or not type(module).__name__.endswith("HungarianMatcher"):
-            return
-        predictions, targets, *groups = inputs
-        if groups and not training:  # then there is one group, which the losses of LW-DETR and RF-DETR cut up again
-            output = module.forward(predictions, targets, 1)
-        calls.append((predictions["logits"].shape[1], output))
-
-    handle = register_module_forward_hook(note)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _record_encoder_mask(encoder: nn.Module | None) -> Iterator[list[torch.Tensor]]:
-    """The `attention_mask` over its positions that the encoder is given, if any."""
+def _record_encoder_mask(encoder: nn.Module) -> Iterator[list[torch.Tensor | None]]:
+    """The `attention_mask` over its positions that the encoder is given."""
     masks = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("attention_mask") is not None:
-            masks.append(kwargs["attention_mask"])
-
-    handle = None if encoder is None else encoder.register_forward_pre_hook(note, with_kwargs=True)
+    hook = encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs.get("attention_mask")), with_kwargs=True
+    )
     try:
         yield masks
     finally:
-        if handle is not None:
-            handle.remove()
+        hook.remove()
 
 
 MadkdDetectionConfig.register_for_auto_class()

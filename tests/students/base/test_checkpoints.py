@@ -108,7 +108,7 @@ def damage_trials(folder: Path, source: Path, undisturbed, trials: int, seed: in
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, broken_off, undisturbed):
-    assert sum(damage_trials(tmp_path, broken_off, undisturbed, trials=6, seed=1).values()) == 6
+    assert sum(damage_trials(tmp_path, broken_off, undisturbed, trials=3, seed=1).values()) == 3
 
 
 @pytest.mark.slow
@@ -151,17 +151,13 @@ def test_one_without_optimizer_is_never_gone_on_from(tmp_path):
         made(tmp_path).train(resume_from_checkpoint=True)
 
 
-def test_a_plain_trainer_s_checkpoint_is_taken_where_all_its_files_are_there(copy, undisturbed):
-    for record in copy.glob(f"*/{RECORD}"):
-        record.unlink()
-    (copy / "checkpoint-4" / "rng_state.pth").write_bytes((copy / "checkpoint-4" / "rng_state.pth").read_bytes()[:-99])
-    (copy / "checkpoint-3" / "model.safetensors").write_bytes(b"half of it")
+def test_a_checkpoint_without_its_record_is_not_gone_on_from(copy, undisturbed):
+    """One of a plain `Trainer`, or one whose record was lost: nobody knows whether its files are whole."""
+    (copy / "checkpoint-4" / RECORD).unlink()
     found, passed = find_checkpoint(True, copy)
-    assert found == copy / "checkpoint-2"
-    assert "rng_state.pth is damaged" in passed[0] and "model.safetensors is damaged" in passed[1]
-    run = made(copy)
-    run.train(resume_from_checkpoint=True)
-    assert_same_run(run, undisturbed)
+    assert found == copy / "checkpoint-3" and f"{RECORD} is missing" in passed[0]
+    with pytest.raises(ValueError, match=f"{RECORD} is missing; the last whole one is .*checkpoint-3"):
+        find_checkpoint(copy / "checkpoint-4", copy)
 
 
 def test_the_best_checkpoint_that_is_lost_is_said_and_another_becomes_the_best(tmp_path, caplog):
@@ -179,28 +175,26 @@ def test_the_best_checkpoint_that_is_lost_is_said_and_another_becomes_the_best(t
     assert checkpoint_fault(Path(resumed.state.best_model_checkpoint)) is None
 
 
-@pytest.mark.parametrize("how", ["moved", "seen from another folder"])
-def test_the_best_checkpoint_is_found_beside_the_one_that_is_gone_on_from(tmp_path, monkeypatch, caplog, how):
+def test_the_best_checkpoint_is_found_beside_the_one_that_is_gone_on_from(tmp_path, monkeypatch, caplog):
+    """In a folder that was moved, and in one that is seen from another folder."""
     best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
-    settings = {"evaluate": rows(8), "eval_strategy": "steps", "eval_steps": 1, **best}
+    settings = {"evaluate": rows(8), "eval_strategy": "steps", "eval_steps": 1, "max_steps": 4, **best}
     alone = made(tmp_path / "alone", **settings)
     alone.train()
-    assert alone.state.best_global_step < 6
+    assert alone.state.best_global_step < 3
     monkeypatch.chdir(tmp_path)
     run = made(Path("run"), **settings)
-    run.add_callback(StopAfter(6))
+    run.add_callback(StopAfter(3))
     run.train()
-    place = tmp_path / "run"
-    if how == "moved":
-        place = place.rename(tmp_path / "moved")
-    else:
-        (tmp_path / "elsewhere").mkdir()
-        monkeypatch.chdir(tmp_path / "elsewhere")
-    resumed = made(place, **settings)
-    resumed.train(resume_from_checkpoint=True)
-    assert "is lost" not in caplog.text
-    assert Path(resumed.state.best_model_checkpoint) == place / Path(alone.state.best_model_checkpoint).name
-    assert_same_weights(resumed.model, alone.model, atol=1e-6)
+    shutil.copytree("run", "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for place in (tmp_path / "run", (tmp_path / "moved").rename(tmp_path / "moved away")):
+        resumed = made(place, **settings)
+        resumed.train(resume_from_checkpoint=True)
+        assert "is lost" not in caplog.text
+        assert Path(resumed.state.best_model_checkpoint) == place / Path(alone.state.best_model_checkpoint).name
+        assert_same_weights(resumed.model, alone.model, atol=1e-6)
 
 
 # Killed while saving
@@ -286,7 +280,7 @@ def kill_trials(folder: Path, undisturbed, trials: int, seed: int) -> None:
 
 @pytest.mark.xdist_group("killed")
 def test_a_training_killed_while_it_saves_goes_on(tmp_path, undisturbed):
-    kill_trials(tmp_path, undisturbed, trials=3, seed=1)
+    kill_trials(tmp_path, undisturbed, trials=1, seed=1)
 
 
 @pytest.mark.slow
@@ -416,7 +410,7 @@ def test_weights_in_more_files_do_not_stay_beside_those_that_replace_them(tmp_pa
     assert_same_weights(MadkdForImageClassification.from_pretrained(tmp_path), run.model, atol=0)
 
 
-@pytest.mark.parametrize("call", range(8))
+@pytest.mark.parametrize("call", [0, 3, 6])
 def test_a_student_that_is_killed_while_it_is_put_in_place_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, call):
     old = trainer(tmp_path, student())
     old.save_model()

@@ -215,9 +215,8 @@ def held_otherwise(data: Dataset, how: str) -> Dataset:
 HOW = ["decode=False", "paths and bytes", "arrays", "torch", "numpy"]
 
 
-@pytest.mark.parametrize("store", ["auto", "none"])
-@pytest.mark.parametrize("how", HOW)
-def test_a_classifier_learns_from_images_however_they_are_held(tmp_path, how, store):
+@pytest.mark.parametrize(("store", "kinds"), [("auto", HOW), ("none", HOW[:1])])
+def test_a_classifier_learns_from_images_however_they_are_held(tmp_path, store, kinds):
     def run(data):
         # crops of stored images are cut from a smaller copy: without them both are the same
         trainer = classification.trainer(tmp_path, None, data, data, image_store=store, crop_scale=1.0)
@@ -225,7 +224,9 @@ def test_a_classifier_learns_from_images_however_they_are_held(tmp_path, how, st
         return trainer.evaluate()["eval_loss"], trainer.predict(data).metrics["test_loss"]
 
     data = classification.rows(8)
-    assert run(held_otherwise(data, how)) == pytest.approx(run(data), abs=1e-4)
+    expected = run(data)
+    for how in kinds:
+        assert run(held_otherwise(data, how)) == pytest.approx(expected, abs=1e-4), how
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -240,8 +241,7 @@ def test_a_detector_sees_the_same_images_however_they_are_held(how):
     assert all(torch.equal(a["boxes"], b["boxes"]) for a, b in zip(one["labels"], same["labels"]))
 
 
-@pytest.mark.parametrize("how", ["decode=False", "arrays"])
-def test_a_detector_learns_from_images_however_they_are_held(tmp_path, how):
+def test_a_detector_learns_from_images_however_they_are_held(tmp_path):
     pytest.importorskip("albumentations")
 
     def run(data):
@@ -250,7 +250,7 @@ def test_a_detector_learns_from_images_however_they_are_held(tmp_path, how):
         return trainer.evaluate()["eval_loss"]
 
     data = detection.rows(4)
-    assert run(held_otherwise(data, how)) == pytest.approx(run(data), abs=1e-4)
+    assert run(held_otherwise(data, "decode=False")) == pytest.approx(run(data), abs=1e-4)
 
 
 def test_paths_as_text_are_refused_before_training(tmp_path):

@@ -134,7 +134,7 @@ def test_a_label_outside_the_classes_is_refused(bad, message):
 
 
 def test_a_missing_image_column_is_refused():
-    with pytest.raises(ValueError, match=r"no column 'img', only \['image', 'label'\]"):
+    with pytest.raises(ValueError, match=r"no column 'img' .*\['image', 'label'\]: name the images with image_column"):
         collator(image_column="img")(rows())
 
 

@@ -1,15 +1,12 @@
 """The student: an ordinary image classifier with Q more outputs, in every architecture, in every process."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from builders import tiny
-from builders.quick_python import quick_python
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -65,13 +62,17 @@ ARCHITECTURES = {
 }
 
 
+KINDS = ("resnet", "vit", "deit", "levit")  # of heads; the others are run before a release
+EVERY = [pytest.param(name, marks=[] if name in KINDS else pytest.mark.slow) for name in ARCHITECTURES]
+
+
 def student(config: PretrainedConfig, questions: int = 3) -> MadkdForImageClassification:
     bank = tiny.bank(questions) if questions else None
     torch.manual_seed(0)
     model = MadkdForImageClassification.from_backbone(config, CLASSES, bank)
     tiny.widen(model)
     with torch.no_grad():
-        for _ in range(10):  # batch norms see some data
+        for _ in range(4):  # batch norms see some data
             model.train()(torch.randn(4, 3, 32, 32))
     return model.eval()
 
@@ -105,7 +106,7 @@ def saved(tmp_path_factory):
 # Architectures
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY)
 def test_every_architecture_answers_classes_and_aspects_and_survives_saving(name, tmp_path):
     model = student(ARCHITECTURES[name]())
     with torch.no_grad():
@@ -121,7 +122,7 @@ def test_every_architecture_answers_classes_and_aspects_and_survives_saving(name
     assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY)
 def test_to_plain_is_the_transformers_class_with_the_same_class_logits(name, tmp_path):
     model = student(ARCHITECTURES[name]())
     plain = model.to_plain()
@@ -140,7 +141,7 @@ def test_to_plain_is_the_transformers_class_with_the_same_class_logits(name, tmp
     assert_same(outputs(loaded), outputs(model))
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", EVERY)
 def test_from_scratch_starts_with_the_weights_that_transformers_would_draw(name):
     torch.manual_seed(0)
     model = MadkdForImageClassification.from_backbone(ARCHITECTURES[name](), CLASSES, tiny.bank(3))
@@ -161,8 +162,7 @@ def test_timm_architectures_work_where_timm_loads(tmp_path):
 # Building
 
 
-@pytest.mark.parametrize("name", ["vit", "resnet", "deit", "levit"])
-@pytest.mark.parametrize("classes", [2, 4, 7], ids=["other classes", "as many classes", "as many outputs"])
+@pytest.mark.parametrize(("name", "classes"), [("vit", 2), ("deit", 4), ("levit", 7)])  # as many classes, or outputs
 def test_a_pretrained_backbone_keeps_every_weight_but_the_head(tmp_path, name, classes):
     config = MadkdConfig.backbone_config_for(ARCHITECTURES[name]().to_dict(), [f"old {i}" for i in range(classes)])
     pretrained = AutoModelForImageClassification.from_config(config)
@@ -381,7 +381,7 @@ def test_larger_images_where_the_backbone_knows_how(saved):
         model(large)
 
 
-@pytest.mark.parametrize("name", ["resnet", "swin", "vit"])
+@pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_what_a_trainer_says_about_the_loss_does_not_reach_the_backbone(name):
     model, seen = student(ARCHITECTURES[name]()), []
     model.backbone.register_forward_pre_hook(lambda module, args, kwargs: seen.append(set(kwargs)), with_kwargs=True)
@@ -408,52 +408,10 @@ def test_auto_classes_and_pipeline_need_no_trust_where_the_package_is(saved):
     assert sum(answer["score"] for answer in answers) == pytest.approx(1, abs=1e-5)
 
 
-ELSEWHERE = """
-import sys
-sys.modules["madkd_hf"] = None  # whoever imports it fails
-import torch
-from transformers import AutoModelForImageClassification, pipeline
-try:
-    import madkd_hf
-except ImportError:
-    print("the package is not there")
-folder, inputs, image, result = sys.argv[1:]
-model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
-with torch.no_grad():
-    out = model(torch.load(inputs))
-answers = pipeline("image-classification", model=folder, trust_remote_code=True)(image, top_k=9)
-pipeline("aspect-classification", model=folder, trust_remote_code=True)(image)
-torch.save({"logits": out.logits, "aspects": out.aspect_logits, "answers": answers, "class": str(type(model))}, result)
-"""
-
-
 def test_pipelines_know_the_student(saved, capfd):
     for task in ("image-classification", "aspect-classification"):
         pipeline(task, model=str(saved[0]), trust_remote_code=True)
     assert "is not supported" not in "".join(capfd.readouterr())
-
-
-def test_a_saved_student_gives_the_same_logits_where_the_package_is_not(saved, tmp_path):
-    folder, expected = saved
-    inputs, image, result = (tmp_path / name for name in ("inputs.pt", "image.png", "result.pt"))
-    torch.save(pixels(), inputs)
-    tiny.images(1)[0].save(image)
-    done = subprocess.run(
-        [quick_python(), "-c", ELSEWHERE, folder, inputs, image, result],
-        cwd=tmp_path,
-        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "the package is not there" in done.stdout and result.exists(), done.stderr
-    there = torch.load(result)
-    assert "transformers_modules" in there["class"] and "is not supported" not in done.stdout + done.stderr
-    assert_same(there["logits"], expected)
-    assert there["aspects"].shape == (2, 3)
-    here = pipeline("image-classification", model=str(folder))(str(image), top_k=9)
-    assert [answer["label"] for answer in there["answers"]] == [answer["label"] for answer in here]
-    assert [answer["score"] for answer in there["answers"]] == pytest.approx([answer["score"] for answer in here])
 
 
 def test_a_plain_trainer_with_the_usual_metric_sees_an_ordinary_classifier(tmp_path):

@@ -41,7 +41,7 @@ ASPECT_METRICS = {"eval_aspect_auroc", "eval_aspect_bce"}
 # What is logged
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.0, 4.0])
 def test_each_part_of_the_loss_is_logged_and_they_add_up(tmp_path, alpha):
     run = trainer(tmp_path, aspect_alpha=alpha)
     run.train()
@@ -106,8 +106,7 @@ def test_alpha_zero_is_plain_training_step_for_step(tmp_path):
     assert_same_weights(ours.model.to_plain(), plain.model, atol=1e-5)
 
 
-@pytest.mark.parametrize("unlabelled", [(), (1, 2, 9)], ids=["all rows", "some rows without answers"])
-@pytest.mark.parametrize("augmentation", [STILL, {}], ids=["still", "augmented"])
+@pytest.mark.parametrize(("unlabelled", "augmentation"), [((), STILL), ((1, 2, 9), {})], ids=["still", "augmented"])
 def test_four_micro_batches_are_one_batch(tmp_path, unlabelled, augmentation):
     data = rows(32, unlabelled=unlabelled)
     runs = [
@@ -169,7 +168,7 @@ def test_a_split_that_was_not_labelled_evaluates_beside_one_that_was(tmp_path):
     assert "eval_new_aspect_bce" not in result
 
 
-@pytest.mark.parametrize("missing", [range(0, 3), range(0, 8), range(8, 11)], ids=["few", "a batch", "the last batch"])
+@pytest.mark.parametrize("missing", [range(0, 8), range(8, 11)], ids=["a batch", "the last batch"])
 def test_rows_without_answers_may_fill_whole_evaluation_batches(tmp_path, missing):
     result = trainer(tmp_path, evaluate=rows(11, unlabelled=tuple(missing))).evaluate()
     assert CLASS_METRICS | ASPECT_METRICS <= set(result)
@@ -264,13 +263,16 @@ def test_other_column_names(tmp_path):
 # What it survives
 
 
-@pytest.mark.parametrize("step", [2, 3, 4], ids=["early", "before the epoch's end", "between epochs"])
-@pytest.mark.parametrize("settings", [{}, {"gradient_accumulation_steps": 2, "num_train_epochs": 4}], ids=["", "acc"])
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [(4, {}), (3, {"gradient_accumulation_steps": 2, "num_train_epochs": 4})],
+    ids=["between epochs", "accumulated, before an epoch's end"],
+)
 def test_a_resumed_run_continues_the_same_curve(tmp_path, step, settings):
     settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1, **settings}
     dropout = vit()
     dropout.hidden_dropout_prob = 0.2
-    undisturbed = trainer(tmp_path / "whole", student(dropout), **settings)
+    undisturbed = trainer(tmp_path / "whole", student(dropout), **{**settings, "save_strategy": "no"})
     undisturbed.train()
     assert undisturbed.state.global_step == 8
 
@@ -278,7 +280,7 @@ def test_a_resumed_run_continues_the_same_curve(tmp_path, step, settings):
     broken.add_callback(StopAfter(step))
     broken.train()
     assert broken.state.global_step == step
-    resumed = trainer(tmp_path / "broken", student(dropout), **settings)
+    resumed = trainer(tmp_path / "broken", student(dropout), **{**settings, "save_strategy": "no"})
     resumed.train(resume_from_checkpoint=str(tmp_path / "broken" / f"checkpoint-{step}"))
 
     for name in ("loss", "class_loss", "aspect_loss"):
@@ -404,13 +406,20 @@ def test_the_card_takes_what_a_trainer_takes(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"aspect_alpha": -1}, "aspect_alpha .*cannot be negative; received -1: use 0 for plain training"),
+        ({"aspect_alpha": -1}, "aspect_alpha must be .*, 0 for plain training; received -1"),
         ({"aspect_alpha": float("nan")}, "aspect_alpha .*received nan"),
         ({"crop_scale": 0.0}, "crop_scale .*above 0 and at most 1; received 0.0"),
         ({"crop_scale": 1.5}, "crop_scale .*received 1.5"),
         ({"horizontal_flip": 2.0}, "horizontal_flip is a probability, 0 to 1; received 2.0"),
         ({"hub_strategy": "every_save"}, "hub_strategy='every_save' would push unfinished students .*leave it at end"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True would drop .*: leave it False"),
+        ({"lr_milestones": [150, 180], "num_train_epochs": 100}, "must lie between 0 and num_train_epochs=100: scale"),
+        ({"lr_milestones": [1], "max_steps": 10}, "are epochs and max_steps=10 counts steps: set num_train_epochs"),
+        ({"lr_milestones": [1], "warmup_steps": 3}, "warmup_steps=3 would have no effect beside lr_milestones"),
+        ({"lr_milestones": [1], "lr_gamma": -0.1}, "lr_gamma must be above 0 and at most 1; received -0.1"),
+        ({"image_store_scale": 0.5}, "image_store_scale must be at least 1.*; received 0.5"),
+        ({"image_store": "ram"}, r"Unknown image_store 'ram': expected one of \['auto', 'disk'"),
+        ({"mixup_alpha": -1}, "mixup_alpha must be .*, 0 to turn it off; received -1"),
     ],
 )
 def test_bad_arguments_are_refused(tmp_path, settings, message):
@@ -418,24 +427,22 @@ def test_bad_arguments_are_refused(tmp_path, settings, message):
         arguments(tmp_path, **settings)
 
 
-@pytest.mark.parametrize("place", ["train", "evaluate", "evaluate dict", "evaluate later", "predict later"])
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (rows(4, bank=tiny.bank(2)), "answers 2 questions and the model has 3 aspects: use the bank .*aspects.json"),
-        (
-            rows(4, bank=OTHER),
-            f"bank {OTHER.fingerprint} and the model was built for {BANK.fingerprint}.*aspects.json",
-        ),
-        (rows(4).cast_column("label", ClassLabel(names=list("abcde"))), "has 5 classes and the model 4: build the"),
-    ],
-    ids=["length", "fingerprint", "classes"],
-)
-def test_a_dataset_that_does_not_fit_the_model_is_refused(tmp_path, place, data, message):
+LENGTH = rows(4, bank=tiny.bank(2)), "answers 2 questions and the model has 3 aspects: use the bank .*aspects.json"
+BANKS = f"bank {OTHER.fingerprint} and the model was built for {BANK.fingerprint}.*aspects.json"
+FIVE = rows(4).cast_column("label", ClassLabel(names=list("abcde"))), "has 5 classes and the model 4: build the"
+
+
+@pytest.mark.parametrize(("data", "message"), [LENGTH, (rows(4, bank=OTHER), BANKS), FIVE])
+def test_a_dataset_that_does_not_fit_the_model_is_refused(tmp_path, data, message):
     with pytest.raises(ValueError, match=message):
-        if place == "train":
-            trainer(tmp_path, train=data)
-        elif place == "evaluate":
+        trainer(tmp_path, train=data)
+
+
+@pytest.mark.parametrize("place", ["evaluate", "evaluate dict", "evaluate later", "predict later"])
+def test_so_is_one_to_evaluate_or_to_predict(tmp_path, place):
+    data = rows(4, bank=OTHER)
+    with pytest.raises(ValueError, match=BANKS):
+        if place == "evaluate":
             trainer(tmp_path, evaluate=data)
         elif place == "evaluate dict":
             trainer(tmp_path, evaluate={"good": rows(4), "bad": data})
@@ -465,18 +472,6 @@ def test_the_learning_rate_steps_down_after_epochs(tmp_path):
     run = trainer(tmp_path, num_train_epochs=4, lr_milestones=[1, 2.5], lr_gamma=0.1, optim="sgd", learning_rate=1.0)
     run.train()
     assert logged(run, "learning_rate") == pytest.approx([1.0] * 4 + [0.1] * 6 + [0.01] * 6)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"lr_milestones": [150, 180], "num_train_epochs": 100}, "must lie between 0 and num_train_epochs=100: scale"),
-        ({"lr_milestones": [1], "max_steps": 10}, "are epochs and max_steps=10 counts steps: set num_train_epochs"),
-    ],
-)
-def test_milestones_that_do_not_fit_are_refused(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **settings)
 
 
 def test_channels_last_is_a_memory_format_and_nothing_else(tmp_path):
@@ -623,19 +618,6 @@ def test_a_dataset_in_another_format_trains_the_same(tmp_path, store):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"lr_milestones": [1], "warmup_steps": 3}, "warmup_steps"),
-        ({"lr_milestones": [1], "lr_gamma": -0.1}, "lr_gamma"),
-        ({"image_store_scale": 0.5}, "image_store_scale"),
-    ],
-)
-def test_settings_that_say_nothing_are_refused(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message):
-        arguments(tmp_path, **settings)
-
-
 def test_the_card_tells_the_schedule_that_was_used(tmp_path):
     settings = {"lr_milestones": [1, 2], "num_train_epochs": 3, "optim": "sgd", "optim_args": "momentum=0.9"}
     told = arguments(tmp_path, **settings).hyperparameters()
@@ -645,7 +627,7 @@ def test_the_card_tells_the_schedule_that_was_used(tmp_path):
 
 @pytest.mark.parametrize("column", ["image", "label"])
 def test_a_missing_column_is_named(tmp_path, column):
-    with pytest.raises(ValueError, match=f"There is no column '{column}' in the training dataset, which has .*else.*"):
+    with pytest.raises(ValueError, match=f"There is no column '{column}' in the training dataset, only .*else.*"):
         trainer(tmp_path, train=rows().rename_column(column, "else"))
 
 
@@ -656,8 +638,3 @@ def test_batches_without_pixels_are_refused(tmp_path):
     )
     with pytest.raises(ValueError, match="data_collator need `pixel_values`; they have ..labels"):
         made.train()
-
-
-def test_a_negative_mixup_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="mixup_alpha cannot be negative; received -1"):
-        arguments(tmp_path, mixup_alpha=-1)

@@ -267,9 +267,9 @@ def test_bad_rows_raise_with_the_image():
         collator()([row(index=3) | {"objects": [None]}])
     with pytest.raises(ValueError, match="Image 3.*object 1 has the box"):
         collator()([row(boxes=[(0, 0, 5, 5), (0, 0, 500, 5)], index=3)])
-    with pytest.raises(ValueError, match="no column 'image', only .'img'.: name the images with image_column"):
+    with pytest.raises(ValueError, match="no column 'image' .*'img'.: name the images with image_column"):
         collator()([{"img": None}])
-    with pytest.raises(ValueError, match="no column 'objects', only .'image'.: name the objects with boxes_column"):
+    with pytest.raises(ValueError, match="no column 'objects' .*'image'.: name the objects with boxes_column"):
         augmenting()([{"image": row()["image"]}])
     for objects in ({"bbox": [[0, 0, 9, 9]], "label": [1]}, [{"bbox": [0, 0, 9, 9], "label": 1}]):
         with pytest.raises(ValueError, match="no category, only .'bbox', 'label'.: rename their fields"):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +27,10 @@ from builders.detector_training import (
     detector,
     flat,
     rows,
+    tell_the_truth,
     trainer,
 )
 from builders.detectors import ARCHITECTURES, DETR, backbone, grouped
-from builders.quick_python import quick_python
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 from torch.nn import functional as F
 from transformers import (
@@ -45,9 +41,9 @@ from transformers import (
     YolosImageProcessorPil,
 )
 
-from madkd_hf import MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainer, MadkdTrainingArguments
+from madkd_hf import MadkdDetectionTrainer, MadkdForObjectDetection, MadkdTrainer
 from madkd_hf.students.detection.data import DetectionCollator
-from madkd_hf.students.detection.metrics import CocoAp
+from madkd_hf.students.detection.metrics import coco_ap
 from madkd_hf.students.losses.madkd_detection import aspect_loss
 
 
@@ -56,6 +52,10 @@ SOFTMAX = DetrImageProcessorPil(size={"shortest_edge": 40, "longest_edge": 64})
 PARTS = ("detector_loss", "aspect_loss", "loss_ce", "loss_bbox", "loss_giou")
 AP = {f"eval_{name}" for name in ("map", "map_50", "map_75", "map_small", "map_medium", "map_large", "mar_100")}
 ASPECT_METRICS = {"eval_aspect_auroc", "eval_aspect_bce"}
+
+
+def slowly(*names: str) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def still(model: MadkdForObjectDetection, processor=PROCESSOR) -> DetectionCollator:
@@ -71,8 +71,7 @@ def still(model: MadkdForObjectDetection, processor=PROCESSOR) -> DetectionColla
 # What is logged
 
 
-@pytest.mark.parametrize("alpha", [0.0, 4.0])
-@pytest.mark.parametrize("level", ["object", "image"])
+@pytest.mark.parametrize(("level", "alpha"), [("object", 4.0), ("image", 0.0)])
 def test_each_part_of_the_loss_is_logged_and_they_add_up(tmp_path, level, alpha):
     run = trainer(tmp_path, detector(level=level), rows(level=level), aspect_alpha=alpha)
     run.train()
@@ -104,7 +103,7 @@ def test_the_first_logged_losses_are_those_computed_by_hand(tmp_path):
         assert logged(run, name) == pytest.approx([float(outputs.loss_dict[name])], abs=1e-4), name
 
 
-@pytest.mark.parametrize("name", ["rt_detr", "d_fine", "deformable_detr, two stages"])
+@pytest.mark.parametrize("name", ["rt_detr", *slowly("d_fine", "deformable_detr, two stages")])
 def test_detectors_whose_losses_have_more_parts_log_those_of_the_last_layer(tmp_path, name):
     run = trainer(tmp_path, detector(ARCHITECTURES[name]()), rows(4))
     run.train()
@@ -118,7 +117,7 @@ def test_detectors_whose_losses_have_more_parts_log_those_of_the_last_layer(tmp_
 def test_training_learns_boxes_and_aspects(tmp_path):
     data = rows(4)
     run = trainer(
-        tmp_path, detector(ARCHITECTURES["yolos"]()), data, data, num_train_epochs=60, learning_rate=1e-2,
+        tmp_path, detector(ARCHITECTURES["yolos"]()), data, data, num_train_epochs=40, learning_rate=1e-2,
         lr_scheduler_type="constant", crop_scale=1.0, horizontal_flip=0.0, processor=SOFTMAX,
     )  # fmt: skip
     before = run.evaluate()
@@ -147,8 +146,7 @@ def test_a_detector_with_groups_of_queries_logs_and_measures_each_object_once(tm
 # What it equals
 
 
-@pytest.mark.parametrize("level", ["object", "image"])
-@pytest.mark.parametrize("name", ["conditional_detr", "yolos"])
+@pytest.mark.parametrize(("name", "level"), [("conditional_detr", "object"), ("yolos", "image")])
 def test_micro_batches_of_as_many_objects_are_one_batch(tmp_path, name, level):
     config = conditional() if name == "conditional_detr" else ARCHITECTURES[name]()
     data = rows(16, level, unlabelled=(1, 2, 9), objects=(2,))
@@ -221,7 +219,7 @@ def test_predictions_are_what_the_image_processor_makes_image_by_image(tmp_path)
     for known, other in zip(output.label_ids, truth(data)):
         np.testing.assert_allclose(known["boxes"], other["boxes"], atol=1e-4)
         assert known["labels"].tolist() == other["labels"]
-    scores = CocoAp().compute(predictions=expected, references=truth(data))
+    scores = coco_ap(expected, truth(data))
     for name in AP:
         value = output.metrics[name.replace("eval", "test")]
         assert value == pytest.approx(scores[name.removeprefix("eval_")], nan_ok=True, abs=1e-6), name
@@ -230,7 +228,7 @@ def test_predictions_are_what_the_image_processor_makes_image_by_image(tmp_path)
 @pytest.mark.parametrize("level", ["object", "image"])
 def test_evaluation_is_the_same_for_any_batch_size(tmp_path, level):
     data, results = rows(11, level, unlabelled=(2, 10)), []
-    for size in (11, 4, 1):
+    for size in (11, 4):
         model = detector(level=level)
         results.append(trainer(tmp_path, model, rows(level=level), data, per_device_eval_batch_size=size).evaluate())
     for result in results:
@@ -250,31 +248,6 @@ def test_aspect_metrics_are_those_of_matched_objects_or_of_images(tmp_path, leve
         outputs = model.eval()(batch["pixel_values"], labels=batch["labels"])
     assert result["eval_aspect_bce"] == pytest.approx(float(aspect_loss(outputs, batch["labels"], level)), abs=1e-5)
     assert result["eval_loss"] == pytest.approx(float(outputs.loss), abs=1e-4)
-
-
-def tell_the_truth(model: MadkdForObjectDetection, but_for: int = -1) -> list[bool]:
-    """The detector says what its labels say, as parts of the padded image; of as many objects another class.
-
-    Returns:
-        Of each batch from now on, whether it came with a mask.
-    """
-    forward, seen = model.forward, []
-
-    def right(pixel_values, pixel_mask=None, labels=None):
-        outputs = forward(pixel_values=pixel_values, pixel_mask=pixel_mask, labels=labels)
-        seen.append(pixel_mask is not None)
-        for i, label in enumerate(labels):
-            n = len(label["boxes"])
-            outputs.logits[i] = -20.0
-            if outputs.logits.shape[-1] > len(CLASSES):
-                outputs.logits[i, n:, -1] = 20.0
-            classes = (label["class_labels"] + (n == but_for)) % len(CLASSES)
-            outputs.logits[i, torch.arange(n), classes] = 20.0
-            outputs.pred_boxes[i, :n] = label["boxes"]
-        return outputs
-
-    model.forward = right
-    return seen
 
 
 @pytest.mark.parametrize("name", ["detr", "yolos"])
@@ -501,8 +474,7 @@ def test_streams_are_trained_and_measured_on_like_other_datasets(tmp_path, with_
         assert measured[name] == pytest.approx(same[name], nan_ok=True, abs=1e-5), name
 
 
-@pytest.mark.parametrize("with_features", [True, False])
-@pytest.mark.parametrize("place", ["train", "evaluate", "evaluate later"])
+@pytest.mark.parametrize(("place", "with_features"), [("train", True), ("evaluate", False), ("evaluate later", True)])
 def test_a_stream_without_the_column_of_objects_is_refused(tmp_path, place, with_features):
     data = streamed(rows(4).remove_columns("objects"), with_features)
     with pytest.raises(ValueError, match=r"no column 'objects'.* \[.*'image'.*\]: name the objects with boxes_column"):
@@ -526,7 +498,7 @@ def test_batches_without_labels_are_refused_where_they_are_to_be_learnt_from(tmp
 # What it survives
 
 
-@pytest.mark.parametrize("name", ["conditional_detr", "rt_detr"])
+@pytest.mark.parametrize("name", ["conditional_detr", *slowly("rt_detr")])
 def test_a_resumed_run_continues_the_same_curve(tmp_path, name):
     def make(folder):
         config = ConditionalDetrConfig(**DETR | {"dropout": 0.1}, **backbone(3), use_timm_backbone=False)
@@ -626,21 +598,26 @@ MISSING = {
         rows(8, objects=(0, 2)).map(flat),
         "An object in row 1 of .* has the box .*, 0.0., which has no area: expected coco boxes, .*; correct the box",
     ),
-    "column": (rows(4).remove_columns("objects"), "no column 'objects' in the .*, which has .*name the objects with"),
+    "column": (rows(4).remove_columns("objects"), "no column 'objects' in the .*, only .*name the objects with"),
     "objects": (rows(4, objects=(0,)), "None of the 4 images of the .* has an object in the column 'objects': there"),
 }
 
 
-@pytest.mark.parametrize("place", ["train", "evaluate", "evaluate dict", "evaluate later", "predict later"])
 @pytest.mark.parametrize("name", [*REFUSED, *MISSING])
-def test_a_dataset_that_does_not_fit_the_model_is_refused(tmp_path, place, name):
+def test_a_dataset_that_does_not_fit_the_model_is_refused(tmp_path, name):
+    data, message = (REFUSED | MISSING)[name]
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, train=data)
+
+
+@pytest.mark.parametrize("place", ["evaluate", "evaluate dict", "evaluate later", "predict later"])
+@pytest.mark.parametrize("name", ["level", "column"])
+def test_so_is_one_to_evaluate_or_to_predict(tmp_path, place, name):
     if place == "predict later" and name in MISSING:
         return
     data, message = (REFUSED | MISSING)[name]
     with pytest.raises(ValueError, match=message):
-        if place == "train":
-            trainer(tmp_path, train=data)
-        elif place == "evaluate":
+        if place == "evaluate":
             trainer(tmp_path, evaluate=data)
         elif place == "evaluate dict":
             trainer(tmp_path, evaluate={"good": rows(4), "bad": data})
@@ -681,111 +658,3 @@ def test_a_model_a_processor_and_arguments_that_are_none_are_refused(tmp_path):
         trainer(tmp_path, processor=None)
     with pytest.raises(ValueError, match="Evaluation needs the detector's image processor, .*received .*NoneType"):
         trainer(tmp_path, evaluate=rows(4), collator=still(detector()), processor=None).evaluate()
-
-
-# Several processes. This file is also what they run: `runs` in each of them, and in one alone.
-
-
-SIZES = (13, 9, 3, 1)  # in batches of 8: 2 times 4
-
-
-def runs(folder: Path, processes: int) -> dict[str, dict]:
-    """What is logged and measured, by name, with batches of as many rows whatever the number of processes."""
-    found = {}
-
-    def note(name: str, count: int, level: str = "object", **settings) -> None:
-        settings = {"per_device_train_batch_size": 8 // processes, "num_train_epochs": 2, **settings}
-        settings |= {"per_device_eval_batch_size": 8 // processes, "eval_strategy": "epoch"}
-        model = detector(ARCHITECTURES["yolos"]() if name == "yolos" else None, level)
-        objects = (2,) if name == "yolos" else (2, 2, 3, 1, 4, 2, 3)
-        train = rows(count, level, unlabelled=(1, 2, 8, 9, 10), objects=objects)
-        evaluate = rows(8 if name == "yolos" else 13, level, objects=objects)
-        made = trainer(folder / name, model, train, evaluate, **settings)
-        made.train()
-        names = ("loss", *PARTS, "grad_norm", "eval_loss", "eval_map", "eval_map_50", "eval_aspect_bce")
-        found[name] = {key: logged(made, key) for key in names}
-        if name == "a last batch of 5":
-            for size in SIZES:
-                measured = made.evaluate(rows(size, objects=objects))
-                found[f"evaluation of {size}"] = {
-                    key: value for key, value in measured.items() if "second" not in key and "time" not in key
-                }
-            output = made.predict(rows(13).remove_columns("objects"))
-            found["predictions"] = {
-                str(i): sorted(np.concatenate([each["boxes"], each["aspect_logits"]], axis=1).tolist())
-                for i, each in enumerate(output.predictions)  # sorted, as scores are all but equal
-            }
-
-    made = trainer(folder, per_device_eval_batch_size=8 // processes)
-    tell_the_truth(made.model, but_for=2)
-    measured = made.evaluate(rows(13))
-    found["mostly right"] = {name: measured[name] for name in AP if not np.isnan(measured[name])}
-    note("whole batches", 16)
-    note("a last batch of 5", 13)
-    note("a last batch of 3", 11)  # of which one process has none
-    note("images", 13, "image")
-    note("yolos", 16)
-    return found
-
-
-@pytest.fixture(scope="module")
-def of_two(tmp_path_factory) -> list[dict]:
-    """What each of two processes found."""
-    folder = tmp_path_factory.mktemp("two")
-    environment = {
-        **os.environ,
-        "HF_DATASETS_CACHE": str(folder),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-    }
-    launch = ["accelerate.commands.launch", "--config_file", ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"]
-    done = subprocess.run(
-        [quick_python(), "-m", *launch, __file__, folder], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads((folder / f"process-{i}.json").read_text()) for i in range(2)]
-
-
-@pytest.fixture(scope="module")
-def of_one(tmp_path_factory) -> dict:
-    return runs(tmp_path_factory.mktemp("one"), 1)
-
-
-def assert_close(one: dict, other: dict, tolerance: float) -> None:
-    assert set(one) == set(other)
-    for key, value in one.items():
-        np.testing.assert_allclose(value, other[key], atol=tolerance, rtol=tolerance, err_msg=key)
-
-
-@pytest.mark.xdist_group("two detecting processes")
-@pytest.mark.parametrize("name", ["whole batches", "a last batch of 5", "a last batch of 3", "images", "yolos"])
-def test_two_processes_train_as_one_with_the_same_global_batch(of_one, of_two, name):
-    assert len(of_one[name]["loss"]) == 4 and min(of_one[name]["aspect_loss"]) > 0.1
-    assert_close(of_two[0][name], of_one[name], 5e-4)
-    for key in ("loss", "eval_loss", "eval_map", "eval_aspect_bce"):
-        assert of_two[1][name][key] == of_two[0][name][key], key
-
-
-@pytest.mark.xdist_group("two detecting processes")
-def test_two_processes_measure_the_same_precision_over_a_last_batch_of_5(of_one, of_two):
-    assert len(of_one["mostly right"]) > 4 and 0.2 < of_one["mostly right"]["eval_map"] < 0.8
-    assert of_one["mostly right"] == pytest.approx(of_two[0]["mostly right"], abs=1e-9)
-    assert of_two[0]["mostly right"] == of_two[1]["mostly right"]
-
-
-@pytest.mark.xdist_group("two detecting processes")
-@pytest.mark.parametrize("name", [*(f"evaluation of {size}" for size in SIZES), "predictions"])
-def test_two_processes_measure_and_predict_each_image_once(of_one, of_two, name):
-    if name == "predictions":
-        assert len(of_one[name]) == 13
-    else:
-        assert AP | {"eval_loss", "eval_aspect_bce"} <= set(of_one[name])
-    assert_close(of_two[0][name], of_one[name], 1e-3)
-    assert_close(of_two[1][name], of_two[0][name], 1e-6)
-
-
-if __name__ == "__main__":
-    state = MadkdTrainingArguments(sys.argv[1])
-    assert state.world_size == 2
-    measured = runs(Path(sys.argv[1]), state.world_size)
-    Path(sys.argv[1], f"process-{state.process_index}.json").write_text(json.dumps(measured))
