@@ -37,8 +37,7 @@ class Choice:
         rank: 1 for the candidate that was chosen first, and so on; None where it is not kept.
         reason: "kept", "weaker than the kept", "constant", "low mass", "same as X", "opposite of X", "told already by
             X, Y", or "no more than chance", with the ids of kept questions.
-        score: what its answer told, in bits beyond chance, at the time of choice or refusal, see `select_questions`;
-            None where it was refused before.
+        score: what its answer told, in bits beyond chance, when it was chosen or refused; None if refused before.
         redundancy: what of its information beyond chance the questions chosen before had told already, in bits;
             below 0 where they make it tell more. None like `score`.
         told_by: the kept question that tells most of it; None where there was none yet, or `score` is None.
@@ -68,10 +67,8 @@ class Selection:
         choices: one for each candidate, in the order of the candidates.
         bank: the kept questions in order of choice, without provenance.
         asked: how many were to be kept; `len(bank)` is less where fewer are worth anything.
-        images: how many images the choice rests on: those with answers and a class.
-        classes: how many classes these show.
+        images, classes: how many images with answers and a class the choice rests on, and how many classes they show.
         class_bits: entropy of their classes, in bits: all that there is to tell.
-        criterion: see `select_questions`.
     """
 
     choices: tuple[Choice, ...]
@@ -148,8 +145,7 @@ def select_questions(
         logits: [n, N] log-odds of yes; rows with a NaN have no answers and are left out.
         mass: [n, N] probabilities of yes and no together, where known.
         labels: [n] classes, all of one type; None where unknown.
-        bank: the N candidates.
-        keep: Q, how many to keep; fewer are kept where fewer are worth anything, see `Selection.message`.
+        bank: the N candidates, of which `keep` are to be kept.
 
     Raises:
         ValueError: no labels, fewer than two classes, sizes that differ, no question worth anything.

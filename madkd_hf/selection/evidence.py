@@ -57,13 +57,7 @@ class Evidence:
 def evidence_warnings(
     rows: Sequence[QuestionEvidence], unit: str = "image", shown: Callable[[str], str] = terminal
 ) -> list[str]:
-    """One sentence for each kind of trouble, with its remedy.
-
-    Args:
-        rows: of the questions.
-        unit: what these are about, "image" or "object".
-        shown: how a name is written where the sentences are to stand, a function of `madkd_hf.text`.
-    """
+    """One sentence for each kind of trouble, with its remedy; `shown` writes a name for where they are to stand."""
     low = [f"{shown(row.id)} ({row.mass:.2f})" for row in rows if "low mass" in row.notes]
     constant = [f"{shown(row.id)} ({'yes' if row.yes > 0.5 else 'no'})" for row in rows if "constant" in row.notes]
     useless = [shown(row.id) for row in rows if "no more than chance" in row.notes]

@@ -22,15 +22,9 @@ if TYPE_CHECKING:
 
 
 def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: int) -> np.ndarray:
-    """The teacher's mean probability of yes, per class.
+    """The teacher's mean probability of yes for each class: [C, Q], NaN for a class without labelled images.
 
-    Args:
-        labels: [n] class indices.
-        logits: [n, Q] log-odds of yes; rows with a NaN (images without aspects) are ignored.
-        num_classes: C.
-
-    Returns:
-        [C, Q] between 0 and 1, NaN for a class without labelled images.
+    `labels` are [n] class indices; rows of `logits` [n, Q] with a NaN (images without aspects) are ignored.
     """
     labels, logits = np.asarray(labels), np.asarray(logits)
     sums, counts = np.zeros((num_classes, logits.shape[1])), np.zeros((num_classes, 1))

@@ -26,7 +26,6 @@ class QuestionEvidence:
     """What the answers to one question are like; an answer is yes with the probability p = sigmoid(log-odds).
 
     Attributes:
-        id, question: of the aspect.
         images: how many images have an answer.
         mass: mean probability that the teacher put on yes and no together, 0 to 1; None where unknown.
         yes: share of images with yes (log-odds above 0), 0 to 1.
@@ -35,9 +34,8 @@ class QuestionEvidence:
         doubt: mean of the binary entropies of each image's p, in bits: how undecided the teacher is about an image;
             `entropy - doubt` is what the answer tells about the image at all.
         information: what the answer tells about the class, in bits, see `mutual_information`; None without classes.
-        chance: the same with shuffled classes, mean over 20 shuffles: where images are few, chance seems to tell
-            something, and `information` is to be read against it.
-        chance_most: the highest of those shuffles.
+        chance, chance_most: mean and highest of the same with shuffled classes, which `information` is to be read
+            against: where images are few, chance seems to tell something.
         notes: what is wrong: "low mass", "constant", "no more than chance", "same as ID", "opposite of ID".
     """
 
@@ -147,13 +145,12 @@ def question_evidence(
     questions: Sequence[str],
     ids: Sequence[str],
 ) -> list[QuestionEvidence]:
-    """Numbers and notes for each question, in the order of the columns.
+    """Numbers and notes for each of Q questions, in the order of the columns.
 
     Args:
         logits: [n, Q] log-odds of yes, NaN where there is no answer.
         mass: [n, Q] probabilities of yes and no together, where known.
         labels: [n] classes, all of one type, None where unknown; None where there are no classes.
-        questions, ids: Q of each.
 
     Raises:
         ValueError: sizes that differ, or a question without any answer.

@@ -71,16 +71,14 @@ def random_crops(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws a random resized crop and a horizontal flip for each image (the paper's augmentation).
 
-    A crop keeps an area share in `scale`..1 and has an aspect ratio in 3/4..4/3, uniform on a log scale. The first of
-    ten draws that fits into the image is taken, else the largest centred box within those ratios, as torchvision's
-    `RandomResizedCrop` does.
+    A crop keeps an area share in `scale`..1 (1 turns cropping off) and has an aspect ratio in 3/4..4/3, uniform on a
+    log scale. The first of ten draws that fits into the image is taken, else the largest centred box within those
+    ratios, as torchvision's `RandomResizedCrop` does.
 
     Args:
         sizes: [B, 2] width and height of the images, in pixels.
         keys: [B] of the images, see `image_key`.
-        scale: smallest share of the area; 1 turns cropping off.
         flip: probability of mirroring.
-        seed, epoch: other crops for each.
 
     Returns:
         [B, 4] left, top, right, bottom in pixels of the image; [B] whether to mirror.
@@ -113,15 +111,10 @@ def _centred(width: int, height: int) -> tuple[int, int, int, int]:
 def mixup(
     inputs: dict[str, torch.Tensor], alpha: float, draw: np.random.Generator
 ) -> tuple[torch.Tensor, list[tuple[float, dict]]]:
-    """Blends each image with another of its batch (Zhang et al., ICLR 2018).
+    """Blends each image with another of its batch (Zhang et al., ICLR 2018), by a share from Beta(alpha, alpha).
 
     Cross-entropy and BCE are linear in their targets, so the loss of blended targets is the blend of the losses: class
     and aspect targets are mixed alike, and a row without answers adds nothing for its share.
-
-    Args:
-        inputs: a batch; every tensor [B, ...].
-        alpha: of the Beta(alpha, alpha) distribution from which the share is drawn, one for the batch.
-        draw: where the share and the order of the others come from.
 
     Returns:
         Blended `pixel_values` [B, 3, H, W]; (share, batch whose targets count for that share), twice.

@@ -9,7 +9,6 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
@@ -91,13 +90,11 @@ def _check_weights(name: str, files: list[str]) -> None:
 def _files_on_hub(name: str, revision: str | None) -> list[str]:
     """Asked once; where the Hub does not answer, those in the cache."""
     try:
-        validate_repo_id(name)
+        return [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
     except HFValidationError as error:
         raise ValueError(
             f"There is no folder {name}: name a folder that exists, or a Hub id as owner/name."
         ) from error
-    try:
-        return [file.rfilename for file in HfApi().model_info(name, revision=revision).siblings or ()]
     except RepositoryNotFoundError as error:
         raise ValueError(
             f"{name} is neither a folder here nor a model that the Hub shows you: check the spelling, or log in with "

@@ -60,7 +60,7 @@ class SafeTrainer(Trainer):
 
         Raises:
             ValueError: no whole checkpoint to go on from.
-            TrainingDivergedError: at the first step whose loss, gradient or student is not finite.
+            TrainingDivergedError: a loss, a gradient or the trained student is not finite.
             SavingError: a checkpoint could not be written.
         """
         self._resumed_from, self._run = find_start(self.args, resume_from_checkpoint)
@@ -146,11 +146,7 @@ class SafeTrainer(Trainer):
             raise self._diverged(f"{listed(names)} {'is' if len(names) == 1 else 'are'} not finite", step)
 
     def _refuse_outputs(self, inputs: dict[str, Any], error: Exception) -> None:
-        """Say so where an error comes from outputs that are no numbers.
-
-        Raises:
-            TrainingDivergedError: in place of that error.
-        """
+        """Raise TrainingDivergedError in place of an error that comes from outputs that are no numbers."""
         try:
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self._outputs(inputs)
@@ -297,11 +293,7 @@ class SafeTrainer(Trainer):
             self._agree(self._save_error)
 
     def _replace_student(self, folder: Path, state_dict: dict | None) -> None:
-        """Write a student beside the one that is there, and then put each file in its place.
-
-        Where the two differ in their configuration, that is taken away first and comes last: no weights are ever read
-        by another student's configuration.
-        """
+        """Write a student beside the one that is there, and then put each file in its place."""
         written = temporary(folder / "student")
         try:
             super()._save(str(written), state_dict)

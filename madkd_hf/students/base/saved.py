@@ -74,10 +74,10 @@ def _check_outputs(saved: Any, expected: Any, folder: Path) -> None:
 
 
 def put_student_in_place(written: Path, folder: Path) -> None:
-    """Put each file of a whole student in the place of an earlier one's, a configuration that differs last.
+    """Put each file of a whole student in the place of an earlier one's.
 
-    Raises:
-        OSError: what stands there is no student's.
+    Where the two differ in their configuration, that is taken away first and comes last: no weights are ever read by
+    another student's configuration. OSError where what stands there is no student's.
     """
     new, old = written / CONFIG, folder / CONFIG
     names = sorted(path.name for path in written.iterdir())

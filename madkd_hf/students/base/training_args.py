@@ -29,29 +29,17 @@ def _is_one_of_several_on_cpu() -> bool:
 class MadkdTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the weight of the aspect loss, the augmentation, and defaults that fit images.
 
+    Each field has its `help`; of some there is more to say.
+
     Args:
-        aspect_alpha: weight of the aspect loss (paper section 3.3); 0 trains the plain classifier.
-        crop_scale: smallest share of an image's area that a random resized crop keeps, above 0 and at most 1;
-            1 turns cropping off.
-        horizontal_flip: probability of mirroring a training image.
-        mixup_alpha: of the Beta distribution by which each training image is blended with another, and its class and
-            aspects with the other's; 0 turns it off, 0.1 to 0.4 is usual.
-        lr_milestones: epochs after which the learning rate is multiplied by `lr_gamma`, in place of
-            `lr_scheduler_type`; the paper's are 150, 180, 210 of 240.
-        lr_gamma: that factor.
+        aspect_alpha: weight of the aspect loss (paper section 3.3).
+        mixup_alpha: 0.1 to 0.4 is usual.
         image_store: where images are kept that are decoded and resized once, before the first epoch: "disk" (a
             memory-mapped file beside the cached datasets), "device" (that file's content, on the accelerator), "none"
             (they are decoded anew in every epoch), or "auto", the fastest for which there is room. Evaluation images
             are kept on disk, or decoded anew where they cannot be.
-        image_store_scale: side of a stored training image in sides of the student's input, at least 1: what is cropped
-            smaller is scaled up, and is less sharp than a crop of the image itself; more takes more disk and time.
-        channels_last: keep images and kernels in the memory format that convolutions are fastest in on most devices.
-        early_stopping_patience: stop after so many evaluations in a row that did not better `metric_for_best_model`;
-            needs `load_best_model_at_end` and an `eval_strategy`.
-        early_stopping_threshold: by how much it must be better to count.
-        push_plain: what a push publishes: True for the plain model without aspects and without remote code.
-        hub_create_pr: a push opens a pull request.
-        hub_license: the licence in the card of a push, as the Hub calls it.
+        image_store_scale: at least 1; a crop that is scaled up is less sharp than one of the image itself.
+        early_stopping_patience: needs `load_best_model_at_end` and an `eval_strategy`.
     """
 
     aspect_alpha: float = field(

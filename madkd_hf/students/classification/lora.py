@@ -102,12 +102,10 @@ class LoraStudent(PeftModel):
 
 
 def adapt(model: MadkdForImageClassification, peft_config: LoraConfig) -> LoraStudent:
-    """The student with adapters in its backbone; its head is trained in full, all the rest is frozen.
+    """The student, changed in place, with adapters in its backbone; its head is trained in full, the rest is frozen.
 
-    Args:
-        model: changed in place, as peft does.
-        peft_config: `target_modules` are by default all linear layers of the backbone; the head, whatever its name,
-            joins `modules_to_save`.
+    `target_modules` are by default all linear layers of the backbone; the head, whatever its name, joins
+    `modules_to_save`.
 
     Raises:
         ValueError: no student, no LoRA, or no layer that could be adapted; in one sentence.

@@ -123,45 +123,43 @@ class DetectionCollator(Collator):
 
     def _objects(self, row: dict[str, Any], image: Image.Image) -> dict[str, np.ndarray]:
         """The objects of one image; `place` tells them apart whatever is left out later."""
-        fields = as_columns(row[self.boxes_column])
-        if missing := {"bbox", "category"} - set(fields):
-            raise ValueError(
-                f"Image {row.get('image_id', '')!r}: its objects have no {' and no '.join(sorted(missing))}, only "
-                f"{sorted(fields)}: rename their fields, or name another boxes_column."
-            )
         try:
-            boxes = corners(fields["bbox"], self.box_format, image.size)
+            return self._checked_objects(as_columns(row[self.boxes_column]), image.size)
         except ValueError as error:
             raise ValueError(f"Image {row.get('image_id', '')!r}: {error}") from error
-        count = len(boxes)
-        sizes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+
+    def _checked_objects(self, fields: dict[str, list], size: tuple[int, int]) -> dict[str, np.ndarray]:
+        if missing := {"bbox", "category"} - set(fields):
+            raise ValueError(
+                f"its objects have no {' and no '.join(sorted(missing))}, only {sorted(fields)}: rename their fields, "
+                "or name another boxes_column."
+            )
+        boxes = corners(fields["bbox"], self.box_format, size)
         try:
             category = np.array([operator.index(value) for value in fields["category"]], dtype=np.int64)
         except TypeError as error:
             raise ValueError(
-                f"Image {row.get('image_id', '')!r}: its categories are {fields['category']}, expected an integer for "
-                "each object; cast them to a ClassLabel, and leave objects without class out."
+                f"its categories are {fields['category']}, expected an integer for each object; cast them to a "
+                "ClassLabel, and leave objects without class out."
             ) from error
+        sizes = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
         columns = {
             "category": category,
             "area": np.array(_or_default(fields.get("area"), sizes), dtype=np.float64),
-            "iscrowd": np.array(_or_default(fields.get("iscrowd"), [0] * count), dtype=np.int64),
+            "iscrowd": np.array(_or_default(fields.get("iscrowd"), [0] * len(boxes)), dtype=np.int64),
         }
         for name, values in columns.items():
-            if len(values) != count:
+            if len(values) != len(boxes):
                 raise ValueError(
-                    f"Image {row.get('image_id', '')!r} has {count} boxes, but {len(values)} values of {name!r}: "
-                    "expected one for each box."
+                    f"it has {len(boxes)} boxes, but {len(values)} values of {name!r}: expected one for each box."
                 )
-        outside = columns["category"][
-            (columns["category"] < 0) | (columns["category"] >= (self.num_classes or np.inf))
-        ]
+        outside = category[(category < 0) | (category >= (self.num_classes or np.inf))]
         if len(outside):
             raise ValueError(
-                f"Image {row.get('image_id', '')!r}: an object has the category {outside[0]}, which is none of the "
-                f"{self.num_classes} classes: build the model with the dataset's id2label."
+                f"an object has the category {outside[0]}, which is none of the {self.num_classes} classes: build the "
+                "model with the dataset's id2label."
             )
-        return {"boxes": boxes, "place": np.arange(count), **columns}
+        return {"boxes": boxes, "place": np.arange(len(boxes)), **columns}
 
     def _augmented(
         self, image: Image.Image, objects: dict[str, np.ndarray]

@@ -22,9 +22,7 @@ MOST = 100  # detections an image, as COCO counts them
 class SizedCollator:
     """A collator of evaluation batches: they tell the sizes of their images, whether these have objects or not.
 
-    Args:
-        collator: makes the batches; it leaves the pixel mask in, whether the detector takes it or not.
-        with_labels: whether images without a column of objects are refused.
+    Its `collator` leaves the pixel mask in; `with_labels`, images without a column of objects are refused.
     """
 
     def __init__(self, collator: DetectionCollator, with_labels: bool = False):

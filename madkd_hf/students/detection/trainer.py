@@ -45,14 +45,13 @@ class MadkdDetectionTrainer(DistillingTrainer):
 
     What is a mean of what:
         The aspect loss is a mean over all answered objects (or images) of a step, over accumulated batches and all
-        processes: each weighs the same. The detector's loss is what transformers make of a batch, mostly sums divided
-        by the number of its objects, and the step's is the mean over accumulated batches and processes, as in a plain
-        `Trainer`: accumulated batches are one batch exactly where they have equally many objects. DETR, conditional
-        and deformable DETR and YOLOS count the objects of all processes, RT-DETR and D-FINE those of each by itself;
-        and the class loss of DETR and YOLOS is a weighted mean over the queries of one process's batch. So the same
-        global batch has the same loss for any number of processes with conditional and deformable DETR (with at least
-        one object for each process), and with the others where their batches have equally many objects.
-        Rows that only repeat others, so that all processes have as many, never count.
+        processes. The detector's loss is what transformers make of a batch, mostly sums divided by the number of its
+        objects, and the step's is the mean over accumulated batches and processes, as in a plain `Trainer`:
+        accumulated batches are one batch exactly where they have equally many objects. DETR, conditional and
+        deformable DETR and YOLOS count the objects of all processes, RT-DETR and D-FINE those of each by itself; and
+        the class loss of DETR and YOLOS is a weighted mean over the queries of one process's batch. So the same global
+        batch has the same loss for any number of processes with conditional and deformable DETR (with at least one
+        object for each process), and with the others where their batches have equally many objects.
 
     Evaluation tells COCO's metrics of the 100 best boxes an image, in pixels of the original image, and where there
     are targets AUROC and BCE of the aspects against the teacher: of objects, those of the queries that the detector's

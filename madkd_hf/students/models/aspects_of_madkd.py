@@ -76,16 +76,12 @@ class AspectConfig(PretrainedConfig):
 
 
 class AspectModel(PreTrainedModel):
-    """A model around one of transformers, which it calls `base_model_prefix`, with aspects beside its own outputs.
-
-    Attributes:
-        pipelines: what the code that is saved along offers to `pipeline`.
-    """
+    """A model around one of transformers, which it calls `base_model_prefix`, with aspects beside its own outputs."""
 
     main_input_name = "pixel_values"
     # The loss is a mean over the batch: the Trainer has to divide it by the accumulation steps itself.
     accepts_loss_kwargs = False
-    pipelines: dict[str, dict[str, Any]] = {}
+    pipelines: dict[str, dict[str, Any]] = {}  # what the code that is saved along offers to `pipeline`
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """What the inner model's `forward` is given of the options of ours."""

@@ -183,11 +183,7 @@ class AspectClassificationPipeline(ImageClassificationPipeline):
 
 
 def check_architecture(config: PretrainedConfig) -> None:
-    """Refuses what no student can be built on.
-
-    Raises:
-        ValueError: no image classifier, or one that wants more than an image's pixels, or gives no class scores.
-    """
+    """Raise ValueError for no image classifier, or one that wants more than pixels, or gives no class scores."""
     if isinstance(config, MadkdConfig):
         config = config.backbone_config
     if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -217,11 +213,7 @@ def _wrong_head(backbone: nn.Module, received: int | str, expected: int) -> str:
 
 
 def head_parameters(config: PretrainedConfig) -> set[str]:
-    """Names of the tensors with one row per output: those whose shape changes with the number of outputs.
-
-    Raises:
-        ValueError: there are none, or they have another number of rows.
-    """
+    """Names of the tensors with one row per output: those whose shape changes with the number of outputs."""
     shapes = []
     for extra in (0, 1):
         outputs = [str(i) for i in range(config.num_labels + extra)]
