@@ -15,6 +15,8 @@ from builders.classifier_training import assert_same_weights, logged, rows, stud
 from builders.quick_python import quick_python
 
 from madkd_hf import MadkdForImageClassification
+from madkd_hf.cli.outputs import STUDENT
+from madkd_hf.files import own_folder
 from madkd_hf.students.base.finite import TrainingDivergedError, Watch
 from madkd_hf.students.losses import MadkdLoss
 
@@ -144,10 +146,12 @@ def test_a_gradient_scaler_may_leave_steps_out():
     assert watch.read(72) == {"loss": 41}
 
 
+@pytest.mark.parametrize("script", ["train_student", pytest.param("train_detector", marks=pytest.mark.slow)])
 def test_a_command_ends_with_1_and_keeps_the_earlier_student(tmp_path, script):
     """What a user sees; and the student from before still loads."""
     pytest.importorskip("albumentations")
     backbone = tmp_path / "backbone"
+    own_folder(tmp_path / "out", "student", STUDENT)  # as the command marks it
     if script == "train_student":
         rows(40).save_to_disk(tmp_path / "data" / "train")
         student(tiny.resnet(), None).to_plain().save_pretrained(backbone)
