@@ -410,7 +410,7 @@ def test_the_card_takes_what_a_trainer_takes(tmp_path):
         ({"aspect_alpha": float("nan")}, "aspect_alpha .*received nan"),
         ({"crop_scale": 0.0}, "crop_scale .*above 0 and at most 1; received 0.0"),
         ({"crop_scale": 1.5}, "crop_scale .*received 1.5"),
-        ({"horizontal_flip": 2.0}, "horizontal_flip is a probability, 0 to 1; received 2.0"),
+        ({"horizontal_flip": 2.0}, "horizontal_flip must be a probability, 0 to 1; received 2.0"),
         ({"hub_strategy": "every_save"}, "hub_strategy='every_save' would push unfinished students .*leave it at end"),
         ({"remove_unused_columns": True}, "remove_unused_columns=True would drop .*: leave it False"),
         ({"lr_milestones": [150, 180], "num_train_epochs": 100}, "must lie between 0 and num_train_epochs=100: scale"),
