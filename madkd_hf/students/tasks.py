@@ -36,11 +36,6 @@ class Task:
         return self._load(self.model_class)
 
     @property
-    def config(self) -> Any:
-        """The class of its students' configuration."""
-        return self.model.config_class
-
-    @property
     def trainer(self) -> Any:
         """The class of its trainer."""
         return self._load(self.trainer_class)

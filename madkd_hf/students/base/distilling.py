@@ -43,7 +43,10 @@ class DistillingTrainer(Publishing, SafeTrainer):
         `_losses(model, inputs, rows)`: the loss of a batch with its parts, see `Loss`, and the model's outputs.
 
     Args:
-        model, args, data_collator, train_dataset, eval_dataset, processing_class, compute_metrics: of `Trainer`.
+        model, data_collator, compute_metrics: see the task's trainer.
+        args: `MadkdTrainingArguments`.
+        train_dataset, eval_dataset: labelled datasets.
+        processing_class: the student's image processor; it is saved with the model.
         image_column: its name.
         loss: the one to minimise; by default that of `default_loss`.
         kwargs: of `Trainer`.
@@ -216,8 +219,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
         """The batches of a step, and how many rows of a batch count, on average over them and over all processes."""
-        upcoming = itertools.islice(epoch_iterator, num_batches)
-        batches = [self._without_repeats(batch) for batch in upcoming]
+        batches = [self._without_repeats(batch) for batch in itertools.islice(epoch_iterator, num_batches)]
         if not batches:
             return batches, None
         self._logged_steps += 1
@@ -250,8 +252,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
             self._created_lr_scheduler = True
         elif (warmup := self.args.get_warmup_steps(num_training_steps)) >= num_training_steps:
             logger.warning(
-                "The learning rate still warms up when the training ends (%d of %d steps): it never becomes what "
-                "learning_rate says; lower warmup_steps.",
+                "The learning rate still warms up when the training ends (%d of %d steps): lower warmup_steps.",
                 warmup,
                 num_training_steps,
             )
@@ -294,8 +295,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
     ) -> EvalLoopOutput:
         """As usual, and its numbers are kept for the card."""
         output = self._run_evaluation(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
-        rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
-        self._keep_for_card(rows, output, metric_key_prefix)
+        self._keep_for_card(getattr(dataloader.dataset, "rows", dataloader.dataset), output, metric_key_prefix)
         return output
 
     def _run_evaluation(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:

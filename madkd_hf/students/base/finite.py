@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -98,8 +98,3 @@ def diverged(reason: str, step: int | None, learning_rate: float) -> TrainingDiv
         f"The training diverged at step {step}: {reason}, with learning_rate={learning_rate:g}. This student "
         "was not saved; lower learning_rate, or look for images or answers that are no numbers."
     )
-
-
-def listed(names: Sequence[str]) -> str:
-    """The names as a sentence lists them: "a, b and c"."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -26,7 +26,7 @@ from .checkpoints import (
     rotate,
     write_record,
 )
-from .finite import GRADIENT, SKIPS, TrainingDivergedError, Watch, diverged, listed, not_finite
+from .finite import GRADIENT, SKIPS, TrainingDivergedError, Watch, diverged, not_finite
 from .resuming import SavingError, find_start, forget_lost_best, resume_hint, saving_error
 from .saved import put_student_in_place
 
@@ -143,7 +143,7 @@ class SafeTrainer(Trainer):
         failure = self._watch.first_failure(self.state.global_step + 1, self.args.world_size, together)
         if failure:
             names, step = failure
-            raise self._diverged(f"{listed(names)} {'is' if len(names) == 1 else 'are'} not finite", step)
+            raise self._diverged(f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not finite", step)
 
     def _refuse_outputs(self, inputs: dict[str, Any], error: Exception) -> None:
         """Raise TrainingDivergedError in place of an error that comes from outputs that are no numbers."""

@@ -35,23 +35,19 @@ class MadkdTrainer(DistillingTrainer):
     A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone. Rows whose
     image the labelling could not read are left out, with a warning; `predict` then has no prediction for them.
 
-    Args:
+    Args, beside those of `DistillingTrainer`:
         model: a `MadkdForImageClassification`.
-        args: `MadkdTrainingArguments`.
         data_collator: replaces ours; batches then need `pixel_values`, `labels` and, for the aspects,
             `aspect_logits` [B, Q], NaN where unknown.
-        train_dataset, eval_dataset: labelled datasets.
-        processing_class: the student's image processor; it is saved with the model.
         compute_metrics: receives class logits and labels; by default accuracy, top-5, macro-F1, calibration error and,
             where there are targets, the aspects' AUROC and BCE against the teacher.
-        image_column, label_column: names of the columns.
+        label_column: its name.
         peft_config: a `LoraConfig`: the backbone gets adapters (`target_modules`, by default all its linear layers),
             the head is trained in full. `trainer.model` is then a `LoraStudent` around the model given. What is saved
             and published is the merged student, an ordinary one, with the adapter beside it in `adapter/`;
             `trainer.model.merged()` is the same in memory.
         loss: takes the place of cross-entropy and BCE, see `madkd_hf.students.losses.Loss`; aspect_alpha and
             label_smoothing_factor are those of the usual `MadkdLoss`.
-        kwargs: of `Trainer`.
 
     Raises:
         ValueError: aspects that do not fit the model's bank, labels that do not fit its classes, a `hub_strategy`

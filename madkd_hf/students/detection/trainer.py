@@ -60,20 +60,16 @@ class MadkdDetectionTrainer(DistillingTrainer):
     `boxes` [m, 4] (left, top, right, bottom in pixels), `scores` [m], `labels` [m], and `aspect_logits` [m, Q] or [Q];
     where the rows have objects, `label_ids` is a list of what `evaluation.references` says of them.
 
-    Args:
+    Args, beside those of `DistillingTrainer`:
         model: a `MadkdForObjectDetection`.
-        args: `MadkdTrainingArguments`.
         data_collator: replaces ours; batches then need `pixel_values`, where images are padded `pixel_mask`, and
             `labels` as `DetectionCollator` makes them; for `predict` without labels also `orig_sizes` [B, 2].
-        train_dataset, eval_dataset: labelled datasets.
-        processing_class: the detector's image processor; it is saved with the model.
         compute_metrics: receives an `EvalPrediction` of two lists, one entry for each image, see
             `evaluation.detection_metrics`, which it takes the place of.
-        image_column, boxes_column: names of the columns.
+        boxes_column: its name.
         box_format: of the boxes, `coco`, `pascal_voc` or `yolo`.
         loss: takes the place of the detector's loss and BCE, see `madkd_hf.students.losses.Loss`; aspect_alpha is that
             of the usual `MadkdDetectionLoss`.
-        kwargs: of `Trainer`.
 
     Raises:
         ValueError: a model that is no detector of ours, answers that do not fit its bank or level, classes or boxes
