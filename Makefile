@@ -30,7 +30,7 @@ define drop_broken_torchvision
 endef
 
 demo: install  ## the whole path on real images: label, train, compare, report; a few minutes on two cores
-	$(RUN) recipes/compare.py --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
+	$(VENV)/bin/madkd compare --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
 
 test: install  ## all tests but the slow ones
 	$(RUN) -m pytest -n 2 -m "not slow and not gpu"
@@ -55,7 +55,7 @@ teacher: install  ## train the demo's teacher anew, and measure it
 	$(RUN) recipes/easy_vqa/teacher/train_teacher.py
 
 tune: install  ## choose learning rates and alpha on validation images
-	$(RUN) recipes/tune.py --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
+	$(VENV)/bin/madkd tune --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(BOUNDS) runs .pytest_cache .ruff_cache .import_linter_cache *.egg-info

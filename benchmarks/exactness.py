@@ -1,4 +1,4 @@
-"""How far each way of reading is from one plain forward pass per question, for every architecture of the tests.
+"""How far each way of reading is from one forward pass per question, for every architecture of the tests.
 
 Tiny models with random weights, in float32: the largest difference in log-odds over their standard deviation between
 questions. What is in brackets is ruled out by the architecture's configuration; a dash could not be computed.
@@ -37,14 +37,8 @@ def measure(names: list[str]) -> list[dict[str, object]]:
         with torch.inference_mode():
             errors, _ = check(teacher.model, layout, pictures(), teacher.reduce, list(STRATEGIES), 64)
         plan = teacher.prepare(pictures(), bank())
-        rows.append(
-            {
-                "name": name,
-                "errors": errors,
-                "allowed": allowed(teacher.model, layout),
-                "chosen": plan["strategy"],
-            }
-        )
+        own = {"errors": errors, "allowed": allowed(teacher.model, layout), "chosen": plan["strategy"]}
+        rows.append({"name": name, **own})
     return rows
 
 

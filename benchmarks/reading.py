@@ -3,7 +3,7 @@
 Random weights in InternVL's architecture: neither speed nor exactness depends on what they are. Every strategy reads
 the same images in turn, one round after the other; the ratio is the median over rounds of reference time / time, both
 with the mass (the whole vocabulary at each answer) and with image preprocessing, which the reference repeats for each
-question, as a plain loop over questions does.
+question, as a loop over questions does.
 
     python benchmarks/reading.py                              # 8 layers, 512 wide, 256 image tokens, on this CPU
     python benchmarks/reading.py --shape 8b --tiles 13 --device cuda --dtype bfloat16
@@ -39,7 +39,6 @@ from transformers import (
 from madkd_hf import Aspect, AspectBank, AspectTeacher
 from madkd_hf.report import markdown_table
 from madkd_hf.teachers.mllm.layout import encode
-from madkd_hf.teachers.mllm.selfcheck import flops, patches, work
 from madkd_hf.teachers.mllm.strategies import STRATEGIES
 
 
@@ -165,20 +164,6 @@ def seconds(teacher: AspectTeacher, images: list[Image.Image], questions: Aspect
     return (time.perf_counter() - start) / len(images)
 
 
-def dense_rate(device: str, dtype: torch.dtype, size: int = 8192) -> float:
-    """FLOP/s of one large matrix product, the best of ten."""
-    size = size if device.startswith("cuda") else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
-
-
 def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
     torch.manual_seed(0)
     dtype = getattr(torch, args.dtype)
@@ -187,11 +172,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
     images = [Image.fromarray(draw.integers(0, 256, (300, 400, 3), dtype=np.uint8)) for _ in range(args.images)]
     questions = bank(args.questions, args.length, args.shared)
     layout = teacher.layout(questions)
-    inputs = encode(teacher.processor, images[0], layout.texts[0])
-    prefix = inputs["input_ids"].shape[1] - len(layout.suffixes[0])
-    names = args.strategies or list(STRATEGIES)
-    if "full" not in names:
-        names = ["full", *names]
+    prefix = encode(teacher.processor, images[0], layout.texts[0])["input_ids"].shape[1] - len(layout.suffixes[0])
+    names = list(dict.fromkeys(["full", *(args.strategies or STRATEGIES)]))
 
     def choose(name: str) -> None:
         teacher.plan = {"strategy": name, "batch_size": args.batch_size, "errors": {}}
@@ -211,53 +193,31 @@ def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
             bar.update()
     bar.close()
     spread = readings["full"].std(dim=1).mean()
-    rate = dense_rate(args.device, dtype)
-    rows = []
-    for name in names:
-        encoded, tokens, _ = work(name, layout, prefix)
-        each = statistics.median(times[name])
-        operations = flops(name, layout, prefix, teacher.model, patches(inputs, teacher.model))
-        rows.append(
-            {
-                "name": name,
-                "ratio": statistics.median(full / own for full, own in zip(times["full"], times[name])),
-                "images_per_second": 1 / each,
-                "tokens": tokens,
-                "images_encoded": encoded,
-                "tflop": operations / 1e12,
-                "flop_ratio": flops("full", layout, prefix, teacher.model, patches(inputs, teacher.model))
-                / operations,
-                "dense_rate": operations / each / rate,
-                "memory_mib": memory[name],
-                "max_error": float((readings[name] - readings["full"]).abs().max() / spread),
-            }
-        )
+    rows = [
+        {
+            "name": name,
+            "ratio": statistics.median(full / own for full, own in zip(times["full"], times[name])),
+            "images_per_second": 1 / statistics.median(times[name]),
+            "memory_mib": memory[name],
+            "max_error": float((readings[name] - readings["full"]).abs().max() / spread),
+        }
+        for name in names
+    ]
     sizes = [len(suffix) for suffix in layout.suffixes]
     print(
         f"{args.shape} shape, {args.dtype} on {args.device}: {prefix} tokens before the questions part, {len(sizes)} "
         f"questions of {min(sizes)} to {max(sizes)} tokens (mean {np.mean(sizes):.1f}), {args.images} image(s) per "
-        f"reading, batch size {args.batch_size}, {args.rounds} rounds; matrix products: {rate / 1e12:.2f} TFLOP/s."
+        f"reading, batch size {args.batch_size}, {args.rounds} rounds."
     )
     return rows
 
 
 def table(rows: list[dict[str, float | str]]) -> str:
-    head = ["Strategy", "Images/s", "Ratio", "FLOP ratio", "Tokens", "TFLOP", "Dense rate, %", "Memory, MiB", "Error"]
-    body = [
-        [
-            row["name"],
-            f"{row['images_per_second']:.3g}",
-            f"{row['ratio']:.1f}",
-            f"{row['flop_ratio']:.1f}",
-            f"{row['tokens']}",
-            f"{row['tflop']:.3g}",
-            f"{100 * row['dense_rate']:.0f}",
-            f"{row['memory_mib']:.0f}",
-            f"{row['max_error']:.1e}",
-        ]
-        for row in rows
-    ]
-    return markdown_table([head, *body], right=range(1, 9))
+    lines = [["Strategy", "Images/s", "Times faster", "Memory, MiB", "Error"]]
+    for row in rows:
+        numbers = [f"{row['images_per_second']:.3g}", f"{row['ratio']:.1f}", f"{row['memory_mib']:.0f}"]
+        lines.append([row["name"], *numbers, f"{row['max_error']:.1e}"])
+    return markdown_table(lines, right=range(1, 5))
 
 
 def main() -> None:

@@ -78,14 +78,12 @@ def main() -> None:
         print(json.dumps(label(args.one)))
         return
     rows = [measure(count) for count in args.images]
+    print("| Stream | Parquet written, MB | Highest memory, MB | of the first | images/s |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     for row in rows:
         row |= {"name": f"{row['images']:,} images", "ratio": row["peak_mb"] / rows[0]["peak_mb"]}
-    print("| stream        | Parquet written, MB | peak memory, MB | of the first | images/s |")
-    print("| ------------- | ------------------: | --------------: | -----------: | -------: |")
-    for row in rows:
-        speed = row["images"] / row["seconds"]
-        numbers = f"{row['written_mb']:19.0f} | {row['peak_mb']:15.0f} | {row['ratio']:12.2f} | {speed:8.0f}"
-        print(f"| {row['name']:13} | {numbers} |")
+        numbers = f"{row['written_mb']:.0f} | {row['peak_mb']:.0f} | {row['ratio']:.2f}"
+        print(f"| {row['name']} | {numbers} | {row['images'] / row['seconds']:.0f} |")
     if args.json:
         Path(args.json).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 

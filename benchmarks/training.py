@@ -13,7 +13,7 @@ epoch in which the student waits for data. `distilled_step` is the time of a ste
 moves by some 10% on a shared machine, so it takes many pairs.
 
     python benchmarks/training.py                                      # two CPU cores
-    python benchmarks/training.py --device cuda --images 3680 --epochs 24 --rounds 3
+    python benchmarks/training.py --device cuda --images 3680 --rounds 3
 """
 
 from __future__ import annotations
@@ -120,10 +120,7 @@ class Loading:
 
     def __init__(self, rows: Dataset, args: argparse.Namespace, folder: Path):
         self.rows, self.args, self.folder = rows, args, folder
-        self.trainers = {
-            "reference": self.trainer("none"),
-            "store": self.trainer("auto", dataloader_num_workers=0),
-        }
+        self.trainers = {"reference": self.trainer("none"), "store": self.trainer("auto", dataloader_num_workers=0)}
         self.loaders = {name: trainer.get_train_dataloader() for name, trainer in self.trainers.items()}
         transforms = example_transforms()
 
@@ -231,10 +228,10 @@ def one_step(trainer: MadkdTrainer, batch: dict[str, torch.Tensor]) -> None:
 
 def steps(data: Loading, args: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds of a step with and without aspects, on one batch."""
-    trainers = {name: data.trainer("none", name == "distilled") for name in ("plain", "distilled")}
+    trainers = {name: data.trainer("none", name == "distilled") for name in ("base", "distilled")}
     times: dict[str, list[float]] = {name: [] for name in trainers}
     batch = next(data.epoch("store"))
-    batches = {"distilled": batch, "plain": {key: batch[key] for key in ("pixel_values", "labels")}}
+    batches = {"distilled": batch, "base": {key: batch[key] for key in ("pixel_values", "labels")}}
     for trainer in trainers.values():
         trainer.create_optimizer()
         trainer.model.train()
@@ -246,24 +243,6 @@ def steps(data: Loading, args: argparse.Namespace) -> dict[str, list[float]]:
             if repetition > 1:
                 times[name].append(time.perf_counter() - start)
     return times
-
-
-def recipe(data: Loading, args: argparse.Namespace) -> dict[str, float]:
-    """The whole Trainer over some epochs, and a bare loop over one batch that is on the device already."""
-    data.trainer("auto", max_steps=20, dataloader_num_workers=0).train()  # warm up
-    trainer = data.trainer("auto", num_train_epochs=args.epochs, dataloader_num_workers=0)
-    seconds = trainer.train().metrics["train_runtime"]
-    batch = next(data.epoch("store"))
-    trainer.model.train()
-    count = max(len(data.rows) // args.batch_size, 1)
-    for _warm_up in range(2):
-        synchronize(args.device)
-        start = time.perf_counter()
-        for _ in range(count):
-            one_step(trainer, batch)
-        synchronize(args.device)
-    bare = count * args.batch_size / (time.perf_counter() - start)
-    return {"seconds": seconds, "images_per_second": args.epochs * len(data.rows) / seconds, "bare": bare}
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -285,14 +264,11 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             for name in PATHS
         ]
         found[-1]["building_seconds"] = built
-        mean, half = mean_and_half_width(np.log(stepped["distilled"]) - np.log(stepped["plain"]))
+        mean, half = mean_and_half_width(np.log(stepped["distilled"]) - np.log(stepped["base"]))
         ratio, *interval = np.exp([mean, mean - half, mean + half]).tolist()
         distilled = {"name": "distilled_step", "ratio": ratio, "ci95": interval}
         distilled |= {f"{name}_ms": 1000 * statistics.median(times) for name, times in stepped.items()}
         found.append(distilled)
-        if args.epochs:
-            whole = recipe(data, args)
-            found.append({"name": "recipe", "ratio": whole["images_per_second"] / whole["bare"], **whole})
     return found
 
 
@@ -311,18 +287,12 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     ]
     step = named["distilled_step"]
     low, high = step["ci95"]
-    lines = [
-        markdown_table([head, *body], right=range(1, 5)),
+    return (
+        f"{markdown_table([head, *body], right=range(1, 5))}\n"
         f"The store was built in {named['data_path']['building_seconds']:.1f} s. A step of {args.batch_size} images "
-        f"takes {step['plain_ms']:.1f} ms without and {step['distilled_ms']:.1f} ms with {QUESTIONS} aspects: "
-        f"{step['ratio']:.3f} times (geometric mean of {args.pairs} pairs, 95% interval {low:.3f} to {high:.3f}).",
-    ]
-    if whole := named.get("recipe"):
-        lines.append(
-            f"The whole Trainer: {args.epochs} epochs of {args.images} images in {whole['seconds']:.1f} s, "
-            f"{whole['images_per_second']:.0f} images/s; a bare loop on one batch: {whole['bare']:.0f} images/s."
-        )
-    return "\n".join(lines)
+        f"takes {step['base_ms']:.1f} ms without and {step['distilled_ms']:.1f} ms with {QUESTIONS} aspects: "
+        f"{step['ratio']:.3f} times (geometric mean of {args.pairs} pairs, 95% interval {low:.3f} to {high:.3f})."
+    )
 
 
 def main() -> None:
@@ -333,7 +303,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed epochs of each path, loading alone")
     parser.add_argument("--steps", type=int, default=10, help="timed training steps of each path")
     parser.add_argument("--pairs", type=int, default=40, help="timed steps with and without aspects, at least 2")
-    parser.add_argument("--epochs", type=int, default=0, help="of the whole Trainer, beside a bare loop")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")

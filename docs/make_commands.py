@@ -10,8 +10,7 @@ from transformers import TrainingArguments
 
 from madkd_hf import MadkdTrainingArguments
 from madkd_hf.cli.arguments import CommandParser
-from madkd_hf.cli.main import COMMANDS, LAUNCHED
-from madkd_hf.cli.parsers import parser_of
+from madkd_hf.cli.main import COMMANDS, LAUNCHED, parser_of
 from madkd_hf.cli.tasks import command_of
 from madkd_hf.students.tasks import TASKS
 

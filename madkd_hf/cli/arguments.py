@@ -8,21 +8,17 @@ import json
 import os
 import shlex
 import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from huggingface_hub import get_token
 
 from ..data.names import dataset_commit, looks_like_path, similar
-from ..data.problems import FailedOnOtherRankError
-from ..files import disk_is_full
-from ..text import keep_secret, message, show_traceback, terminal_lines
-from .interrupts import leave, stopped_like_ctrl_c
+from ..text import terminal_lines
+from .options import OptionParser
 
 
 if TYPE_CHECKING:
@@ -47,28 +43,40 @@ READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options
 WRITTEN = ("output_dir", "work_dir")
 
 
+def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
+    """A field of a dataclass of options."""
+    metadata = {"help": help} | ({"choices": choices} if choices else {})
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class UnknownKeys(ValueError):
+    """A YAML file has keys that this command does not have; they may be those of another one."""
+
+    def __init__(self, sentence: str, file: Path, content: dict[str, Any], known: set[str]):
+        super().__init__(sentence)
+        self.file, self.content, self.known = file, content, known
+
+
 @dataclass
 class DatasetArguments:
     """Where the images come from."""
 
-    dataset: str = field(
-        default="",
-        metadata={
-            "help": "A dataset id on the Hub, a folder (written by save_to_disk, or with one sub-folder of images per "
-            "class), or module:function for data that comes from a package."
-        },
+    dataset: str = option(
+        "",
+        "A dataset id on the Hub, a folder (written by save_to_disk, or with one sub-folder of images per class), "
+        "or module:function for data that comes from a package.",
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
-    dataset_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of the Hub dataset; pin it to make a run repeatable."}
+    dataset_config: str | None = option(None, "Configuration of the Hub dataset.")
+    dataset_revision: str | None = option(
+        None, "Branch, tag or commit of the Hub dataset; pin it to make a run repeatable."
     )
-    image_column: str = field(default="image", metadata={"help": "The column of images."})
-    limit: int | None = field(
-        default=None,
-        metadata={
-            "help": "Keep N rows of each split, drawn evenly of all classes and always the same; of a stream the "
-            "first ones. A quick look before a long run."
-        },
+    image_column: str = option("image", "The column of images.")
+    limit: int | None = option(
+        None,
+        "Keep N rows of each split, drawn evenly of all classes and always the same; of a stream the first ones. A "
+        "quick look before a long run.",
     )
 
 
@@ -76,15 +84,13 @@ class DatasetArguments:
 class SplitArguments(DatasetArguments):
     """Which rows serve what."""
 
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
-    eval_split: str = field(
-        default="validation",
-        metadata={"help": "The split for every choice; where it is missing, a part of the training images is kept."},
+    train_split: str = option("train", "The split to train on.")
+    eval_split: str = option(
+        "validation", "The split for every choice; where it is missing, a part of the training images is kept."
     )
-    test_split: str = field(default="test", metadata={"help": "The split for the last number, and nothing else."})
-    validation_fraction: float = field(
-        default=0.1,
-        metadata={"help": "Share of the training images kept for validation where there is no such split."},
+    test_split: str = option("test", "The split for the last number, and nothing else.")
+    validation_fraction: float = option(
+        0.1, "Share of the training images kept for validation where there is no such split."
     )
 
 
@@ -92,35 +98,26 @@ class SplitArguments(DatasetArguments):
 class ClassArguments(SplitArguments):
     """What an image shows, as a whole."""
 
-    label_column: str = field(default="label", metadata={"help": "The column of classes."})
-    images_per_class: int | None = field(
-        default=None, metadata={"help": "Draw this many training images of each class, by the seed."}
-    )
+    label_column: str = option("label", "The column of classes.")
+    images_per_class: int | None = option(None, "Draw this many training images of each class, by the seed.")
 
 
 @dataclass
 class BoxArguments:
     """How objects are cut out of their images."""
 
-    box_format: Literal["coco", "pascal_voc", "yolo"] = field(
-        default="coco",
-        metadata={
-            "help": "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, "
-            "bottom), both in pixels, or yolo (centre x, centre y, width, height, 0 to 1)."
-        },
+    box_format: Literal["coco", "pascal_voc", "yolo"] = option(
+        "coco",
+        "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, bottom), both in "
+        "pixels, or yolo (centre x, centre y, width, height, 0 to 1).",
     )
-    box_margin: float = field(
-        default=0.1,
-        metadata={
-            "help": "How much the teacher sees around an object on each side, as a part of the box's width and height."
-        },
+    box_margin: float = option(
+        0.1, "How much the teacher sees around an object on each side, as a part of the box's width and height."
     )
-    box_padding: float | None = field(
-        default=None,
-        metadata={
-            "help": "Put what was cut out in the middle of a white square, with at least this much white on each "
-            "side, as a part of its longer side; by default the teacher sees it as it is."
-        },
+    box_padding: float | None = option(
+        None,
+        "Put what was cut out in the middle of a white square, with at least this much white on each side, as a "
+        "part of its longer side; by default the teacher sees it as it is.",
     )
 
 
@@ -130,14 +127,9 @@ class ObjectArguments(BoxArguments):
 
     _argument_group_name = "objects"
 
-    boxes_column: str = field(
-        default="objects",
-        metadata={"help": "The column of objects, each with its bbox, as detection datasets have it."},
-    )
-    category_field: str = field(
-        default="category", metadata={"help": "The field of the objects that holds their classes."}
-    )
-    scenes: int | None = field(default=None, metadata={"help": "Draw this many training images, by the seed."})
+    boxes_column: str = option("objects", "The column of objects, each with its bbox, as detection datasets have it.")
+    category_field: str = option("category", "The field of the objects that holds their classes.")
+    scenes: int | None = option(None, "Draw this many training images, by the seed.")
 
     @property
     def boxes(self) -> dict[str, Any]:
@@ -147,23 +139,37 @@ class ObjectArguments(BoxArguments):
 
 @dataclass
 class BankArguments:
-    """Who asks and who answers."""
+    """Who asks, who answers, and what happens where nobody can."""
 
-    bank: str | None = field(
-        default=None,
-        metadata={"help": "The questions: an aspects.json, a folder that holds one, or a dataset id on the Hub."},
+    bank: str | None = option(
+        None, "The questions: an aspects.json, a folder that holds one, or a dataset id on the Hub."
     )
-    teacher: str | None = field(
-        default=None, metadata={"help": "The MLLM that answers: any image-text-to-text model, by Hub id or folder."}
+    teacher: str | None = option(None, "The MLLM that answers: any image-text-to-text model, by Hub id or folder.")
+    teacher_revision: str | None = option(None, "Branch, tag or commit of the teacher.")
+    work_dir: str | None = option(
+        None,
+        "The folder of this one labelling job, so that a killed one goes on where it was; another job is refused "
+        "there. By default in the datasets cache, where every job has its own.",
     )
-    teacher_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the teacher."})
-    work_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "The folder of this one labelling job, so that a killed one goes on where it was; another job is "
-            "refused there. By default in the datasets cache, where every job has its own."
-        },
+    on_error: Literal["raise", "skip"] = option(
+        "raise",
+        "What to do about an image that cannot be read, or one of whose boxes cannot be: stop and name it, or "
+        "leave its answers null; training then leaves it out.",
     )
+
+
+@dataclass
+class HubArguments:
+    """How something is published."""
+
+    hub_private_repo: bool = option(True, "Whether a new repo is private.")
+    hub_revision: str | None = option(None, "The branch to commit to; main by default.")
+    hub_create_pr: bool = option(False, "Open a pull request instead of committing.")
+
+    @property
+    def repo_settings(self) -> dict[str, Any]:
+        """What a `HubRepo` has to know of it."""
+        return {"private": self.hub_private_repo, "revision": self.hub_revision, "create_pr": self.hub_create_pr}
 
 
 class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -177,6 +183,11 @@ class CommandParser(HfArgumentParser):
         super().__init__(dataclass_types, description=description, formatter_class=_Help, allow_abbrev=False)
         self.add_argument("--config", metavar="FILE.yaml", help="YAML with any of the options here as keys.")
 
+    @property
+    def names(self) -> set[str]:
+        """Of all options."""
+        return {action.dest for action in self._actions}
+
     def error(self, message: str) -> None:
         """In one sentence, not behind the usage of 150 options."""
         raise ValueError(f"{message}; --help lists all options.")
@@ -184,11 +195,9 @@ class CommandParser(HfArgumentParser):
     def parse(self, args: list[str] | None = None) -> tuple[Any, ...]:
         """One instance of each dataclass; `args` is the command line by default."""
         args = sys.argv[1:] if args is None else args
-        peek = ArgumentParser(add_help=False, allow_abbrev=False)
-        peek.add_argument("--config")
-        config = peek.parse_known_args(args)[0].config
+        config = OptionParser("--config").parse_known_args(args)[0].config
         from_file = [] if config is None else self._read(Path(config).expanduser(), args)
-        *parsed, namespace, unknown = self.parse_args_into_dataclasses(
+        *parsed, _, unknown = self.parse_args_into_dataclasses(
             [*from_file, *args], return_remaining_strings=True, look_for_args_file=False
         )
         if unknown:
@@ -200,17 +209,12 @@ class CommandParser(HfArgumentParser):
                     setattr(options, name, os.path.expanduser(getattr(options, name)))
         return tuple(parsed)
 
-    def check_names(self, argv: list[str], others: set[str]) -> None:
-        """Refuse a mistyped option before the module that knows the `others` is imported.
-
-        Raises:
-            ValueError: an option is neither one of this parser nor among the others.
-        """
-        known = {action.dest for action in self._actions} | others
+    def check_names(self, argv: list[str]) -> None:
+        """Raise ValueError for an option that there is not, whatever the values of the others."""
         for word in argv:
             name = word.partition("=")[0].lstrip("-").replace("-", "_")
-            if word.startswith("--") and name and not known & {name, name.removeprefix("no_")}:
-                raise ValueError(f"Unknown option --{name}{_suggest(name, known)}; --help lists them all.")
+            if word.startswith("--") and name and not self.names & {name, name.removeprefix("no_")}:
+                raise ValueError(f"Unknown option --{name}{self._suggest(name)}; --help lists them all.")
 
     def _read(self, path: Path, args: list[str]) -> list[str]:
         """The options in a file as a command line has them; `args` are those that win over them."""
@@ -224,12 +228,10 @@ class CommandParser(HfArgumentParser):
             raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds {type(content).__name__}: expected lines of `option: value`.")
-        known = {action.dest for action in self._actions}
+        known = self.names
         if unknown := [str(key) for key in content if key not in known]:
-            raise ValueError(
-                _unknown_keys(path, unknown, content, known)
-                or f"Unknown key {unknown[0]!r} in {path}{self._suggest(unknown[0])}; --help lists them all."
-            )
+            sentence = f"Unknown key {unknown[0]!r} in {path}{self._suggest(unknown[0])}; --help lists them all."
+            raise UnknownKeys(sentence, path, content, known)
         for key in READ:
             overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
             if isinstance(content.get(key), str) and not overridden:
@@ -237,28 +239,12 @@ class CommandParser(HfArgumentParser):
         return [token for key, value in content.items() for token in tokens(key, value)]
 
     def _suggest(self, name: str) -> str:
-        return _suggest(name, {action.dest for action in self._actions})
-
-
-def _suggest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
-
-
-def _unknown_keys(path: Path, unknown: list[str], content: dict[str, Any], known: set[str]) -> str | None:
-    """What to say where a file belongs to another command."""
-    from .parsers import command_for
-
-    command, some = command_for(map(str, content), known), ", ".join(unknown[:3])
-    return command and f"{path} has keys of `madkd {command}` ({some}): pass it to that command, or another --config."
+        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(self.names), n=1)
+        return f": did you mean {close[0]!r}?" if close else ""
 
 
 def _beside_config(config: Path, key: str, value: str) -> str:
-    """What an option of a config file names: beside that file, or else from the working directory or the Hub.
-
-    Raises:
-        ValueError: a file or folder that is in neither place.
-    """
+    """What an option of a config file names: beside that file, or else from the working directory or the Hub."""
     beside = config.parent / Path(value).expanduser()
     if value and beside.exists():
         return value if beside == Path(value) else str(beside)
@@ -283,9 +269,6 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     """The dataset that the arguments name, cut to `limit` rows a split; with `streaming`, nothing is downloaded first.
 
     The main process prints what is in it, and what was left out.
-
-    Raises:
-        ValueError: no dataset named, none of that name, or one that can be read in two ways.
     """
     from ..data.embedding import check_files_of_splits
     from ..data.sources import load
@@ -325,37 +308,3 @@ def source(args: DatasetArguments) -> dict[str, str | None]:
 def command_line() -> str:
     """What the user typed, to be typed again."""
     return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call a command's `main`. What a user did wrong is told in one sentence without a traceback, and exits with 1.
-
-    Stopped by a user it exits with 130, by a launcher or a batch system with 143, and says what is kept.
-    MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
-    """
-    sys.excepthook = show_traceback
-    keep_secret(get_token())
-    try:
-        with stopped_like_ctrl_c():
-            main()
-    except FailedOnOtherRankError:  # another worker prints why
-        sys.exit(1)
-    except KeyboardInterrupt as stopped:
-        leave(stopped)
-    except Exception as error:
-        sentence = isinstance(error, (ValueError, OSError, ImportError))
-        if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
-            raise
-        sys.exit(f"error: {message(_full_disk(error) if disk_is_full(error) else error)}")
-
-
-def _full_disk(error: Exception) -> str:
-    """One sentence about a full disk, whichever library met it; our own errors have one already."""
-    text = str(error)
-    if "make room" in text:
-        return text
-    place = getattr(error, "filename", None)
-    return (
-        f"The disk is full{f' at {place}' if place else ''} ({' '.join(text.split())[:200]}): make room there, and "
-        "run the same command again; what was there before is whole."
-    )

@@ -31,7 +31,7 @@ import json
 import math
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import AspectBank
@@ -40,19 +40,9 @@ from ..data.problems import Problems
 from ..files import check_folder, check_output, own_folder, refuse_link
 from ..llm import LLM
 from ..llm.local import LocalLLM, split_gguf
-from ..questions import (
-    MANIFEST,
-    Generated,
-    Plan,
-    Rules,
-    Store,
-    collect_and_select,
-    estimate,
-    open_store,
-    saved_questions,
-)
+from ..questions import MANIFEST, Generated, Plan, Rules, Store, estimate, generate, open_store, saved_questions
 from ..text import counted, terminal
-from .arguments import CommandParser, DatasetArguments, load_splits
+from .arguments import CommandParser, DatasetArguments, load_splits, option
 from .outputs import BANK
 
 
@@ -68,18 +58,14 @@ class ClassNameArguments(DatasetArguments):
 
     _argument_group_name = "classes"
 
-    label_column: str = field(
-        default="label", metadata={"help": "The column of classes in the dataset; a ClassLabel, which has the names."}
+    label_column: str = option("label", "The column of classes in the dataset; a ClassLabel, which has the names.")
+    class_names: list[str] | None = option(
+        None, 'The classes, in place of those of a dataset: "black cat" "white dog" ...'
     )
-    class_names: list[str] | None = field(
-        default=None, metadata={"help": 'The classes, in place of those of a dataset: "black cat" "white dog" ...'}
+    class_names_file: str | None = option(
+        None, "The same from a file: a name on each line, a JSON list, or JSON id2label."
     )
-    class_names_file: str | None = field(
-        default=None, metadata={"help": "The same from a file: a name on each line, a JSON list, or JSON id2label."}
-    )
-    domain: str = field(
-        default="", metadata={"help": 'What the images are, such as "photographs of birds": helps the LLM a lot.'}
-    )
+    domain: str = option("", 'What the images are, such as "photographs of birds": helps the LLM a lot.')
 
 
 @dataclass
@@ -88,27 +74,23 @@ class QuestionArguments:
 
     _argument_group_name = "questions"
 
-    output_dir: str = field(default="", metadata={"help": "The folder of this bank; another task is refused there."})
-    candidates: int = field(default=100, metadata={"help": "N: how many good questions to collect."})
-    keep: int = field(default=50, metadata={"help": "Q: how many of them the LLM selects."})
-    groups: list[str] = field(
-        default_factory=lambda: ["visual", "categorical", "environmental"],
-        metadata={"help": "The kinds of aspects; each request asks for one of them, by turns."},
+    output_dir: str = option("", "The folder of this bank; another task is refused there.")
+    candidates: int = option(100, "N: how many good questions to collect.")
+    keep: int = option(50, "Q: how many of them the LLM selects.")
+    groups: list[str] = option(
+        ["visual", "categorical", "environmental"],
+        "The kinds of aspects; each request asks for one of them, by turns.",
     )
-    per_request: int = field(default=20, metadata={"help": "The most questions to ask for at once."})
-    max_rounds: int | None = field(
-        default=None,
-        metadata={
-            "help": "The most requests for questions in one run; by default three times what is needed at best."
-        },
+    per_request: int = option(20, "The most questions to ask for at once.")
+    max_rounds: int | None = option(
+        None, "The most requests for questions in one run; by default three times what is needed at best."
     )
-    allow_class_names: bool = field(default=False, metadata={"help": "Take questions that name a class."})
-    any_language: bool = field(
-        default=False,
-        metadata={"help": "Take questions of every language; how they begin is looked at in English only."},
+    allow_class_names: bool = option(False, "Take questions that name a class.")
+    any_language: bool = option(
+        False, "Take questions of every language; how they begin is looked at in English only."
     )
-    max_characters: int = field(default=160, metadata={"help": "The longest question, in characters."})
-    max_words: int = field(default=25, metadata={"help": "The longest question, in words."})
+    max_characters: int = option(160, "The longest question, in characters.")
+    max_words: int = option(25, "The longest question, in words.")
 
 
 @dataclass
@@ -117,47 +99,34 @@ class LLMArguments:
 
     _argument_group_name = "LLM"
 
-    llm: str | None = field(
-        default=None,
-        metadata={
-            "help": "The model: a Hub id, what the server of --base_url calls it, or with --local a folder; a .gguf "
-            "file, or owner/repo:file.gguf, is always local."
-        },
+    llm: str | None = option(
+        None,
+        "The model: a Hub id, what the server of --base_url calls it, or with --local a folder; a .gguf file, or "
+        "owner/repo:file.gguf, is always local.",
     )
-    llm_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a local one."})
-    base_url: str | None = field(
-        default=None, metadata={"help": "An OpenAI-compatible server, such as http://localhost:8000/v1."}
+    llm_revision: str | None = option(None, "Branch, tag or commit of a local one.")
+    base_url: str | None = option(None, "An OpenAI-compatible server, such as http://localhost:8000/v1.")
+    local: bool = option(False, "Run the model on this machine, with transformers.")
+    provider: str = option("auto", "Who computes, of Inference Providers: together, groq, ...")
+    api_key_env: str | None = option(
+        None,
+        "The NAME of the environment variable with the key for the server or provider; without, none is sent to "
+        "--base_url, and Inference Providers get your Hub token. It is never written anywhere.",
     )
-    local: bool = field(default=False, metadata={"help": "Run the model on this machine, with transformers."})
-    provider: str = field(
-        default="auto", metadata={"help": "Who computes, of Inference Providers: together, groq, ..."}
+    temperature: float = option(0.7, "Of sampling; lower repeats itself more.")
+    seed: int = option(0, "Of sampling.")
+    max_tokens: int | None = option(
+        None, "The longest answer; by default what the questions take, and 4096 to think on a server."
     )
-    api_key_env: str | None = field(
-        default=None,
-        metadata={
-            "help": "The NAME of the environment variable with the key for the server or provider; without, none is "
-            "sent to --base_url, and Inference Providers get your Hub token. It is never written anywhere."
-        },
-    )
-    temperature: float = field(default=0.7, metadata={"help": "Of sampling; lower repeats itself more."})
-    seed: int = field(default=0, metadata={"help": "Of sampling."})
-    max_tokens: int | None = field(
-        default=None,
-        metadata={"help": "The longest answer; by default what the questions take, and 4096 to think on a server."},
-    )
-    timeout: float = field(default=120.0, metadata={"help": "Seconds that one answer may take."})
-    retries: int = field(default=5, metadata={"help": "How often a request is repeated that a busy server refused."})
-    change_llm: bool = field(
-        default=False, metadata={"help": "Go on with another LLM than the one that the output_dir was begun with."}
-    )
-    dtype: str = field(default="auto", metadata={"help": "What a local one computes in: auto, float32, bfloat16, ..."})
-    device: str | None = field(default=None, metadata={"help": "Where; by default an accelerator, if any."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a local one."})
-    price_in: float | None = field(default=None, metadata={"help": "USD per million tokens read, for the estimate."})
-    price_out: float | None = field(default=None, metadata={"help": "USD per million tokens written."})
-    dry_run: bool = field(
-        default=False, metadata={"help": "Show what it would take, and stop before the first request."}
-    )
+    timeout: float = option(120.0, "Seconds that one answer may take.")
+    retries: int = option(5, "How often a request is repeated that a busy server refused.")
+    change_llm: bool = option(False, "Go on with another LLM than the one that the output_dir was begun with.")
+    dtype: str = option("auto", "What a local one computes in: auto, float32, bfloat16, ...")
+    device: str | None = option(None, "Where; by default an accelerator, if any.")
+    trust_remote_code: bool = option(False, "Run code that comes with a local one.")
+    price_in: float | None = option(None, "USD per million tokens read, for the estimate.")
+    price_out: float | None = option(None, "USD per million tokens written.")
+    dry_run: bool = option(False, "Show what it would take, and stop before the first request.")
 
 
 def main() -> None:
@@ -219,11 +188,7 @@ def check_bank_folder(folder: Path, dataset: str) -> None:
 
 
 def class_names(args: ClassNameArguments) -> list[str]:
-    """The names from the one source that the arguments give.
-
-    Raises:
-        ValueError: no source or several, a file that cannot be read, or a column without names.
-    """
+    """The names from the one source that the arguments give."""
     sources = {
         "--class_names": args.class_names,
         "--class_names_file": args.class_names_file,
@@ -340,7 +305,7 @@ def write_banks(folder: Path, store: Store, llm: LLM, plan: Plan) -> None:
         with store.hold():
             if not (folder / MANIFEST).exists():
                 own_folder(folder, KIND, BANK)
-            result = collect_and_select(store, llm, plan, progress=True)
+            result = generate(store, llm, plan, progress=True)
             result.candidates.save(folder / ALL_FILE)
             result.selected.save(folder / BANK_FILE)
     except KeyboardInterrupt as stopped:

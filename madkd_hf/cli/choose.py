@@ -15,13 +15,13 @@ Or from images that no one has labelled: a teacher answers all candidates about 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..aspects import BANK_FILE, AspectBank
 from . import label as label_command
-from .arguments import CommandParser, DatasetArguments, command_line, load_splits
+from .arguments import CommandParser, DatasetArguments, command_line, load_splits, option
 from .outputs import DATASET, SELECTION, check_place, working_in
 from .teachers import OwnTeacherArguments
 
@@ -39,28 +39,23 @@ class ChooseArguments(OwnTeacherArguments, DatasetArguments):
 
     _argument_group_name = "selection"
 
-    output_dir: str = field(default="", metadata={"help": "The folder for the kept questions and the reasons."})
-    keep: int = field(default=50, metadata={"help": "Q, how many questions to keep; the paper's 50."})
-    splits: list[str] = field(
-        default_factory=lambda: ["train"],
-        metadata={"help": "Splits whose images the choice may see: never those that measure the student."},
+    output_dir: str = option("", "The folder for the kept questions and the reasons.")
+    keep: int = option(50, "Q, how many questions to keep; the paper's 50.")
+    splits: list[str] = option(
+        ["train"], "Splits whose images the choice may see: never those that measure the student."
     )
-    label_column: str = field(default="label", metadata={"help": "The column of classes."})
-    sample: int | None = field(
-        default=None,
-        metadata={"help": "Look at this many images, evenly of all classes; where there are no answers, label them."},
+    label_column: str = option("label", "The column of classes.")
+    sample: int | None = option(
+        None, "Look at this many images, evenly of all classes; where there are no answers, label them."
     )
-    criterion: Literal["cmim", "jmi", "mrmr"] = field(
-        default="cmim",
-        metadata={
-            "help": "What a question tells beyond those chosen before: the one that tells most of it (cmim), on "
-            "average over them (jmi), or less its mean information about them (mrmr)."
-        },
+    criterion: Literal["cmim", "jmi", "mrmr"] = option(
+        "cmim",
+        "What a question tells beyond those chosen before: the one that tells most of it (cmim), on average over "
+        "them (jmi), or less its mean information about them (mrmr).",
     )
-    seed: int = field(default=0, metadata={"help": "Draws the sample."})
-    write_dataset: bool = field(
-        default=False,
-        metadata={"help": "Leave in output_dir all splits of the labelled dataset, with the kept answers alone."},
+    seed: int = option(0, "Draws the sample.")
+    write_dataset: bool = option(
+        False, "Leave in output_dir all splits of the labelled dataset, with the kept answers alone."
     )
 
 
@@ -105,7 +100,7 @@ def answers(args: ChooseArguments, splits: DatasetDict, labelled: bool) -> tuple
     from datasets import DatasetDict, concatenate_datasets
 
     from ..data.columns import ASPECT_COLUMNS
-    from .preflight import sample
+    from .preflight import check_sample
 
     names = [*ASPECT_COLUMNS, args.label_column]
     rows = concatenate_datasets([splits[split] for split in args.splits])
@@ -115,7 +110,7 @@ def answers(args: ChooseArguments, splits: DatasetDict, labelled: bool) -> tuple
     if labelled:
         bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
     else:
-        rows = sample(rows, args)
+        rows = check_sample(rows, args)
         shared = {name: getattr(args, name) for name in DatasetArguments.__dataclass_fields__}
         shared |= vars(args.teacher_arguments())
         label_args = label_command.LabelArguments(**shared, splits=[name], label_column=args.label_column)

@@ -21,10 +21,7 @@ from .comparison.options import CompareArguments, TaskArguments, check_given
 
 
 def parse(args: list[str] | None = None) -> CompareArguments:
-    """
-    Raises:
-        ValueError: a setting that says nothing about the task.
-    """
+    """The options; those that say nothing about the task are refused."""
     compared, compared.objects = CommandParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
     if compared.detects:
         unusable = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]

@@ -29,7 +29,7 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ from ..files import (
     writing,
 )
 from ..text import terminal
-from .arguments import BoxArguments, CommandParser, DatasetArguments, files_from, source
+from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, option, source
 from .outputs import DATASET, check_place, working_in
 from .teachers import TeacherArguments, load_bank_and_teacher
 
@@ -68,57 +68,38 @@ KEPT = "the answers are kept, none is asked twice"
 
 
 @dataclass
-class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments):
+class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, HubArguments):
     """What to label, and how to read the answers."""
 
     _argument_group_name = "labelling"
 
-    output_dir: str = field(default="", metadata={"help": "The folder for the labelled dataset."})
-    splits: list[str] = field(
-        default_factory=lambda: ["train"],
-        metadata={"help": "Splits to label; the others keep null answers, so that all have one schema."},
+    output_dir: str = option("", "The folder for the labelled dataset.")
+    splits: list[str] = option(
+        ["train"], "Splits to label; the others keep null answers, so that all have one schema."
     )
-    label_column: str = field(
-        default="label",
-        metadata={
-            "help": "The classes, if any: only the table of what each question tells about them reads these. With "
-            "--boxes_column, the field of the objects that holds their classes, such as category."
-        },
+    label_column: str = option(
+        "label",
+        "The classes, if any: only the table of what each question tells about them reads these. With "
+        "--boxes_column, the field of the objects that holds their classes, such as category.",
     )
-    boxes_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Ask about every object, not about the whole image: the column of objects with their bbox, as "
-            "detection datasets have it, mostly named objects."
-        },
+    boxes_column: str | None = option(
+        None,
+        "Ask about every object, not about the whole image: the column of objects with their bbox, as detection "
+        "datasets have it, mostly named objects.",
     )
-    streaming: bool = field(
-        default=False,
-        metadata={
-            "help": "Read the dataset as a stream, and leave Parquet files with images and answers in output_dir, one "
-            "after the other: memory stays flat, and nothing is kept in the datasets cache."
-        },
+    streaming: bool = option(
+        False,
+        "Read the dataset as a stream, and leave Parquet files with images and answers in output_dir, one after "
+        "the other: memory stays flat, and nothing is kept in the datasets cache.",
     )
-    shard_size: int = field(
-        default=512,
-        metadata={"help": "Images between two saves: what a kill can cost, and the rows of a Parquet file."},
+    shard_size: int = option(512, "Images between two saves: what a kill can cost, and the rows of a Parquet file.")
+    push_to_hub: bool = option(
+        False, "Publish the labelled dataset, with its bank and a card; log in by `hf auth login` or HF_TOKEN."
     )
-    push_to_hub: bool = field(
-        default=False,
-        metadata={
-            "help": "Publish the labelled dataset, with its bank and a card; log in by `hf auth login` or HF_TOKEN."
-        },
+    hub_dataset_id: str | None = option(None, "Where: owner/name, or a name of your own.")
+    hub_license: str | None = option(
+        None, "The Hub's identifier of a licence; by default that of the source dataset, where it has one."
     )
-    hub_dataset_id: str | None = field(default=None, metadata={"help": "Where: owner/name, or a name of your own."})
-    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
-    hub_license: str | None = field(
-        default=None,
-        metadata={
-            "help": "The Hub's identifier of a licence; by default that of the source dataset, where it has one."
-        },
-    )
-    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
-    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of committing."})
 
 
 def label(args: LabelArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:
@@ -129,20 +110,14 @@ def label(args: LabelArguments, splits: Splits, workers: Workers | None = None) 
     if args.output_dir:
         workers.agree(lambda: check_splits(splits, Path(args.output_dir)))
     bank, teacher = workers.agree(lambda: load_bank_and_teacher(args, workers))
+    same = ("image_column", "splits", "on_error", "shard_size", "boxes_column", *BoxArguments.__dataclass_fields__)
     labelled = attach_aspects(
         splits,
         bank,
         teacher,
-        args.image_column,
-        args.splits,
-        args.work_dir or (args.output_dir if args.streaming else None),
-        args.on_error,
-        args.shard_size,
+        **{name: getattr(args, name) for name in same},
+        work_dir=args.work_dir or (args.output_dir if args.streaming else None),
         distributed=workers.count > 1,
-        boxes_column=args.boxes_column,
-        box_format=args.box_format,
-        box_margin=args.box_margin,
-        box_padding=args.box_padding,
         files_from=files_from(args),
         stream_name=args.dataset if args.streaming else None,
     )
@@ -151,12 +126,7 @@ def label(args: LabelArguments, splits: Splits, workers: Workers | None = None) 
 
 
 def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
-    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete.
-
-    Raises:
-        ValueError: files of a user are in the way; nothing is changed.
-        OSError: it cannot be written.
-    """
+    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete."""
     from datasets import DatasetDict
 
     folder = Path(output_dir)
@@ -248,16 +218,13 @@ def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teac
     print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
     if teacher.summary:
         print(teacher.summary)
-    following = (
-        ""
-        if args.boxes_column
-        else f" Next:\n  madkd train --dataset {shlex.quote(args.output_dir)} --backbone "
-        "microsoft/resnet-18 --output_dir runs/student"
-    )
     print(
         f"{len(bank)} answers for each {unit} of {', '.join(args.splits)} are in {args.output_dir}; what each "
-        f"question is worth, with pictures: {evidence.path}.{following}"
+        f"question is worth, with pictures: {evidence.path}."
     )
+    if not args.boxes_column:
+        student = "--backbone microsoft/resnet-18 --output_dir runs/student"
+        print(f"Next:\n  madkd train --dataset {shlex.quote(args.output_dir)} {student}")
 
 
 def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
@@ -273,10 +240,8 @@ def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
             image_column=args.image_column,
             label_column=args.label_column,
             license=args.hub_license,
-            private=args.hub_private_repo,
-            revision=args.hub_revision,
-            create_pr=args.hub_create_pr,
             work_dir=args.output_dir,
+            **args.repo_settings,
             **objects,
         )
     except HubError:
@@ -297,9 +262,7 @@ def check_hub(args: LabelArguments) -> None:
         return
     if args.hub_dataset_id is None:
         raise ValueError("No name for the dataset on the Hub given: pass --hub_dataset_id owner/name.")
-    HubRepo(args.hub_dataset_id, "dataset", revision=args.hub_revision, create_pr=args.hub_create_pr).check(
-        args.hub_license
-    )
+    HubRepo(args.hub_dataset_id, "dataset", **args.repo_settings).check(args.hub_license)
 
 
 def check(args: LabelArguments) -> None:
@@ -321,12 +284,12 @@ def check(args: LabelArguments) -> None:
 def main() -> None:
     (args,) = CommandParser(LabelArguments, description=__doc__).parse()
     from ..labelling import Workers
-    from .preflight import labelling
+    from .preflight import check_labelling
 
     workers = Workers.of_launch()
     with contextlib.ExitStack() as stack:
         try:
-            splits = labelling(args, workers, partial(check, args), partial(check_hub, args))
+            splits = check_labelling(args, workers, partial(check, args), partial(check_hub, args))
             workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
             labelled, bank, teacher = label(args, splits, workers)
         except KeyboardInterrupt as stopped:

@@ -15,18 +15,15 @@ from .interrupts import INTERRUPTED
 from .options import OptionParser, content_of
 
 
-LAUNCHES = ("--num_processes", "--config_file")  # options that ask for several processes
+LAUNCHES = ("--num_processes", "--config_file")  # options that ask for several processes, also with hyphens
 COMMAND_FIRST = ("--help", "--debug", "--gradient_accumulation_steps")  # accelerate has them, too
 QUIET = ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0")  # its defaults
 
 
 def asks_for_launch(argv: Iterable[str]) -> bool:
     """Whether a command line asks for several processes."""
-    return any(argument.partition("=")[0] in (*LAUNCHES, *map(_hyphenated, LAUNCHES)) for argument in argv)
-
-
-def _hyphenated(option: str) -> str:
-    return f"--{option.removeprefix('--').replace('_', '-')}"
+    options = (argument.partition("=")[0] for argument in argv if argument.startswith("--"))
+    return any(f"--{option[2:].replace('-', '_')}" in LAUNCHES for option in options)
 
 
 def split(argv: Iterable[str], launch_options: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -42,11 +39,7 @@ def split(argv: Iterable[str], launch_options: Iterable[str]) -> tuple[list[str]
 
 
 def check_config(argv: list[str]) -> None:
-    """See that `--config_file` names a configuration of accelerate; the options of a command come by `--config`.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """See that `--config_file` names a configuration of accelerate; the options of a command come by `--config`."""
     parser = OptionParser()
     parser.add_argument("--config_file", "--config-file", dest="file")
     file = parser.parse_known_args(argv)[0].file
@@ -63,13 +56,7 @@ def check_config(argv: list[str]) -> None:
 
 
 def launch(verb: str, argv: list[str]) -> None:
-    """Run a command in the processes that it asks for; does not return.
-
-    Without a configuration, N processes are started also where there is no GPU.
-
-    Raises:
-        ValueError: accelerate does not understand its options.
-    """
+    """Run a command in the processes that it asks for, also where there is no GPU; does not return."""
     check_config(argv)
     from accelerate.commands.config.config_args import default_config_file
     from accelerate.commands.launch import launch_command, launch_command_parser

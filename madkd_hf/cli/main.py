@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from . import interrupts  # the others are imported where they are used: they load YAML, and a stop may come before
 
+
+if TYPE_CHECKING:
+    from .arguments import CommandParser, UnknownKeys
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
     "ask": "Let an LLM write yes/no questions about the classes of a dataset.",
@@ -18,6 +24,14 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "tune": "Choose training arguments on validation images, over equal grids.",
 }
 LAUNCHED = ("label", "train")  # run in several processes
+GROUPS = {  # verb -> its groups of options, in its module; those of a training depend on its task
+    "label": ("LabelArguments",),
+    "ask": ("ClassNameArguments", "QuestionArguments", "LLMArguments"),
+    "choose": ("ChooseArguments",),
+    "compare": ("CompareArguments", "TaskArguments"),
+    "tune": ("TuneArguments",),
+}
+TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"
 MORE = "`madkd COMMAND --help` lists the options of a command; `madkd --version` prints the version."
 
@@ -25,12 +39,10 @@ MORE = "`madkd COMMAND --help` lists the options of a command; `madkd --version`
 def main() -> None:
     """The console command."""
     interrupts.watch()
-    verb, *options = sys.argv[1:] or [""]
+    verb, *argv = sys.argv[1:] or [""]
     if verb in COMMANDS:
-        sys.argv[1:] = options
-        if verb in LAUNCHED:
-            _launch_if_asked(verb, options)
-        run_command(verb)
+        sys.argv[1:] = argv
+        run_command(verb, may_launch=verb in LAUNCHED)
     elif verb in ("-h", "--help", "help"):
         print(overview())
     elif verb == "--version":
@@ -57,42 +69,100 @@ def unknown(verb: str) -> str:
     return f"There is no command {verb!r}: {remedy}"
 
 
-def run_command(verb: str, *options: str) -> None:
+def run_command(verb: str, *options: str, may_launch: bool = False) -> None:
     """Import the module of a command, and call its `main`.
 
     Args:
         verb: a command, or the whole name of a module.
         options: come before those of the command line.
+        may_launch: start several processes where the command line asks for them.
     """
     interrupts.watch()
     sys.argv[1:1] = options
     if verb in COMMANDS:
         sys.argv[0] = f"madkd {verb}"
-        _check_paths()
+        _begin(verb, may_launch)
         verb = f"{__package__}.{verb}"
-    command = importlib.import_module(verb)
-    from .arguments import run
-
-    run(command.main)
+    run(importlib.import_module(verb).main)
 
 
-def _launch_if_asked(verb: str, options: list[str]) -> None:
+def _begin(verb: str, may_launch: bool) -> None:
+    """Refuse paths that do not exist, and start several processes, before the large libraries are imported."""
     from ..text import message
     from .launch import asks_for_launch, launch
-
-    if asks_for_launch(options):
-        _check_paths()
-        try:
-            launch(verb, options)
-        except ValueError as error:
-            sys.exit(f"error: {message(error)}")
-
-
-def _check_paths() -> None:
-    from ..text import message
     from .options import check_paths
 
     try:
         check_paths(sys.argv[1:])
+        if may_launch and asks_for_launch(sys.argv[1:]):
+            launch(verb, sys.argv[1:])
     except ValueError as error:
         sys.exit(f"error: {message(error)}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a command's `main`. What a user did wrong is told in one sentence without a traceback, and exits with 1.
+
+    Stopped by a user it exits with 130, by a launcher or a batch system with 143, and says what is kept.
+    MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
+    """
+    from huggingface_hub import get_token
+
+    from ..data.problems import FailedOnOtherRankError
+    from ..files import disk_is_full
+    from ..text import keep_secret, message, show_traceback
+    from .arguments import UnknownKeys
+
+    sys.excepthook = show_traceback
+    keep_secret(get_token())
+    try:
+        with interrupts.stopped_like_ctrl_c():
+            main()
+    except FailedOnOtherRankError:  # another worker prints why
+        sys.exit(1)
+    except KeyboardInterrupt as stopped:
+        interrupts.leave(stopped)
+    except UnknownKeys as error:
+        sys.exit(f"error: {message(_other_command(error) or error)}")
+    except Exception as error:
+        sentence = isinstance(error, (ValueError, OSError, ImportError))
+        if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
+            raise
+        sys.exit(f"error: {message(_full_disk(error) if disk_is_full(error) else error)}")
+
+
+def _full_disk(error: Exception) -> str:
+    """One sentence about a full disk, whichever library met it; our own errors have one already."""
+    text = str(error)
+    if "make room" in text:
+        return text
+    place = getattr(error, "filename", None)
+    return (
+        f"The disk is full{f' at {place}' if place else ''} ({' '.join(text.split())[:200]}): make room there, and "
+        "run the same command again; what was there before is whole."
+    )
+
+
+def _other_command(error: UnknownKeys) -> str | None:
+    """What to say where a file belongs to another command."""
+    keys = list(map(str, error.content))
+    command = command_for(keys, error.known)
+    some = ", ".join([key for key in keys if key not in error.known][:3])
+    return command and (
+        f"{error.file} has keys of `madkd {command}` ({some}): pass it to that command, or another --config."
+    )
+
+
+def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:
+    """The command that has all these options; two of a training that are not `known` to this one mean `train`."""
+    options = set(options)
+    command = next((command for command in GROUPS if options <= parser_of(command).names), None)
+    return command or ("train" if len(options & TRAINING_OPTIONS - set(known)) > 1 else None)
+
+
+def parser_of(command: str) -> CommandParser:
+    """The parser of any command but `train`."""
+    from .arguments import CommandParser
+
+    module = importlib.import_module(f"{__package__}.{command}")
+    return CommandParser(*(getattr(module, name) for name in GROUPS[command]), description=module.__doc__)

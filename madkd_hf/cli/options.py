@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 from argparse import ArgumentParser
+from contextlib import suppress
+from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,11 +32,7 @@ class OptionParser(ArgumentParser):
 
 
 def task_of(argv: list[str]) -> str:
-    """The task of a training: --task, or else that of --backbone or --detector, by command line or YAML.
-
-    Raises:
-        ValueError: there is no such task.
-    """
+    """The task of a training: --task, or else that of --backbone or --detector, by command line or YAML."""
     starts = {task.starts_from: name for name, task in TASKS.items()}
     given = vars(OptionParser("--config", "--task", *(f"--{option}" for option in starts)).parse_known_args(argv)[0])
     for options in (given, content_of(given["config"])):
@@ -48,25 +46,34 @@ def task_of(argv: list[str]) -> str:
     return next(iter(TASKS))
 
 
-def training_options() -> set[str]:
-    """The fields of `MadkdTrainingArguments`, from its source: an import takes seconds; none where it changed."""
+def training_options() -> type | None:
+    """A stand-in for `MadkdTrainingArguments`, whose import takes seconds: its options with their help and defaults.
+
+    They are read off its source, and all of them are texts; None where that is not as expected.
+    """
     folder = importlib.util.find_spec("transformers").submodule_search_locations[0]
-    files = {
-        "TrainingArguments": Path(folder, "training_args.py"),
-        "MadkdTrainingArguments": Path(__file__).parents[1] / "students" / "base" / "training_args.py",
-    }
-    names = set()
-    for class_name, file in files.items():
+    own = Path(__file__).parents[1] / "students" / "base" / "training_args.py"
+    options = {}
+    for name, file in ("TrainingArguments", Path(folder, "training_args.py")), ("MadkdTrainingArguments", own):
         try:
-            body = ast.parse(file.read_text(encoding="utf-8")).body
+            nodes = ast.parse(file.read_text(encoding="utf-8")).body
         except (OSError, SyntaxError):
-            return set()
-        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == class_name]
-        fields = [node.target.id for each in found for node in each.body if isinstance(node, ast.AnnAssign)]
+            return None
+        fields = [line for node in nodes if getattr(node, "name", "") == name for line in node.body]
+        options |= {line.target.id: _option(line.value) for line in fields if isinstance(line, ast.AnnAssign)}
         if not fields:
-            return set()
-        names |= set(fields)
-    return names
+            return None
+    return make_dataclass("TrainingOptions", [(name, str, option) for name, option in options.items()])
+
+
+def _option(call: ast.expr | None) -> Any:
+    """A field with the default and the help of such a call, where these are literals."""
+    literals = {}
+    for keyword in getattr(call, "keywords", []):
+        with suppress(ValueError):
+            literals[keyword.arg] = ast.literal_eval(keyword.value)
+    help = literals.get("metadata", {}).get("help", "")
+    return field(default=literals.get("default"), metadata={"help": help})
 
 
 def content_of(config: str | None) -> dict[str, Any]:
@@ -79,11 +86,7 @@ def content_of(config: str | None) -> dict[str, Any]:
 
 
 def check_paths(argv: list[str]) -> None:
-    """Refuse paths that do not exist: at once, and without asking the Hub for them.
-
-    Raises:
-        ValueError: there is no such folder; the message names a similar one.
-    """
+    """Refuse paths that do not exist, without asking the Hub for them; the message names a similar one."""
     given = vars(OptionParser(*(f"--{name}" for name in NAMED)).parse_known_args(argv)[0])
     for name, value in given.items():
         if value and ":" not in value and not Path(value).expanduser().exists() and looks_like_path(value):

@@ -38,9 +38,6 @@ def check_place(output_dir: str, args: Any, kind: str, names: Sequence[str]) -> 
     Args:
         args: the options, among them the `SOURCES`, a bank and a work_dir.
         kind, names: what will be written there, see `madkd_hf.files.own_folder`.
-
-    Raises:
-        ValueError: it overlaps with a source, cannot be written to, or holds files of a user under these names.
     """
     sources = [getattr(args, name, None) for name in SOURCES]
     bank = getattr(args, "bank", None)
@@ -55,12 +52,7 @@ def check_place(output_dir: str, args: Any, kind: str, names: Sequence[str]) -> 
 
 @contextmanager
 def working_in(output_dir: str, args: Any, kind: str, names: Sequence[str], is_main: bool = True) -> Iterator[None]:
-    """Keep other jobs out of the output folder, and mark what is written there as ours; for the main process alone.
-
-    Raises:
-        ValueError: see `check_place`; or another job is at work there.
-        OSError: nothing can be written there.
-    """
+    """Keep other jobs out of the output folder, and mark what is written there as ours; for the main process alone."""
     if not is_main:
         yield
         return

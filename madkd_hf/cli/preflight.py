@@ -1,7 +1,7 @@
 """What commands find out before anything long or paid begins; all that is wrong is told at once.
 
-`student`, `comparison`, `labelling` and `sample` come first in the commands. They return the rows that are left to
-work with, and what --on_error skip left out of them.
+The functions `check_...` come first in the commands. They raise a ValueError with all that is wrong (in processes but
+the first `FailedOnOtherRankError`), or return the rows that are left to work with, and what --on_error skip left out.
 """
 
 from __future__ import annotations
@@ -55,15 +55,8 @@ class Ready:
         return left_out and np.setdiff1d(np.arange(left_out.total), left_out.rows)
 
 
-def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callable[[], Any]) -> Ready:
-    """Before a student is trained.
-
-    Args:
-        checks: more of them; each raises what it finds wrong.
-
-    Raises:
-        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRankError`.
-    """
+def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: Callable[[], Any]) -> Ready:
+    """Before a student is trained; in the first process `checks`, too, which raise what they find wrong."""
     workers, results = Workers(training_args.process_index, training_args.world_size), []
     test: TestUse = "predicted" if training_args.do_predict else "unused"
 
@@ -93,16 +86,14 @@ def student(command: TaskCommand, args: Any, training_args: Any, *checks: Callab
     return results[0]
 
 
-def comparison(problems: Problems, command: TaskCommand, args: Any, students: Sequence[Any], test: TestUse) -> Ready:
+def check_comparison(
+    problems: Problems, command: TaskCommand, args: Any, students: Sequence[Any], test: TestUse
+) -> Ready:
     """Before students are compared: one dataset, labelled once, and many trainings.
 
     Args:
-        problems: what was found already.
         students: the arguments of those that will be trained.
         test: what the test split is for.
-
-    Raises:
-        ValueError: all that is wrong.
     """
     problems.step(check_output, args.output_dir, args.dataset)
     bank = _load_bank(problems, args)
@@ -125,12 +116,8 @@ def comparison(problems: Problems, command: TaskCommand, args: Any, students: Se
     return ready
 
 
-def labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> DatasetDict | IterableDatasetDict:
-    """Before a dataset is labelled: all its splits are looked at, since all are saved; of a stream, its beginning.
-
-    Raises:
-        ValueError: in the first process, all that is wrong; in the others `FailedOnOtherRankError`.
-    """
+def check_labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> DatasetDict | IterableDatasetDict:
+    """Before a dataset is labelled: all its splits are looked at, since all are saved; of a stream, its beginning."""
     results = []
 
     def run_checks() -> None:
@@ -192,12 +179,8 @@ def _check_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any
         print("The first images of each split can be read; the rest of the stream is looked at as it comes.")
 
 
-def sample(rows: Dataset, args: Any) -> Dataset:
-    """Before a sample of images is labelled, to choose questions; returns those that are left.
-
-    Raises:
-        ValueError: all that is wrong.
-    """
+def check_sample(rows: Dataset, args: Any) -> Dataset:
+    """Before a sample of images is labelled, to choose questions; returns those that are left."""
     problems, name = Problems(), "+".join(args.splits)
     problems.step(AspectBank.load, args.bank)
     left_out, _ = find_unusable(problems, {name: rows}, [name], args.image_column, args.on_error)
@@ -206,11 +189,7 @@ def sample(rows: Dataset, args: Any) -> Dataset:
 
 
 def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test: TestUse) -> Ready | None:
-    """What students are made from, looked at; None where something keeps it from being made.
-
-    Args:
-        seed: of the split into training and validation images.
-    """
+    """What students are made from, looked at; None where something keeps it from being made."""
     _raise_before_download(problems, args)
     splits = problems.step(load_splits, args)
     if splits is None or not problems.passes(check_columns, splits, args):

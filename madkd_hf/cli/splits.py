@@ -19,10 +19,7 @@ PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "h
 
 
 def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
-    """
-    Raises:
-        ValueError: there is no such training split, or no such column of images in it.
-    """
+    """Refuse a dataset without that training split, or without that column of images in it."""
     if args.train_split not in splits:
         raise ValueError(
             f"There is no split {args.train_split!r}: the dataset has {list(splits)}; pass --train_split."
@@ -33,16 +30,8 @@ def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
 def with_validation(
     splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
 ) -> DatasetDict:
-    """The splits with one for validation: a part of the training images where there is none.
-
-    An image that is the only one of its class stays in the training part, and the class is named.
-
-    Args:
-        stratify_by_column: the classes, if every one is to be in both parts.
-
-    Raises:
-        ValueError: the part would be too small.
-    """
+    """The splits with one for validation: a part of the training images where there is none, of all classes in
+    `stratify_by_column`. The only image of a class stays in the training part, and the class is named."""
     if args.eval_split not in splits:
         rows = splits[args.train_split]
         if stratify_by_column and set(Counter(rows[stratify_by_column][:]).values()) == {1}:

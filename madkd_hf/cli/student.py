@@ -29,9 +29,8 @@ from ..students.base.settings import check_metric
 from . import preflight
 from .arguments import DatasetArguments, source
 from .preflight import Ready
-from .results import remove_damaged_results, save_arrays
 from .tasks import command_of
-from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments
+from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
 from .teachers import attach
 
 
@@ -75,7 +74,7 @@ def train(
 def check(args: TrainArguments, training_args: MadkdTrainingArguments, *checks: Callable[[], Any]) -> Ready:
     """Refuse whatever can be known to be wrong before anything begins; returns the rows to work with."""
     command = command_of(args.task)
-    return preflight.student(
+    return preflight.check_student(
         command,
         args,
         training_args,
@@ -111,7 +110,7 @@ def fit(trainer: DistillingTrainer) -> dict[str, float]:
         raise FailedOnOtherRankError from None  # all processes know, and one says it
     trainer.save_state()
     if is_first:
-        # of an earlier student: save_metrics would add to its numbers, and its upload would pass for this one's
+        # of an earlier student: numbers, to which save_metrics would add, and what was to be uploaded
         (folder / "all_results.json").unlink(missing_ok=True)
         remove_folder(folder / UNPUBLISHED, "student")
     return metrics
@@ -134,8 +133,6 @@ def save_metrics(trainer: DistillingTrainer, metrics: dict[str, dict[str, float]
     path, is_first = Path(trainer.args.output_dir) / "all_results.json", trainer.is_world_process_zero()
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
-        if is_first:
-            remove_damaged_results(path.parent)
         trainer.save_metrics(split, values)
     if ready.left_out and is_first:
         results = json.loads(path.read_text(encoding="utf-8")) | {"left_out": ready.summary}
@@ -151,12 +148,7 @@ def check_publishing(args: TrainArguments, training_args: MadkdTrainingArguments
 
 
 def publish(trainer: DistillingTrainer, args: TrainArguments) -> str | None:
-    """One commit with the student and its card; returns where it is, in the first process.
-
-    Raises:
-        HubError: it cannot be published now; what was to go up is in the output folder, and the message says how to
-            upload it.
-    """
+    """One commit with the student and its card; returns where it is, in the first process."""
     commit = trainer.push_to_hub(comparison=args.comparison, dataset=about_dataset(args, trainer.train_dataset))
     return commit and (commit.pr_url or commit.repo_url)
 

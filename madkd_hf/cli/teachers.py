@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from ..aspects import AspectBank
-from .arguments import BankArguments, CommandParser, files_from, tokens
+from .arguments import BankArguments, CommandParser, files_from, option, tokens
 
 
 if TYPE_CHECKING:
@@ -18,94 +18,60 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class AnswerArguments(BankArguments):
-    """Who answers, and what happens where nobody can."""
-
-    on_error: Literal["raise", "skip"] = field(
-        default="raise",
-        metadata={
-            "help": "What to do about an image that cannot be read, or one of whose boxes cannot be: stop and name "
-            "it, or leave its answers null; training then leaves it out."
-        },
-    )
-
-
-@dataclass
-class TeacherArguments(AnswerArguments):
+class TeacherArguments(BankArguments):
     """How the answers are read."""
 
-    dtype: str = field(default="auto", metadata={"help": "What the teacher computes in: auto, float32, bfloat16, ..."})
-    device: str | None = field(
-        default=None, metadata={"help": "Where it computes; by default an accelerator, if any."}
+    dtype: str = option("auto", "What the teacher computes in: auto, float32, bfloat16, ...")
+    device: str | None = option(None, "Where it computes; by default an accelerator, if any.")
+    device_map: str | None = option(
+        None, 'Spread one teacher over devices: auto, or JSON such as {"": 0} (as in from_pretrained).'
     )
-    device_map: str | None = field(
-        default=None,
-        metadata={"help": 'Spread one teacher over devices: auto, or JSON such as {"": 0} (as in from_pretrained).'},
+    quantization_config: str | None = option(
+        None,
+        'Load the teacher in few bits: a mapping in YAML, JSON on the command line, such as {"quant_method": '
+        '"bitsandbytes", "load_in_4bit": true}.',
     )
-    quantization_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Load the teacher in few bits: a mapping in YAML, JSON on the command line, such as "
-            '{"quant_method": "bitsandbytes", "load_in_4bit": true}.'
-        },
+    attn_implementation: str | None = option(None, "The teacher's attention: sdpa, eager, flash_attention_2, ...")
+    strategy: str = option(
+        "auto",
+        "How questions share work: full, shared_vision, prefix_cache, packed, cascade, or auto: the one with the "
+        "least work of those that a self-check on the first images finds exact. The answers are the same.",
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "The teacher's attention: sdpa, eager, flash_attention_2, ..."}
+    batch_size: int = option(
+        256, "Questions answered in one forward pass, over all its images; halved when memory runs out."
     )
-    strategy: str = field(
-        default="auto",
-        metadata={
-            "help": "How questions share work: full, shared_vision, prefix_cache, packed, cascade, or auto: the one "
-            "with the least work of those that a self-check on the first images finds exact. The answers are the same."
-        },
+    prompt: str | None = option(None, "The user turn, with {question} where the question goes.")
+    system: str | None = option(None, "A system prompt.")
+    date: str | None = option(
+        None,
+        "What day it is to a chat template that writes today's date (YYYY-MM-DD); by default always the same day, "
+        "so that the answers do not change overnight.",
     )
-    batch_size: int = field(
-        default=256,
-        metadata={"help": "Questions answered in one forward pass, over all its images; halved when memory runs out."},
+    answer_tokens: list[str] | None = option(
+        None, "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."
     )
-    prompt: str | None = field(
-        default=None, metadata={"help": "The user turn, with {question} where the question goes."}
-    )
-    system: str | None = field(default=None, metadata={"help": "A system prompt."})
-    date: str | None = field(
-        default=None,
-        metadata={
-            "help": "What day it is to a chat template that writes today's date (YYYY-MM-DD); by default always "
-            "the same day, so that the answers do not change overnight."
-        },
-    )
-    answer_tokens: list[str] | None = field(
-        default=None,
-        metadata={"help": "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."},
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the teacher."})
+    trust_remote_code: bool = option(False, "Run code that comes with the teacher.")
 
 
 @dataclass
-class OwnTeacherArguments(AnswerArguments):
+class OwnTeacherArguments(BankArguments):
     """The teacher of commands that label only where answers are missing: all its options are one mapping."""
 
-    teacher_options: str = field(
-        default="{}",
-        metadata={
-            "help": "How the teacher is loaded and asked, where this command labels: options of `madkd label` as "
-            'a mapping in YAML, JSON on the command line, such as \'{"dtype": "bfloat16", "prompt": "..."}\'.'
-        },
+    teacher_options: str = option(
+        "{}",
+        "How the teacher is loaded and asked, where this command labels: options of `madkd label` as a mapping in "
+        'YAML, JSON on the command line, such as \'{"dtype": "bfloat16", "prompt": "..."}\'.',
     )
 
     def teacher_arguments(self) -> TeacherArguments:
-        """The options of the teacher, as those who label with `madkd label` give them.
-
-        Raises:
-            ValueError: no mapping, or no such option.
-        """
+        """The options of the teacher, as those who label with `madkd label` give them."""
         options = _mapping("teacher_options", self.teacher_options) or {}
         argv = [argument for name, value in options.items() for argument in tokens(name, value)]
         try:
             (parsed,) = CommandParser(TeacherArguments, description="").parse(argv)
         except ValueError as error:
             raise ValueError(f"teacher_options: {error}") from error
-        return replace(parsed, **{option.name: getattr(self, option.name) for option in fields(AnswerArguments)})
+        return replace(parsed, **{name: getattr(self, name) for name in BankArguments.__dataclass_fields__})
 
 
 def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, Teacher]:
@@ -116,9 +82,8 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
         if getattr(args, name) is None:
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
     bank = AspectBank.load(args.bank)
-    shared = AnswerArguments.__dataclass_fields__
-    own_fields = [option for option in fields(TeacherArguments) if option.name not in shared]
-    options = {own.name: getattr(args, own.name) for own in own_fields if getattr(args, own.name) != own.default}
+    own = [one for one in fields(TeacherArguments) if one.name not in BankArguments.__dataclass_fields__]
+    options = {one.name: getattr(args, one.name) for one in own if getattr(args, one.name) != one.default}
     options |= {"revision": args.teacher_revision} if args.teacher_revision else {}
     for name in {"device_map", "quantization_config"} & set(options):
         options[name] = _mapping(name, options[name], or_word=name == "device_map")
@@ -131,7 +96,9 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
                 f"{workers.count} processes loads its own: leave it out, or launch one process."
             )
         options.setdefault("device", workers.device)
-    _refuse_absent([options.get("device"), *_devices(options.get("device_map"))])
+    device_map = options.get("device_map")
+    placed = device_map.values() if isinstance(device_map, dict) else []
+    _check_devices([options.get("device"), *(device for device in placed if device != "disk")])
     return bank, load_teacher(args.teacher, **options)
 
 
@@ -141,7 +108,6 @@ def attach(
     """The training rows with their answers, and the bank they belong to; no bank for a student of classes alone.
 
     Args:
-        args: which also name the dataset, its training split and its images.
         boxes: where the answers are about objects, what `attach_aspects` has to know of their boxes.
     """
     from ..data.columns import LOGITS
@@ -157,11 +123,7 @@ def attach(
 
 
 def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBank | None:
-    """The bank that the answers belong to, those in the rows or those to come; None without aspects.
-
-    Raises:
-        ValueError: no answers and nobody who could give them, or answers to other questions.
-    """
+    """The bank that the answers belong to, those in the rows or those to come; None without aspects."""
     from ..data.columns import LOGITS, check_bank, stored
 
     if alpha == 0:
@@ -170,7 +132,8 @@ def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBan
     if not labelled and (args.bank is None or args.teacher is None):
         raise ValueError(
             f"The dataset has no aspect columns and aspect_alpha is {alpha}: label it with madkd label, "
-            "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a plain student."
+            "or pass --bank and --teacher to label the training images now, or --aspect_alpha 0 for a student without "
+            "aspects."
         )
     bank = AspectBank.load(args.bank) if args.bank else AspectBank.load(args.dataset, args.dataset_revision)
     if not labelled:
@@ -179,7 +142,7 @@ def bank_of(rows: Dataset, args: OwnTeacherArguments, alpha: float) -> AspectBan
     if stored(rows, LOGITS).null_count == len(rows):
         raise ValueError(
             f"The split {args.train_split!r} has aspect columns and no answers in them: label it with "
-            f"madkd label --splits {args.train_split}, or pass --aspect_alpha 0 for a plain student."
+            f"madkd label --splits {args.train_split}, or pass --aspect_alpha 0 for a student without aspects."
         )
     check_bank(rows, bank.fingerprint, holder=f"{args.bank or args.dataset} holds")
     return bank
@@ -196,11 +159,7 @@ def check_control(rows: Dataset, args: Any, alpha: float) -> None:
         )
 
 
-def _devices(device_map: dict[str, Any] | str | None) -> list[Any]:
-    return [device for device in device_map.values() if device != "disk"] if isinstance(device_map, dict) else []
-
-
-def _refuse_absent(devices: list[Any]) -> None:
+def _check_devices(devices: list[Any]) -> None:
     import torch
 
     for device in devices:

@@ -22,33 +22,28 @@ if TYPE_CHECKING:
 
 
 def parse(argv: list[str] | None = None) -> tuple[TrainArguments, MadkdTrainingArguments]:
-    """The options of a student, and of its training.
-
-    Args:
-        argv: the command line, by default that of this process.
-    """
+    """The options of a student, and of its training; `argv` is the command line, by default that of this process."""
     argv = sys.argv[1:] if argv is None else argv
     task = task_of(argv)
-    if training := training_options():
-        light_parser(task).check_names(argv, training)
-    args, *groups, training_args = parser_of(task).parse(argv)
+    if options := training_options():
+        parser = parser_of(task, options)
+        if {"-h", "--help"} & set(argv):
+            parser.parse_args(["--help"])
+        parser.check_names(argv)
+    from ..students.base.training_args import MadkdTrainingArguments
+
+    args, *groups, training_args = parser_of(task, MadkdTrainingArguments).parse(argv)
     args.task = task
     for name, group in zip(command_of(task).more_arguments, groups):
         setattr(args, name, group)
     return args, training_args
 
 
-def parser_of(task: str) -> CommandParser:
-    """The options of a training of this task."""
-    from ..students.base.training_args import MadkdTrainingArguments
-
-    return light_parser(task, MadkdTrainingArguments)
-
-
-def light_parser(task: str, *more: type) -> CommandParser:
-    """The options that need no training arguments, and those of `more`."""
+def parser_of(task: str, training_arguments: type) -> CommandParser:
+    """The parser of a training of this task."""
     command = command_of(task)
-    return CommandParser(command.arguments, *command.more_arguments.values(), *more, description=command.description)
+    groups = (command.arguments, *command.more_arguments.values(), training_arguments)
+    return CommandParser(*groups, description=command.description)
 
 
 def main() -> None:

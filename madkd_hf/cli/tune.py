@@ -1,4 +1,4 @@
-"""Choose training arguments for the plain and the distilled student on validation images, over equal grids.
+"""Choose training arguments for the base and the distilled student on validation images, over equal grids.
 
 Trains every point of the grid with every seed, writes the table of all cells, and names the winners; they go into the
 YAML files by hand. The test images are not touched.
@@ -9,13 +9,14 @@ YAML files by hand. The test images are not touched.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.problems import Problems
 from ..files import write_whole
-from .arguments import CommandParser
+from .arguments import CommandParser, option
 from .comparison.options import CompareArguments, check_given
 from .outputs import COMPARING, COMPARISON, working_in
 
@@ -29,15 +30,14 @@ if TYPE_CHECKING:
 class TuneArguments(CompareArguments):
     """`madkd compare`'s, and the grid."""
 
-    grid: str = field(
-        default="{}", metadata={"help": "Option of the training -> values to try, for both students (JSON)."}
-    )
-    distill_grid: str = field(default="{}", metadata={"help": "More options, for the distilled student alone (JSON)."})
+    grid: str = option("{}", "Option of the training -> values to try, for both students (JSON).")
+    distill_grid: str = option("{}", "More options, for the distilled student alone (JSON).")
 
 
 def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
     """(condition, settings) -> one cell a seed."""
-    from .comparison.conditions import of_condition, read_grid
+    from .comparison.cells import cell_name
+    from .comparison.conditions import of_condition, read_grid, student_cell
 
     cells = {}
     for condition in ("base", "madkd"):
@@ -46,39 +46,34 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
             grid |= read_grid(args.distill_grid, "distill_grid")
         grid = of_condition(grid, condition)
         for values in itertools.product(*grid.values()):
-            point = [(option, str(value)) for option, value in zip(grid, values)]
-            settings = ", ".join(" ".join(pair) for pair in point)
-            cells[condition, settings] = [cell(args, condition, point, seed) for seed in range(args.seeds)]
+            point = {option: str(value) for option, value in zip(grid, values)}
+            settings = ", ".join(map(" ".join, point.items()))
+            more, parts = [f"--{option}={value}" for option, value in point.items()], map("_".join, point.items())
+            name = partial(cell_name, condition, *parts)
+            cells[condition, settings] = [  # seeds other than `madkd compare`'s
+                student_cell(args, condition, 1000 + seed, name(seed), more, is_tested=False)
+                for seed in range(args.seeds)
+            ]
     return cells
-
-
-def cell(args: TuneArguments, condition: str, point: list[tuple[str, str]], seed: int) -> Cell:
-    from .comparison.cells import Cell, cell_name
-    from .comparison.conditions import student_argv
-
-    name = cell_name(condition, *("_".join(pair) for pair in point), seed)
-    folder = str(Path(args.output_dir) / "cells" / name)
-    argv = student_argv(args, condition, 1000 + seed, folder)  # seeds other than `madkd compare`'s
-    argv += [f"--{option}={value}" for option, value in point]
-    return Cell(name, (*argv, "--do_predict", "false"), folder, metric=f"eval_{args.command.task.score}")
 
 
 def main() -> None:
     (args,) = CommandParser(TuneArguments, description=__doc__).parse()
     check_given(args)
-    from .comparison.conditions import check, load_checked, student_arguments
+    from . import train
+    from .comparison.conditions import check, load_checked
 
     problems = Problems()
     problems.step(check, args)
     planned = problems.step(plan, args) or {}
-    students = [problems.step(student_arguments, cell.argv) for cells in planned.values() for cell in cells]
-    ready = load_checked(args, problems, [student for student in students if student], "unused")
+    parsed = [problems.step(train.parse, list(cell.argv)) for cells in planned.values() for cell in cells]
+    ready = load_checked(args, problems, [student[0] for student in parsed if student], "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _tune(args, planned, ready)
 
 
 def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready: Ready) -> None:
-    import numpy as np
+    from statistics import fmean
 
     from ..report.comparison import left_out_sentence
     from .comparison.cells import run_cells
@@ -90,14 +85,11 @@ def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready
     best: dict[str, tuple[float, str]] = {}
     for (condition, settings), cells in planned.items():
         accuracies = [results[cell.name]["accuracy"] for cell in cells]
-        mean = float(np.mean(accuracies))
-        lines.append(
-            f"| {condition} | {settings} | {mean:.2f} | {', '.join(f'{value:.1f}' for value in accuracies)} |"
-        )
+        mean, over_seeds = fmean(accuracies), ", ".join(f"{value:.1f}" for value in accuracies)
+        lines.append(f"| {condition} | {settings} | {mean:.2f} | {over_seeds} |")
         best[condition] = max(best.get(condition, (-1.0, "")), (mean, settings))
     lines += ["", *(f"Best {condition}: {settings} ({mean:.2f}%)." for condition, (mean, settings) in best.items())]
-    if ready.summary:
-        lines += ["", left_out_sentence(ready.summary)]
+    lines += ["", left_out_sentence(ready.summary)] if ready.summary else []
     table = "\n".join(lines) + "\n"
     write_whole(Path(args.output_dir, "tune.md"), table)
     print(table)

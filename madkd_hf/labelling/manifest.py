@@ -75,7 +75,7 @@ def merged(before: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
 
 
 def difference_of(then: Any, now: Any, name: str) -> str | None:
-    """The first place where two manifests part, in words; `name` says which part of them is compared."""
+    """The first place where two descriptions of a job part, in words; `name` says which part of them is compared."""
     if name == "prompts" and then and now:
         return None if then["tokens"] == now["tokens"] else _of_prompts(then, now)
     if name == "boxes" and None in (then, now) and then != now:
@@ -91,10 +91,8 @@ def difference_of(then: Any, now: Any, name: str) -> str | None:
                 return f"its split {split!r} {is_labelled[0]} among those to label, here it {is_labelled[1]}"
             name = f"rows of split {split!r}"
         keys = dict.fromkeys([*then, *now])
-        return next(
-            (part for key in keys if (part := difference_of(then.get(key), now.get(key), f"{name}.{key}"))),
-            None,
-        )
+        parts = (difference_of(then.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
+        return next(filter(None, parts), None)
     if then == now:
         return None
     return f"its {name.replace('.', ' ')} is {_short(then)}, here {_short(now)}"

@@ -1,14 +1,6 @@
 """Ask an LLM for N yes/no questions about classes, and select Q of them."""
 
-from .generate import (
-    Generated,
-    TooFewQuestionsError,
-    check_class_names,
-    collect_and_select,
-    generate,
-    open_store,
-    saved_questions,
-)
+from .generate import Generated, TooFewQuestionsError, check_class_names, generate, open_store, saved_questions
 from .plan import Plan, estimate
 from .store import MANIFEST, Store
 from .validation import Rules, fault
@@ -22,7 +14,6 @@ __all__ = [
     "Store",
     "TooFewQuestionsError",
     "check_class_names",
-    "collect_and_select",
     "estimate",
     "fault",
     "generate",

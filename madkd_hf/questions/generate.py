@@ -13,7 +13,7 @@ from ..llm import LLM, LLMError
 from ..text import counted, get_logger, one_line
 from .parsing import parse_choice, parse_questions
 from .plan import SELECTION_ROUNDS, Plan
-from .prompts import Style, ask_choice, ask_questions, ask_simply, choice_schema, examples, question_schema
+from .prompts import ask_choice, ask_questions, choice_schema, question_schema
 from .store import CANDIDATES, QuestionTask, Store
 from .validation import Rules, fault, searchable_names
 
@@ -65,42 +65,23 @@ def _check_text(text: str, what: str) -> None:
         raise ValueError(f"The {what} {text!a} cannot be written as UTF-8: write it anew.") from error
 
 
-def generate(
-    class_names: Sequence[str],
-    llm: LLM,
-    domain: str = "",
-    plan: Plan | None = None,
-    rules: Rules | None = None,
-    folder: str | Path | None = None,
-    change_llm: bool = False,
-    progress: bool = False,
-) -> Generated:
-    """Let an LLM write a bank of questions about classes.
+def generate(store: Store, llm: LLM, plan: Plan | None = None, progress: bool = False) -> Generated:
+    """Let an LLM write a bank of questions about classes; what the store holds is not asked for again.
 
     Args:
-        class_names: the C classes, two or more.
+        store: of `open_store`; everything is saved there as it comes.
         llm: who writes.
-        domain: what the images are, such as "photographs of birds".
         plan: how many questions, and how to ask for them.
-        rules: what is asked of a question; the class names are added to it.
-        folder: where everything is saved as it comes; the same call goes on from there.
-        change_llm: go on in the folder with another LLM.
         progress: show a bar of good questions.
 
     Returns:
         All good questions, and the selected ones.
 
     Raises:
-        ValueError: class names, plan or folder are not as expected.
         TooFewQuestionsError: there are fewer than N good questions after the allowed rounds.
         LLMError: the LLM gives no answer.
     """
-    store = open_store(class_names, llm.name, domain, rules, folder, change_llm)
-    return collect_and_select(store, llm, plan or Plan(), progress)
-
-
-def collect_and_select(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> Generated:
-    """What `generate` does with its store; errors as there."""
+    plan = plan or Plan()
     with store.hold():
         try:
             collect(store, llm, plan, progress)
@@ -117,7 +98,19 @@ def open_store(
     folder: str | Path | None = None,
     change_llm: bool = False,
 ) -> Store:
-    """What `generate` goes on from; arguments and errors as there."""
+    """What `generate` begins with, or goes on from.
+
+    Args:
+        class_names: the C classes, two or more.
+        llm_name: who writes.
+        domain: what the images are, such as "photographs of birds".
+        rules: what is asked of a question; the class names are added to it.
+        folder: where everything is saved; None keeps it in memory.
+        change_llm: go on in the folder with another LLM.
+
+    Raises:
+        ValueError: class names, domain or folder are not as expected.
+    """
     names, rules = check_class_names(class_names), rules or Rules()
     _check_text(domain, "domain")
     _check_text(llm_name, "name of the LLM")
@@ -133,43 +126,30 @@ def open_store(
 
 
 def collect(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> None:
-    """Ask until there are N good questions; all of an answer's are taken, so there may be more.
-
-    Raises:
-        TooFewQuestionsError: the rounds are over.
-    """
-    style: Style = "json"
+    """Ask until there are N good questions; all of an answer's are taken, so there may be more."""
     first = store.next_round
     with tqdm(total=plan.candidates, initial=len(store.aspects), desc="questions", disable=not progress) as bar:
         for round in range(first, first + plan.rounds):
             if len(store.aspects) >= plan.candidates:
                 return
             before = len(store.aspects)
-            _ask_round(store, llm, plan, round, style)
+            _ask_round(store, llm, plan, round)
             store.next_round = round + 1
-            gained = len(store.aspects) - before
-            bar.update(gained)
-            if not gained:  # what it was asked for may be too much for it
-                style = "simple" if style == "json" else "json"
+            bar.update(len(store.aspects) - before)
     if len(store.aspects) < plan.candidates:
         raise TooFewQuestionsError(_too_few(store, plan))
 
 
-def _ask_round(store: Store, llm: LLM, plan: Plan, round: int, style: Style) -> None:
+def _ask_round(store: Store, llm: LLM, plan: Plan, round: int) -> None:
     group, count = plan.request(round, plan.candidates - len(store.aspects))
     task, allowed = store.task, store.rules.allow_class_names
-    if style == "json":
-        messages = ask_questions(task.class_names, task.domain, count, group, store.questions, allowed)
-        schema, not_its_own = question_schema([group]), ()
-    else:
-        messages = ask_simply(task.class_names, task.domain, count, group, store.questions, plan.seed + round)
-        schema, not_its_own = None, examples(group)
-    completion = llm.complete(messages, schema, plan.tokens(count, llm), plan.seed + round)
+    messages = ask_questions(task.class_names, task.domain, count, group, store.questions, allowed)
+    completion = llm.complete(messages, question_schema([group]), plan.tokens(count, llm), plan.seed + round)
     proposals = parse_questions(completion)
     for proposal in proposals:
         own_group = next((name for name in plan.groups if name.lower() == proposal.group.lower()), group)
         aspect = Aspect(proposal.id, proposal.question, own_group)
-        reason = fault(proposal.question, store.rules, [*store.questions, *not_its_own])
+        reason = fault(proposal.question, store.rules, store.questions)
         if reason is None:
             store.add(aspect, round)
         else:

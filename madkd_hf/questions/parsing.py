@@ -29,13 +29,7 @@ LOOP = re.compile(r"(.{1,40}?)\1{50,}", re.DOTALL)  # some LLMs repeat themselve
 
 @dataclass(frozen=True)
 class Proposal:
-    """What an LLM proposes, unchecked.
-
-    Attributes:
-        question: the text, on one line, without numbers, bullets, quotes and markup.
-        id: the name that it gave, or "".
-        group: the group that it gave, or "".
-    """
+    """What an LLM proposes: a question on one line without markup, and the id and group that it gave, or ""."""
 
     question: str
     id: str = ""
@@ -112,7 +106,7 @@ def _first_text(value: Mapping[str, Any], keys: Sequence[str]) -> str:
 
 
 def _in_lines(text: str) -> Iterator[str]:
-    """The questions of lists, tables and plain lines."""
+    """The questions of lists, tables and lines."""
     for cell in re.split(r"[\n|]", text):
         for part in ENDS.split(_clean(cell)):
             question = LABEL.sub("", part.strip())

@@ -85,13 +85,9 @@ class Plan:
 
 
 class Estimate(NamedTuple):
-    """What is to come: the numbers for an LLM without faults, and the most that the rounds allow.
+    """What is to come, for an LLM without faults, and the most that the rounds allow.
 
-    Attributes:
-        requests: how many.
-        tokens_in: about how many tokens are read.
-        tokens_out: about how many are written.
-        most_requests: at most, and so on; thoughts of reasoning models are written tokens too.
+    Tokens are estimates; thoughts of reasoning models are written tokens, too.
     """
 
     requests: int

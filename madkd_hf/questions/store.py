@@ -14,24 +14,16 @@ from typing import Any
 from ..aspects import Aspect
 from ..files import locked, read_json, refuse_link, write_whole, writing
 from ..text import terminal
-from .prompts import EXAMPLES
 from .validation import Rules, content_words, fault, fold
 
 
-ALL_EXAMPLES = [question for group in EXAMPLES.values() for question in group]
 MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
 LARGEST = 100_000_000  # bytes of a file; a thousand questions have 200,000
 
 
 @dataclass(frozen=True)
 class QuestionTask:
-    """What makes candidates worth going on with.
-
-    Attributes:
-        class_names: the classes.
-        domain: what the images are.
-        llm: the name of the LLM.
-    """
+    """What candidates are about, and who wrote them: only with the same are they gone on with."""
 
     class_names: tuple[str, ...]
     domain: str
@@ -42,14 +34,10 @@ class Store:
     """The good and the rejected questions of one task; each is in its file as soon as it is added.
 
     Args:
-        folder: where; None keeps everything in memory.
-        task: what is done; another one is refused in the same folder.
+        folder: where; None keeps everything in memory; that of another task is refused.
         rules: what is asked of the questions now. Accepted ones that do not meet them are left out, and rejected ones
             that do are taken back.
         change_llm: go on with another LLM than that of the last run.
-
-    Raises:
-        ValueError: the folder belongs to another task.
     """
 
     def __init__(self, folder: str | Path | None, task: QuestionTask, rules: Rules, change_llm: bool = False):
@@ -68,19 +56,14 @@ class Store:
         self.selection: dict[str, Any] | None = None
         self._is_open = False  # nothing is written or mended before there is something new to keep
         self._unsaved: list[tuple[str, dict[str, Any]]] = []
-        self._sound_ends: dict[str, tuple[int, bytes]] = {}  # of the files: how many bytes are sound, what they lack
+        self._torn: dict[str, bytes] = {}  # files that a kill cut off: what is sound of them
         if self.folder is not None and (self.folder / MANIFEST).exists():
             self._read_manifest(self._change_llm)
             self._load()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Keep other runs out of the folder: with two at once, neither knows what the other writes.
-
-        Raises:
-            ValueError: another run is at work there.
-            OSError: nothing can be written there.
-        """
+        """Keep other runs out of the folder: with two at once, neither knows what the other writes."""
         if self.folder is None or self._is_held:
             yield
             return
@@ -150,8 +133,7 @@ class Store:
         self.written = {row["question"] for row in [*accepted, *rejected]}
         for row in [*accepted, *rejected]:
             aspect = Aspect(row["id"], row["question"], row["group"])
-            examples = () if "reason" not in row else ALL_EXAMPLES  # they stay what they are: not the LLM's
-            reason = fault(aspect.question, self.rules, [*self.questions, *examples])
+            reason = fault(aspect.question, self.rules, self.questions)
             if reason is not None:
                 self.reasons[reason_kind(row.get("reason", reason))] += 1
             elif "reason" in row:
@@ -179,7 +161,8 @@ class Store:
             n_sound += len(line)
         if content.count(b"\n", n_sound) > 1:
             raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
-        self._sound_ends[name] = n_sound, b"\n" * (rows != [] and content[n_sound - 1 : n_sound] != b"\n")
+        if content[-1:] not in (b"", b"\n") or n_sound < len(content):
+            self._torn[name] = content[:n_sound].rstrip(b"\n") + b"\n" * (n_sound > 0)
         return rows
 
     def _write(self) -> None:
@@ -195,11 +178,8 @@ class Store:
         if not self._is_open:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_manifest()
-            for name, (sound, lacking) in self._sound_ends.items():
-                with (self.folder / name).open("r+b") as file:
-                    file.truncate(sound)
-                    file.seek(sound)
-                    file.write(lacking)
+            for name, sound in self._torn.items():
+                write_whole(self.folder / name, sound)
             self._is_open = True
         for name, row in self._unsaved:
             with (self.folder / name).open("a", encoding="utf-8") as file:
@@ -233,11 +213,9 @@ def _check_manifest(content: dict[str, Any]) -> None:
     """Raise TypeError where something is of another kind than we write."""
     selection = content.get("selection") or {"of": "", "ids": [], "chosen": 0}
     texts = [content["domain"], content["llm"], *content["class_names"], selection["of"], *selection["ids"]]
-    lists = [content["class_names"], selection["ids"]]
-    if not all(isinstance(value, list) for value in lists) or not all(isinstance(text, str) for text in texts):
+    kinds = [type(content["class_names"]), type(selection["ids"]), type(selection["chosen"]), *map(type, texts)]
+    if kinds != [list, list, int, *[str] * len(texts)]:
         raise TypeError("expected texts and lists of texts")
-    if type(selection["chosen"]) is not int:
-        raise TypeError("expected the number of chosen questions")
 
 
 def unique_id(name: str, question: str, taken: Collection[str]) -> str:

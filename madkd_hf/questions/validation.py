@@ -33,8 +33,7 @@ _FILLERS = set(
     include includes including object objects subject subjects thing things item items which what
     no not n't isn aren doesn don t s""".split()
 )
-_NEAR = 0.8  # of the words of both; different questions of the banks under recipes/ reach 0.75
-_SIDES = r"\b(?=(?:than|above|below|over|under|behind|inside|(?:left|right|front|top) of)\b)"  # never to be swapped
+_SIDES = r"\b(than|above|below|over|under|behind|inside|(left|right|front|top) of)\b"  # beside these, order counts
 _EITHER_OR = re.compile(  # "Is it a bird or a plane?", "..., or is it night?"; but "red or orange" is one thing
     r"^(is|are) (it|this|that) (an?|the) \S+( \S+)? or (an?|the) \S+( \S+)?$|\bor (is|are|does) (it|they|there)\b"
 )
@@ -65,13 +64,7 @@ class Rules:
 
 
 def fault(question: str, rules: Rules, others: Iterable[str] = ()) -> str | None:
-    """Why a question is not good enough for a bank, or None.
-
-    Args:
-        question: as it would stand in the bank.
-        rules: what is asked of it.
-        others: the questions that the bank holds already.
-    """
+    """Why a question is not good enough for a bank that holds the `others`, or None."""
     return (
         _hidden(question)
         or _not_yes_no(question, rules.any_language)
@@ -85,8 +78,8 @@ def fault(question: str, rules: Rules, others: Iterable[str] = ()) -> str | None
 def fold(text: str) -> str:
     """Lower case without diacritics, punctuation (but inner hyphens and apostrophes) and repeated spaces."""
     decomposed = unicodedata.normalize("NFKD", text.replace("’", "'").casefold())
-    plain = "".join(c for c in decomposed if not unicodedata.combining(c))
-    return " ".join(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", plain))
+    letters = "".join(c for c in decomposed if not unicodedata.combining(c))
+    return " ".join(re.findall(r"[^\W_]+(?:['-][^\W_]+)*", letters))
 
 
 def content_words(question: str) -> list[str]:
@@ -95,21 +88,10 @@ def content_words(question: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=10_000)
-def stems(question: str) -> frozenset[tuple[int, str]]:
-    """The stems of the content words, each with its side: "Is A darker than B?" is not "Is B darker than A?"."""
-    sides = filter(None, map(content_words, re.split(_SIDES, fold(question))))
-    return frozenset((number, _stem(word)) for number, words in enumerate(sides) for word in words)
-
-
-def similarity(first: str, second: str) -> float:
-    """From 0 to 1: the share of content words that two questions have in common.
-
-    0 where each has a word that the other lacks: "Is it red?" and "Is it blue?" are two questions.
-    """
-    a, b = stems(first), stems(second)
-    if not a or not b or (a - b and b - a):
-        return 0.0
-    return len(a & b) / len(a | b)
+def stems(question: str) -> tuple[str, ...]:
+    """The stems of the content words, in their order only where that matters: "Is A darker than B?"."""
+    words = [_stem(word) for word in content_words(question)]
+    return tuple(words if re.search(_SIDES, fold(question)) else sorted(set(words)))
 
 
 @functools.lru_cache(maxsize=10_000)
@@ -194,7 +176,7 @@ def _repeats(question: str, others: Iterable[str]) -> str | None:
     for other in others:
         if fold(other) == fold(question):
             return f"repeats {other!r}"
-        if similarity(question, other) >= _NEAR:
+        if stems(question) and stems(question) == stems(other):
             return f"says the same as {other!r}"
     return None
 

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from ..files import write_whole
 from ..metrics import CalibrationError
 from ..text import markdown
-from .comparison import markdown_table, paired_gain, terms_of
+from .comparison import markdown_table, paired_gain, points_text, terms_of
 from .figures import COLOURS, GREY, PALE, RIGHT, WRONG, new_axes, new_figure, save, short
 
 
@@ -31,7 +31,7 @@ INTRO = {
 def summarise_classes(
     logits: dict[str, Sequence[np.ndarray]], labels: np.ndarray, names: Sequence[str]
 ) -> dict[str, Any]:
-    """What the distilled students get right that the plain ones do not.
+    """What the distilled students get right that the base ones do not.
 
     Args:
         logits: "base" and "madkd" -> for each seed, in the same order, the class logits [n, C] of the same images.
@@ -39,11 +39,10 @@ def summarise_classes(
         names: the C classes.
 
     Returns:
-        `task`; `classes`: one each for those that the images show: `name`, `images`, `base` and `madkd` (mean recall,
-        per cent), `gain` (points, see `paired_gain`), in the order of gain; `confusions`: `shown`, `taken_for`, `base`
-        and `madkd` (mean share of the shown class's images, per cent), the most changed first; `calibration`:
-        condition -> `error` (mean expected calibration error, 0..1), `deviation` (over the seeds), and the curve:
-        `confidence`, `accuracy` and `share` of the images in each of 15 bins of all seeds together (None where empty).
+        `task`; `classes`: those that the images show, in the order of `gain`, with mean recalls in per cent;
+        `confusions`: the pairs that changed most, in per cent of the images of the class shown; `calibration`, by
+        condition: `error` (mean expected calibration error, 0..1), `deviation` (over the seeds), and in each of 15
+        bins of all seeds together `confidence`, `accuracy` and `share` of the images (None where empty).
     """
     labels, count = np.asarray(labels), len(names)
     matrices = {name: np.stack([_confusion(array, labels, count) for array in logits[name]]) for name in BOTH}
@@ -67,16 +66,13 @@ def summarise_classes(
 def summarise_detected_classes(
     ap: dict[str, np.ndarray], objects: Sequence[int], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Which classes the detectors with aspects of each object find better than the plain ones.
+    """Which classes the detectors with aspects of each object find better than the base ones, as `summarise_classes`
+    says it: `task`, and `classes` with mean AP in points.
 
     Args:
         ap: "base" and "object" -> AP of each class on the same images, in points, [seeds, C] in the same order.
         objects: [C] how many of each class the images show.
         names: the C classes.
-
-    Returns:
-        `task`; `classes`: one each for those that the images show: `name`, `objects`, `base` and `object` (mean AP,
-        points), `gain` (points, see `paired_gain`), in the order of gain.
     """
     return {"task": "detection", "classes": _by_gain(ap, objects, names, "detection")}
 
@@ -84,7 +80,7 @@ def summarise_detected_classes(
 def _by_gain(
     scores: dict[str, np.ndarray], counts: Sequence[int], names: Sequence[str], task: str
 ) -> list[dict[str, Any]]:
-    """A row for each class that is shown, of scores [seeds, C] of the plain and the treated students."""
+    """A row for each class that is shown, of scores [seeds, C] of the base and the treated students."""
     rows = []
     for index in np.flatnonzero(counts):
         by_condition = {name: np.asarray(scores[name])[:, index] for name in compared({"task": task})}
@@ -95,7 +91,7 @@ def _by_gain(
 
 
 def compared(summary: dict[str, Any]) -> tuple[str, str]:
-    """The conditions whose classes a summary compares, the plain one first."""
+    """The conditions whose classes a summary compares, the base one first."""
     return "base", terms_of(summary).treated
 
 
@@ -128,15 +124,13 @@ def _calibration(logits: Sequence[np.ndarray], labels: np.ndarray, bins: int = B
 
 def classes_page(summary: dict[str, Any]) -> str:
     """`summarise_classes`, or that of detectors, as Markdown, with its pictures."""
-    plain, treated = compared(summary)
     counted, unit = COUNTED[summary["task"]], terms_of(summary).unit
     unit = f", {unit}" if unit else ", AP"
     head = ["Class", counted.capitalize(), f"Base{unit}", f"Distilled{unit}", "Gain, points [95% interval]"]
     rows = []
     for row in summary["classes"]:
-        low, high = row["gain"]["ci95"]
-        gain = f"{row['gain']['mean']:+.1f}" + ("" if low is None else f" [{low:+.1f}, {high:+.1f}]")
-        rows.append([markdown(row["name"]), str(row[counted]), f"{row[plain]:.1f}", f"{row[treated]:.1f}", gain])
+        scores = [f"{row[name]:.1f}" for name in compared(summary)]
+        rows.append([markdown(row["name"]), str(row[counted]), *scores, points_text(row["gain"], 1)])
     lines = [
         "# Class by class",
         f"{INTRO[summary['task']]} mean over the seeds, gains paired by seed. "
@@ -155,16 +149,10 @@ def _confusions(summary: dict[str, Any]) -> list[str]:
     title = "## Confusions that changed most"
     if not summary["confusions"]:
         return [title, "None."]
-    head = ["Shown", "Taken for", "Base, %", "Distilled, %", "Change"]
-    rows = [
-        [
-            markdown(row["shown"]),
-            markdown(row["taken_for"]),
-            *(f"{row[name]:.1f}" for name in BOTH),
-            f"{row['madkd'] - row['base']:+.1f}",
-        ]
-        for row in summary["confusions"]
-    ]
+    head, rows = ["Shown", "Taken for", "Base, %", "Distilled, %", "Change"], []
+    for row in summary["confusions"]:
+        shares = [f"{row['base']:.1f}", f"{row['madkd']:.1f}", f"{row['madkd'] - row['base']:+.1f}"]
+        rows.append([markdown(row["shown"]), markdown(row["taken_for"]), *shares])
     return [title, "In per cent of the images of the class shown.", markdown_table([head, *rows], right=range(2, 5))]
 
 
@@ -176,7 +164,7 @@ def calibration_sentence(summary: dict[str, Any]) -> str:
         texts.append(f"{100 * calibration['error']:.1f}{deviation}")
     return (
         f"Expected calibration error over {BINS} bins (mean distance between confidence and accuracy, in points): "
-        f"{texts[0]} for the plain student, {texts[1]} for the distilled one."
+        f"{texts[0]} for the base student, {texts[1]} for the distilled one."
     )
 
 
@@ -189,7 +177,7 @@ def write_classes(summary: dict[str, Any], output_dir: str | os.PathLike) -> Pat
 
 
 def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
-    """A line for each class from the plain students' recall, or AP, to the distilled ones', the most gained on top."""
+    """A line for each class from the base students' recall, or AP, to the distilled ones', the most gained on top."""
     rows, conditions = summary["classes"], compared(summary)
     better = sum(row["gain"]["mean"] > 0 for row in rows)
     cut = len(rows) > MOST_CLASSES
@@ -197,12 +185,12 @@ def plot_classes(summary: dict[str, Any], path: str | os.PathLike) -> Path:
         rows = rows[: MOST_CLASSES // 2] + rows[-MOST_CLASSES // 2 :]
     pitch = min(0.3, 12 / len(rows))
     figure = new_figure(7.4, pitch * len(rows) + 1.9, f"{better} of {len(summary['classes'])} classes gained")
-    subtitle = "From the plain student to the distilled one: mean over the seeds"
+    subtitle = "From the base student to the distilled one: mean over the seeds"
     ax = new_axes(figure, subtitle + (f"; the {MOST_CLASSES // 2} that gained most and least" if cut else ""))
     for y, row in enumerate(rows):
         colour = RIGHT if row["gain"]["mean"] > 0 else WRONG if row["gain"]["mean"] < 0 else GREY
         ax.plot([row[name] for name in conditions], [y, y], color=colour, linewidth=2, alpha=0.5, zorder=1)
-    for name, label in zip(conditions, ("plain", "distilled")):
+    for name, label in zip(conditions, ("base", "distilled")):
         values = [row[name] for row in rows]
         ax.scatter(values, range(len(rows)), s=30, color=COLOURS[name], label=label, zorder=2)
     ax.set_yticks(range(len(rows)), [short(row["name"]) for row in rows], fontsize=min(9, 60 * pitch))
@@ -218,7 +206,7 @@ def plot_calibration(summary: dict[str, Any], path: str | os.PathLike) -> Path:
     figure = new_figure(5.6, 5.0, "Does confidence tell accuracy?")
     ax = new_axes(figure, "Dot: images of one range of confidence, all seeds; on the line: calibrated")
     ax.plot([0, 1], [0, 1], color=PALE, linewidth=1.5, zorder=0)
-    for name, label in zip(BOTH, ("plain", "distilled")):
+    for name, label in zip(BOTH, ("base", "distilled")):
         curve = summary["calibration"][name]
         bins = [k for k, value in enumerate(curve["accuracy"]) if value is not None]
         x, y = ([curve[key][k] for k in bins] for key in ("confidence", "accuracy"))

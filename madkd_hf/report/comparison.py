@@ -38,13 +38,12 @@ class Terms:
     """How the report of a task calls its conditions and scores.
 
     Attributes:
-        conditions: name -> what its students learn from, the plain ones first.
+        conditions: name -> what its students learn from, the base ones first.
         treated: the condition whose gain counts.
-        shuffled: each treated condition -> its own control, whose students learn the same answers of others. What is
-            neither `base` nor a key here is a control.
+        shuffled: each treated condition -> its own control. What is neither `base` nor a key here is a control.
         about: what the answers of `treated` are about, "image" or "object".
         key: of the scores in cells and report.
-        score: their name in a sentence; in_table, are: at the head of a column, and in front of "on the test images".
+        score, in_table, are: their name in a sentence, at the head of a column, and before "on the test images".
         unit: that stands right behind a score.
     """
 
@@ -123,7 +122,8 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     """Accuracies and gains over `base`, from one cell per trained student.
 
     Args:
-        cells: each with at least `condition` (a key of `CONDITIONS`), `seed`, `accuracy` (per cent, test images).
+        cells: each with at least `condition` (a key of `CONDITIONS`), `seed`, `accuracy` (per cent, test images); the
+            same seeds in each condition.
         task: "detection" for cells of `DETECTORS`, with `map` (AP in points, test images) in place of `accuracy`.
 
     Returns:
@@ -131,28 +131,13 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
         condition -> "base", "treated" or "control"; `gain`: of madkd (of detectors, object) over base, see
         `paired_gain`; `gains`: treated condition -> the same over base and over its shuffled control, by their names;
         `controls`: control -> its gain over base. What was not run is left out.
-
-    Raises:
-        ValueError: no cells, an unknown condition, a student that comes twice, seeds that differ.
     """
     terms = TERMS[task]
     by_condition: dict[str, dict[int, float]] = {name: {} for name in terms.conditions}
     for cell in cells:
-        condition, seed = cell["condition"], cell["seed"]
-        if condition not in by_condition:
-            raise ValueError(f"Unknown condition {condition!r}: expected one of {', '.join(terms.conditions)}.")
-        if seed in by_condition[condition]:
-            raise ValueError(f"The student {condition!r} with seed {seed} comes twice: keep one cell of each.")
-        by_condition[condition][seed] = float(cell[terms.key])
+        by_condition[cell["condition"]][cell["seed"]] = float(cell[terms.key])
     runs = {name: dict(sorted(run.items())) for name, run in by_condition.items() if run}
-    if not runs:
-        raise ValueError("There are no cells to report: train at least one student.")
-    first, seeds = next((name, list(run)) for name, run in runs.items())
-    for name, run in runs.items():
-        if list(run) != seeds:
-            raise ValueError(
-                f"{name!r} has the seeds {list(run)}, {first!r} has {seeds}: train each condition with the same seeds."
-            )
+    seeds = list(next(iter(runs.values())))
     scores = {name: list(run.values()) for name, run in runs.items()}
     kinds = {name: role(terms, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}
@@ -185,8 +170,7 @@ def table(report: Mapping[str, Any]) -> str:
     terms = terms_of(report)
     rows = [["Condition", terms.in_table, "Gain over base, points [95% interval]"]]
     for name, values in report[terms.key].items():
-        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        rows.append([f"{name}: {terms.conditions[name]}", f"{np.mean(values):.2f}{spread}", gain_text(report, name)])
+        rows.append([f"{name}: {terms.conditions[name]}", mean_text(values, 2), gain_text(report, name)])
     return markdown_table(rows, right=(1, 2))
 
 
@@ -195,19 +179,26 @@ def gain_text(report: Mapping[str, Any], name: str) -> str:
     gain = ((report.get("gains") or {}).get(name) or {}).get("base")
     if not gain:  # a control, or a treated condition in a report of an earlier version
         gain = report.get("gain") if name == terms_of(report).treated else (report.get("controls") or {}).get(name)
-    return _points(gain) if gain else ""
+    return points_text(gain) if gain else ""
 
 
-def _points(gain: Mapping[str, Any]) -> str:
+def points_text(gain: Mapping[str, Any], digits: int = 2) -> str:
+    """A gain of `paired_gain`, with its interval: "+1.50 [+0.25, +2.75]"."""
     low, high = gain["ci95"]
-    return f"{gain['mean']:+.2f}" + ("" if low is None else f" [{low:+.2f}, {high:+.2f}]")
+    return f"{gain['mean']:+.{digits}f}" + ("" if low is None else f" [{low:+.{digits}f}, {high:+.{digits}f}]")
+
+
+def mean_text(values: Sequence[float], digits: int = 1) -> str:
+    """The mean, and the standard deviation where there are several values: "92.4 ± 2.2"."""
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def over_controls(report: Mapping[str, Any]) -> str:
     """A sentence on what each treated condition gains over its own shuffled control; "" where none was run."""
     own = terms_of(report).shuffled
     gains = {name: over.get(own[name]) for name, over in (report.get("gains") or {}).items() if name in own}
-    texts = [f"`{name}` {_points(gain)}" for name, gain in gains.items() if gain]
+    texts = [f"`{name}` {points_text(gain)}" for name, gain in gains.items() if gain]
     return f"Over its own shuffled control, in points [95% interval]: {', '.join(texts)}." if texts else ""
 
 
@@ -233,21 +224,18 @@ def markdown_table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> 
 
 
 def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Path:
-    """Write `report.json` (in one step: never half a file) and `report.md`; returns the latter's path.
+    """Write `report.json` and `report.md`; returns the latter's path.
 
     Args:
-        report: what `summarise` returns and, where known, `dataset`, `student` (names), `images_per_class` or
-            `scenes` (how many training images), `teacher` (its provenance), `seconds` (stage -> seconds), `command`
-            (a shell line), and `figures` (file name under `output_dir/figures` -> caption; those that were not drawn
-            are left out of report.md).
+        report: what `summarise` returns and, where known, `dataset` (its name), `images_per_class` or `scenes` (how
+            many training images), `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell line),
+            and `figures` (file name under `output_dir/figures` -> caption; only those that are there are shown).
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
     content = json.dumps(jsonable(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    name = (
-        f"Multi-aspect knowledge distillation on {markdown(report['dataset'])}" if report.get("dataset") else "Report"
-    )
-    parts = [f"# {name}", _what_was_run(report)]
+    on = f"Multi-aspect knowledge distillation on {markdown(report['dataset'])}" if report.get("dataset") else "Report"
+    parts = [f"# {on}", _what_was_run(report)]
     parts += [f"**{verdict(report['gain'], terms_of(report).score)}.**"] if report.get("gain") else []
     parts += [table(report), *filter(None, [over_controls(report)])]
     parts += [left_out_sentence(report["left_out"])] if report.get("left_out") else []
@@ -270,11 +258,8 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
 def _what_was_run(report: Mapping[str, Any]) -> str:
     terms = terms_of(report)
     conditions, seeds = len(report[terms.key]), len(report["seeds"])
-    student = f"{markdown(report['student'])}, " if report.get("student") else ""
-    who = "1 student" if conditions * seeds == 1 else f"{conditions * seeds} students"
-    text = (
-        f"{who} ({student}conditions: {conditions}, seeds: {seeds}) {'was' if who == '1 student' else 'were'} trained"
-    )
+    was = "was" if conditions * seeds == 1 else "were"
+    text = f"{counted(conditions * seeds, 'student')} (conditions: {conditions}, seeds: {seeds}) {was} trained"
     text += f" on {markdown(report['dataset'])}" if report.get("dataset") else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""

@@ -163,8 +163,8 @@ def save(figure: Figure, path: str | os.PathLike) -> Path:
         text.set_parse_math(text.get_wrap())  # to wrap a text, its width is measured as that of a formula all the same
         if text.get_wrap():
             text.set_text(re.sub(r"(?<!\\)\$", r"\\$", text.get_text()))
-    plain = {"text.parse_math": False, "text.usetex": False}  # for texts that the drawing makes
-    with matplotlib.rc_context(plain), warnings.catch_warnings(), writing(path), whole_file(path) as file:
+    as_they_are = {"text.parse_math": False, "text.usetex": False}  # for texts that the drawing makes
+    with matplotlib.rc_context(as_they_are), warnings.catch_warnings(), writing(path), whole_file(path) as file:
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, dpi=150, format=Path(path).suffix.lstrip(".") or "png")
     return Path(path)

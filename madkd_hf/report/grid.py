@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..files import write_whole
-from ..text import block, code, figure, jsonable, markdown
-from .comparison import CONDITIONS, gain_text, left_out_sentence, markdown_table, mean_and_half_width
+from ..text import block, code, counted, figure, jsonable, markdown
+from .comparison import CONDITIONS, gain_text, left_out_sentence, markdown_table, mean_and_half_width, mean_text
 from .figures import COLOURS, STYLES, new_axes, new_figure, save
 
 
@@ -38,7 +38,8 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
     for point in points:
         for name, values in point["accuracy"].items():
             settings = [markdown(_number(point["point"][option])) for option in options]
-            rows.append([*settings, name, _mean(point["validation"][name]), _mean(values), gain_text(point, name)])
+            validation = mean_text(point["validation"][name])
+            rows.append([*settings, name, validation, mean_text(values), gain_text(point, name)])
     return markdown_table(rows, right=[*range(len(options)), *range(len(options) + 1, len(options) + 4)])
 
 
@@ -52,21 +53,18 @@ def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
     setting = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
     ahead = sum(point["gain"]["mean"] > 0 for point in gained)
     return (
-        f"Distilled students are ahead of the plain ones on average at {ahead} of {len(gained)} points, and clearly, "
+        f"Distilled students are ahead of the base ones on average at {ahead} of {len(gained)} points, and clearly, "
         f"with an interval above 0, at {len(clear)}. On validation images they are best with {setting} "
         f"({np.mean(best['validation']['madkd']):.1f}%); on test images these reach "
-        f"{np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over the plain ones there."
+        f"{np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over the base ones there."
     )
 
 
 def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Path:
-    """Write `report.json`, `report.md` and a picture for each option with more than one value.
+    """Write `report.json`, `report.md` (its path) and a picture for each option with more than one value.
 
     Args:
         summary: `points`, see `grid_table`, and what `comparison.write_report` takes beside accuracies.
-
-    Returns:
-        The path of report.md.
     """
     points, output_dir = summary["points"], Path(output_dir)
     seeds = len(points[0]["seeds"])
@@ -78,7 +76,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
             pictures.append(f"![Accuracy against {option}](figures/{name})")
     lines = [
         f"# Multi-aspect knowledge distillation on {markdown(summary['dataset'])}",
-        f"{len(points)} points, {seeds} seed{'s' * (seeds != 1)}; the teacher is "
+        f"{len(points)} points, {counted(seeds, 'seed')}; the teacher is "
         f"{code(summary['teacher']['model'])}. Mean ± standard deviation over the seeds; gains are on the test "
         "images, paired by seed, with a 95% t interval. Each student saw the test images once, after its training.",
         f"**{grid_verdict(points)}**",
@@ -121,10 +119,6 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
     axes[0].set_ylabel("accuracy on the test images, %")
     axes[-1].legend(frameon=False, fontsize=9, loc="lower right")
     return save(drawn, path)
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def _number(value: Any) -> str:

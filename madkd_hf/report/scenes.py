@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 OVERLAP = 0.5  # IoU from which a box is on its object
 SAME = 0.7  # IoU from which two boxes are the same place, seen as two classes
+LEAST_SCORE, MOST_BOXES = 0.3, 8  # boxes with a lower score are not shown, nor are more in one scene
 LINE = 0.18  # inches
 
 
@@ -118,8 +119,6 @@ def plot_scenes(
     class_names: Sequence[str],
     aspect_ids: Sequence[str],
     path: str | os.PathLike,
-    least_score: float = 0.3,
-    most_boxes: int = 8,
 ) -> Path:
     """Each scene with its objects, with the boxes that the student found, and their classes and aspects.
 
@@ -128,14 +127,12 @@ def plot_scenes(
         truths: for each `boxes` [m, 4] (left, top, right, bottom in pixels) and `labels` [m].
         predictions: for each the same, `scores` [m], and `aspect_logits` [m, Q] where boxes have aspects.
         class_names, aspect_ids: C and Q names.
-        least_score: boxes with a lower one are not shown; most_boxes: nor are more than so many in a scene. Of boxes
-            in the same place only the surest is: most detectors name several classes for what they doubt.
     """
-    selected = [_surest(prediction, least_score, most_boxes) for prediction in predictions]
+    selected = [_surest(prediction) for prediction in predictions]
     hits = [matched(predicted, truth) for predicted, truth in zip(selected, truths)]
     right, boxes, objects = sum(map(sum, hits)), sum(map(len, hits)), sum(len(truth["labels"]) for truth in truths)
     title = (
-        f"{objects} objects in {len(images)} scenes, {boxes} boxes with a score from {least_score:g} on, {right} of "
+        f"{objects} objects in {len(images)} scenes, {boxes} boxes with a score from {LEAST_SCORE:g} on, {right} of "
         f"them right (class, and IoU from {OVERLAP:g} on)"
     )
     columns = min(2, len(images))
@@ -161,11 +158,12 @@ def _boxes(objects: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(objects["boxes"], dtype=np.float64).reshape(-1, 4)
 
 
-def _surest(predicted: Mapping[str, Any], least_score: float, most: int) -> dict[str, np.ndarray]:
+def _surest(predicted: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The boxes to show; of those in one place the surest: most detectors name several classes for what they doubt."""
     scores = np.asarray(predicted["scores"])
     overlap, selected = overlaps(_boxes(predicted), _boxes(predicted)), []
     for i in np.argsort(-scores, kind="stable"):
-        if scores[i] >= least_score and len(selected) < most and not (overlap[i, selected] >= SAME).any():
+        if scores[i] >= LEAST_SCORE and len(selected) < MOST_BOXES and not (overlap[i, selected] >= SAME).any():
             selected.append(i)
     of_boxes = {name: np.asarray(values) for name, values in predicted.items() if len(values) == len(scores)}
     return {name: values[selected] for name, values in of_boxes.items()}

@@ -48,8 +48,7 @@ def _read(split: str) -> tuple[dict[int, Path], dict[int, list[tuple[str, str]]]
 def facts(question: str, answer: str) -> Iterable[tuple[str, bool]]:
     """What one answered question says about its image: (colour or shape, whether the image shows it).
 
-    Each image shows a single shape, so a question that names a colour or shape without asking for it ("what is the
-    blue shape?") presupposes it.
+    A question that names a colour or shape without asking for it ("what is the blue shape?") presupposes it.
     """
     named = WORD.findall(question)
     if answer not in ("yes", "no"):
@@ -59,11 +58,7 @@ def facts(question: str, answer: str) -> Iterable[tuple[str, bool]]:
 
 
 def derive_class(questions: Iterable[tuple[str, str]]) -> str | None:
-    """The class that (question, answer) pairs about one image determine, or None where they leave it open.
-
-    Raises:
-        ValueError: where the answers contradict each other.
-    """
+    """The class that (question, answer) pairs about one image determine, or None where they leave it open."""
     shown = {fact for pair in questions for fact in facts(*pair)}
     found = []
     for options in (COLORS, SHAPES):
@@ -94,9 +89,7 @@ def counts() -> dict[str, dict[str, int]]:
 def parts() -> dict[str, list[int]]:
     """The image ids of each part; `teacher`, `train` and `validation` share no image.
 
-    `teacher`: 2,400 images for training the MLLM, first of all those that have no class, since it needs none;
-    `train`: 50 images of each class, from which students draw; `validation`: what remains of the package's 4,000
-    train images; `test`: the determined ones of its test images.
+    `teacher` has first of all the images without a class: a teacher needs none. Students draw from `train`.
     """
     classes = image_classes("train")
     unlabelled = [image_id for image_id, name in classes.items() if name is None]
@@ -109,19 +102,14 @@ def parts() -> dict[str, list[int]]:
         (train if taken[classes[image_id]] <= TRAIN_IMAGES_PER_CLASS else rest).append(image_id)
     for_teacher = TEACHER_IMAGES - len(unlabelled)
     test = [image_id for image_id, name in image_classes("test").items() if name is not None]
-    return {
-        "teacher": unlabelled + rest[:for_teacher],
-        "train": train,
-        "validation": rest[for_teacher:],
-        "test": test,
-    }
+    return {"teacher": unlabelled + rest[:for_teacher], "train": train, "validation": rest[for_teacher:], "test": test}
 
 
 def questions_of(part: str, yes_no_only: bool = True) -> list[Question]:
-    """The dataset's own (absolute image path, question, answer) of a part, as `parts` names them, image by image.
+    """The dataset's own (absolute image path, question, answer) of a part, image by image.
 
-    `part="all test"` gives the questions of every test image, also of those whose class is undetermined: a teacher
-    needs no class. `yes_no_only=False` adds the questions that ask for a colour or a shape.
+    Parts are those of `parts`, and "all test", where images without a class are, too. `yes_no_only=False` adds the
+    questions that ask for a colour or a shape.
     """
     paths, questions = _read("test" if "test" in part else "train")
     ids = list(paths) if part == "all test" else parts()[part]

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -21,9 +20,9 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
-from madkd_hf.cli.arguments import CommandParser
+from madkd_hf.cli.arguments import CommandParser, option
 from madkd_hf.cli.comparison.cells import Cell, run_cells
-from madkd_hf.cli.comparison.conditions import CompareArguments, check, label, load_checked, save_subset, student_argv
+from madkd_hf.cli.comparison.conditions import CompareArguments, check, label, load_checked, save_subset, student_cell
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
 from madkd_hf.cli.preflight import Ready
 from madkd_hf.cli.tasks.classification import draw
@@ -40,16 +39,11 @@ CRITERIA = {"evidence": "cmim", "jmi": "jmi", "mrmr": "mrmr"}
 class CurveArguments(CompareArguments):
     """`compare.py`'s, and what to compare."""
 
-    methods: list[str] = field(
-        default_factory=lambda: ["evidence", "llm", "random"],
-        metadata={"help": f"Ways to choose questions, some of {', '.join(METHODS)}."},
+    methods: list[str] = option(
+        ["evidence", "llm", "random"], f"Ways to choose questions, some of {', '.join(METHODS)}."
     )
-    counts: list[int] = field(
-        default_factory=lambda: [2, 4, 6, 8, 12, 16], metadata={"help": "How many questions to choose."}
-    )
-    first_seed: int = field(
-        default=2000, metadata={"help": "The seeds begin here; those of compare.py at 0, those of tune.py at 1000."}
-    )
+    counts: list[int] = option([2, 4, 6, 8, 12, 16], "How many questions to choose.")
+    first_seed: int = option(2000, "The seeds begin here; those of compare.py at 0, those of tune.py at 1000.")
 
 
 def choose(method: str, count: int, seed: int, rows: Dataset, bank: AspectBank, args: CurveArguments) -> list[str]:
@@ -85,15 +79,13 @@ def plan(args: CurveArguments, labelled: DatasetDict, bank: AspectBank) -> dict[
         points = [(method, count) for count in args.counts for method in args.methods]
         for method, count in [("base", 0), ("all", len(bank)), *points]:
             name = f"{method}-{count}-{seed}"
-            folder = str(Path(args.output_dir) / "cells" / name)
-            argv = student_argv(args, "base" if method == "base" else "madkd", seed, folder)
-            ids = [] if method == "base" else bank.ids
+            more, ids = [], [] if method == "base" else bank.ids
             if method in args.methods:
                 ids = choose(method, count, seed, labelled[args.train_split], bank, args)
-                place = save_subset(labelled, bank, ids, args)
-                argv += ["--dataset", place, "--bank", place]
+                more = save_subset(labelled, bank, ids, args)
             point = {"method": method, "asked": count, "kept": len(ids), "seed": seed, "questions": ids}
-            cells[name] = (Cell(name, (*argv, "--do_predict", "false"), folder, metric="eval_accuracy"), point)
+            condition = "base" if method == "base" else "madkd"
+            cells[name] = student_cell(args, condition, seed, name, more, is_tested=False), point
     return cells
 
 

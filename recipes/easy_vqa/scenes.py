@@ -39,10 +39,8 @@ class Cutout(NamedTuple):
 
 
 def cut_out(image: PILImage.Image) -> Cutout | None:
-    """The shape of an easy-VQA image, or None where the image's edge cuts the shape off.
-
-    The background has one colour and so has the shape; pixels between the two are the shape's smoothed rim.
-    """
+    """The shape of an easy-VQA image, or None where the image's edge cuts it off; pixels between its colour and the
+    background's are its smoothed rim."""
     image = image.convert("RGB")
     pixels = np.asarray(image).astype(float)
     colors = [np.array(color) for _, color in sorted(image.getcolors(image.width * image.height), reverse=True)]
@@ -75,12 +73,8 @@ def cutouts(part: str) -> dict[str, list[Cutout]]:
 def compose(
     shapes: dict[str, list[Cutout]], random: np.random.Generator, size: int = SIZE
 ) -> tuple[PILImage.Image, list[tuple[str, list[float], int]]]:
-    """One scene: a background, and 1 to 6 shapes of which none is hidden by more than about 40%.
-
-    Returns:
-        RGB image of size x size; for each object its class, its box (x, y, width, height in pixels) and how many
-        pixels it covers. Box and area are those of the whole shape, what another shape hides included.
-    """
+    """One scene of 1 to 6 shapes, none hidden by more than about 40%: RGB image of size x size, and of each object its
+    class, its box (x, y, width, height in pixels) and how many pixels it covers, those behind others included."""
     canvas = _background(random, size)
     masks: list[np.ndarray] = []  # of the shapes so far, what is still visible
     objects: list[tuple[str, list[float], int]] = []
@@ -134,21 +128,15 @@ def load_scenes(
 ) -> DatasetDict:
     """Splits `train`, `validation` and `test` in the usual COCO-like columns.
 
-    Columns: `image_id`, `image`, `width`, `height`, and `objects` with one list each of `id`, `area` (pixels),
-    `bbox` (x, y, width, height in pixels) and `category`. Scenes are drawn one by one: with fewer of them, the first
-    ones stay as they are.
+    Scenes are drawn one by one: with fewer of them, the first ones stay as they are.
 
     Args:
-        kind: what tells two objects apart: `both` colour and shape (24 classes, as "black circle"), the `color` (8) or
-            the `shape` (3).
+        kind: what tells two objects apart: `both` colour and shape (24 classes), the `color` (8) or the `shape` (3).
         scenes: how many for each split.
-        size: of the square images, in pixels.
+        size: of the square images, in pixels; at least 64, for the largest shape.
         seed: other scenes for each.
         shapes_of: the part of the images, as `data.parts` names them, that the shapes of all splits come from; by
             default each split has its own part.
-
-    Raises:
-        ValueError: an unknown kind, or a size into which the largest shape does not fit.
     """
     if kind not in CATEGORIES:
         raise ValueError(f"kind is one of {sorted(CATEGORIES)}, not {kind!r}.")

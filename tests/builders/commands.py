@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from builders.quick_python import quick_python
 
-from madkd_hf.cli.arguments import run
+from madkd_hf.cli.main import run
 
 
 ROOT = Path(__file__).parents[2]

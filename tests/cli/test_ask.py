@@ -36,8 +36,8 @@ def command(tmp_path, *options):
 @pytest.fixture
 def ask(tmp_path, capsys):
     """Runs the command in this process: what it prints, and its error or None."""
-    from madkd_hf.cli.arguments import run
     from madkd_hf.cli.ask import main
+    from madkd_hf.cli.main import run
 
     def run_it(*options):
         before, sys.argv = sys.argv, ["generate_questions.py", *command(tmp_path, *options)[2:]]

@@ -559,11 +559,11 @@ def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
     shutil.copytree(EASY_VQA / "student", tmp_path / "student")
     argv = ("--config", str(EASY_VQA / "baseline.yaml"), "--backbone", str(tmp_path / "student"))
     cell = cells.Cell("one", argv, str(tmp_path))
-    before = cell.key
-    assert before == cell.key
+    before = cell.decides
+    assert before == cell.decides
     config = tmp_path / "student" / "preprocessor_config.json"
     config.write_text(config.read_text().replace("48", "32"))
-    assert before != cell.key
+    assert before != cell.decides
 
 
 def test_interrupting_stops_all_workers_and_says_so(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from builders import damage
 
-from madkd_hf.cli.results import load_arrays, remove_damaged_results, save_arrays
+from madkd_hf.cli.tasks.base import load_arrays, save_arrays
 from madkd_hf.cli.tasks.detection import load_predictions, predicted_arrays
 from madkd_hf.hub.cards.comparison import read_comparison
 
@@ -60,22 +60,6 @@ def test_a_report_with_other_values_than_a_card_can_tell_is_refused(tmp_path, ch
     (tmp_path / "report.json").write_text(json.dumps({**REPORT, **changed}))
     with pytest.raises(ValueError, match=f"{tmp_path} holds no comparison .*: pass the output folder of a finished"):
         read_comparison(tmp_path)
-
-
-@pytest.mark.parametrize("content", BROKEN)
-def test_numbers_that_cannot_be_added_to_are_written_anew(tmp_path, content, caplog):
-    """The Trainer reads all_results.json before it writes it, at the end of the training."""
-    path = tmp_path / "all_results.json"
-    path.write_bytes(content)
-    remove_damaged_results(tmp_path)
-    assert not path.exists() and str(path) in caplog.text and "written anew" in caplog.text
-
-
-def test_sound_numbers_stay(tmp_path, caplog):
-    remove_damaged_results(tmp_path)
-    (tmp_path / "all_results.json").write_text('{"eval_accuracy": 0.5}')
-    remove_damaged_results(tmp_path)
-    assert (tmp_path / "all_results.json").exists() and not caplog.text
 
 
 def test_damaged_predictions_are_never_believed(tmp_path):

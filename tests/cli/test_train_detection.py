@@ -16,7 +16,7 @@ from transformers import AutoModelForObjectDetection, pipeline
 from madkd_hf import AspectBank, report
 from madkd_hf.cli import arguments as common
 from madkd_hf.cli import preflight
-from madkd_hf.cli import results as saved
+from madkd_hf.cli.tasks import base as saved
 from madkd_hf.data.columns import aspect_features
 from madkd_hf.data.objects import as_columns
 from madkd_hf.data.problems import Problems

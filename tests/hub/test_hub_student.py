@@ -267,11 +267,11 @@ def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TO
 RECIPES = f"""
 import os, sys
 sys.path[:0] = [{str(ROOT / "tests")!r}]
-from madkd_hf.cli import arguments as common, train as train_student
+from madkd_hf.cli import main as command, train as train_student
 def recipe(*words):
     sys.argv = ["recipes/train_student.py", *words]
     try:
-        common.run(train_student.main)
+        command.run(train_student.main)
     except SystemExit as stopped:
         return str(stopped.code)
 """

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def point(gain: float, validation: float, **options) -> dict:
-    """Three seeds of base and madkd at a point; the plain students reach 50, 52 and 54%."""
+    """Three seeds of base and madkd at a point; the base students reach 50, 52 and 54%."""
     accuracy = {"base": [50.0, 52.0, 54.0], "madkd": [50 + gain, 53 + gain, 54 + gain]}
     cells = [
         {"condition": name, "seed": seed, "accuracy": value}
@@ -44,7 +44,7 @@ def test_the_grid_s_table_has_a_line_for_each_point_and_condition():
 
 def test_the_verdict_chooses_on_validation_images():
     text = grid_verdict(POINTS)
-    assert "ahead of the plain ones on average at 3 of 4 points, and clearly, with an interval above 0, at 2." in text
+    assert "ahead of the base ones on average at 3 of 4 points, and clearly, with an interval above 0, at 2." in text
     assert "best with images_per_class 50, aspect_alpha 1 (75.0%); on test images these reach 61.3%" in text
 
 

@@ -105,22 +105,6 @@ def test_summarise_leaves_out_what_was_not_run():
     assert "gain" not in alone and alone["controls"] == alone["gains"] == {}
 
 
-def test_summarise_says_which_seeds_differ():
-    cells = [cell for cell in make_cells() if (cell["condition"], cell["seed"]) != ("madkd", 2)]
-    with pytest.raises(ValueError, match=re.escape("'madkd' has the seeds [0, 1, 3], 'base' has [0, 1, 2, 3]")):
-        reporting.summarise(cells)
-
-
-def test_summarise_refuses_what_it_cannot_place():
-    cell = {"condition": "base", "seed": 0, "accuracy": 80.0}
-    with pytest.raises(ValueError, match="'base' with seed 0 comes twice"):
-        reporting.summarise([cell, cell])
-    with pytest.raises(ValueError, match="Unknown condition 'kd': expected one of base, madkd"):
-        reporting.summarise([{**cell, "condition": "kd"}])
-    with pytest.raises(ValueError, match="no cells"):
-        reporting.summarise([])
-
-
 @pytest.mark.parametrize(
     ("gain", "expected"),
     [
@@ -185,7 +169,6 @@ def full_report(tmp_path):
     return {
         **report,
         "dataset": "easy-VQA",
-        "student": "ResNet-18",
         "images_per_class": 8,
         "seconds": {"label": 12.34, "train": np.float32(100.0)},
         "teacher": {"model": "org/mllm", "prompt": "<|user|>\n{question}", "yes_tokens": [1, 2]},
@@ -220,7 +203,7 @@ def test_report_links_only_to_figures_that_exist(full_report, tmp_path):
 def test_report_says_what_was_run(full_report, tmp_path):
     text = reporting.write_report(full_report, tmp_path).read_text(encoding="utf-8")
     assert text.startswith("# Multi-aspect knowledge distillation on easy-VQA\n")
-    assert "16 students (ResNet-18, conditions: 4, seeds: 4) were trained on easy-VQA with 8 images per class" in text
+    assert "16 students (conditions: 4, seeds: 4) were trained on easy-VQA with 8 images per class" in text
     assert "the teacher is `org/mllm`" in text and reporting.verdict(full_report["gain"]) in text
     assert reporting.table(full_report) in text
     # differences 4, 2, 5, 3: standard deviation 1.2910, t(0.975; 3) = 3.18245, half width 2.0543

@@ -300,8 +300,8 @@ def test_the_curve_pairs_by_seed(tmp_path, seeds):
     summary = summarise_curve(students[::-1]) | about
     by = {(s["method"], s["asked"], s["seed"]): s["accuracy"] for s in students}
     expected = np.mean([by["evidence", 4, seed] - by["random", 4, seed] for seed in range(seeds)])
-    assert summary["over_random"][4]["mean"] == pytest.approx(expected)
-    assert summary["over_all"][2]["mean"] == pytest.approx(
+    assert summary["over"]["random"][4]["mean"] == pytest.approx(expected)
+    assert summary["over"]["all"][2]["mean"] == pytest.approx(
         np.mean([by["evidence", 2, seed] - by["all", 12, seed] for seed in range(seeds)])
     )
     lines = curve_table(summary).splitlines()
@@ -314,7 +314,6 @@ def test_the_curve_pairs_by_seed(tmp_path, seeds):
     path, table = write_curve(summary | about, tmp_path)
     text = path.read_text(encoding="utf-8")
     assert table in text and "9 validation images; the test images were not touched" in text and "python x.py" in text
-    assert "It found fewer questions worth asking than it was to keep: 3.0 of 4 on average." in text
     assert json.loads((tmp_path / "questions_curve.json").read_text())["seeds"] == list(range(seeds))
 
 

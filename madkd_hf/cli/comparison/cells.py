@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import multiprocessing
 import os
@@ -40,6 +39,7 @@ from ...files import (
     remove_folder,
     write_whole,
 )
+from ...labelling.manifest import difference_of
 from ...students.base.saved import ADAPTER
 from .. import student, train
 from ..outputs import CELL
@@ -77,8 +77,8 @@ class Cell:
     def decides(self) -> dict[str, Any]:
         """All that decides the result, by name: the parsed options, digests of the dataset, bank and models that they
         name, and the versions of the code."""
-        parsed = train.parse(list(self.argv))
-        options = {name: value for group in parsed for name, value in _options(group).items()}
+        args, training_args = train.parse(list(self.argv))
+        options = asdict(args) | training_args.to_dict()  # which leaves out what it finds out about the machine
         options = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
         options = {name: value for name, value in options.items() if not name.startswith(OF_PUBLISHING)}
         dataset, bank = Path(options["dataset"] or "nowhere"), options["bank"]
@@ -96,24 +96,10 @@ class Cell:
         options |= {"metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
         return json.loads(json.dumps(options, default=str))  # as it will be read back
 
-    @property
-    def key(self) -> str:
-        """A digest of what decides the result."""
-        return _key(self.decides)
-
 
 def cell_name(*parts: Any) -> str:
     """The name of a student, which is that of its folder: a value such as microsoft/resnet-18 is part of it."""
     return check_name(urllib.parse.quote("-".join(map(str, parts)), safe=SAFE_IN_NAMES), "student")
-
-
-def _key(decides: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _options(parsed: Any) -> dict[str, Any]:
-    """The options by name; `to_dict` of training arguments leaves out what they find out about the machine."""
-    return parsed.to_dict() if hasattr(parsed, "to_dict") else asdict(parsed)
 
 
 def _fingerprint(state: Path) -> str:
@@ -133,7 +119,7 @@ def _model(folder: Path) -> dict[str, str]:
 
 @functools.cache
 def _digest(path: Path, size: int, changed: int) -> str:
-    """Of a file of this size, changed at this time: read once in a process, however many students begin with it."""
+    """Of a file of this size, changed at this time: read once, however many students begin with it."""
     return file_checksum(path)
 
 
@@ -141,44 +127,28 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     """Train what is not trained yet, `jobs` at a time; returns each cell's numbers by its name.
 
     Among them are the `score` that counts (per cent; AP in points), its `curve` on the validation images, `seconds`,
-    and all `metrics` of the training.
-
-    A finished student with other settings is trained again, and a line says why.
+    and all `metrics` of the training. A finished student with other settings is trained again, and a line says why.
 
     Raises:
         ValueError: a student failed, and the message names its log; or a worker was killed.
     """
-    results = _finished_results(cells)
-    todo = [cell for cell in cells if cell.name not in results]
-    if todo:
-        _train_side_by_side(todo, min(jobs or _jobs(), len(todo)), results)
-    return {cell.name: results[cell.name] for cell in cells}
-
-
-def _finished_results(cells: list[Cell]) -> dict[str, dict[str, Any]]:
-    """The results of students that are finished already, by name.
-
-    Raises:
-        ValueError: the place of another student holds files that are not ours.
-    """
     results = {}
     for cell in cells:
-        before = _read_result(cell)
-        if before and before["key"] == cell.key:
+        before, decides = _read_result(cell), cell.decides
+        if before and before["decides"] == decides:
             results[cell.name] = before["result"]
             continue
         check_removable(cell.folder, "student")  # before the first of them is trained
         if before:
-            print(f"The student {cell.name} in {cell.folder} is trained again: {_what_changed(before, cell)}.")
-    return results
+            difference = difference_of(before["decides"], decides, "")
+            print(f"The student {cell.name} in {cell.folder} is trained again: {difference}.")
+    if todo := [cell for cell in cells if cell.name not in results]:
+        _train_side_by_side(todo, min(jobs or _jobs(), len(todo)), results)
+    return {cell.name: results[cell.name] for cell in cells}
 
 
 def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[str, Any]]) -> None:
-    """Each student in a process, into `results`, which may hold some already.
-
-    Raises:
-        ValueError: see `run_cells`.
-    """
+    """Each student in a process, into `results`, which may hold some already."""
     pool = _start_workers(workers)
     user_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the workers: we end them ourselves
     futures = {pool.submit(train_cell, cell): cell for cell in todo}
@@ -200,19 +170,12 @@ def _train_side_by_side(todo: list[Cell], workers: int, results: dict[str, dict[
 
 
 def _user_error(error: BaseException, cell: Cell, workers: int, finished: str) -> BaseException:
-    """The error to show where the training of students ended too early.
-
-    Args:
-        cell: the student that the error is about.
-        finished: how many are, in words.
-    """
+    """The error to show where the training of a student ended too early; `finished` says how many did not."""
     if isinstance(error, BrokenProcessPool):
-        fewer = f"with --jobs 1 (here it was {workers})"
-        if workers == 1:
-            fewer = "with a lower per_device_train_batch_size"
+        fewer = f"--jobs 1 (here it was {workers})" if workers > 1 else "a lower per_device_train_batch_size"
         return ValueError(
             "A process that trained a student was killed from outside, most likely because memory ran out: run the "
-            f"same command again, {fewer}; {finished}."
+            f"same command again, with {fewer}; {finished}."
         )
     if isinstance(error, KeyboardInterrupt):
         return type(error)(f"{finished} in {Path(cell.folder).parent}; run the same command again to go on.")
@@ -257,7 +220,7 @@ def _jobs() -> int:
 
 
 def _read_result(cell: Cell) -> dict[str, Any] | None:
-    """The saved result of a finished student, whatever its settings: `key`, `decides`, `result`.
+    """The saved `decides` and `result` of a finished student, whatever its settings.
 
     None where there is none, or a damaged one, of which a line tells.
     """
@@ -267,12 +230,8 @@ def _read_result(cell: Cell) -> dict[str, Any] | None:
     again = "its student is trained again"
     try:
         content = read_json(path, "result of a student", again)
-        if "decides" not in content:
-            return {**content, "key": None}
         if content.pop("checksum", None) != checksum(content):
             raise ValueError(f"{path} is damaged (it does not match its checksum): {again}.")
-        if content["decides"].pop("script", None):  # as earlier versions named the task
-            content["key"] = _key(content["decides"])
         now, then = _files(cell), content["files"]
         if changed := sorted(name for name in now | then if now.get(name) != then.get(name)):
             raise ValueError(f"{path.parent / changed[0]} is damaged or missing: {again}.")
@@ -287,20 +246,6 @@ def _files(cell: Cell) -> dict[str, str]:
     folder = Path(cell.folder)
     files = sorted({path for pattern in STUDENT_FILES for path in folder.glob(pattern) if path.is_file()})
     return {path.relative_to(folder).as_posix(): file_checksum(path) for path in files}
-
-
-def _what_changed(content: dict[str, Any], cell: Cell) -> str:
-    """In which options a finished student differs from the one to train; the first three."""
-    if "decides" not in content:
-        return "an earlier version of this command did not note all that decides it"
-    before, now = content["decides"], cell.decides
-    changes = []
-    for name in before | now:
-        pair = before.get(name), now.get(name)
-        if pair[0] != pair[1]:
-            long = any(isinstance(value, (dict, list)) for value in pair)
-            changes.append(f"{name} is not the same" if long else f"{name} was {pair[0]} and is {pair[1]}")
-    return ", ".join(changes[:3]) + (f", and {len(changes) - 3} more" if changes[3:] else "")
 
 
 def train_cell(cell: Cell) -> dict[str, Any]:
@@ -329,7 +274,7 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "metrics": metrics,
     }
-    content = {"key": _key(decides), "decides": decides, "result": result, "files": _files(cell)}
+    content = {"decides": decides, "result": result, "files": _files(cell)}
     write_whole(folder / CELL_FILE, json.dumps({**content, "checksum": checksum(json.loads(json.dumps(content)))}))
     list_files(folder, "student")
     return result

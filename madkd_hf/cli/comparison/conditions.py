@@ -20,34 +20,26 @@ from .. import label as label_command
 from .. import train
 from ..arguments import DatasetArguments, ObjectArguments
 from ..outputs import COMPARING, COMPARISON, check_place
-from ..preflight import Ready, comparison
+from ..preflight import Ready, check_comparison
 from ..tasks.base import TestUse
 from .cells import Cell, cell_name
 from .options import CompareArguments, check_given
 
 
 LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects
-OF_ASPECTS = ("aspect_alpha", "aspects")  # a plain student has neither
-COMPARED = {
-    "config",
-    "seed",
-    "output_dir",
-    "dataset",
-    "bank",
-    "teacher",
-    "aspect_control",
-    "do_predict",
-    "teacher_options",
+OF_ASPECTS = ("aspect_alpha", "aspects")  # a base student has neither
+COMPARED = {  # options of a student that the comparison sets itself
+    *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
+    *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
 }
-COMPARED |= {"push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"}
 
 
 def load_checked(args: CompareArguments, problems: Problems, students: list[Any] | None, test: TestUse) -> Ready:
-    """The dataset, after all checks that need no teacher; see `preflight.comparison`."""
+    """The dataset, after all checks that need no teacher; see `preflight.check_comparison`."""
     for point in (problems.step(points, args) or []) if args.bank else []:
         if "aspects" in point:
             problems.step(lambda count: check_aspect_count(count, AspectBank.load(args.bank)), point["aspects"])
-    return comparison(problems, args.command, args, students or [], test)
+    return check_comparison(problems, args.command, args, students or [], test)
 
 
 def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, Teacher]:
@@ -102,11 +94,7 @@ def points(args: CompareArguments) -> list[dict[str, Any]]:
 
 
 def check(args: CompareArguments) -> list[Any]:
-    """The arguments of each student, at every point, of every condition.
-
-    Raises:
-        ValueError: options with which a student would fail, after hours of the teacher's work.
-    """
+    """The arguments of each student, at every point, of every condition; refuses what would fail after labelling."""
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
@@ -115,16 +103,12 @@ def check(args: CompareArguments) -> list[Any]:
         settings = of_condition(point, condition)
         settings.pop("aspects", None)
         argv = student_argv(args, condition, 0, args.output_dir)
-        student = student_arguments([*argv, *(f"--{k}={v}" for k, v in settings.items())])
+        student = train.parse([*argv, *(f"--{k}={v}" for k, v in settings.items())])[0]
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append(student)
     check_place(args.output_dir, args, COMPARING, COMPARISON)
     check_removable(Path(args.output_dir) / "student", "student")
     return students
-
-
-def student_arguments(argv: Sequence[str]) -> Any:
-    return train.parse(list(argv))[0]
 
 
 def check_aspect_count(count: Any, bank: AspectBank) -> None:
@@ -142,29 +126,35 @@ def plan(
     args: CompareArguments, point: dict[str, Any], labelled: DatasetDict, bank: AspectBank
 ) -> dict[tuple[str, int], Cell]:
     """(condition, seed) -> the student to train at a point of the grid."""
-    metric = f"test_{args.command.task.score}"
     cells = {}
     for seed in range(args.seeds):
         for condition in args.controls():
             settings = of_condition(point, condition)
             name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
-            folder = str(Path(args.output_dir) / "cells" / name)
-            argv = student_argv(args, condition, seed, folder)
+            more = []
             if (count := settings.pop("aspects", len(bank))) != len(bank):
                 check_aspect_count(count, bank)
-                place = save_subset(labelled, bank, bank.ids[:count], args)
-                argv += ["--dataset", place, "--bank", place]
-            argv += [f"--{option}={value}" for option, value in settings.items()]
-            cells[condition, seed] = Cell(name, tuple(argv), folder, metric)
+                more = save_subset(labelled, bank, bank.ids[:count], args)
+            more += [f"--{option}={value}" for option, value in settings.items()]
+            cells[condition, seed] = student_cell(args, condition, seed, name, more)
     return cells
 
 
-def save_subset(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: CompareArguments) -> str:
-    """A folder of the labelled dataset with the answers to these questions alone."""
+def student_cell(
+    args: CompareArguments, condition: str, seed: int, name: str, more: Sequence[str], is_tested: bool = True
+) -> Cell:
+    """A student to train, with `more` options; without a test, what counts is its score on validation images."""
+    folder = str(Path(args.output_dir) / "cells" / name)
+    argv = [*student_argv(args, condition, seed, folder), *more, *([] if is_tested else ["--do_predict", "false"])]
+    return Cell(name, tuple(argv), folder, f"{'test' if is_tested else 'eval'}_{args.command.task.score}")
+
+
+def save_subset(labelled: DatasetDict, bank: AspectBank, ids: Sequence[str], args: CompareArguments) -> list[str]:
+    """Save the dataset with the answers to these questions alone; the options by which a student takes it."""
     rows, smaller_bank = subset(labelled, bank, ids)
     folder = Path(args.output_dir) / "sets" / smaller_bank.fingerprint
     label_command.save(rows, smaller_bank, folder)
-    return str(folder)
+    return ["--dataset", str(folder), "--bank", str(folder)]
 
 
 def student_argv(args: CompareArguments, condition: str, seed: int, folder: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...students.tasks import TASKS
-from ..arguments import ClassArguments, ObjectArguments
+from ..arguments import ClassArguments, HubArguments, ObjectArguments, option
 from ..tasks import command_of
 from ..teachers import OwnTeacherArguments
 
@@ -22,62 +22,38 @@ class TaskArguments(ObjectArguments):
 
     _argument_group_name = "task"
 
-    task: str = field(
-        default="classification",
-        metadata={
-            "help": "What the students do; the options after this one are for detection.",
-            "choices": list(TASKS),
-        },
+    task: str = option(
+        "classification", "What the students do; the options after this one are for detection.", list(TASKS)
     )
 
 
 @dataclass
-class CompareArguments(OwnTeacherArguments, ClassArguments):
+class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     """What is compared, on what, how often."""
 
     _argument_group_name = "comparison"
 
-    output_dir: str = field(default="", metadata={"help": "The folder for report, figures and students."})
-    baseline: str = field(
-        default="",
-        metadata={"help": "YAML of a training of that task (`madkd train`) for the plain student."},
+    output_dir: str = option("", "The folder for report, figures and students.")
+    baseline: str = option("", "YAML of a training of that task (`madkd train`) for the students without aspects.")
+    distill: str = option("", "Likewise for the distilled ones and their controls; by default that of the baseline.")
+    conditions: list[str] = option(
+        [],
+        "For classification: base, madkd, shuffled, constant; for detection: base, image, image_shuffled, object, "
+        "shuffled, constant; all by default.",
     )
-    distill: str = field(
-        default="",
-        metadata={"help": "Likewise for the distilled ones and their controls; by default that of the baseline."},
+    seeds: int = option(5, "Students per condition; each redraws images and weights.")
+    grid: str = option(
+        "{}",
+        "Option of `madkd train`, or `aspects` (the first so many questions), -> values; all conditions and seeds "
+        "are trained at every point (JSON): '{\"images_per_class\": [5, 10, 20, 50]}'.",
     )
-    conditions: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "For classification: base, madkd, shuffled, constant; for detection: base, image, image_shuffled, "
-            "object, shuffled, constant; all by default."
-        },
+    jobs: int | None = option(None, "Students trained side by side, one thread each; one per core by default.")
+    push_to_hub: bool = option(False, "Publish the distilled student that is kept, with what was found.")
+    hub_model_id: str | None = option(None, "Where to: owner/name, or a name of your own.")
+    hub_license: str | None = option(
+        None, "Licence of the published student, as the Hub calls it, such as apache-2.0."
     )
-    seeds: int = field(default=5, metadata={"help": "Students per condition; each redraws images and weights."})
-    grid: str = field(
-        default="{}",
-        metadata={
-            "help": "Option of `madkd train`, or `aspects` (the first so many questions), -> values; all "
-            "conditions and seeds are trained at every point (JSON): '{\"images_per_class\": [5, 10, 20, 50]}'."
-        },
-    )
-    jobs: int | None = field(
-        default=None, metadata={"help": "Students trained side by side, one thread each; one per core by default."}
-    )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Publish the distilled student that is kept, with what was found."}
-    )
-    hub_model_id: str | None = field(default=None, metadata={"help": "Where to: owner/name, or a name of your own."})
-    hub_private_repo: bool = field(default=True, metadata={"help": "Whether a new repo is private."})
-    hub_revision: str | None = field(default=None, metadata={"help": "The branch to commit to; main by default."})
-    hub_create_pr: bool = field(default=False, metadata={"help": "Open a pull request."})
-    hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
-    )
-    push_plain: bool = field(
-        default=False,
-        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
-    )
+    push_plain: bool = option(False, "Publish the plain model: no remote code, the same class scores, no aspects.")
     objects: TaskArguments = field(default_factory=TaskArguments, init=False)
 
     @property
@@ -89,6 +65,11 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
         """What the commands know of the students' task."""
         return command_of(self.objects.task)
 
+    @property
+    def treated(self) -> str:
+        """The condition whose gain counts: its students learn aspects, of detectors those of each object."""
+        return "object" if self.detects else "madkd"
+
     def controls(self) -> dict[str, str]:
         """The conditions that were asked for, each with the control that its students' aspects are."""
         known = self.command.controls
@@ -98,10 +79,7 @@ class CompareArguments(OwnTeacherArguments, ClassArguments):
 
 
 def check_given(args: CompareArguments) -> None:
-    """Raise ValueError for what is missing on the command line, or missing where that says it is.
-
-    Without `distill`, all students are trained by the YAML of the baseline.
-    """
+    """Refuse what is missing. Without `distill`, all students are trained by the YAML of the baseline."""
     args.distill = args.distill or args.baseline
     for name in ("output_dir", "baseline"):
         if not getattr(args, name):

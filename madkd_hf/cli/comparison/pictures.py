@@ -29,8 +29,7 @@ from ...students.detection.metrics import coco_ap
 from ...students.models.modeling_madkd_detection import MadkdForObjectDetection
 from ...teachers import Teacher
 from .. import train
-from ..results import load_arrays
-from ..tasks.base import PREDICTIONS
+from ..tasks.base import PREDICTIONS, load_arrays
 from ..tasks.detection import load_predictions
 from .conditions import student_argv
 from .options import CompareArguments
@@ -57,12 +56,12 @@ CAPTIONS = {
 }
 OF_CLASSIFIERS = {
     "classes.png": "Which classes gained; the numbers, and the confusions that went away, are in "
-    "[classes.md](classes.md).",
+    "[classes.md](classes.md)."
 }
 OF_DETECTORS = {
     "aspect_learning.png": "What the first student with aspects of each object learnt of each question: how well its "
     "answers rank the objects in the validation images, each matched to a box, as the teacher's do (AUROC; 0.5 is "
-    "chance).",
+    "chance)."
 }
 
 
@@ -75,14 +74,11 @@ def draw_figures(
     summary: dict[str, Any],
     student: Path | None,
 ) -> tuple[dict[str, str], dict[str, Any] | None]:
-    """Every picture of the run, and into the summary what those of the aspects show.
+    """Every picture of the run, as file name -> caption, and which classes gained, where that can be said.
 
     Args:
+        summary: of the report; what the pictures of the aspects show is put into it.
         student: the one that is kept; None where none was distilled.
-
-    Returns:
-        File name -> caption, and what `madkd_hf.report.classes` has found, where plain and distilled students were
-        trained.
     """
     folder = Path(args.output_dir) / "figures"
     captions = CAPTIONS | (OF_DETECTORS if args.detects else OF_CLASSIFIERS)
@@ -94,13 +90,17 @@ def draw_figures(
     figures.plot_learning_curves(cells, folder / "learning_curves.png", summary["task"])
     if args.detects:
         captions["learning_curves.png"] += add_aspect_scores(summary, cells)
-    _write_evidence(args, labelled, bank)
+    rows, column, unit = labelled[args.train_split], args.label_column, terms_of(summary).about
+    if args.detects:
+        column = CATEGORY
+        rows = flatten_objects(rows, args.objects.boxes_column, column)
+    write_evidence(rows, bank, args.output_dir, column, unit)
     by_class = None
     if student is not None:
         summary["aspect_auroc"] = aspect_auroc(args, labelled, bank, student)
         if summary["aspect_auroc"]:
-            place, unit = folder / "aspect_learning.png", terms_of(summary).about
-            figures.plot_aspect_learning(bank.ids, list(summary["aspect_auroc"].values()), place, unit)
+            auroc, place = list(summary["aspect_auroc"].values()), folder / "aspect_learning.png"
+            figures.plot_aspect_learning(bank.ids, auroc, place, unit)
         if args.detects:
             by_class = draw_detected(args, labelled, bank, student)
         else:
@@ -109,35 +109,22 @@ def draw_figures(
     return {name: caption for name, caption in captions.items() if (folder / name).is_file()}, by_class
 
 
-def _write_evidence(args: CompareArguments, labelled: DatasetDict, bank: AspectBank) -> None:
-    rows, column, unit = labelled[args.train_split], args.label_column, "image"
-    if args.detects:
-        column, unit = CATEGORY, "object"
-        rows = flatten_objects(rows, args.objects.boxes_column, column)
-    write_evidence(rows, bank, args.output_dir, column, unit)
-
-
 def add_aspect_scores(summary: dict[str, Any], cells: list[dict[str, Any]]) -> str:
-    """Put `aspects_learnt` into the summary: condition -> mean AUROC of the aspects on validation images (or objects)
-    for each seed, against the teacher's answers. Returns a sentence on it, behind a space."""
+    """Put the mean AUROC of the aspects of each student into the summary, by condition; a sentence on it."""
     auroc: dict[str, list[float]] = {}
     for cell in cells:
         if cell["metrics"].get("eval_aspect_auroc") is not None:
             auroc.setdefault(cell["condition"], []).append(cell["metrics"]["eval_aspect_auroc"])
     summary["aspects_learnt"] = auroc
     means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in auroc.items())
-    return (
-        " How well their aspects rank what is in the validation images as the teacher's answers do (mean AUROC; 0.5 "
-        f"is chance): {means or 'not known'}."
-    )
+    ranked = "How well their aspects rank what is in the validation images as the teacher's answers do"
+    return f" {ranked} (mean AUROC; 0.5 is chance): {means or 'not known'}."
 
 
 def aspect_auroc(
     args: CompareArguments, labelled: DatasetDict, bank: AspectBank, student: Path
 ) -> dict[str, float | None]:
-    """Aspect -> how well a saved student's answers rank validation images (or the objects in them, each with the
-    answers of the query that the detector's matcher gives to it) as the teacher's do; empty where nothing has been
-    answered."""
+    """Aspect -> how well a saved student's answers rank validation images, or objects, as the teacher's do."""
     rows = labelled[args.eval_split]
     if args.detects:
         trainer = detector_trainer(
@@ -158,7 +145,7 @@ def detector_trainer(
     args: CompareArguments, labelled: DatasetDict, student: Path, compute_metrics: Any = None
 ) -> MadkdDetectionTrainer:
     """A Trainer of a saved detector as it was trained, to measure it."""
-    argv = student_argv(args, terms_of({"task": "detection"}).treated, 0, str(student))
+    argv = student_argv(args, args.treated, 0, str(student))
     return MadkdDetectionTrainer(
         MadkdForObjectDetection.from_pretrained(student),
         train.parse(argv)[1],
@@ -180,7 +167,7 @@ def draw_detected(
     truth = objects_in(args, test, student)
     objects = [{name: image[name][image["iscrowd"] == 0] for name in ("boxes", "labels")} for image in truth]
     chosen = np.random.default_rng(0).permutation(len(test))[:SCENES].tolist()
-    predicted = _predictions(args, terms_of({"task": "detection"}).treated, 0)
+    predicted = _predictions(args, args.treated, 0)
     plot_scenes(
         [load_image(test[i][args.image_column]) for i in chosen],
         [objects[i] for i in chosen],
@@ -258,7 +245,7 @@ def draw_examples(
 
 
 def class_by_class(args: CompareArguments, labelled: DatasetDict) -> dict[str, Any]:
-    """What the plain and the distilled classifiers predicted for the test images, compared."""
+    """What the base and the distilled classifiers predicted for the test images, compared."""
     cells = Path(args.output_dir) / "cells"
     predicted = {
         condition: [

@@ -34,32 +34,68 @@ from ..preflight import Ready
 from ..student import about_dataset
 from ..train import parse as parse_student
 from .cells import Cell, run_cells
-from .conditions import (
-    check,
-    label,
-    load_checked,
-    plan,
-    points,
-    read_grid,
-    student_argv,
-)
+from .conditions import check, label, load_checked, plan, points, read_grid, student_argv
 from .options import CompareArguments
 from .pictures import draw_figures
 
 
-def copy_student(args: CompareArguments) -> Path | None:
-    """Copy the first distilled student to where users look for it."""
-    treated = terms_of({"task": args.objects.task}).treated
-    trained, student = (Path(args.output_dir) / name for name in (f"cells/{treated}-0", "student"))
-    if treated not in args.controls():
-        return None
-    ignored = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
-    with new_folder(student, "student") as new:
-        shutil.copytree(trained, new, ignore=ignored, dirs_exist_ok=True)
-    return student
+NEXT = """Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:
+  madkd label --dataset PHOTOS --bank aspects.json --teacher OpenGVLab/InternVL3-1B-hf --output_dir runs/labelled"""
 
 
-def compare_points(
+def compare(args: CompareArguments) -> None:
+    """All of it: check, label, train, report, and with --push_to_hub publish."""
+    problems = Problems()
+    repo = problems.step(check_publishing, args)
+    ready = load_checked(args, problems, problems.step(check, args), "scored")
+    with working_in(args.output_dir, args, COMPARING, COMPARISON):
+        _compare(args, ready, repo)
+
+
+def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None:
+    datasets.disable_progress_bars()  # ours remain: images labelled, students trained
+    transformers.utils.logging.disable_progress_bar()
+    started = [time.perf_counter()]
+    labelled, bank, teacher = label(args, ready.splits)
+    started.append(time.perf_counter())
+    planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
+    results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
+    about = {
+        "dataset": args.dataset,
+        "commit": source(args)["commit"],
+        "classes": args.command.classes(labelled[args.train_split], args).num_classes,
+        "bank": bank.fingerprint,
+        "teacher": about_teacher(teacher, labelled, args),
+        "left_out": ready.summary,
+        "command": command_line(),
+    }
+    if planned[0][0]:
+        return report_points(args, planned, results, about)
+    student = copy_student(args)
+    started.append(time.perf_counter())
+    cells = [{**results[cell.name], "condition": key[0], "seed": key[1]} for key, cell in planned[0][1].items()]
+    summary = report.summarise(cells, args.objects.task)
+    pictures, by_class = draw_figures(args, labelled, bank, teacher, cells, summary, student)
+    started.append(time.perf_counter())
+    summary |= about | {
+        "images_per_class": args.images_per_class,
+        "scenes": args.objects.scenes,
+        "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
+        "figures": pictures,
+    }
+    report_path = report.write_report(summary, args.output_dir)
+    sentences = [f"{report.verdict(summary['gain'], terms_of(summary).score)}."] if "gain" in summary else []
+    sentences += [over_controls(summary)] if args.detects and over_controls(summary) else []
+    sentences += [calibration_sentence(by_class)] if by_class and "calibration" in by_class else []
+    print(f"\n{report.table(summary)}\n", *sentences, f"Report and pictures: {report_path}", sep="\n")
+    if repo:
+        url = publish(args, repo, student, results[f"{args.treated}-0"]["metrics"], summary, labelled)
+        print(f"Published: {terminal(url)}")
+    if not args.detects:
+        print(NEXT)
+
+
+def report_points(
     args: CompareArguments,
     planned: list[tuple[dict[str, Any], dict[tuple[str, int], Cell]]],
     results: dict[str, dict[str, Any]],
@@ -68,7 +104,7 @@ def compare_points(
     """The report of a grid."""
     summaries = []
     for point, cells in planned:
-        by_metric = [
+        test, validation = (
             report.summarise(
                 [
                     {"condition": condition, "seed": seed, "accuracy": 100 * results[cell.name]["metrics"][metric]}
@@ -76,10 +112,21 @@ def compare_points(
                 ]
             )
             for metric in ("test_accuracy", "eval_accuracy")
-        ]
-        summaries.append({"point": point, **by_metric[0], "validation": by_metric[1]["accuracy"]})
+        )
+        summaries.append({"point": point, **test, "validation": validation["accuracy"]})
     report_path = write_grid({"points": summaries, **about}, args.output_dir)
     print(f"\n{grid_table(summaries)}\n\n{grid_verdict(summaries)}\nReport and pictures: {report_path}")
+
+
+def copy_student(args: CompareArguments) -> Path | None:
+    """Copy the first distilled student to where users look for it."""
+    if args.treated not in args.controls():
+        return None
+    trained, student = (Path(args.output_dir) / name for name in (f"cells/{args.treated}-0", "student"))
+    ignored = shutil.ignore_patterns("cell.json", "*.npz", "log.txt", "checkpoint-*", ".madkd.*")
+    with new_folder(student, "student") as new:
+        shutil.copytree(trained, new, ignore=ignored, dirs_exist_ok=True)
+    return student
 
 
 def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
@@ -101,14 +148,12 @@ def check_publishing(args: CompareArguments) -> HubRepo | None:
         return None
     if read_grid(args.grid):
         raise ValueError("A grid has no one student to publish: choose a point, and publish without --grid.")
-    treated = terms_of({"task": args.objects.task}).treated
-    if treated not in args.controls():
+    if args.treated not in args.controls():
         raise ValueError(
-            f"There is no distilled student to publish in {args.conditions}: add {treated} to --conditions."
+            f"There is no distilled student to publish in {args.conditions}: add {args.treated} to --conditions."
         )
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    options = {"private": args.hub_private_repo, "revision": args.hub_revision, "create_pr": args.hub_create_pr}
-    return HubRepo(name, "model", **options).check(args.hub_license)
+    return HubRepo(name, "model", **args.repo_settings).check(args.hub_license)
 
 
 def publish(
@@ -120,100 +165,29 @@ def publish(
     labelled: DatasetDict,
 ) -> str:
     """One commit with the student that is kept, and a card with its own numbers and the comparison's; where it is."""
-    evaluations = [
-        Evaluation(
-            name,
-            {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")},
-            len(labelled[split]),
-            None if how_drawn(labelled[split]) else split,
-            list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None,
-            drawn=how_drawn(labelled[split]),
-        )
-        for name, prefix, split in (("validation", "eval", args.eval_split), ("test", "test", args.test_split))
-    ]
-    facts = {
-        "dataset": about_dataset(args, labelled[args.train_split]),
-        "evaluations": evaluations,
-        "comparison": args.output_dir,
-        "compared": True,
-        "license": args.hub_license,
-    }
-    command, treated = args.command, terms_of({"task": args.objects.task}).treated
-    student_args, training_args = parse_student(student_argv(args, treated, 0, str(student)))
-    trained_with = command.task.trainer.hyperparameters(training_args) | command.hyperparameters(student_args)
+    evaluations = []
+    for name, prefix, split in ("validation", "eval", args.eval_split), ("test", "test", args.test_split):
+        own = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")}
+        drawn = how_drawn(labelled[split])
+        auroc = list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None
+        evaluations.append(Evaluation(name, own, len(labelled[split]), None if drawn else split, auroc, drawn=drawn))
+    student_args, training_args = parse_student(student_argv(args, args.treated, 0, str(student)))
+    facts = StudentFacts(
+        about_dataset(args, labelled[args.train_split]),
+        evaluations=evaluations,
+        comparison=args.output_dir,
+        compared=True,
+        hyperparameters=args.command.task.trainer.hyperparameters(training_args)
+        | args.command.hyperparameters(student_args),
+        license=args.hub_license,
+    )
     commit = push_student(
-        command.task.model.from_pretrained(student),
+        args.command.task.model.from_pretrained(student),
         load_image_processor(student),
         repo,
-        StudentFacts(**facts, hyperparameters=trained_with),
+        facts,
         plain=args.push_plain,
         adapter=student / ADAPTER if (student / ADAPTER).is_dir() else None,
         commit_message="Upload a distilled student",
     )
     return commit.pr_url or commit.repo_url
-
-
-def compare(args: CompareArguments) -> None:
-    """All of it: check, label, train, report, and with --push_to_hub publish."""
-    problems = Problems()
-    repo = problems.step(check_publishing, args)
-    ready = load_checked(args, problems, problems.step(check, args), "scored")
-    with working_in(args.output_dir, args, COMPARING, COMPARISON):
-        _compare(args, ready, repo)
-
-
-def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None:
-    datasets.disable_progress_bars()  # ours remain: images labelled, students trained
-    transformers.utils.logging.disable_progress_bar()
-    started = [time.perf_counter()]
-    labelled, bank, teacher = label(args, ready.splits)
-    started.append(time.perf_counter())
-    planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
-    results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
-    classes = args.command.classes(labelled[args.train_split], args)
-    about = {
-        "dataset": args.dataset,
-        "commit": source(args)["commit"],
-        "classes": classes.num_classes,
-        "bank": bank.fingerprint,
-        "teacher": about_teacher(teacher, labelled, args),
-        "left_out": ready.summary,
-        "command": command_line(),
-    }
-    if planned[0][0]:
-        return compare_points(args, planned, results, about)
-    student = copy_student(args)
-    started.append(time.perf_counter())
-    cells = [
-        {**results[cell.name], "condition": condition, "seed": seed}
-        for (condition, seed), cell in planned[0][1].items()
-    ]
-    summary = report.summarise(cells, args.objects.task)
-    pictures, by_class = draw_figures(args, labelled, bank, teacher, cells, summary, student)
-    started.append(time.perf_counter())
-    summary |= about | {
-        "images_per_class": args.images_per_class,
-        "scenes": args.objects.scenes,
-        "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
-        "figures": pictures,
-    }
-    report_path = report.write_report(summary, args.output_dir)
-    print(f"\n{report.table(summary)}\n")
-    if "gain" in summary:
-        print(f"{report.verdict(summary['gain'], terms_of(summary).score)}.")
-    if args.detects and over_controls(summary):
-        print(over_controls(summary))
-    if by_class and "calibration" in by_class:
-        print(calibration_sentence(by_class))
-    print(f"Report and pictures: {report_path}")
-    if repo:
-        metrics = results[f"{terms_of(summary).treated}-0"]["metrics"]
-        url = publish(args, repo, student, metrics, summary, labelled)
-        print(f"Published: {terminal(url)}")
-    if args.detects:
-        return
-    print("Next, your own photographs (one sub-folder a class) and any MLLM of the Hub:")
-    print(
-        "  madkd label --dataset PHOTOS --bank aspects.json "
-        "--teacher OpenGVLab/InternVL3-1B-hf --output_dir runs/labelled"
-    )

@@ -11,8 +11,5 @@ if TYPE_CHECKING:
 
 
 def command_of(task: str) -> TaskCommand:
-    """
-    Args:
-        task: a name in `madkd_hf.students.tasks.TASKS`.
-    """
+    """What the commands know of a task in `madkd_hf.students.tasks.TASKS`."""
     return importlib.import_module(f"{__package__}.{task}").COMMAND

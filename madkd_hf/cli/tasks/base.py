@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
+from ...files import whole_file, writing
 from ...students.tasks import TASKS, Task
+from ..arguments import option
 from ..teachers import OwnTeacherArguments
 
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import ClassLabel, Dataset, DatasetDict
 
     from ...data.decoding import Unreadable
@@ -28,26 +32,19 @@ class TrainArguments(OwnTeacherArguments):
 
     _argument_group_name = "student and data"
 
-    task: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the student does; by default detection where a detector is named, else classification.",
-            "choices": list(TASKS),
-        },
+    task: str | None = option(
+        None,
+        "What the student does; by default detection where a detector is named, else classification.",
+        list(TASKS),
     )
-    pretrained: bool = field(
-        default=True, metadata={"help": "Start from the model's weights; false takes its architecture alone."}
+    pretrained: bool = option(True, "Start from the model's weights; false takes its architecture alone.")
+    aspect_control: Literal["none", "shuffled", "constant"] = option(
+        "none",
+        "Controls that a real gain must beat: aspects of other images or objects (shuffled), or each aspect's mean "
+        "for all (constant).",
     )
-    aspect_control: Literal["none", "shuffled", "constant"] = field(
-        default="none",
-        metadata={
-            "help": "Controls that a real gain must beat: aspects of other images or objects (shuffled), or each "
-            "aspect's mean for all (constant)."
-        },
-    )
-    comparison: str | None = field(
-        default=None,
-        metadata={"help": "Output folder of `madkd compare`, whose results go into the card of a published student."},
+    comparison: str | None = option(
+        None, "Output folder of `madkd compare`, whose results go into the card of a published student."
     )
 
 
@@ -103,9 +100,14 @@ class TaskCommand:
         """
         raise NotImplementedError
 
+    def drawn(self, args: Any) -> int | None:
+        """How many training images are drawn, of all or of each class; None where all are taken."""
+        raise NotImplementedError
+
     def largest_draw(self, students: Sequence[Any]) -> list[Any]:
         """The arguments of the student that draws most training images, if any draws."""
-        raise NotImplementedError
+        drawing = [student for student in students if self.drawn(student) is not None]
+        return sorted(drawing, key=self.drawn)[-1:]
 
     def check_draw(self, rows: Dataset, args: Any) -> None:
         """Raise ValueError where there are fewer images than are to be drawn."""
@@ -150,3 +152,23 @@ class TaskCommand:
     def student_options(self, args: Any, condition: str) -> list[str]:
         """The words of a student's command line that follow from the condition and this task alone."""
         return []
+
+
+def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """All arrays in a file of NumPy, which has a checksum for each; `names` have to be there."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        if missing := [name for name in names if name not in arrays]:
+            raise ValueError(f"there is no {missing[0]!r} in it")
+    except Exception as error:  # whatever a damaged archive makes NumPy, zipfile and zlib raise
+        raise ValueError(
+            f"{path} cannot be read ({error}): delete the folder it lies in, and run the same command again."
+        ) from error
+    return arrays
+
+
+def save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write arrays into a file of NumPy, whole or not at all."""
+    with writing(path), whole_file(path) as file:
+        np.savez_compressed(file, **arrays)

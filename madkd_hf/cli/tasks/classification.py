@@ -22,7 +22,7 @@ from ...data.problems import Problems
 from ...data.rows import row_names
 from ...students.tasks import TASKS
 from ...text import counted, get_logger
-from ..arguments import ClassArguments
+from ..arguments import ClassArguments, option
 from .base import TaskCommand, TestUse, TrainArguments
 
 
@@ -37,16 +37,11 @@ class LoraArguments:
 
     _argument_group_name = "LoRA"
 
-    lora_rank: int = field(
-        default=0, metadata={"help": "Rank of the adapters; the head is trained in full; 0 trains the whole student."}
-    )
-    lora_alpha: int = field(default=16, metadata={"help": "The adapters are scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={
-            "help": "Layers that get one, by the ends of their names: q_proj v_proj; all-linear for all linear."
-        },
+    lora_rank: int = option(0, "Rank of the adapters; the head is trained in full; 0 trains the whole student.")
+    lora_alpha: int = option(16, "The adapters are scaled by lora_alpha / lora_rank.")
+    lora_dropout: float = option(0.0, "Dropout before the adapters.")
+    lora_target_modules: list[str] = option(
+        ["all-linear"], "Layers that get one, by the ends of their names: q_proj v_proj; all-linear for all linear."
     )
 
     def peft_config(self) -> Any:
@@ -65,9 +60,8 @@ class LoraArguments:
 class StudentArguments(TrainArguments, ClassArguments):
     """A classifier and its data."""
 
-    backbone: str = field(
-        default="microsoft/resnet-18",
-        metadata={"help": "Any image-classification architecture of transformers: a Hub id, or a folder."},
+    backbone: str = option(
+        "microsoft/resnet-18", "Any image-classification architecture of transformers: a Hub id, or a folder."
     )
     lora: LoraArguments = field(default_factory=LoraArguments, init=False)
 
@@ -129,9 +123,8 @@ class Classification(TaskCommand):
                 splits[split] = drop_rows(rows, missing)
         return problems.step(with_class_labels, splits, column, args.train_split)
 
-    def largest_draw(self, students: Sequence[StudentArguments]) -> list[StudentArguments]:
-        drawing = [student for student in students if student.images_per_class]
-        return sorted(drawing, key=lambda student: student.images_per_class)[-1:]
+    def drawn(self, args: ClassArguments) -> int | None:
+        return args.images_per_class
 
     def check_draw(self, rows: Dataset, args: ClassArguments) -> None:
         if args.images_per_class is not None:
@@ -170,11 +163,7 @@ COMMAND = Classification()
 
 
 def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:
-    """The same number of images of each class, by seed.
-
-    Raises:
-        ValueError: classes have too few; all of them are named.
-    """
+    """The same number of images of each class, by seed."""
     check_images_per_class(rows, label_column, images_per_class)
     labels = np.array(rows[label_column])
     generator = np.random.default_rng(seed)

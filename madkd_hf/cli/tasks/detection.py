@@ -27,9 +27,8 @@ from ...data.labels import class_label
 from ...data.objects import CATEGORY, Boxes, count_objects, iter_field, object_fields, with_category
 from ...data.problems import Problems
 from ...students.tasks import TASKS
-from ..arguments import ObjectArguments, SplitArguments
-from ..results import load_arrays
-from .base import TaskCommand, TestUse, TrainArguments
+from ..arguments import ObjectArguments, SplitArguments, option
+from .base import TaskCommand, TestUse, TrainArguments, load_arrays
 
 
 DESCRIPTION = __doc__
@@ -39,12 +38,11 @@ DESCRIPTION = __doc__
 class DetectorArguments(TrainArguments, SplitArguments):
     """A detector and its data."""
 
-    detector: str = field(
-        default="PekingU/rtdetr_r18vd",
-        metadata={"help": "Any query-based object detector of transformers: a Hub id, or a folder."},
+    detector: str = option(
+        "PekingU/rtdetr_r18vd", "Any query-based object detector of transformers: a Hub id, or a folder."
     )
-    aspect_level: Literal["object", "image"] = field(
-        default="object", metadata={"help": "What the questions are about: each object by itself, or the whole image."}
+    aspect_level: Literal["object", "image"] = option(
+        "object", "What the questions are about: each object by itself, or the whole image."
     )
     objects: ObjectArguments = field(default_factory=ObjectArguments, init=False)
 
@@ -111,9 +109,8 @@ class Detection(TaskCommand):
                 problems.step(check_has_column, splits[split].features, f"split {split!r}", column, "boxes_column")
         return DatasetDict({**splits, **with_objects})
 
-    def largest_draw(self, students: Sequence[DetectorArguments]) -> list[DetectorArguments]:
-        drawing = [student for student in students if student.objects.scenes is not None]
-        return sorted(drawing, key=lambda student: student.objects.scenes)[-1:]
+    def drawn(self, args: Any) -> int | None:
+        return args.objects.scenes
 
     def check_draw(self, rows: Dataset, args: Any) -> None:
         scenes = args.objects.scenes
@@ -155,11 +152,7 @@ COMMAND = Detection()
 
 
 def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: str) -> DatasetDict:
-    """The splits with the classes of objects as ClassLabels in the field `category`.
-
-    Raises:
-        ValueError: there are no boxes, no such field, or no classes in it.
-    """
+    """The splits with the classes of objects as ClassLabels in the field `category`."""
     column, name = objects.boxes_column, objects.category_field
     boxes = Boxes(*objects.boxes.values())
     for rows in splits.values():
@@ -207,11 +200,7 @@ def predicted_arrays(predictions: Sequence[dict[str, Any]]) -> dict[str, np.ndar
 
 
 def load_predictions(path: Path) -> list[dict[str, np.ndarray]]:
-    """What stands in a file of `predicted_arrays`, image by image.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
+    """What stands in a file of `predicted_arrays`, image by image."""
     columns = load_arrays(path, "counts", "boxes", "scores", "labels")
     counts = columns.pop("counts")
     columns.pop("rows", None)

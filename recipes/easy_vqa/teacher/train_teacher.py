@@ -10,7 +10,7 @@ import random
 import re
 import sys
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository root: `recipes` is not installed
 
+from madkd_hf.cli.arguments import option  # noqa: E402
 from madkd_hf.teachers.mllm.prompt import chat_text  # noqa: E402
 from recipes.easy_vqa.data import COLORS, SHAPES, Question, facts, questions_of  # noqa: E402
 from recipes.easy_vqa.teacher.evaluate_teacher import evaluate, table, write_card  # noqa: E402
@@ -51,23 +52,15 @@ IMAGE_SIZE, PATCH_SIZE, TOKEN_SIZE = 64, 8, 16  # pixels; 2 x 2 patches become o
 
 @dataclass
 class TeacherTrainingArguments:
-    output_dir: str = field(
-        default=str(Path(__file__).parent), metadata={"help": "Where the model, processor and card are written."}
-    )
-    evaluate_only: bool = field(
-        default=False, metadata={"help": "Train nothing: print the test accuracy of the model in output_dir."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seeds the weights and the order of images and questions."})
-    vision_epochs: int = field(default=18, metadata={"help": "Passes over the 2,400 images, to name what they show."})
-    language_epochs: int = field(default=12, metadata={"help": "Passes over their questions, to answer them."})
-    plain_epochs: int = field(
-        default=4, metadata={"help": "The first of them leave out the negated questions (is there not a circle?)."}
-    )
-    questions_per_image: int = field(
-        default=6, metadata={"help": "Questions drawn per image and pass, of the about ten that easy-VQA has."}
-    )
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak of the one-cycle schedule of AdamW."})
-    threads: int = field(default=2, metadata={"help": "CPU threads; on a busy machine one can be faster than two."})
+    output_dir: str = option(str(Path(__file__).parent), "Where the model, processor and card are written.")
+    evaluate_only: bool = option(False, "Train nothing: print the test accuracy of the model in output_dir.")
+    seed: int = option(0, "Seeds the weights and the order of images and questions.")
+    vision_epochs: int = option(18, "Passes over the 2,400 images, to name what they show.")
+    language_epochs: int = option(12, "Passes over their questions, to answer them.")
+    plain_epochs: int = option(4, "The first of them leave out the negated questions (is there not a circle?).")
+    questions_per_image: int = option(6, "Questions drawn per image and pass, of the about ten that easy-VQA has.")
+    learning_rate: float = option(2e-3, "Peak of the one-cycle schedule of AdamW.")
+    threads: int = option(2, "CPU threads; on a busy machine one can be faster than two.")
 
 
 def is_negated(question: str) -> bool:
