@@ -194,17 +194,12 @@ def _too_few(store: Store, plan: Plan) -> str:
     n_good, reasons = len(store.aspects), store.reasons.most_common()
     n_rejected = sum(store.reasons.values())
     why = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing was wrong with them"
-    tips = ["more --max_rounds", "another --llm (larger; with --change_llm it goes on with what is there)"]
-    if reasons and reasons[0][0] == "names the class":
-        tips.insert(0, "--allow_class_names")
-    if reasons and reasons[0][0] in ("repeats", "says the same as"):
-        tips.append("other --groups")
-    if n_good >= plan.keep:
-        tips.insert(0, f"--candidates {n_good}, which are there")
-    elif n_good > 1:
-        tips.append(f"--candidates {n_good} --keep {n_good}")
+    tips = "--allow_class_names, " if reasons and reasons[0][0] == "names the class" else ""
+    tips += "more --max_rounds, other --groups, another --llm (with --change_llm it goes on with what is there)"
+    if n_good > 1:
+        tips += f", or --candidates {n_good}" + ("" if n_good >= plan.keep else f" --keep {n_good}")
     return (
         f"{n_good} of {counted(plan.candidates, 'good question')} after {counted(store.next_round, 'request')} to "
         f"{store.task.llm}; of {counted(n_good + n_rejected, 'proposal')} {n_rejected} were rejected: {why}. "
-        f"Try {', '.join(tips[:-1])} or {tips[-1]}.{saved_questions(store)}"
+        f"Try {tips}.{saved_questions(store)}"
     )

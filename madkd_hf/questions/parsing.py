@@ -16,10 +16,6 @@ from .validation import QUESTION_MARKS, fold
 LONGEST = 200_000  # characters that are read
 LONGEST_BROKEN = 10_000  # of broken JSON, whose repair takes a time that grows with the square
 DEEPEST = 10  # lists in lists
-QUESTION_KEYS = ("question", "text", "prompt", "q")
-ID_KEYS = ("id", "name", "key", "aspect", "label")
-GROUP_KEYS = ("group", "category", "type")
-NO_GROUPS = ("questions", "aspects", "items", "answer")  # keys above a list of questions
 THOUGHTS = r"(?:think(?:ing)?|thoughts?|reasoning)>"
 BULLET = re.compile(r"^\s*(?:>\s*)*(?:[-*+•–—]|[(（*]*\d{1,3}\s*[.)）:、．]\W*)\s*")
 LABEL = re.compile(r"^[^:?]{1,40}:\s+")  # "Question 1: ", "Wings: "
@@ -50,8 +46,7 @@ def parse_choice(completion: str, questions: Sequence[str]) -> list[int]:
     text = without_thoughts(completion)
     value = _read_json(text)
     if isinstance(value, dict):
-        lists = [part for part in value.values() if isinstance(part, list)]  # and not the reasons beside them
-        value = value.get("selected", lists or list(value.values()))
+        value = value.get("selected", [])
     parts = value if isinstance(value, list) else text.splitlines()
     position_of = {fold(question): index for index, question in enumerate(questions)}
     chosen = [index for part in parts for index in _positions(part, position_of)]
@@ -79,30 +74,20 @@ def _read_json(text: str) -> Any:
         return ""
 
 
-def _in_json(value: Any, group: str = "", depth: int = 0) -> Iterator[Proposal]:
-    if depth > DEEPEST:
-        return
-    if isinstance(value, str) and len(value.split()) > 1:
-        yield Proposal(_clean(value), group=group)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _in_json(part, group, depth + 1)
-    elif isinstance(value, dict):
-        value = {str(key).strip(): part for key, part in value.items()}
-        if question := _first_text(value, QUESTION_KEYS):
-            own_group = _first_text(value, GROUP_KEYS) or group
-            yield Proposal(_clean(question), _first_text(value, ID_KEYS), own_group.strip())
+def _in_json(value: Any, depth: int = 0) -> Iterator[Proposal]:
+    """The objects with a question, and texts, in lists and objects of any kind."""
+    if isinstance(value, dict):
+        value = {str(key).strip().lower(): part for key, part in value.items()}
+        question, *names = (value.get(key) for key in ("question", "id", "group"))
+        if isinstance(question, str):
+            yield Proposal(_clean(question), *(name.strip() if isinstance(name, str) else "" for name in names))
             return
-        for key, part in value.items():  # {"questions": [...]}, {"visual": [...]}, {"red": "Is it red?"}
-            if isinstance(part, str) and part.rstrip().endswith(QUESTION_MARKS):
-                yield Proposal(_clean(part), key, group)
-            elif isinstance(part, (list, dict)):
-                yield from _in_json(part, group if key.lower() in NO_GROUPS else key, depth + 1)
-
-
-def _first_text(value: Mapping[str, Any], keys: Sequence[str]) -> str:
-    lowered = {key.lower(): part for key, part in value.items()}
-    return next((lowered[key] for key in keys if isinstance(lowered.get(key), str)), "")
+        value = list(value.values())
+    if isinstance(value, str) and len(value.split()) > 1:
+        yield Proposal(_clean(value))
+    elif isinstance(value, list) and depth < DEEPEST:
+        for part in value:
+            yield from _in_json(part, depth + 1)
 
 
 def _in_lines(text: str) -> Iterator[str]:
@@ -114,18 +99,17 @@ def _in_lines(text: str) -> Iterator[str]:
                 yield _clean(question)
 
 
-def _positions(part: Any, position_of: Mapping[str, int], depth: int = 0) -> list[int]:
-    """The positions that a number, a text, or a list or an object of them stands for."""
+def _positions(part: Any, position_of: Mapping[str, int]) -> list[int]:
+    """The positions that a number or a text stands for."""
     if type(part) is int:  # and no bool
         return [part - 1]
-    if isinstance(part, str):
-        cleaned = _clean(part)
-        if fold(cleaned) in position_of:
-            return [position_of[fold(cleaned)]]
-        numbers = [int(number) - 1 for number in re.findall(r"(?<!\d)\d{1,6}(?!\d)", part)]
-        return numbers[:1] if BULLET.match(part) and re.search(r"[^\W\d]", cleaned) else numbers  # "3. Is there ...?"
-    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-    return [index for inner in parts for index in _positions(inner, position_of, depth + 1)] if depth < DEEPEST else []
+    if not isinstance(part, str):
+        return []
+    cleaned = _clean(part)
+    if fold(cleaned) in position_of:
+        return [position_of[fold(cleaned)]]
+    numbers = [int(number) - 1 for number in re.findall(r"(?<!\d)\d{1,6}(?!\d)", part)]
+    return numbers[:1] if BULLET.match(part) and re.search(r"[^\W\d]", cleaned) else numbers  # "3. Is there ...?"
 
 
 def _clean(text: str) -> str:

