@@ -21,16 +21,15 @@ from typing import Any
 
 
 LIBRARIES = "import torch, transformers, datasets"
+VERBS, TYPO = ("ask", "choose", "label", "train", "compare", "tune"), "photso/birds"
 COMMANDS = {  # name -> words behind `python`
     LIBRARIES: ["-c", LIBRARIES],
     f"{LIBRARIES}, madkd_hf": ["-c", f"{LIBRARIES}, madkd_hf"],
     "import madkd_hf": ["-c", "import madkd_hf"],
     "madkd --help": ["-m", "madkd_hf", "--help"],
-    **{f"madkd {verb} --help": ["-m", "madkd_hf", verb, "--help"] for verb in ("ask", "choose", "label", "compare")},
-    "madkd train --help": ["-m", "madkd_hf", "train", "--help"],
-    "madkd label, a mistyped option": ["-m", "madkd_hf", "label", "--limmit", "3"],
-    "madkd label, a mistyped folder": ["-m", "madkd_hf", "label", "--dataset", "photso/birds"],
-    "madkd train, a mistyped folder": ["-m", "madkd_hf", "train", "--dataset", "photso/birds"],
+    **{f"madkd {verb} --help": ["-m", "madkd_hf", verb, "--help"] for verb in VERBS},
+    **{f"madkd {verb}, a mistyped option": ["-m", "madkd_hf", verb, "--limmit", "3"] for verb in ("label", "train")},
+    **{f"madkd {verb}, a mistyped folder": ["-m", "madkd_hf", verb, "--dataset", TYPO] for verb in ("label", "train")},
 }
 
 

@@ -78,9 +78,6 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
     """What the arguments name; a teacher on this process's own device where there are several processes."""
     from ..teachers import load_teacher
 
-    for name in ("bank", "teacher"):
-        if getattr(args, name) is None:
-            raise ValueError(f"No {name} given: pass --{name} (see --help).")
     bank = AspectBank.load(args.bank)
     own = [one for one in fields(TeacherArguments) if one.name not in BankArguments.__dataclass_fields__]
     options = {one.name: getattr(args, one.name) for one in own if getattr(args, one.name) != one.default}

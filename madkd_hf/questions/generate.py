@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ def open_store(
             ", ".join(map(repr, everyday)),
         )
     task = QuestionTask(names, " ".join(domain.split()), llm_name)
-    return Store(folder, task, rules.for_classes(names), change_llm)
+    return Store(folder, task, replace(rules, class_names=names), change_llm)
 
 
 def collect(store: Store, llm: LLM, plan: Plan, progress: bool = False) -> None:

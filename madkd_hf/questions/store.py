@@ -18,7 +18,6 @@ from .validation import Rules, content_words, fault, fold
 
 
 MANIFEST, CANDIDATES, REJECTED = "generation.json", "candidates.jsonl", "rejected.jsonl"
-LARGEST = 100_000_000  # bytes of a file; a thousand questions have 200,000
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,6 @@ class Store:
         path, rows, n_sound = self.folder / name, [], 0
         if not path.exists():
             return rows
-        _check_size(path)
         content = path.read_bytes()
         for line in content.splitlines(keepends=True):
             try:
@@ -185,13 +183,6 @@ class Store:
             with (self.folder / name).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._unsaved.clear()
-
-
-def _check_size(path: Path) -> None:
-    if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(
-            f"{path} has {size:,} bytes, and at most {LARGEST:,} are read: no LLM wrote that; pass another folder."
-        )
 
 
 def _check_row(row: Any, path: Path, number: int) -> None:

@@ -10,7 +10,7 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import snowballstemmer
 
@@ -58,16 +58,13 @@ class Rules:
     max_characters: int = 160
     max_words: int = 25
 
-    def for_classes(self, class_names: Iterable[str]) -> Rules:
-        """The same rules about other classes."""
-        return replace(self, class_names=tuple(class_names))
-
 
 def fault(question: str, rules: Rules, others: Iterable[str] = ()) -> str | None:
     """Why a question is not good enough for a bank that holds the `others`, or None."""
+    if hidden := hidden_character(question):
+        return f"has a character that cannot be seen: {hidden}"
     return (
-        _hidden(question)
-        or _not_yes_no(question, rules.any_language)
+        _not_yes_no(question, rules.any_language)
         or _too_long(question, rules)
         or (None if rules.allow_class_names else _names_class(question, rules.class_names))
         or _repeats(question, others)
@@ -103,11 +100,6 @@ def searchable_names(class_name: str) -> tuple[str, ...]:
     name = re.sub(r"^\d+[._\- ]+(?=\D)|^n\d{8}[-_ ]+", "", class_name.strip())
     spoken = (_words(part) for part in re.split(r"[,;/()]", name.replace("_", " ")))
     return tuple(_joined(words) for words in spoken if words and "".join(words) not in _FILLERS | {"i"})
-
-
-def _hidden(question: str) -> str | None:
-    hidden = hidden_character(question)
-    return None if hidden is None else f"has a character that cannot be seen: {hidden}"
 
 
 def _not_yes_no(question: str, any_language: bool) -> str | None:

@@ -138,23 +138,9 @@ def load_scenes(
         shapes_of: the part of the images, as `data.parts` names them, that the shapes of all splits come from; by
             default each split has its own part.
     """
-    if kind not in CATEGORIES:
-        raise ValueError(f"kind is one of {sorted(CATEGORIES)}, not {kind!r}.")
-    if size < 64:
-        raise ValueError(f"Scenes need at least 64 x 64 pixels for the largest shape, not {size} x {size}.")
     return DatasetDict(
         {part: _split(part, shapes_of or part, kind, count, size, seed) for part, count in scenes.items()}
     )
-
-
-def load_shape_scenes() -> DatasetDict:
-    """`load_scenes` with the 3 shapes as classes."""
-    return load_scenes("shape")
-
-
-def load_color_scenes() -> DatasetDict:
-    """`load_scenes` with the 8 colours as classes."""
-    return load_scenes("color")
 
 
 def load_pretraining_scenes() -> DatasetDict:

@@ -135,13 +135,6 @@ def test_the_pretrained_detector_saw_other_images(monkeypatch):
     assert {given[-1] for given in splits.values()} == {1} != {scenes.SEED}
 
 
-def test_unknown_kinds_and_small_sizes_raise():
-    with pytest.raises(ValueError, match="'size'"):
-        scenes.load_scenes("size")
-    with pytest.raises(ValueError, match="at least 64"):
-        scenes.load_scenes(size=32)
-
-
 def test_the_shipped_detector_takes_scenes(few):
     folder = Path(scenes.__file__).parent / "detector"
     detector = MadkdForObjectDetection.from_detector(folder, dict(enumerate(data.CLASSES)))

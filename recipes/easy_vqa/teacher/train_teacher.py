@@ -53,7 +53,6 @@ IMAGE_SIZE, PATCH_SIZE, TOKEN_SIZE = 64, 8, 16  # pixels; 2 x 2 patches become o
 @dataclass
 class TeacherTrainingArguments:
     output_dir: str = option(str(Path(__file__).parent), "Where the model, processor and card are written.")
-    evaluate_only: bool = option(False, "Train nothing: print the test accuracy of the model in output_dir.")
     seed: int = option(0, "Seeds the weights and the order of images and questions.")
     vision_epochs: int = option(18, "Passes over the 2,400 images, to name what they show.")
     language_epochs: int = option(12, "Passes over their questions, to answer them.")
@@ -291,15 +290,13 @@ def train(args: TeacherTrainingArguments) -> tuple[InternVLForConditionalGenerat
 def main() -> None:
     (args,) = HfArgumentParser(TeacherTrainingArguments, description=__doc__).parse_args_into_dataclasses()
     torch.set_num_threads(args.threads)
-    if not args.evaluate_only:
-        model, processor = train(args)
-        model.save_pretrained(args.output_dir)
-        processor.save_pretrained(args.output_dir)
-        validation = evaluate(args.output_dir, "validation")["teacher"]["all"]
+    model, processor = train(args)
+    model.save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+    validation = evaluate(args.output_dir, "validation")["teacher"]["all"]
     results = evaluate(args.output_dir, "all test")
-    if not args.evaluate_only:
-        facts = {name: getattr(args, name) for name in ("vision_epochs", "language_epochs", "plain_epochs", "seed")}
-        write_card(args.output_dir, results, validation=validation, words=len(processor.tokenizer), **facts)
+    facts = {name: getattr(args, name) for name in ("vision_epochs", "language_epochs", "plain_epochs", "seed")}
+    write_card(args.output_dir, results, validation=validation, words=len(processor.tokenizer), **facts)
     print(table(results))
     print(f"{results['questions']} questions; mean probability of yes + no: {results['mass']:.4f}")
 
