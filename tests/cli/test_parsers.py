@@ -94,10 +94,14 @@ def test_options_of_a_training_are_known_from_their_source(task):
     assert len([name for name in helps[0] if helps[0][name] != helps[1][name]]) < 12  # what is no literal there
 
 
-def test_a_mistyped_option_of_a_training_is_told_before_anything_large_is_imported():
+def test_help_and_a_mistyped_option_of_a_training_come_before_anything_large_is_imported():
     code = """
-import sys
+import contextlib, io, sys
 from madkd_hf.cli.main import main
+sys.argv, said = ["madkd", "train", "--help"], io.StringIO()
+with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+    main()
+assert all(f"--{name} " in said.getvalue() for name in ("backbone", "aspect_alpha", "learning_rate"))
 sys.argv = ["madkd", "train", "--no-bf16", "--learning-rat", "1"]
 try:
     main()
