@@ -13,7 +13,7 @@ from . import _on_import
 
 if TYPE_CHECKING:
     from .aspects import Aspect, AspectBank
-    from .hub import push_aspect_dataset
+    from .hub.dataset import push_aspect_dataset
     from .labelling import attach_aspects
     from .students.base.training_args import MadkdTrainingArguments
     from .students.classification.trainer import MadkdTrainer
@@ -40,7 +40,7 @@ _MODULES = {  # what is public -> where it is
     "MadkdTrainingArguments": "students.base.training_args",
     "Reading": "teachers",
     "attach_aspects": "labelling",
-    "push_aspect_dataset": "hub",
+    "push_aspect_dataset": "hub.dataset",
 }
 __all__ = [
     "Aspect",

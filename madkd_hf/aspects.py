@@ -121,14 +121,11 @@ class AspectBank:
             content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
             version, entries = content["format_version"], content["aspects"]
             if version != FORMAT_VERSION or isinstance(version, bool):
-                raise _OtherFormatError
+                raise _BankError(
+                    f"bank format {_short(version)}, this version reads {FORMAT_VERSION}: upgrade madkd_hf."
+                )
             aspects = [Aspect(**entry) for entry in entries]
             return cls(aspects, content.get("provenance"))
-        except _OtherFormatError:
-            raise ValueError(
-                f"{one_line(path)} has bank format {_short(version)}, this version reads {FORMAT_VERSION}: upgrade "
-                "madkd_hf."
-            ) from None
         except _BankError as error:
             raise ValueError(f"{one_line(path)}: {error}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -174,10 +171,6 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
             f"There is no bank at {one_line(source)}: no such file or folder here, and no {BANK_FILE} to be had from "
             f"a dataset of that name on the Hub ({terminal(reason[0])})."
         ) from error
-
-
-class _OtherFormatError(Exception):
-    """The file is of another version of the package."""
 
 
 class _BankError(ValueError):

@@ -21,13 +21,12 @@ SCORES = datasets.Sequence(datasets.Value("float32"))
 class _Metric(evaluate.Metric):
     """Shared by all: what goes in is logits and references, what comes out is a dictionary of floats."""
 
-    description = ""
     citation = ""
     references = datasets.Value("int64")
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=self.description,
+            description=self.__doc__,
             citation=self.citation,
             inputs_description="predictions: logits, one list per image; references: one per image.",
             features=datasets.Features({"predictions": SCORES, "references": self.references}),
@@ -37,16 +36,12 @@ class _Metric(evaluate.Metric):
 class Accuracy(_Metric):
     """Share of images whose highest class logit is the label: {"accuracy": 0..1}."""
 
-    description = "Share of images whose highest logit is the label."
-
     def _compute(self, predictions, references):
         return {"accuracy": float(sk.accuracy_score(references, np.argmax(predictions, axis=1)))}
 
 
 class TopK(_Metric):
     """Share of images whose label is among the k highest class logits, k = 5: {"top5_accuracy": 0..1}."""
-
-    description = "Share of images whose label is among the five highest logits."
 
     def _compute(self, predictions, references, k=5):
         best = np.argsort(predictions, axis=1)[:, -k:]
@@ -55,8 +50,6 @@ class TopK(_Metric):
 
 class MacroF1(_Metric):
     """F1 averaged over the classes that occur: {"macro_f1": 0..1}."""
-
-    description = "F1 averaged over classes."
 
     def _compute(self, predictions, references):
         return {"macro_f1": float(sk.f1_score(references, np.argmax(predictions, axis=1), average="macro"))}
@@ -68,7 +61,6 @@ class CalibrationError(_Metric):
     Returns {"calibration_error": 0..1}.
     """
 
-    description = "Mean distance between confidence and accuracy over confidence bins."
     citation = "Guo et al., On Calibration of Modern Neural Networks, ICML 2017"
 
     def _compute(self, predictions, references, bins=15):
@@ -86,7 +78,6 @@ class AspectAuroc(_Metric):
     Returns {"aspect_auroc": mean, "per_aspect": [Q values]}; NaN for an aspect to which the teacher gives one answer.
     """
 
-    description = "Area under the ROC curve of each aspect, against the teacher's yes or no."
     references = SCORES
 
     def _compute(self, predictions, references):
@@ -105,7 +96,6 @@ class AspectBce(_Metric):
     References are the teacher's log-odds; the minimum is the entropy of the teacher's own answers.
     """
 
-    description = "Binary cross-entropy against the teacher's probabilities."
     references = SCORES
 
     def _compute(self, predictions, references):
@@ -126,9 +116,6 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
         prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels
             [n], or the pair with the teacher's log-odds [n, Q], NaN in rows without. Or, with
             `eval_do_concat_batches=False`, both are lists of these, one for each batch.
-
-    Raises:
-        ValueError: class logits that are not finite.
     """
     predictions, label_ids = joined(prediction.predictions), joined(prediction.label_ids)
     paired = isinstance(label_ids, tuple)

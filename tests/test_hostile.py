@@ -23,13 +23,13 @@ from transformers import ViTImageProcessorPil
 from madkd_hf import Aspect, AspectBank, MadkdForImageClassification, report
 from madkd_hf.aspects import LONGEST
 from madkd_hf.data.columns import read_answers
-from madkd_hf.hub import HubRepo
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.cards.dataset import DatasetFacts, dataset_card, source_terms
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
 from madkd_hf.hub.student import stage_student
+from madkd_hf.hub.upload import HubRepo
 from madkd_hf.llm import LLMError
 from madkd_hf.llm.server import ServerLLM
 from madkd_hf.questions import Rules, fault

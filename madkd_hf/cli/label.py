@@ -229,7 +229,8 @@ def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teac
 
 def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
     """Push the dataset, prepared beside it: there is room where it was written."""
-    from ..hub import HubError, push_aspect_dataset
+    from ..hub.dataset import push_aspect_dataset
+    from ..hub.retries import HubError
 
     objects = {"boxes_column": args.boxes_column, "box_format": args.box_format} if args.boxes_column else {}
     try:
@@ -256,7 +257,7 @@ def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
 
 def check_hub(args: LabelArguments) -> None:
     """See that publishing can succeed before hours of labelling."""
-    from ..hub import HubRepo
+    from ..hub.upload import HubRepo
 
     if not args.push_to_hub:
         return

@@ -17,7 +17,6 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
 from ..data.decoding import Unreadable, check_first
-from ..data.embedding import folder_origin
 from ..data.image_columns import check_image_column
 from ..data.objects import Boxes
 from ..data.origin import Origin
@@ -168,7 +167,7 @@ def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: 
 def _check_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:
     bad = []
     for split, rows in splits.items():
-        origin = folder_origin(rows, files_from(args)) or Origin.of(rows)
+        origin = Origin.of(rows, files_from(args))
         bad += check_first(rows, args.image_column, split, origin)
     if bad and args.on_error == "raise":
         problems.add(

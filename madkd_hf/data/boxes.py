@@ -20,8 +20,7 @@ def corners(boxes: Sequence[Sequence[float]] | np.ndarray, box_format: str, size
     """The boxes of one image as [n, 4] float64 left, top, right, bottom in pixels, cut off at the image's edges.
 
     Args:
-        boxes: n boxes of 4 numbers.
-        box_format: what the numbers are, a name from `BOX_FORMATS`.
+        boxes: n boxes of 4 numbers, of a format that `BOX_FORMATS` names.
         size: width and height of the image, upright, in pixels.
 
     Raises:

@@ -183,22 +183,17 @@ def encoded_bytes(dataset: Dataset, image_column: str) -> int:
     return total
 
 
-def check_room(folder: str | os.PathLike, needed: int, what: str) -> None:
-    """Raise ValueError where the disk of a folder, made or not, has no room for so many bytes."""
-    path = Path(folder).expanduser().absolute()
-    there = next(parent for parent in (path, *path.parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise ValueError(
-            f"{what} takes about {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free: make room there, or "
-            "pass another folder."
-        )
-
-
 def check_labelled_room(
     splits: DatasetDict, image_column: str, bank: AspectBank | None, folder: str, times: int = 1
 ) -> None:
     """Raise ValueError where the disk has no room for these rows with their images and answers, so many times."""
     answers = 8 * len(bank or ()) * sum(map(len, splits.values()))
-    images = sum(encoded_bytes(rows, image_column) for rows in splits.values())
-    check_room(folder, times * (images + answers), "The labelled dataset")
+    needed = times * (answers + sum(encoded_bytes(rows, image_column) for rows in splits.values()))
+    path = Path(folder).expanduser().absolute()
+    there = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ValueError(
+            f"The labelled dataset takes about {needed / 1e9:.1f} GB and {there} has {free / 1e9:.1f} GB free: make "
+            "room there, or pass another folder."
+        )

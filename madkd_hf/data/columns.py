@@ -53,11 +53,6 @@ def null_answers(features: Features, rows: int) -> pa.Table:
     return pa.table({field.name: pa.nulls(rows, field.type) for field in schema}, schema=schema)
 
 
-def add_null_answers(source: Dataset, features: Features) -> Dataset:
-    """A split that is not labelled: null in every column that labelling adds."""
-    return add_answers(source, Dataset(null_answers(features, len(source))))
-
-
 def add_answers(source: Dataset, answers: Dataset) -> Dataset:
     """Columns beside the source's; a source that is a selection of rows gets them copied out by the concatenation."""
     if not len(source):  # concatenation would drop an empty dataset, columns included

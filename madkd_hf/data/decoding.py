@@ -8,12 +8,12 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import datasets
 import pyarrow as pa
@@ -28,7 +28,7 @@ from .origin import STARTS_PROGRAMS, Origin
 from .rows import describe_row, row_namer
 
 
-CHUNK = 32  # images handed to the threads at once
+CHUNK = 128  # images handed to the threads at once
 SAVE_EVERY = 5_000  # images that a kill can make us look at again
 LONGEST = 200  # times that one side may be as long as the other: image processors refuse more, or round to nothing
 MOST_PIXELS = 1 << 26  # decoded side by side; a larger image is decoded alone
@@ -78,13 +78,16 @@ def check_images(
     try:
         with (
             ThreadPoolExecutor(count_cores(), "images") as pool,
-            _without_warnings(),
+            warnings.catch_warnings(),
             tqdm(total=len(dataset), desc="looking at images", unit="img", delay=1, disable=disable_tqdm) as bar,
         ):
-            for values, results in _checked_ahead(pool, check, images.iter(CHUNK), image_column):
-                for row, (value, result) in enumerate(zip(values, results), n_done):
+            warnings.simplefilter("ignore")  # of large images and odd metadata: whoever uses them will hear of it
+            for table in images.iter(CHUNK):
+                values = list(table[image_column])
+                for row, (value, result) in enumerate(zip(values, pool.map(check, values)), n_done):
                     if result is not None:
-                        unreadable.append(Unreadable(row, names(row, _path(value)), *result))
+                        path = value["path"].as_py() if value.is_valid else None
+                        unreadable.append(Unreadable(row, names(row, path), *result))
                 n_done += len(values)
                 bar.update(len(values))
                 if len(checked.new) >= SAVE_EVERY:
@@ -101,22 +104,15 @@ def check_first(
 ) -> list[Unreadable]:
     """What cannot be read of the first images of a stream; files that the origin refuses are not looked at."""
     stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
-    images = [table[image_column].to_pylist()[0] for table in itertools.islice(stored.iter(1), count)]
-    unreadable, rows = [], []
-    for row, image in enumerate(images):
-        path = image["path"] if image and image["bytes"] is None else None
-        if origin and path and (reason := origin.refusal(path)):
-            unreadable.append(Unreadable(row, describe_row(path, row, split), reason))
-        else:
-            rows.append(row)
-    if not rows:
-        return unreadable
-    feature = datasets.Image(decode=False)
-    table = Dataset(pa.table({image_column: pa.array([images[row] for row in rows], feature.pa_type)}))
-    for problem in check_images(table.cast_column(image_column, feature), image_column, split, disable_tqdm=True):
-        image, row = images[rows[problem.row]], rows[problem.row]
-        unreadable.append(replace(problem, row=row, name=describe_row(image and image["path"], row, split)))
-    return sorted(unreadable, key=lambda problem: problem.row)
+    check, unreadable = _Check(CheckedImages(), datasets.Image()), []
+    for row, table in enumerate(itertools.islice(stored.iter(1), count)):
+        value = table[image_column][0]
+        path = value["path"].as_py() if value.is_valid else None
+        refused = origin and path and not value["bytes"].is_valid and origin.refusal(path)
+        result = (refused, True) if refused else check(value)
+        if result is not None:
+            unreadable.append(Unreadable(row, describe_row(path, row, split), *result))
+    return unreadable
 
 
 @dataclass
@@ -215,25 +211,6 @@ class _Room:
                 self.changed.notify_all()
 
 
-def _checked_ahead(
-    pool: ThreadPoolExecutor, check: Callable, tables: Iterator[pa.Table], column: str
-) -> Iterator[tuple[list[Any], list[Any]]]:
-    """Values and results, chunk by chunk, while the threads work on the next chunk."""
-    waiting = None
-    for table in itertools.chain(tables, [None]):
-        coming = None
-        if table is not None:
-            values = list(table[column])
-            coming = values, [pool.submit(check, value) for value in values]
-        if waiting is not None:
-            yield waiting[0], [future.result() for future in waiting[1]]
-        waiting = coming
-
-
-def _path(value: pa.StructScalar) -> str | None:
-    return value["path"].as_py() if value.is_valid else None
-
-
 def _dataset_key(dataset: Dataset, image_column: str) -> int | None:
     """A key for all images of a dataset that lies in files alone; None where some of it is in memory."""
     table = dataset.data
@@ -246,14 +223,6 @@ def _dataset_key(dataset: Dataset, image_column: str) -> int | None:
         facts += [os.path.abspath(file["filename"]), file_stat.st_size, file_stat.st_mtime_ns]
     mode = dataset.features[image_column].mode
     return key_of("dataset", dataset._fingerprint, len(dataset), image_column, mode, *facts)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Decoders tell of large images and odd metadata; whoever uses the images will hear of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _reason(error: Exception) -> str:

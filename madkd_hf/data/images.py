@@ -51,19 +51,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def load_image(value: Any, column: str = "image") -> Image.Image:
-    """The image of a row, as teacher and student see it.
+    """The image of a row as teacher and student see it, RGB, see `to_rgb`; a message calls its place `column`.
 
     Args:
         value: a PIL image; what a column of `datasets.Image(decode=False)` holds, {"bytes", "path"}; or pixels, an
             array, a tensor or nested lists of integers 0..255, [H, W], [H, W, channels] or [channels, H, W].
-        column: what a message calls its place.
-
-    Returns:
-        An RGB image, see `to_rgb`.
-
-    Raises:
-        ValueError: something else.
-        OSError: an image that cannot be read.
     """
     if isinstance(value, Image.Image):
         return to_rgb(value)

@@ -115,10 +115,7 @@ def with_category(
 def flatten_objects(labelled: Dataset, boxes_column: str | None = None, field: str | None = None) -> Dataset:
     """The answers about the objects of all images, one row each; images that have none are left out.
 
-    Args:
-        labelled: a split as `attach_aspects(..., boxes_column=...)` returns it.
-        boxes_column, field: a field of the objects that is to stand beside the answers, such as their "category";
-            where not all of them have it, the answers stand alone.
+    Beside the answers stands a `field` of the objects in `boxes_column`, such as "category", if all of them have it.
     """
     feature = object_fields(labelled.features, boxes_column).get(field)
     columns = [LOGITS, MASS, BANK, *([boxes_column] if feature else [])]
@@ -150,9 +147,6 @@ class Boxes:
         margin: what is shown around the box on each side, as a part of its width and height.
         padding: the crop is put in the middle of a white square, with at least this much white on each side, as a part
             of its longer side; None leaves it as it is.
-
-    Raises:
-        ValueError: an unknown format, or a margin or padding that is no number from 0 on.
     """
 
     column: str

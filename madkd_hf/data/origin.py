@@ -8,6 +8,7 @@ would stand in what the reader publishes.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from ..text import terminal
+from .streams import steps
 
 
 LARGEST = 1 << 28  # bytes of an image file
@@ -64,10 +66,16 @@ class Origin:
         return cls((root, repo / "blobs") if repo else (root,))
 
     @classmethod
-    def of(cls, rows: Dataset | IterableDataset) -> Origin:
-        """What the rows themselves tell: of the Hub, of files of this machine, or made by the user's own program."""
+    def of(cls, rows: Dataset | IterableDataset, folder: str | os.PathLike | None = None) -> Origin:
+        """What is known of the rows: of a folder, of the Hub, of files of this machine, or of the user's own program.
+
+        The images of a `folder` that we have listed ourselves are the user's own, wherever links lead.
+        """
+        parts = [rows, *(value for value in _settings(rows) if isinstance(value, Dataset))]
+        if folder is not None and not _listed_by_us(parts, Path(folder)):
+            return cls.of_folder(folder)
         files = _SourceFiles()
-        for part in datasets_of(rows):
+        for part in parts:
             files.note(part)
         if files.repos or files.folders or files.of_files:
             return cls(tuple(dict.fromkeys(files.folders)), next(iter(files.repos), None))
@@ -119,9 +127,7 @@ def check_image(content: bytes) -> None:
             warnings.simplefilter("ignore")  # of odd metadata
             check_format(content)
             Image.open(BytesIO(content)).load()
-    except MemoryError:
-        raise
-    except RefusedFileError:
+    except (MemoryError, RefusedFileError):
         raise
     except Exception as error:  # decoders raise whatever they like
         raise RefusedFileError(
@@ -180,7 +186,7 @@ class _SourceFiles:
         if isinstance(rows, Dataset):
             self._note_cached([Path(file["filename"]) for file in rows.cache_files])
         else:
-            strings = list(_strings(rows._ex_iterable, 0))
+            strings = [value for value in _settings(rows) if isinstance(value, str)]
             self.repos += _repos(strings)
             if self.of_files:
                 self._note_names(strings)
@@ -198,15 +204,11 @@ class _SourceFiles:
         self.folders += [Path(os.path.realpath(file)).parent for file in files if os.path.isfile(file)]
 
 
-def datasets_of(rows: Any) -> Iterator[Dataset | IterableDataset]:
-    """The rows, and the datasets that a stream is made of."""
-    yield rows
-    if isinstance(rows, IterableDataset):
-        yield from (value for value in _inside(rows._ex_iterable, 0) if isinstance(value, Dataset))
-
-
-def _strings(link: Any, depth: int) -> Iterator[str]:
-    return (value for value in _inside(link, depth) if isinstance(value, str))
+def _listed_by_us(parts: Iterable[Dataset | IterableDataset], folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+        return False
+    rows = [part for part in parts if isinstance(part, Dataset)]
+    return bool(rows) and all(not part.cache_files and part.info.builder_name is None for part in rows)
 
 
 def _repos(names: Iterable[str]) -> list[str]:
@@ -215,17 +217,17 @@ def _repos(names: Iterable[str]) -> list[str]:
     return [match[1] for match in matches if match]
 
 
-def _inside(value: Any, depth: int) -> Iterator[Any]:
+def _settings(rows: Dataset | IterableDataset) -> Iterator[str | Dataset]:
     """Texts and datasets among the settings of a stream's steps."""
+    for step in steps(rows) if isinstance(rows, IterableDataset) else ():
+        yield from _leaves(step)
+
+
+def _leaves(value: Any) -> Iterator[str | Dataset]:
     if isinstance(value, (str, Dataset)):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _inside(item, depth + 1)
-    elif isinstance(value, (list, tuple)):
-        for item in value[:MOST]:
-            yield from _inside(item, depth + 1)
-    elif depth < 20:
-        for name in ("ex_iterable", "ex_iterables", "kwargs", "args"):
-            if isinstance(inner := getattr(value, name, None), (dict, list, tuple)) or name == "ex_iterable" and inner:
-                yield from _inside(inner, depth + 1)
+    elif isinstance(value, (dict, list, tuple)):
+        for item in itertools.islice(value.values() if isinstance(value, dict) else value, MOST):
+            yield from _leaves(item)
+    else:
+        yield from _leaves([getattr(value, name) for name in ("kwargs", "args") if hasattr(value, name)])

@@ -30,13 +30,7 @@ Splits = DatasetDict | IterableDatasetDict
 
 @dataclass
 class Loaded:
-    """A dataset, and what to tell its owner.
-
-    Attributes:
-        splits: name -> rows, or with streaming a stream.
-        left_out: reason -> names of the files that are not in it.
-        summary: images, classes and splits, and what was left out: a few lines.
-    """
+    """A dataset: split -> rows or stream, reason -> files left out, and a summary of a few lines for its owner."""
 
     splits: Splits
     left_out: dict[str, list[str]]
@@ -75,7 +69,8 @@ def load(
     elif re.fullmatch(r"[\w.]+:\w+", name):
         loaded = _call(name, modules)
     else:
-        loaded = _downloaded(name, config, revision or dataset_commit(name, revision), streaming)
+        options = {"revision": revision or dataset_commit(name, revision), "streaming": streaming}
+        loaded = _load(name, datasets.load_dataset, name, config, **options)
     splits = _checked(name, loaded, streaming)
     splits = {split: as_images(rows, image_column, path if path.is_dir() else None) for split, rows in splits.items()}
     notes = _notes(splits, left_out) + limits.notes(splits, limit, label_column)
@@ -152,10 +147,6 @@ def _is_hub_repo(path: Path) -> bool:
     except yaml.YAMLError:
         return False
     return isinstance(about, dict) and bool(about.get("configs"))
-
-
-def _downloaded(name: str, config: str | None, revision: str | None, streaming: bool) -> Splits:
-    return _load(name, datasets.load_dataset, name, config, revision=revision, streaming=streaming)
 
 
 def _load(name: str | Path, read, *args, **options) -> Splits | Dataset:

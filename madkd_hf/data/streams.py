@@ -25,10 +25,6 @@ INNER = ("ex_iterable", "ex_iterables")  # the steps before
 UNRELATED = ("formatting", "bool_strategy_func", "generate_more_kwargs_fn", "token_per_repo_id")
 
 
-class UnknownFunctionError(ValueError):
-    """A stream is made by a function, which nobody can compare; the message is the function's name."""
-
-
 def steps(stream: IterableDataset) -> list[Any]:
     """The chain that makes the stream (take, filter, shuffle, ...), the last step first."""
     return list(_chain(stream._ex_iterable))
@@ -44,7 +40,7 @@ def _chain(step: Any) -> Iterator[Any]:
 def digest(stream: IterableDataset, name: str | None = None) -> str:
     """The same for two streams that are made in the same way from the same files, in this process or in another.
 
-    `name` stands for the functions that the stream is made by; without it, such a stream raises UnknownFunctionError.
+    `name` stands for the functions that the stream is made by; without it, such a stream is refused.
     """
     info = stream.info
     content = [info.builder_name, info.dataset_name, str(stream.split), str(stream.features)]
@@ -79,7 +75,10 @@ def _described(value: Any, name: str | None) -> Any:
         return value.__qualname__
     if callable(value):
         if name is None:
-            raise UnknownFunctionError(getattr(value, "__qualname__", type(value).__name__))
+            raise ValueError(
+                f"The stream is made by the function {getattr(value, '__qualname__', type(value).__name__)}, which "
+                "another process cannot compare: pass stream_name, any name that you change whenever it changes."
+            )
         return ["function", name]
     return [type(value).__name__, *(_described(item, name) for item in getattr(value, "args", ()))]  # a list of files
 

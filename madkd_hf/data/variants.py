@@ -31,17 +31,11 @@ def subset(
     """The labelled dataset with the answers to some of its questions, so that nobody labels twice, and their bank.
 
     Args:
-        dataset: labelled with `bank`; rows without answers stay without.
-        bank: all the questions.
-        ids: those to keep, in the order that the answers are to have.
-
-    Returns:
-        The dataset with shorter `aspect_logits` and `aspect_mass`, and the new bank's fingerprint in `aspect_bank`;
-        and that bank, with the provenance of the old one. Columns that labelling did not add are not touched.
+        dataset: labelled with `bank`; rows without answers stay without, other columns are not touched.
+        ids: the questions to keep, in the order that the answers are to have.
 
     Raises:
-        ValueError: an id that the bank lacks or that comes twice, a dataset without answers, or with those to another
-            bank.
+        ValueError: an id that the bank lacks or that comes twice, or answers to another bank.
     """
     if unknown := [name for name in ids if name not in bank.ids]:
         raise ValueError(f"The bank has no question {unknown[0]!r}: expected ids among {', '.join(bank.ids)}.")

@@ -1,6 +1,5 @@
 """A user's disk: files are written whole, only folders that carry our mark are removed, one job works in a folder."""
 
-from .checksums import CHECKSUM_FILE, check_files, write_checksums
 from .folders import (
     LOCK_FILE,
     MARK_FILE,
@@ -13,6 +12,7 @@ from .folders import (
     replace_folder,
 )
 from .places import check_name, check_output, locked
+from .records import CHECKSUM_FILE, check_files, fault_of, note_files, read_record, write_checksums, write_record
 from .whole import (
     checksum,
     disk_is_full,
@@ -38,12 +38,15 @@ __all__ = [
     "check_removable",
     "checksum",
     "disk_is_full",
+    "fault_of",
     "file_checksum",
     "list_files",
     "locked",
     "new_folder",
+    "note_files",
     "own_folder",
     "read_json",
+    "read_record",
     "refuse_link",
     "remove_folder",
     "remove_stale",
@@ -51,6 +54,7 @@ __all__ = [
     "temporary",
     "whole_file",
     "write_checksums",
+    "write_record",
     "write_whole",
     "writing",
 ]

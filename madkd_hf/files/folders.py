@@ -33,7 +33,7 @@ def own_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> P
     must be new, empty, or marked and of that kind.
     """
     path = Path(path)
-    mark = _mark_to_go_on(path, kind, names)
+    mark = check_folder(path, kind, names)
     with writing(path, "nothing was changed"):
         path.mkdir(parents=True, exist_ok=True)
         if mark != _marks(path):
@@ -41,13 +41,9 @@ def own_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> P
     return path
 
 
-def check_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> None:
-    """Raise what `own_folder` would, and change nothing."""
-    _mark_to_go_on(Path(path), kind, names)
-
-
-def _mark_to_go_on(path: Path, kind: str, names: Sequence[str] | None) -> dict[str, list[str]]:
-    """The mark that the folder has to have: kind -> names."""
+def check_folder(path: Folder, kind: str, names: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Raise what `own_folder` would, and change nothing; returns the mark that the folder has to have."""
+    path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file, no folder for the output: pass another folder.")
     marks = _marks(path)

@@ -26,14 +26,7 @@ RESERVED = set('<>:"/\\|?*')  # by Windows, or separators somewhere
 BIDI = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-class _HeldFolders(threading.local):
-    """The locked folders that this thread holds; another thread sees its own."""
-
-    def __init__(self) -> None:
-        self.folders: set[str] = set()
-
-
-_held_folders = _HeldFolders()
+_this_thread = threading.local()  # its `folders` are those that the thread holds
 
 
 def check_name(name: Any, what: str) -> str:
@@ -152,8 +145,8 @@ def locked(
     enter it once more; with `wait`, another job waits, with one warning, in place of being refused.
     """
     folder = Path(folder)
-    key = os.path.realpath(folder)
-    if again and key in _held_folders.folders:
+    key, held = os.path.realpath(folder), _this_thread.__dict__.setdefault("folders", set())
+    if again and key in held:
         yield
         return
     new = not folder.exists()
@@ -170,14 +163,14 @@ def locked(
                 ) from None
             logger.warning("Another run is at work in %s: %s; this one waits until it is over.", folder, activity)
             _acquire(lock, folder)
-    _held_folders.folders.add(key)
+    held.add(key)
     try:
         remove_stale(folder)
         yield
     finally:
         if new and set(os.listdir(folder)) <= {LOCK_FILE, MARK_FILE}:  # nothing came of it: leave no trace
             shutil.rmtree(folder, ignore_errors=True)
-        _held_folders.folders.discard(key)
+        held.discard(key)
         lock.release()
 
 

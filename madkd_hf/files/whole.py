@@ -127,29 +127,19 @@ def refuse_link(path: Folder) -> None:
         )
 
 
-def read_json(path: Folder, what: str, remedy: str, expected: type = dict) -> Any:
-    """What a JSON file of ours holds.
+def read_json(path: Folder, what: str, remedy: str) -> dict[str, Any]:
+    """The object that a JSON file of ours holds.
 
-    Args:
-        what: what it should be, such as "the result of a student".
-        remedy: what the user can do, such as "delete the folder to train it again".
-        expected: the type of its content.
-
-    Raises:
-        ValueError: it cannot be read, or holds something else.
+    `what` it should be, such as "result of a student", and the `remedy` are for the message where it is not.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
     except OSError as error:
         raise ValueError(f"{path}, {what}, cannot be read ({error.strerror or error}): {remedy}.") from error
-    except RecursionError:
-        raise ValueError(f"{path} is no {what} (it is nested too deeply): {remedy}.") from None
-    except ValueError as error:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested without end
         raise ValueError(f"{path} is damaged, no {what} ({error}): {remedy}.") from error
-    if not isinstance(content, expected):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__} where {what} is a {expected.__name__} in JSON: {remedy}."
-        )
     return content
 
 

@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
@@ -25,9 +24,9 @@ from tqdm.auto import tqdm
 from ..aspects import AspectBank
 from ..data.boxes import check_box_format
 from ..data.columns import ASPECT_COLUMNS, about_objects, check_bank
-from ..data.embedding import embedded, media_columns, read_image, refusal
+from ..data.embedding import embed_files
 from ..data.objects import BOX, count_objects, flatten_objects, object_fields
-from ..data.origin import Origin, RefusedFileError
+from ..data.origin import Origin
 from ..data.rows import SPLIT_NAME, split_name
 from ..files import check_name, remove_stale, temporary
 from ..selection.evidence import write_evidence
@@ -256,22 +255,13 @@ def write_parquet(rows: Rows, split: str, folder: Path, features: Features) -> S
 
 def _by_shard(rows: Rows, split: str, features: Features) -> Iterator[tuple[int, pa.Table]]:
     """Tables of whole rows, images inside, and the number of the file that each belongs to."""
-    size, origin, media = 0, Origin.of(rows), media_columns(features)
+    size, n_rows, origin = 0, 0, Origin.of(rows)
     for table in rows.with_format("arrow").iter(ROW_GROUP):
         table = table_cast(table, features.arrow_schema)
-        for name, feature in media.items():
-            place = table.column_names.index(name)
-            column = embedded(table[name], feature, partial(_read, origin, split, name))
-            table = table.set_column(place, table.schema.field(place), column)
+        table = embed_files(table, features, origin, lambda row, start=n_rows: f"row {start + row} of split {split!r}")
         yield size // SHARD_BYTES, table
         size += table.nbytes
-
-
-def _read(origin: Origin, split: str, column: str, path: str, is_image: bool) -> bytes:
-    try:
-        return read_image(origin, path, is_image)
-    except RefusedFileError as error:
-        raise ValueError(refusal(f"a row of split {split!r}", column, path, str(error))) from error
+        n_rows += len(table)
 
 
 def _answers(folder: Path, split: str, columns: Sequence[str | None]) -> Dataset:

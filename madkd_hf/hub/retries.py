@@ -75,11 +75,6 @@ def reason_of(error: BaseException) -> str:
     return f"{_status(error)}: {line}" if _status(error) else line
 
 
-def is_refusal(error: BaseException) -> bool:
-    """Whether the Hub answered that it did nothing; after a server's fault, or without an answer, nobody knows."""
-    return (_status(_hub_error(error)) or 500) < 500
-
-
 def _hub_error(error: BaseException) -> BaseException:
     """The error of the Hub's answer, which the client wraps in uploads; without one, the error itself."""
     cause: BaseException | None = error

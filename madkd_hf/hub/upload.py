@@ -32,7 +32,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from ..text import keep_secret
-from .retries import ATTEMPTS_BEFORE, HubError, explain, is_refusal, reason_of, retried
+from .retries import ATTEMPTS_BEFORE, HubError, explain, retried
 
 
 TAG = "madkd"  # in the card of everything that this package publishes
@@ -67,17 +67,10 @@ class HubRepo:
         object.__setattr__(self, "token", (self.token or "").strip() or None)  # a file's last line ends in a newline
 
     def check(self, license: str | None = None) -> HubRepo:
-        """See whether a push can succeed, before any long work.
-
-        Args:
-            license: what the card is to state.
+        """See whether a push can succeed, and whether the Hub knows the license, before any long work.
 
         Returns:
             The same, with the whole "owner/name".
-
-        Raises:
-            HubError: no Hub, no token or one that may not write there, a repo that holds something else, no branch, or
-                a licence that the Hub does not know.
         """
         if constants.is_offline_mode():
             raise HubError(
@@ -134,43 +127,23 @@ class HubRepo:
         """Check, make the repo where it is missing, and commit the folder to it: all its files in one commit.
 
         Repeated after a failure, it uploads only what is missing; repeated after a success, it commits nothing (but
-        opens another pull request, where one was asked for).
-
-        Args:
-            folder: what is to be published, complete.
-            message: the commit's title.
-            own: patterns of paths in the repo; files there that match and are not in the folder any more are deleted.
-
-        Raises:
-            HubError: it failed, and the repo is as it was.
+        opens another pull request, where one was asked for). Files there that match the patterns of `own` and are not
+        in the folder any more are deleted.
         """
         repo = self.check()
         with repo._explained_errors():
             return repo._push(Path(folder), message, own)
 
     def _push(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
-        if self.create_pr:
-            return self._open_pull_request(folder, message, own)
+        if self.create_pr:  # one attempt: where only the answer was lost, another one would open a second one
+            commit = self._commit(folder, message, own)
+            if not commit.pr_url:
+                raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
+            return commit
         retried(self._api.create_repo, **self._repo_key, private=self.private, exist_ok=True)
         if self.revision and not self.revision.startswith("refs/"):
             retried(self._api.create_branch, **self._repo_key, branch=self.revision, exist_ok=True)
         return retried(self._commit, folder, message, own)
-
-    def _open_pull_request(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
-        """One attempt: where the answer was lost, another one would open a second pull request."""
-        try:
-            commit = self._commit(folder, message, own)
-        except (HTTPError, OSError, RuntimeError) as error:
-            if is_refusal(error):
-                raise
-            kind = "datasets/" if self.repo_type == "dataset" else ""
-            raise HubError(
-                f"Whether a pull request was opened on {self.repo_id} is not known ({reason_of(error)}): look at "
-                f"{constants.ENDPOINT}/{kind}{self.repo_id}/discussions, and publish again where it is not there."
-            ) from None
-        if not commit.pr_url:
-            raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
-        return commit
 
     def _commit(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         """One attempt. An earlier one may have succeeded and only its answer been lost: then nothing changes."""
@@ -257,7 +230,7 @@ class HubRepo:
             raise
         except (HTTPError, OSError, ValueError, RuntimeError) as error:
             what = f"the {self.repo_type} {self.repo_id}"
-            raise HubError(explain(error, what, goes_on=self.repo_type == "dataset")) from None
+            raise HubError(explain(error, what, goes_on=self.repo_type == "dataset" and not self.create_pr)) from None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

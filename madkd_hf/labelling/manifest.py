@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import checksum
+from ..files import read_record
 from ..text import first_difference
 
 
@@ -18,34 +18,15 @@ REMEDY = "move what is there away, or pass another work_dir"
 
 def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
     """The manifest in the folder, with at least these keys; None where there is none."""
-    path = folder / MANIFEST_FILE
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8-sig"))
-        sealed = manifest.pop("checksum", None)
-        manifest = {"boxes": None, "finished": {}, **manifest}  # there were none in the first versions of this format
-        missing = {"format_version", *keys} - set(manifest)
-        if missing or not isinstance(manifest["splits"], dict) or not int(manifest["shard_size"]) > 0:
-            raise ValueError(f"{sorted(missing) or 'its values'} are not there")
-        if sealed != checksum(manifest) and manifest["format_version"] == FORMAT_VERSION:
-            unsealed = "a version that wrote no checksums began it, and damage in its shards would not be seen"
-            raise ValueError("it does not match its checksum" if sealed else unsealed)
-    except (FileNotFoundError, NotADirectoryError):
+    path, what = folder / MANIFEST_FILE, "manifest of a labelling job"
+    if not path.exists():
         return None
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, IsADirectoryError) as error:
-        raise ValueError(f"{path} is no manifest of a labelling job ({error}): {REMEDY}.") from error
-    except OSError as error:
-        raise OSError(f"Cannot read {path} ({error.strerror or error}): make it readable, or {REMEDY}.") from error
-    if manifest["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format {manifest['format_version']!r}, this version of madkd_hf reads {FORMAT_VERSION}: "
-            f"{REMEDY}."
-        )
+    manifest = read_record(path, what, REMEDY)
+    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(f"{path} has format {version!r}, this version of madkd_hf reads {FORMAT_VERSION}: {REMEDY}.")
+    if missing := {"splits", "shard_size", *keys} - set(manifest):
+        raise ValueError(f"{path} is damaged, no {what} ({sorted(missing)[0]!r} is missing): {REMEDY}.")
     return manifest
-
-
-def sealed_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest with the checksum of its content: what is damaged in it may still be JSON."""
-    return {**manifest, "checksum": checksum(manifest)}
 
 
 def refuse_another(folder: Path, before: dict[str, Any], current: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,8 @@ from PIL.Image import Image
 from ..aspects import AspectBank
 from ..data.columns import aspect_features
 from ..data.decoding import is_broken
-from ..data.objects import Boxes
-from ..data.origin import Origin
 from ..teachers import Teacher, UnreadableImageError
-from .sources import decode
+from .sources import Source, decode
 
 
 Answer = tuple[np.ndarray, np.ndarray]  # log-odds and mass, [Q] each
@@ -36,58 +34,46 @@ class Unit:
 
 @dataclass
 class Reader:
-    """How the images of a split, or their objects, become answers, and what happens to those that cannot be read.
-
-    `name_of` is what messages call a row, by its number and its file.
-    """
+    """How the images of a split, or their objects, become answers, and what happens to those that cannot be read."""
 
     bank: AspectBank
     teacher: Teacher
-    image_column: str
-    on_error: str
-    name_of: Callable[[int, str | None], str]
-    boxes: Boxes | None = None
-    origin: Origin = field(default_factory=Origin)
+    source: Source
 
     def read(self, rows: Dataset, start: int, images_per_call: int, on_progress: Callable[[int], Any]) -> pa.Table:
-        """The new columns for a shard whose first row is `start`; `on_progress` is told how many more are done.
+        """The new columns for a shard whose first row is `start`; `on_progress` is told of each row.
 
         Images wait until there are enough of them for a call, and those that look the same are read once. So the same
         rows always make the same calls.
         """
-        names = [self.image_column, *([self.boxes.column] if self.boxes else [])]
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, Answer | None] = {}
         waiting: dict[Hashable, Unit] = {}
-        n_met, n_reported = 0, 0
-        for number, row in enumerate(rows.select_columns(names), start):
+        for number, row in enumerate(rows.select_columns(self.source.columns), start):
             units = self._units(row, number)
             keys_of_rows.append(None if units is None else [unit.key for unit in units])
             waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
-            n_met += len(self.boxes.of(row[self.boxes.column])) if self.boxes else 1
             while len(waiting) >= images_per_call:
                 answers |= self._read([waiting.pop(key) for key in list(itertools.islice(waiting, images_per_call))])
-                on_progress(n_met - len(waiting) - n_reported)
-                n_reported = n_met - len(waiting)
+            on_progress(1)
         answers |= self._read(list(waiting.values()))
-        on_progress(n_met - n_reported)
         return self._table([None if keys is None else [answers[key] for key in keys] for keys in keys_of_rows])
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
         """What to ask about in a row; None where it cannot be read and is to be skipped."""
-        stored = row[self.image_column]
-        place = self.name_of(number, stored and stored["path"])
+        stored = row[self.source.image_column]
+        place = self.source.name_of(number, stored and stored["path"])
         name = f"The image {place}" if stored and stored["path"] else f"The image in {place}"
         try:
-            image = decode(stored, self.origin)
+            image = decode(stored, self.source.origin)
         except Exception as error:  # whatever a broken file makes the decoder raise, the row is what helps
             return self._refuse(name, "cannot be decoded", error)
-        if self.boxes is None:
+        if self.source.boxes is None:
             return [Unit(number, image, name)]
         try:
-            crops = self.boxes.crops(image, row[self.boxes.column])
+            crops = self.source.boxes.crops(image, row[self.source.boxes.column])
         except ValueError as error:
-            if self.on_error == "raise":
+            if self.source.on_error == "raise":
                 raise ValueError(
                     f"In {place}, {str(error).removesuffix('.')}, or pass "
                     "on_error='skip' to leave the row's answers empty."
@@ -118,13 +104,13 @@ class Reader:
 
     def _table(self, rows: list[list[Answer | None] | None]) -> pa.Table:
         """The columns; a row of which something could not be read has no answers at all."""
-        schema = aspect_features(self.bank, self.boxes is not None).arrow_schema
+        schema = aspect_features(self.bank, self.source.boxes is not None).arrow_schema
         columns: dict[str, list[Any]] = {"aspect_logits": [], "aspect_mass": []}
         for row in rows:
             answered = row is not None and all(answer is not None for answer in row)
             for part, column in enumerate(columns.values()):
                 values = [answer[part] for answer in row] if answered else None
-                column.append(values if values is None or self.boxes else values[0])
+                column.append(values if values is None or self.source.boxes else values[0])
         columns["aspect_bank"] = [self.bank.fingerprint] * len(rows)
         return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)
 
@@ -135,7 +121,7 @@ class Reader:
                 f"{name} cannot be read now ({_reason(error)}): that says nothing about the image; see to the disk, "
                 "the network or the memory, and run the same command again."
             ) from error
-        if self.on_error == "raise":
+        if self.source.on_error == "raise":
             raise ValueError(
                 f"{name} {what} ({_reason(error)}): repair the file or drop the row, or pass on_error='skip' to "
                 "leave its answers empty."

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
 from tqdm.auto import tqdm
 
-from ..files import refuse_link, remove_stale, whole_file
+from ..files import refuse_link, remove_stale, whole_file, write_record
 from ..files.seals import OPEN_SEAL, is_whole, seal
-from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another, sealed_manifest
+from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another
 
 
 logger = logging.getLogger(__name__)
@@ -38,12 +37,12 @@ class DamagedShardError(ValueError):
 
 def check_work_dir(folder: Path, streams: bool, keys: Collection[str] = ()) -> dict[str, Any] | None:
     """The manifest of the job in a folder, None where there is none; refuses what stands where a job would write."""
-    manifest, shards = read_manifest(folder, {"splits", "shard_size", *keys}), _shards_of(folder, streams)
+    manifest, shards = read_manifest(folder, set(keys)), _shards_of(folder, streams)
     refuse_link(shards)
     if manifest is None and shards.is_dir():
         there = sorted(path.name for path in shards.iterdir() if path.name[0] != ".")
         if there:
-            manifest = read_manifest(folder, {"splits", "shard_size", *keys})  # another job may have begun this moment
+            manifest = read_manifest(folder, set(keys))  # another job may have begun this moment
             if manifest is None:
                 raise ValueError(
                     f"{folder} holds {shards.name}/{there[0]} and no {MANIFEST_FILE} that says whose it is: {REMEDY}."
@@ -74,16 +73,10 @@ class WorkDir:
 
     def __post_init__(self) -> None:
         self.manifest = json.loads(json.dumps(self.manifest))  # as it will be read back
-        self.manifest.pop("checksum", None)
         self._shards = _shards_of(self.folder, self.streams)
 
     def start(self) -> None:
-        """Take up the job that is in the folder, or begin it; for the main process alone.
-
-        Raises:
-            ValueError: the folder holds another job, or something that is none.
-            OSError: the folder cannot be written to.
-        """
+        """Take up the job that is in the folder, or begin it; refuses another job. For the main process alone."""
         before = self._read()
         with self._writing():
             refuse_link(self._shards)
@@ -104,8 +97,8 @@ class WorkDir:
         if before is not None:
             refuse_another(self.folder, before, self.manifest)
             self.manifest = merged(before, self.manifest)
-        with self._writing(), whole_file(self.folder / MANIFEST_FILE) as file:
-            self._write_manifest(file)
+        with self._writing():
+            write_record(self.folder / MANIFEST_FILE, self.manifest)
 
     def save_card(self, finished: bool) -> None:
         """Say which Parquet files are which split, so that `load_dataset(folder)` need not guess; a card stays.
@@ -164,6 +157,15 @@ class WorkDir:
                 self._warn(split, index, "is missing")
         return done
 
+    def total(self, split: str) -> int | None:
+        """How many rows a split has; of a stream it is known once that has been read to its end."""
+        rows = self.manifest["splits"][split]["rows"]
+        return self.manifest["complete"].get(split) if rows is None else rows
+
+    def is_complete(self, split: str, done: dict[int, int]) -> bool:
+        """Whether all rows are in these shards, given as number -> rows."""
+        return self.total(split) == sum(done.values())
+
     def check(self, split: str, indexes: list[int]) -> None:
         """See that shards are whole: between the first look at one and its last use may lie days."""
         for index in indexes:
@@ -189,10 +191,6 @@ class WorkDir:
     def skipped(self, split: str, index: int) -> int:
         """How many rows of a complete shard have no answers."""
         return self._logits(split, index).null_count
-
-    def objects(self, split: str, index: int) -> int:
-        """How many objects of a complete shard have answers, where each object has its own."""
-        return pc.sum(pc.list_value_length(self._logits(split, index))).as_py() or 0
 
     def progress(self, split: str | None = None) -> str:
         """What a job that stops here leaves to the next one, in words."""
@@ -262,14 +260,11 @@ class WorkDir:
     def _create(self) -> bool:
         """Write the manifest, if there is none yet: of two jobs that begin at once, one is the first."""
         try:
-            with self._writing(), whole_file(self.folder / MANIFEST_FILE, new=True) as file:
-                self._write_manifest(file)
+            with self._writing():
+                write_record(self.folder / MANIFEST_FILE, self.manifest, new=True)
         except FileExistsError:
             return False
         return True
-
-    def _write_manifest(self, file: BinaryIO) -> None:
-        file.write((json.dumps(sealed_manifest(self.manifest), indent=2, ensure_ascii=False) + "\n").encode())
 
     @contextmanager
     def _writing(self, split: str | None = None) -> Iterator[None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,23 +18,14 @@ from datasets.table import table_cast
 from PIL.Image import Image
 
 from ..data.columns import ASPECT_COLUMNS, about_objects
-from ..data.embedding import (
-    check_own_files,
-    embedded,
-    folder_origin,
-    media_columns,
-    named_files,
-    read_image,
-    refusal,
-    without_files,
-)
+from ..data.embedding import check_own_files, embed_files, without_files
 from ..data.images import to_rgb
-from ..data.objects import Boxes, count_objects
+from ..data.objects import Boxes
 from ..data.origin import Origin, RefusedFileError, check_format
 from ..data.rows import SPLIT_NAME, describe_row, file_name, split_name
-from ..data.streams import UnknownFunctionError, digest, steps
+from ..data.streams import digest, steps
 from ..files import check_name
-from ..text import terminal
+from ..text import as_list, terminal
 
 
 # Parts of the names of steps that change how many rows a stream has.
@@ -41,12 +33,12 @@ CHANGE_LENGTH = ("Filter", "Take", "Skip", "Repeat", "Mapped", "Step", "Sources"
 
 
 @dataclass
-class Rows:
-    """A split of a `Dataset`: its shards hold the new columns only.
+class Source:
+    """A split that a labelling job reads.
 
     Attributes:
         split: its name.
-        data: the rows.
+        data: the rows, or a stream of them.
         image_column: where their images are.
         labelled: whether the teacher reads it; otherwise the new columns are null.
         boxes: where the objects are, if the teacher reads each object and not the whole image.
@@ -55,12 +47,25 @@ class Rows:
     """
 
     split: str
-    data: Dataset
+    data: Any
     image_column: str
     labelled: bool = True
     boxes: Boxes | None = None
     origin: Origin = field(default_factory=Origin)
     on_error: str = "raise"
+
+    @property
+    def columns(self) -> list[str]:
+        """What the teacher's reading needs of a row."""
+        return [self.image_column, *([self.boxes.column] if self.boxes else [])]
+
+    def name_of(self, row: int, path: str | None) -> str:
+        """A row in messages."""
+        return describe_row(path, row, self.split)
+
+
+class Rows(Source):
+    """A split of a `Dataset`: its shards hold the new columns only."""
 
     def check_files(self) -> None:
         """See that the rows name no other files than images of theirs; the teacher's reading decodes its own."""
@@ -72,13 +77,6 @@ class Rows:
         return len(self.data)
 
     @property
-    def objects(self) -> int:
-        """How many objects all rows have."""
-        column = self.boxes.column
-        tables = self.data.select_columns([column]).with_format("arrow").iter(1000)
-        return sum(count_objects(table[column]) for table in tables)
-
-    @property
     def state(self) -> dict[str, Any]:
         """What the manifest says of this split."""
         return {"rows": self.total, "fingerprint": self.data._fingerprint}
@@ -86,12 +84,12 @@ class Rows:
     @cached_property
     def encoded(self) -> Dataset:
         """The images as they are stored, nothing decoded, and the objects in them."""
-        images = self.data.with_format(None).select_columns(_columns(self))
+        images = self.data.with_format(None).select_columns(self.columns)
         return images.cast_column(self.image_column, datasets.Image(decode=False))
 
     def name_of(self, row: int, path: str | None) -> str:
         """A row in messages; by its file alone where this is a selection, whose numbers its maker may not know."""
-        return file_name(path) if path and self.data._indices is not None else describe_row(path, row, self.split)
+        return file_name(path) if path and self.data._indices is not None else super().name_of(row, path)
 
     def head(self) -> Iterator[dict[str, Any]]:
         """The stored images and their objects, from the first on."""
@@ -113,30 +111,27 @@ class Rows:
 
     def without_skipped(self, labelled: Dataset, rows: list[int]) -> Dataset:
         """The labelled rows, with null in place of files that the reading skipped because they are no images."""
-        column = self.encoded.select(rows).with_format("arrow").iter(1000)
-        files = {cell["path"] for table in column for cell in table[self.image_column].to_pylist() if _is_file(cell)}
-        refused = {path for path in files if _refusal(path, self.origin)}
+        cells = (row[self.image_column] for row in self.encoded.select(rows))
+        refused = {cell["path"] for cell in cells if cell is not None and self._is_refused(cell)}
         return without_files(labelled, refused) if refused else labelled
+
+    def _is_refused(self, stored: dict[str, Any]) -> bool:
+        try:
+            fetch(stored, self.origin)
+        except RefusedFileError:
+            return True
+        except OSError:  # gone, or not to be read now
+            pass
+        return False
 
 
 @dataclass
-class Stream:
+class Stream(Source):
     """A split of an `IterableDataset`: its shards hold all columns, images as bytes, so that they travel alone.
 
-    Attributes: as those of `Rows`, and
-        name: what stands for the functions that the stream is made by, see `attach_aspects`.
-
-    Raises:
-        ValueError: the stream does not say what its columns are.
+    `name` stands for the functions that the stream is made by, see `attach_aspects`.
     """
 
-    split: str
-    data: IterableDataset
-    image_column: str
-    labelled: bool = True
-    boxes: Boxes | None = None
-    origin: Origin = field(default_factory=Origin)
-    on_error: str = "raise"
     name: str | None = None
 
     def __post_init__(self) -> None:
@@ -156,27 +151,13 @@ class Stream:
         changed = any(word in type(step).__name__ for step in steps(self.data) for word in CHANGE_LENGTH)
         return None if changed or split_info is None else split_info.num_examples or None
 
-    @property
-    def objects(self) -> None:
-        """How many objects all rows have is not known before they came by."""
-
     @cached_property
     def state(self) -> dict[str, Any]:
         """What the manifest says of this split: a stream is known by how it is made, and by its first image."""
-        try:
-            fingerprint = hashlib.sha256(digest(self.data, self.name).encode())
-        except UnknownFunctionError as function:
-            raise ValueError(
-                f"The stream of split {self.split!r} is made by the function {function}, which another process cannot "
-                "compare: pass stream_name, any name that you change whenever the function changes."
-            ) from None
+        fingerprint = hashlib.sha256(digest(self.data, self.name).encode())
         first = next((row[self.image_column] for row in self.head()), None)
         fingerprint.update(b"" if first is None else first["bytes"] or str(first["path"]).encode())
         return {"rows": None, "fingerprint": fingerprint.hexdigest()[:16], "labelled": self.labelled}
-
-    def name_of(self, row: int, path: str | None) -> str:
-        """A row in messages."""
-        return describe_row(path, row, self.split)
 
     @cached_property
     def encoded(self) -> IterableDataset:
@@ -185,7 +166,7 @@ class Stream:
 
     def head(self) -> Iterator[dict[str, Any]]:
         """The stored images and their objects, from the first on."""
-        return (table.select(_columns(self)).to_pylist()[0] for table in self.encoded.iter(1))
+        return (table.select(self.columns).to_pylist()[0] for table in self.encoded.iter(1))
 
     def shards(self, size: int, done: Container[int]) -> Iterator[tuple[int, Dataset]]:
         """The shards that are not done, by number; all columns."""
@@ -205,67 +186,28 @@ class Stream:
 
         A file that is not there is left for the reading to name its row.
         """
-        table = rows.data.table
-        images = [_fetched_or_not(image, self.origin) for image in table[self.image_column].to_pylist()]
+        table, images = rows.data.table, []
+        for image in table[self.image_column].to_pylist():
+            with suppress(FileNotFoundError, ValueError):
+                image = image and fetch(image, self.origin)
+            images.append(image)
         place = table.column_names.index(self.image_column)
         column = pa.array(images, table.schema.field(place).type)
         return Dataset(table.set_column(place, table.schema.field(place), column))
 
-    def _reader(self, name: str, column: pa.ChunkedArray, feature: Any, start: int) -> Callable[[str, bool], Any]:
-        """What gives the content of the files that a column names; the labelling has refused or skipped its own."""
-        places = {path: start + row for row, path, _ in named_files(column.combine_chunks(), feature)}
-
-        def read(path: str, is_image: bool) -> bytes | None:
-            try:
-                return read_image(self.origin, path, is_image)
-            except (RefusedFileError, FileNotFoundError) as error:
-                if self.on_error == "skip":
-                    return None
-                row_name = f"row {places[path]} of split {self.split!r}"
-                if isinstance(error, FileNotFoundError):
-                    raise ValueError(
-                        f"The image {describe_row(path, places[path], self.split)} cannot be stored, there is no such "
-                        "file: bring it back or drop the row."
-                    ) from error
-                raise ValueError(refusal(row_name, name, path, str(error))) from error
-
-        return read
-
     def stored(self, rows: Dataset, answers: pa.Table, start: int) -> pa.Table:
         """All columns and the answers, with everything that was a file elsewhere inside."""
-        table = rows.data.table
-        columns = {name: table[name] for name in table.column_names}
-        for name, feature in media_columns(self.data.features).items():
-            columns[name] = embedded(columns[name], feature, self._reader(name, columns[name], feature, start))
-        columns |= dict(zip(answers.column_names, answers.columns))
+        table = embed_files(
+            rows.data.table,
+            self.data.features,
+            self.origin,
+            lambda row: self.name_of(start + row, None),
+            self.on_error,  # the labelling has refused or skipped its own files
+        )
+        for name in answers.column_names:
+            table = table.append_column(answers.schema.field(name), answers[name])
         features = Features({**self.data.features, **Features.from_arrow_schema(answers.schema)})
-        return table_cast(pa.table({name: columns[name] for name in features}), features.arrow_schema)
-
-
-def _columns(source: Rows | Stream) -> list[str]:
-    """What is read of the rows."""
-    return [source.image_column, *([source.boxes.column] if source.boxes else [])]
-
-
-def _fetched_or_not(stored: dict[str, Any] | None, origin: Origin) -> dict[str, Any] | None:
-    try:
-        return stored and fetch(stored, origin)
-    except (FileNotFoundError, ValueError):
-        return stored
-
-
-def _is_file(stored: dict[str, Any] | None) -> bool:
-    return stored is not None and stored["bytes"] is None and stored["path"] is not None
-
-
-def _refusal(path: str, origin: Origin) -> bool:
-    try:
-        origin.read(path)
-    except RefusedFileError:
-        return True
-    except OSError:  # gone, or not to be read now
-        return False
-    return False
+        return table_cast(table.select(list(features)), features.arrow_schema)
 
 
 def fetch(stored: dict[str, Any], origin: Origin) -> dict[str, Any]:
@@ -318,28 +260,24 @@ def sources_of(
             "attach_aspects takes a Dataset or a DatasetDict, or an IterableDataset or a dict of these; received "
             f"{type(dataset).__name__}."
         )
-    selected = list(parts) if splits is None else [splits] if isinstance(splits, str) else list(splits)
+    selected = list(parts) if splits is None else as_list(splits)
     if missing := [split for split in selected if split not in parts]:
         raise ValueError(f"There is no split {missing[0]!r}: the dataset has {list(parts)}.")
     for split, rows in parts.items():
-        _check_name(split, isinstance(rows, IterableDataset))
+        check_name(split, "split")
+        if isinstance(rows, IterableDataset) and not SPLIT_NAME.fullmatch(split):
+            raise ValueError(
+                f"The split name {split!r} is none that load_dataset would read back: rename the stream's split, with "
+                "letters, digits, underscores and dots."
+            )
     sources = []
     for split, rows in parts.items():
-        origin = folder_origin(rows, files_from) or Origin.of(rows)
+        origin = Origin.of(rows, files_from)
         settings = (split, rows, image_column, split in selected, boxes, origin, on_error)
         sources.append(Rows(*settings) if isinstance(rows, Dataset) else Stream(*settings, stream_name))
     for source in sources:
         _check(source.data.features, image_column, boxes)
     return sources
-
-
-def _check_name(split: str, of_stream: bool) -> None:
-    check_name(split, "split")
-    if of_stream and not SPLIT_NAME.fullmatch(split):
-        raise ValueError(
-            f"The split name {split!r} is none that load_dataset would read back: rename the stream's split, with "
-            "letters, digits, underscores and dots."
-        )
 
 
 def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:

@@ -96,7 +96,9 @@ class _Connection(httpx2.Client):
             raise
         self.has_answered = True
         if response.status_code in (408, 409, 429) or response.status_code >= 500:
-            logger.warning("The server answers %d: %s", response.status_code, excerpt(_message(response.text), 100))
+            logger.warning(
+                "The server answers %d: %s", response.status_code, excerpt(_error_of(response.text)[0], 100)
+            )
         return response
 
     def _read(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
@@ -125,9 +127,6 @@ class ChatServer:
         timeout: seconds that one answer may take.
         retries: how often a request is repeated while the server is busy.
         name: what messages call it; by default its host.
-
-    Raises:
-        ValueError: no address of that kind, one with a password, or a key that no header can hold.
     """
 
     def __init__(
@@ -161,8 +160,8 @@ class ChatServer:
         except openai.APIStatusError as error:
             if 300 <= error.status_code < 400:
                 raise LLMError(self._redirected(error.response)) from None
-            text = error.response.text
-            raise RequestFailedError(_message(text), error.status_code, _code(text)) from None
+            reason, code = _error_of(error.response.text)
+            raise RequestFailedError(reason, error.status_code, code) from None
         except _AnswerTooLargeError:
             raise LLMError(f"{self.name} answers with more than {LARGEST:,} bytes: check the address.") from None
         return _first_choice(response.text)
@@ -198,26 +197,19 @@ def _first_choice(text: str) -> dict[str, Any]:
         choice = json.loads(text)["choices"][0]
         choice["message"].get("content")
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError):
-        raise RequestFailedError(excerpt(text, 200), 200, _code(text)) from None
+        raise RequestFailedError(excerpt(text, 200), 200, _error_of(text)[1]) from None
     return choice
 
 
-def _code(body: str) -> str:
-    """What OpenAI's errors have beside the text, such as "insufficient_quota"."""
-    try:
-        error = json.loads(body)["error"]
-        return f"{error.get('code')} {error.get('type')}"
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        return ""
-
-
-def _message(body: str) -> str:
-    """What an error's body says: OpenAI, vLLM, TGI, FastAPI and Ollama each have their own place for it."""
+def _error_of(body: str) -> tuple[str, str]:
+    """What an error's body says, and its code: OpenAI, vLLM, TGI, FastAPI and Ollama each have their own place."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        return " ".join(body.split())
+        return " ".join(body.split()), ""
+    code = ""
     for _ in range(3):
         if isinstance(content, dict):
+            code = f"{code} {content.get('code', '')} {content.get('type', '')}"
             content = next((content[key] for key in ("error", "message", "detail") if content.get(key)), content)
-    return content if isinstance(content, str) else json.dumps(content)
+    return content if isinstance(content, str) else json.dumps(content), code

@@ -17,14 +17,10 @@ class LocalLLM:
     Args:
         model: a Hub id, a folder, a file that ends in .gguf, or "owner/repo:file.gguf" on the Hub. A GGUF file is
             unpacked to `dtype` when it is loaded: as quick and as large as the model it was made from.
-        revision: branch, tag or commit on the Hub.
         dtype: what to compute in; by default what the weights are in, for GGUF float32, on accelerators bfloat16.
         device: by default an accelerator, if any.
         temperature: of sampling; 0 always takes the likeliest token, and answers the same again.
         trust_remote_code: run code that comes with the model.
-
-    Raises:
-        LLMError: there is no such GGUF file, or no package to read it; by `complete`: it cannot be loaded.
     """
 
     spare_tokens = 128

@@ -18,15 +18,9 @@ REFUSES_AN_OPTION = {400, 415, 422, 501}  # how servers say that they do not kno
 
 
 class ServerLLM:
-    """A model of an OpenAI-compatible server.
+    """A model of an OpenAI-compatible server, by its name there.
 
-    Args:
-        model: its name there.
-        base_url, key, timeout, retries: as in `ChatServer`.
-        temperature: of sampling; None leaves it to the server.
-
-    Raises:
-        ValueError: as in `ChatServer`.
+    `base_url`, `key`, `timeout` and `retries` are those of `ChatServer`; `temperature` None leaves it to the server.
     """
 
     spare_tokens = SPARE_TOKENS
@@ -138,10 +132,6 @@ class HubLLM(ServerLLM):
         model: its id on the Hub.
         provider: who computes, such as "together"; "auto" leaves it to the settings of the account.
         token: of the Hub; by default HF_TOKEN or what `hf auth login` stored.
-        options: as in `ServerLLM`.
-
-    Raises:
-        LLMError: no token of the Hub, or HF_HUB_OFFLINE=1.
     """
 
     key_remedy = (

@@ -117,7 +117,7 @@ def test_temporary_files_of_the_dead_go_and_those_of_others_and_of_users_stay(tm
         (b"", "damaged"),
         (b"[1]", "holds a list"),
         (b"null", "holds a NoneType"),
-        (b"[" * 100_000 + b"]" * 100_000, "nested"),
+        (b"[" * 100_000 + b"]" * 100_000, "damaged"),
         (b"9" * 10_000, "damaged"),
     ],
 )
@@ -130,7 +130,6 @@ def test_json_that_is_none_names_the_file_and_the_remedy(tmp_path, content, told
 def test_json_is_read_with_the_mark_that_windows_puts_before_it(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert files.read_json(tmp_path / "a.json", "a thing", "delete it") == {"a": 1}
-    assert files.read_json(files.write_whole(tmp_path / "b.json", "[1]"), "a list", "delete it", list) == [1]
     with pytest.raises(ValueError, match=r"c\.json, a thing, cannot be read .*delete it"):
         files.read_json(tmp_path / "c.json", "a thing", "delete it")
 

@@ -19,8 +19,9 @@ from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_d
 from huggingface_hub import DatasetCard
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
-from madkd_hf.hub import HubError, retries
 from madkd_hf.hub import dataset as hub_dataset
+from madkd_hf.hub import retries
+from madkd_hf.hub.retries import HubError
 
 
 BANK = tiny.bank(3)
@@ -340,7 +341,7 @@ def test_other_datasets_and_banks_are_refused_before_anything_is_sent(hub, label
 def test_a_photograph_that_is_gone(hub, teacher, bank, photos, tmp_path):
     labelled = label(photos, teacher, tmp_path)
     shutil.rmtree(photos)
-    with pytest.raises(FileNotFoundError, match="0.png"):
+    with pytest.raises(ValueError, match="row 0 of split .*0.png.*there is no such file"):
         push_aspect_dataset(labelled, bank, ID)
 
 

@@ -19,12 +19,12 @@ from transformers import AutoModelForObjectDetection, RTDetrImageProcessorPil, Y
 
 from madkd_hf import AspectBank, AspectTeacher, MadkdConfig, MadkdDetectionConfig, push_aspect_dataset
 from madkd_hf.data.objects import count_objects, object_fields
-from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
-from madkd_hf.hub.student import stage_student
+from madkd_hf.hub.student import push_student, stage_student
+from madkd_hf.hub.upload import HubRepo
 from madkd_hf.report import summarise
 
 

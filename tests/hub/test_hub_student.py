@@ -21,12 +21,12 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
 
 from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
-from madkd_hf.hub import HubRepo, push_student
 from madkd_hf.hub.cards.comparison import read_comparison
 from madkd_hf.hub.cards.results import Evaluation
 from madkd_hf.hub.cards.student import StudentFacts
 from madkd_hf.hub.sources import DataSource
-from madkd_hf.hub.student import stage_student
+from madkd_hf.hub.student import push_student, stage_student
+from madkd_hf.hub.upload import HubRepo
 from madkd_hf.report.comparison import verdict
 
 
@@ -447,7 +447,9 @@ from datasets import load_dataset
 from transformers import AutoImageProcessor
 import madkd_hf
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer, MadkdTrainingArguments
-from madkd_hf.hub import HubRepo, push_student, retries
+from madkd_hf.hub import retries
+from madkd_hf.hub.student import push_student
+from madkd_hf.hub.upload import HubRepo
 retries._pause = lambda state: 0
 os.environ["HF_TOKEN"] = sys.argv[1]
 rows = load_dataset("you/labelled")

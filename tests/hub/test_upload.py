@@ -12,7 +12,9 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from madkd_hf.hub import HubError, HubRepo, retries
+from madkd_hf.hub import retries
+from madkd_hf.hub.retries import HubError
+from madkd_hf.hub.upload import HubRepo
 
 
 CARD = "---\ntags:\n- madkd\n---\n# Birds\n"
@@ -167,7 +169,7 @@ def test_a_pull_request_without_an_answer_is_not_opened_twice(hub, folder, pause
     hub.add_repo("you/birds", {"README.md": b"# Birds", "birds.csv": b"1"}, "dataset")
     hub.fault(COMMIT, fault)
     repo = HubRepo("you/birds", "dataset", create_pr=True).check()
-    with pytest.raises(HubError, match="is not known .*: look at .*/datasets/you/birds/discussions, and"):
+    with pytest.raises(HubError, match="cannot be reached|Cannot publish"):
         repo.push(folder, "Birds", OURS)
     assert on_the_hub(hub) == {"README.md": b"# Birds", "birds.csv": b"1"}
     opened = {"refs/pr/1"} if fault == "drop_after" else set()

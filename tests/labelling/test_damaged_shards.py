@@ -167,9 +167,7 @@ def test_a_manifest_that_was_changed_is_not_believed(tmp_path, change):
     path = tmp_path / "manifest.json"
     content = path.read_text()
     path.write_text(json.dumps({**json.loads(content), **change}))
-    with pytest.raises(
-        ValueError, match=f"{path} is no manifest .*does not match its checksum.*pass another work_dir"
-    ):
+    with pytest.raises(ValueError, match=f"{path} .*no manifest .*does not match its checksum.*pass another work_dir"):
         label(tmp_path, False)
     path.write_text(content)
     assert label(tmp_path, False)[1] == 0
@@ -180,7 +178,7 @@ def test_shards_of_an_earlier_version_are_neither_believed_nor_removed(tmp_path)
     path, there = tmp_path / "manifest.json", files(tmp_path)
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: content[name] for name in content if name not in ("checksum", "finished")}))
-    with pytest.raises(ValueError, match="a version that wrote no checksums began it.*pass another work_dir"):
+    with pytest.raises(ValueError, match="no manifest .*does not match its checksum.*pass another work_dir"):
         label(tmp_path, False)
     assert files(tmp_path) == there
 
@@ -189,7 +187,7 @@ def test_shards_of_an_earlier_version_are_neither_believed_nor_removed(tmp_path)
 def test_a_manifest_that_is_something_else_is_told_in_one_sentence(tmp_path, content):
     label(tmp_path, False)
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(ValueError, match="is no manifest of a labelling job .*pass another work_dir"):
+    with pytest.raises(ValueError, match="no manifest of a labelling job .*pass another work_dir"):
         label(tmp_path, False)
     assert len(files(tmp_path)) == 4
 

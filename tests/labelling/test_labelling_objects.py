@@ -200,14 +200,14 @@ def test_crops_of_several_images_share_the_teacher_s_batches(tmp_path, monkeypat
     assert calls == [4, 2]
 
 
-def test_the_progress_bar_counts_objects(tmp_path, capsys):
+def test_the_progress_bar_counts_images(tmp_path, capsys):
     attach(splits(), tmp_path, splits="train", shard_size=1)
     shown = capsys.readouterr().err
-    assert "train: 3 questions an object" in shown and "6/6" in shown and "obj/s" in shown
+    assert "train: 3 questions an object" in shown and "4/4" in shown and "images/s" in shown
     (tmp_path / "shards" / "train-00002.arrow").unlink()
     attach(splits(), tmp_path, splits="train")
     shown = capsys.readouterr().err
-    assert "5/6" in shown and "6/6" in shown
+    assert "3/4" in shown and "4/4" in shown
 
 
 # Once is enough
@@ -244,16 +244,6 @@ def test_other_settings_are_refused_in_the_same_work_dir(tmp_path, stream):
     ]:
         with pytest.raises(ValueError, match=f"holds another labelling job: {message}"):
             attach(make(), tmp_path / folder, Asleep(tiny.internvl(), tiny.processor()), **settings)
-
-
-def test_a_job_about_images_that_was_begun_before_there_were_boxes_goes_on(tmp_path):
-    attach(rows(), tmp_path, boxes_column=None)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest.pop("boxes") is None
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    attach(rows(), tmp_path, Asleep(tiny.internvl(), tiny.processor()), boxes_column=None)
-    with pytest.raises(ValueError, match="it asks about each image, here about each object"):
-        attach(rows(), tmp_path)
 
 
 def test_what_looks_the_same_is_read_once(tmp_path):

@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from madkd_hf import Aspect, AspectBank, AspectTeacher
 from madkd_hf.data.images import to_rgb
 from madkd_hf.teachers.mllm.answers import answer_token_ids, log_odds_and_mass
-from madkd_hf.teachers.mllm.layout import encode
-from madkd_hf.teachers.mllm.lengths import context_length
+from madkd_hf.teachers.mllm.layout import context_length, encode
 from madkd_hf.teachers.mllm.prompt import chat_text
 from madkd_hf.teachers.mllm.strategies import STRATEGIES
 

@@ -31,13 +31,13 @@ from ...files import (
     check_folder,
     check_name,
     check_removable,
-    checksum,
     file_checksum,
     list_files,
     own_folder,
     read_json,
+    read_record,
     remove_folder,
-    write_whole,
+    write_record,
 )
 from ...labelling.manifest import difference_of
 from ...students.base.saved import ADAPTER
@@ -229,9 +229,7 @@ def _read_result(cell: Cell) -> dict[str, Any] | None:
         return None
     again = "its student is trained again"
     try:
-        content = read_json(path, "result of a student", again)
-        if content.pop("checksum", None) != checksum(content):
-            raise ValueError(f"{path} is damaged (it does not match its checksum): {again}.")
+        content = read_record(path, "result of a student", again)
         now, then = _files(cell), content["files"]
         if changed := sorted(name for name in now | then if now.get(name) != then.get(name)):
             raise ValueError(f"{path.parent / changed[0]} is damaged or missing: {again}.")
@@ -275,6 +273,6 @@ def train_cell(cell: Cell) -> dict[str, Any]:
         "metrics": metrics,
     }
     content = {"decides": decides, "result": result, "files": _files(cell)}
-    write_whole(folder / CELL_FILE, json.dumps({**content, "checksum": checksum(json.loads(json.dumps(content)))}))
+    write_record(folder / CELL_FILE, content)
     list_files(folder, "student")
     return result

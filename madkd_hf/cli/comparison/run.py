@@ -18,9 +18,10 @@ from ...data.limits import how_drawn
 from ...data.objects import flatten_objects
 from ...data.problems import Problems
 from ...files import new_folder
-from ...hub import HubRepo, push_student
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts
+from ...hub.student import push_student
+from ...hub.upload import HubRepo
 from ...report.classes import calibration_sentence
 from ...report.comparison import over_controls, terms_of
 from ...report.grid import grid_table, grid_verdict, write_grid

@@ -78,7 +78,7 @@ def _check_values(report: Mapping[str, Any], key: str) -> None:
 def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     """What stands above the table: the verdict, who was compared on what, and how to read it.
 
-    `link` makes text of a `DataSource`; `among` says whether the student of the card is one of those compared.
+    `link` makes text of a `DataSource`; `among`: the student of the card is one of those compared.
     """
     terms = terms_of(report)
     scores = report[terms.key]

@@ -51,16 +51,11 @@ class DatasetFacts:
     """What the card tells of.
 
     Attributes:
-        repo_id: where it will be.
-        features: of the rows.
-        splits: with their rows and bytes.
         answered: split -> indices of the rows with answers.
         file_bytes: size of the Parquet files.
         bank: the questions, and in its provenance who answered them about which images.
-        image_column, label_column: names of columns; where the answers are about objects, the classes are a field of
-            these.
+        label_column: of the classes; where the answers are about objects, a field of these.
         terms: of the front matter, what is not ours to say: license, language, gating, ...
-        objects: of a dataset for object detection.
     """
 
     repo_id: str

@@ -6,14 +6,13 @@ is renamed. So what has a record was finished, and what happens to its files aft
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from ...files.whole import checksum, file_checksum, temporary
+from ... import files
 
 
 RECORD = "madkd_checkpoint.json"
@@ -30,16 +29,7 @@ ANOTHER = "it is not of the last run"
 
 def write_record(folder: Path, **facts: Any) -> None:
     """Note what a finished checkpoint consists of, and more `facts`; the last of its files to be written."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
-    content = {"format": 1, **facts, "files": files}
-    with open(folder / RECORD, "w", encoding="utf-8") as file:
-        json.dump({**content, "checksum": checksum(content)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+    files.write_record(folder / RECORD, {"format": 1, **facts, "files": files.note_files(folder, RECORD)})
 
 
 def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool = False) -> str | None:
@@ -56,7 +46,7 @@ def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool
             return f"{RECORD} is {'damaged' if (folder / RECORD).is_file() else 'missing'}"
         if record.get("save_only_model") and not student_only:
             return "it was saved with save_only_model, without the optimizer's state"
-        return _damage(folder, record, quick)
+        return files.fault_of(folder, record["files"], quick)
     except OSError as error:
         return f"it cannot be read ({error})"
 
@@ -64,23 +54,9 @@ def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool
 def _record(folder: Path) -> dict[str, Any] | None:
     """The record; None where there is none that can be read."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        recorded = record.pop("checksum")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return files.read_record(folder / RECORD, "record of a checkpoint", "leave it out")
+    except ValueError:
         return None
-    return record if recorded == checksum(record) else None
-
-
-def _damage(folder: Path, record: dict[str, Any], quick: bool) -> str | None:
-    for name, recorded in record["files"].items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != recorded["size"]:
-            return f"{name} has {path.stat().st_size} bytes of {recorded['size']}"
-        if not quick and file_checksum(path) != recorded["checksum"]:
-            return f"{name} is damaged: its checksum differs"
-    return None
 
 
 def recorded_entry(folder: Path, name: str) -> Any:
@@ -214,6 +190,6 @@ def is_ours(folder: Path) -> bool:
 
 def remove(folder: Path) -> None:
     """Rename a checkpoint before its files are removed, so that half of one never passes for a whole one."""
-    old = temporary(folder, "old")
+    old = files.temporary(folder, "old")
     folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)

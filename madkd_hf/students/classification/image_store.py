@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from filelock import FileLock
 from numpy.lib.format import open_memmap
 from PIL import Image
 from torch.nn import functional as F
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 from ...data.decoding import count_cores
 from ...data.images import to_rgb
 from ...data.rows import describe_row, row_number
+from ...files import locked
 from ..base.augmentation import image_key
 from .chunks import FACTS, PIXELS, Chunks
 
@@ -88,8 +88,7 @@ class ImageStore:
             ValueError: an image cannot be read, or is missing; `NoRoomError` where it would take more than that share.
         """
         folder = store_folder(rows, image_column, shape, name, cache_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder, "it decodes the images", wait=True):
             stored = Chunks.open(folder, len(rows), shape, CHUNK)
             if stored is None:
                 Chunks.remove(folder)  # before it is asked what is free

@@ -13,19 +13,10 @@ SPACES = ("", " ", "Ġ", "▁")
 def answer_token_ids(
     tokenizer: PreTrainedTokenizerBase, answer_tokens: tuple[str, str] | None = None
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Look up the tokens that say yes and those that say no.
+    """The tokens that say yes and those that say no: two dictionaries from spelling to token id.
 
-    Args:
-        tokenizer: the teacher's tokenizer.
-        answer_tokens: two words, such as ("Yes", "No"), to read these two tokens and no other spelling: the paper's
-            own target. By default every single-token spelling counts: lower, capitalised, upper, with or without
-            a leading space.
-
-    Returns:
-        Two dictionaries, yes and no, from spelling to token id; each id stands in them once.
-
-    Raises:
-        ValueError: an answer has no single-token spelling.
+    By default every single-token spelling counts: lower, capitalised, upper, with or without a leading space.
+    `answer_tokens`, such as ("Yes", "No"), are two words to read in no other spelling: the paper's own target.
     """
     if answer_tokens is None:
         return _spellings(tokenizer, "yes"), _spellings(tokenizer, "no")
@@ -63,11 +54,9 @@ def log_odds_and_mass(
 
     Args:
         logits: [..., V], at the first answer position.
-        yes_ids, no_ids: token ids of either answer.
 
     Returns:
-        log-odds [...] `logsumexp(yes) - logsumexp(no)`, and mass [...], the probability of yes and no together;
-        both float32.
+        log-odds [...] `logsumexp(yes) - logsumexp(no)`, and mass [...], the probability of both together; float32.
     """
     logits = logits.float()
     yes = logits[..., yes_ids].logsumexp(-1)

@@ -51,15 +51,11 @@ def cascade_attention(
     """An attention function of transformers' `AttentionInterface`, for use within `cascading`.
 
     Args:
-        module: the attention layer; its window is that of the configuration, as not all models pass it on.
         query: [n, heads, T, D], of the tree's tokens.
         key, value: [n, key heads, T, D]. The prefix has [n, key heads, P, D] of each in each layer.
 
     Returns:
         [n, T, heads, D].
-
-    Raises:
-        NotImplementedError: an option that changes the scores (soft-capping, sinks, biases).
     """
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
         raise NotImplementedError(f"cascade attention has no {unknown[0]}")
@@ -110,9 +106,7 @@ def attend(
     """Scaled dot-product attention and the logsumexp of its scores, by a fused kernel where one gives both.
 
     Args:
-        query: [B, heads, S, D]. key, value: [B, heads, L, D].
-        scaling: of the scores, by default one over the root of D.
-        visible: [S, L] bool, beside or in place of `causal`.
+        query: [B, heads, S, D]. key, value: [B, heads, L, D]. visible: [S, L] bool, beside or in place of `causal`.
 
     Returns:
         [B, heads, S, D], zero where nothing is visible, and [B, heads, S] float32.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
+from ...files import read_json
 from .processors import load_processor
 
 
@@ -57,7 +57,7 @@ def load(
     config_file = _config_file(place, revision)
     commit = extract_commit_hash(config_file, None)
     options = {"revision": commit or revision, "trust_remote_code": trust_remote_code}
-    content = _content(place, config_file)
+    content = read_json(config_file, f"{CONFIG_NAME} of {place}", "download or save the model again")
     _check_code(place, content, trust_remote_code)
     with _one_sentence_errors(place, "configuration"):
         config = AutoConfig.from_pretrained(place, **options)
@@ -134,18 +134,6 @@ def _without_config(place: str, revision: str | None) -> str:
         if any(file.endswith(mark) for file in names):
             return what
     return f"has no {CONFIG_NAME}, so it is no model of transformers: {EXPECTED}"
-
-
-def _content(place: str, config_file: str) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"The {CONFIG_NAME} of {place} cannot be read ({_reason(error)}): download or save the model again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"The {CONFIG_NAME} of {place} holds no mapping: download or save the model again.")
-    return content
 
 
 def _check_code(place: str, content: dict[str, Any], trusted: bool) -> None:

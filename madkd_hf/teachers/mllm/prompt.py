@@ -52,7 +52,7 @@ def day(date: str) -> datetime:
 def chat_text(
     processor: ProcessorMixin, question: str, prompt: str = PROMPT, system: str | None = None, date: str = DATE
 ) -> str:
-    """The text of one single-turn chat, up to the position where the answer begins.
+    """The text of one single-turn chat with one image placeholder, up to the position where the answer begins.
 
     The image stands before the question, and what is constant before what varies, so that images and
     instructions can be encoded once for all questions.
@@ -60,26 +60,17 @@ def chat_text(
     With a chat template (the processor's own, or else its tokenizer's) the system prompt is a system turn, and a
     model that thinks before it answers is told not to: the text ends after an empty thinking block, in the template's
     own spelling. Without one, the model is shown image, system prompt, newline, user turn; a prompt that contains the
-    image placeholder puts the image where the model wants it ("USER: <image>\\n{question} ASSISTANT:").
+    image placeholder puts the image where the model wants it ("USER: <image>\\n{question} ASSISTANT:"). The few
+    processors that put the image before the text themselves (BLIP-2, Fuyu, GIT, Kosmos-2) get no placeholder.
 
     A model that starts to think although its template does not write so cannot be told from others here: the low
     mass of its readings shows it.
 
     Args:
-        processor: the model's processor.
-        question: one yes/no question.
         prompt: the user turn's text, with `{question}` where the question goes.
         system: the system prompt, none by default (a template may have its own).
         date: what day it is to a template that writes so, YYYY-MM-DD: always the same, so that a job that goes on
             tomorrow, and one on another machine, read the same prompts. What a template draws is the same, too.
-
-    Returns:
-        The prompt with one image placeholder, which the processor expands; with none for the few processors that
-        put the image before the text themselves (BLIP-2, Fuyu, GIT, Kosmos-2).
-
-    Raises:
-        ValueError: the chat template leaves out the image, the text or the system prompt, or opens a thinking block
-            that cannot be closed; or there is no template and the processor does not say what stands for an image.
     """
     with _fixed_date(date):
         return _chat_text(processor, prompt, prompt.replace("{question}", question), system)

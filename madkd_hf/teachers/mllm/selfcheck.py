@@ -62,12 +62,7 @@ def check(
     names: Sequence[str],
     size: int,
 ) -> tuple[dict[str, float | None], list[str]]:
-    """Read a few questions about the first images in every way.
-
-    Args:
-        layout: its questions; up to 8 are asked, the shortest and the longest among them.
-        images: one or two.
-        reduce, size: as in `strategies.read`.
+    """Read up to 8 of the layout's questions about one or two first images in every way.
 
     Returns:
         For each name the largest difference of log-odds to the reference, in standard deviations (in float32, or for

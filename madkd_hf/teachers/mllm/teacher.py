@@ -22,8 +22,7 @@ from ...text import first_difference, get_logger
 from ..base import Reading, Teacher
 from .answers import answer_token_ids, log_odds_and_mass
 from .identity import digest, tokenizer_digest, weights_digest
-from .layout import Layout, image_token_id
-from .lengths import too_long
+from .layout import Layout, image_token_id, too_long
 from .loading import load, takes_no_images
 from .prompt import DATE, PROMPT, chat_text, day
 from .selfcheck import allowed, check, least_work
@@ -48,9 +47,6 @@ class AspectTeacher(Teacher):
         batch_size: image-question pairs in one forward pass, to begin with; halved whenever memory runs out.
         revision, commit: what was asked for and what that is on the Hub, for the provenance.
         date: what day chat templates that write today's date are told it is, YYYY-MM-DD; the same on every day.
-
-    Attributes:
-        plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
 
     Raises:
         ValueError: a model that takes no images or is an encoder-decoder, an unknown strategy, a prompt without
@@ -215,16 +211,7 @@ class AspectTeacher(Teacher):
         return self.plan
 
     def check_prompts(self, bank: AspectBank, images: Sequence[Image] = ()) -> None:
-        """Find out, before anything is read, whether every question can be put to this model at all.
-
-        Args:
-            bank: the questions.
-            images: some that will be asked about: they count with the tokens that they take; by default, a small one.
-
-        Raises:
-            ValueError: a question has more tokens with its image than the model reads, or holds one of the model's
-                special tokens.
-        """
+        """Raise ValueError where a question, with one of the images, has too many tokens, or special tokens in it."""
         problem = too_long(self.layout(bank), list(map(to_rgb, images)), self.model.config.get_text_config())
         if problem is not None:
             question, tokens, most = problem

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from madkd_hf import AspectBank, MadkdForImageClassification, MadkdTrainer
-from madkd_hf.hub import HubRepo
 from madkd_hf.hub.student import push_student
+from madkd_hf.hub.upload import HubRepo
 from madkd_hf.students.classification.lora import LoraStudent, adapt, head_modules, linear_modules
 
 

@@ -1,0 +1,73 @@
+"""JSON files with the checksum of their own content, and what such a file notes of the files beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .whole import Folder, checksum, file_checksum, read_json, whole_file
+
+
+CHECKSUM_FILE = "checksums.json"  # notes the files of a saved dataset
+
+
+def write_record(path: Folder, content: Mapping[str, Any], new: bool = False) -> None:
+    """Write a JSON object with its checksum, in one step; with `new`, FileExistsError where the name is not free."""
+    content = json.loads(json.dumps(content))  # as it will be read back
+    text = json.dumps({**content, "checksum": checksum(content)}, indent=1, ensure_ascii=False)
+    with whole_file(path, new) as file:
+        file.write(f"{text}\n".encode(errors="surrogatepass"))
+
+
+def read_record(path: Folder, what: str, remedy: str) -> dict[str, Any]:
+    """What `write_record` has written, see `read_json`; what is damaged in it may still be JSON."""
+    content = read_json(path, what, remedy)
+    if content.pop("checksum", None) != checksum(content):
+        raise ValueError(f"{path} is damaged, no {what} (it does not match its checksum): {remedy}.")
+    return content
+
+
+def note_files(folder: Folder, but: str) -> dict[str, dict[str, Any]]:
+    """Size and checksum of all files in a folder `but` one, by their path in it; they are on the disk then."""
+    files = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and path.name != but:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            name = path.relative_to(folder).as_posix()
+            files[name] = {"size": path.stat().st_size, "checksum": file_checksum(path)}
+    return files
+
+
+def fault_of(folder: Folder, files: Mapping[str, Any], quick: bool = False) -> str | None:
+    """Which of the noted files is not what it was, in a few words; with `quick` by names and sizes alone."""
+    for name, facts in files.items():
+        path = Path(folder, name)
+        size, digest = (facts["size"], facts["checksum"]) if isinstance(facts, dict) else (None, facts)
+        if not path.is_file():
+            return f"{name} is missing"
+        if size is not None and path.stat().st_size != size:
+            return f"{name} is damaged: it has {path.stat().st_size} bytes of {size}"
+        if not quick and file_checksum(path) != digest:
+            return f"{name} is damaged: its checksum differs"
+    return None
+
+
+def write_checksums(folder: Folder) -> None:
+    """Note what is in the files of a folder, in a file that travels with them."""
+    write_record(Path(folder, CHECKSUM_FILE), {"files": note_files(folder, CHECKSUM_FILE)})
+
+
+def check_files(folder: Folder, remedy: str) -> None:
+    """See that the files of a folder are those that were noted; a folder without a note is not looked at."""
+    note = Path(folder, CHECKSUM_FILE)
+    if not note.exists():
+        return
+    files = read_record(note, "list of checksums", remedy).get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{note} is damaged, no list of checksums: {remedy}.")
+    if fault := fault_of(folder, files):
+        raise ValueError(f"{folder}/{fault}: {remedy}.")
