@@ -324,7 +324,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
         places = ["--output_dir", tmp_path / name, "--work_dir", tmp_path / f"work {name}"]
         done = test_resume.recipe(*words, *places, launch=launch)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("are in") == 1 and "80/80" in done.stderr
+        assert done.stdout.count("are in") == 1 and "40/40" in done.stderr
         assert done.stderr.count("questions an object:   0%") == 1
     first, second = (load_from_disk(tmp_path / name) for name in ("one", "two"))
     assert [len(each) for each in first["train"]["aspect_logits"][:]] == [2] * COUNT
