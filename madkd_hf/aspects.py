@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -190,7 +191,8 @@ def _as_aspects(aspects: Iterable[Aspect | str]) -> tuple[Aspect, ...]:
         if isinstance(aspect, str):
             words = re.findall(r"[^\W_]+", aspect.casefold())
             name = "_".join([word for word in words if word not in FILLERS] or words)[:40] or "aspect"
-            name = next(n for n in (name, *(f"{name}_{k}" for k in range(2, len(used_ids) + 3))) if n not in used_ids)
+            numbered = (f"{name}_{k}" for k in itertools.count(2))
+            name = next(unused for unused in itertools.chain([name], numbered) if unused not in used_ids)
             aspect = Aspect(name, aspect)
             used_ids.add(name)
         result.append(aspect)

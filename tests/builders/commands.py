@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders.quick_python import quick_python
+from builders.quick_python import quick_python, warm_python
 
 from madkd_hf.cli.main import run
 
@@ -48,6 +48,7 @@ def refuse(name: str, *words: str | Path) -> str:
 
 def command(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """`python` with these words, in a process of its own."""
+    python = quick_python() if environment else warm_python()
     environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    words = [quick_python(), *map(str, words)]
+    words = [python, *map(str, words)]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from builders import tiny
-from builders.quick_python import quick_python
+from builders.quick_python import warm_python
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
 from madkd_hf import AspectTeacher, attach_aspects
@@ -151,7 +151,7 @@ def kill_trials(folder: Path, trials: int, seed: int, stream: bool) -> None:
 def recipe(*words: str | Path, launch: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     config = ["--config", str(EASY_VQA / "attach.yaml")]
-    command = [quick_python(), *launch, "recipes/attach_aspects.py", *config, *map(str, words)]
+    command = [warm_python(), *launch, "recipes/attach_aspects.py", *config, *map(str, words)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 

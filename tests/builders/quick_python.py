@@ -13,11 +13,13 @@ import array
 import atexit
 import contextlib
 import faulthandler
+import fcntl
 import functools
 import gc
 import importlib
 import json
 import multiprocessing.process
+import multiprocessing.spawn
 import os
 import runpy
 import select
@@ -37,7 +39,8 @@ pandas pyarrow pyarrow.compute pyarrow.dataset pyarrow.parquet sklearn.metrics s
 matplotlib.pyplot PIL.Image aiohttp fsspec.implementations.http httpx2 jinja2 requests rich.console yaml
 """
 NOT_YET = {"accelerate", "datasets", "evaluate", "huggingface_hub", "madkd_hf", "peft", "tokenizers", "transformers"}
-FILES = (0, 1, 2)
+ROOT = Path(__file__).parents[2]
+HIGH = 512  # above the numbers of all files that a process inherits
 
 
 @functools.cache
@@ -64,6 +67,13 @@ def quick_python(more: str = "", **settings: str) -> str:
     return str(command)
 
 
+@functools.cache
+def warm_python() -> str:
+    """The path of one that has imported our commands, too: for what shares this process's caches and Hub, offline."""
+    places = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return quick_python("builders.commands_imported", PYTHONPATH=places, HF_HUB_OFFLINE="1")
+
+
 def quick_bin(folder: Path, python: str | None = None) -> Path:
     """A folder for the front of PATH, in which `python`, `accelerate` and `madkd` start quickly."""
     folder.mkdir()
@@ -77,10 +87,12 @@ def quick_bin(folder: Path, python: str | None = None) -> Path:
 
 def ask(place: str, words: list[str]) -> int:
     """In the command: let the server do it; returns how it ended."""
-    request = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+    request = {"words": words, "folder": os.getcwd(), "environment": dict(os.environ), "numbers": inherited()}
+    request = json.dumps(request).encode()
+    files = array.array("i", inherited())  # the pipes of a worker that is spawned are among them
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(place)
-        connection.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", FILES))])
+        connection.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         connection.sendall(request + b"\n")
         code = int(connection.recv(16) or 1)
     if code < 0:
@@ -88,6 +100,12 @@ def ask(place: str, words: list[str]) -> int:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
+
+
+def inherited() -> list[int]:
+    """The numbers of the files that this process was started with."""
+    numbers = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+    return [number for number in numbers if os.path.exists(f"/proc/self/fd/{number}") and os.get_inheritable(number)]
 
 
 def serve(place: str, command: str, *more: str) -> None:
@@ -115,15 +133,19 @@ def serve(place: str, command: str, *more: str) -> None:
             return
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     with connection:
-        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4 * len(FILES)))
+        _, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4 * HIGH))
         files = array.array("i", ancillary[0][2])
         request = json.loads(connection.makefile().readline())
+        numbers = request.pop("numbers")
         fork = os.fork()
         if fork:
             for file in files:
                 os.close(file)
             wait_for(fork, connection)
-    for file, number in zip(files, FILES):
+    high = [fcntl.fcntl(file, fcntl.F_DUPFD, HIGH) for file in files]
+    for file in files:
+        os.close(file)
+    for file, number in zip(high, numbers, strict=True):
         os.dup2(file, number)
         os.close(file)
     try:
@@ -139,7 +161,8 @@ def serve(place: str, command: str, *more: str) -> None:
         code = 1
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
+    with contextlib.suppress(ValueError):  # closed
+        sys.stdout.flush()
     os._exit(code or 0)  # without taking everything to pieces, which takes longer than to import it
 
 
@@ -163,8 +186,11 @@ def become(command: str, words: list[str], folder: str, environment: dict[str, s
     os.chdir(folder)
     multiprocessing.process.ORIGINAL_DIR = folder  # where workers that are spawned look for the main file
     sys.executable = command  # so that those whom it starts are quick too
+    multiprocessing.spawn.set_executable(command)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    kind, *rest = words = words[words[0] == "-u" :]  # as torch.distributed starts its workers: without buffers
+    while words[0].startswith("-") and words[0] not in ("-c", "-m"):  # flags, as those who start workers hand them on
+        words = words[2 if words[0] == "-X" else 1 :]
+    kind, *rest = words
     if kind == "-m":
         sys.argv, sys.path[:0] = rest, [folder]
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

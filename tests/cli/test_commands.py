@@ -566,6 +566,7 @@ def test_a_cell_is_another_one_when_its_backbone_changes(tmp_path):
     assert before != cell.decides
 
 
+@pytest.mark.slow
 def test_interrupting_stops_all_workers_and_says_so(tmp_path):
     argv = ["recipes/compare.py", "--config", EASY_VQA / "compare.yaml", "--output_dir", tmp_path, "--limit", "130"]
     with subprocess.Popen(

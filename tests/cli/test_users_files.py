@@ -189,7 +189,7 @@ def test_a_downloaded_dataset_whose_split_is_no_file_name_is_refused(name, tmp_p
     out.parent.mkdir(parents=True)
     (out.parent / "mine.txt").write_text("mine")
     before = tree(tmp_path)
-    for command in COMMANDS:
+    for command in COMMANDS if name == ".." else ["attach_aspects"]:
         said = refuse(command, *COMMANDS[command], "--dataset", source, "--output_dir", out)
         assert said.startswith("error: ") and "\x1b" not in said, said
         if name in ("..", "../..", "..\\x", ".hidden") and command != "train_detector":

@@ -124,8 +124,8 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def python(home):
     """One that has imported what commands import, with these caches."""
-    modules = "madkd_hf.cli.label madkd_hf.cli.student transformers.trainer"
-    return quick_python(modules, PYTHONPATH=str(ROOT), HF_HOME=str(home), HF_HUB_OFFLINE="0")
+    places = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    return quick_python("builders.commands_imported", PYTHONPATH=places, HF_HOME=str(home), HF_HUB_OFFLINE="0")
 
 
 def run_block(language: str, code: str, folder: Path, environment: dict[str, str]) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny
 from builders.questions import bank, pictures
+from builders.quick_python import quick_python
 from builders.tiny_mllms import LAYOUTS, MLLMS, mllm, on_the_hub
 from transformers import AutoProcessor, ConvNextImageProcessorPil
 from transformers.utils import is_torchvision_available
@@ -108,7 +108,7 @@ def test_everything_works_beside_a_torchvision_that_fails_at_import(fault, first
     code = USE.format(folder=str(tmp_path), first=first)
     path = ":".join(map(str, (tmp_path / "site", ROOT, ROOT / "tests")))
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [quick_python(), "-c", code],
         capture_output=True,
         text=True,
         timeout=300,
