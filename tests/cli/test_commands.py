@@ -420,7 +420,7 @@ def test_help_teaches(name, capsys):
         (
             "train_student",
             ["--aspect_alpha", "-1"],
-            "aspect_alpha weighs the aspect loss and cannot be negative",
+            "aspect_alpha must be a finite number",
         ),
         ("train_student", ["--aspect_alhpa", "2"], "did you mean 'aspect_alpha'?"),
         ("train_student", ["--config", "nowhere.yaml"], "There is no config file nowhere.yaml"),
