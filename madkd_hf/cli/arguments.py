@@ -64,19 +64,13 @@ class DatasetArguments:
     """Where the images come from."""
 
     dataset: str = option(
-        "",
-        "A dataset id on the Hub, a folder (written by save_to_disk, or with one sub-folder of images per class), "
-        "or module:function for data that comes from a package.",
+        "", "A Hub id, a folder (of save_to_disk, or one sub-folder of images per class), or module:function."
     )
     dataset_config: str | None = option(None, "Configuration of the Hub dataset.")
-    dataset_revision: str | None = option(
-        None, "Branch, tag or commit of the Hub dataset; pin it to make a run repeatable."
-    )
+    dataset_revision: str | None = option(None, "Branch, tag or commit of the Hub dataset.")
     image_column: str = option("image", "The column of images.")
     limit: int | None = option(
-        None,
-        "Keep N rows of each split, drawn evenly of all classes and always the same; of a stream the first ones. A "
-        "quick look before a long run.",
+        None, "Keep N rows of each split, drawn evenly of all classes, always the same; of a stream the first."
     )
 
 
@@ -86,12 +80,10 @@ class SplitArguments(DatasetArguments):
 
     train_split: str = option("train", "The split to train on.")
     eval_split: str = option(
-        "validation", "The split for every choice; where it is missing, a part of the training images is kept."
+        "validation", "The split for every choice; where missing, training images are kept for it."
     )
     test_split: str = option("test", "The split for the last number, and nothing else.")
-    validation_fraction: float = option(
-        0.1, "Share of the training images kept for validation where there is no such split."
-    )
+    validation_fraction: float = option(0.1, "Share of the training images for validation, where there is no split.")
 
 
 @dataclass
@@ -107,17 +99,11 @@ class BoxArguments:
     """How objects are cut out of their images."""
 
     box_format: Literal["coco", "pascal_voc", "yolo"] = option(
-        "coco",
-        "What the numbers of a box are: coco (x, y, width, height), pascal_voc (left, top, right, bottom), both in "
-        "pixels, or yolo (centre x, centre y, width, height, 0 to 1).",
+        "coco", "coco (x, y, width, height), pascal_voc (left, top, right, bottom) or yolo (centre and size, 0 to 1)."
     )
-    box_margin: float = option(
-        0.1, "How much the teacher sees around an object on each side, as a part of the box's width and height."
-    )
+    box_margin: float = option(0.1, "What the teacher sees around an object, as a part of its box's width and height.")
     box_padding: float | None = option(
-        None,
-        "Put what was cut out in the middle of a white square, with at least this much white on each side, as a "
-        "part of its longer side; by default the teacher sees it as it is.",
+        None, "Put the cut-out into a white square, with this much white on each side, as a part of its longer side."
     )
 
 
@@ -141,20 +127,14 @@ class ObjectArguments(BoxArguments):
 class BankArguments:
     """Who asks, who answers, and what happens where nobody can."""
 
-    bank: str | None = option(
-        None, "The questions: an aspects.json, a folder that holds one, or a dataset id on the Hub."
-    )
+    bank: str | None = option(None, "The questions: an aspects.json, its folder, or a dataset id on the Hub.")
     teacher: str | None = option(None, "The MLLM that answers: any image-text-to-text model, by Hub id or folder.")
     teacher_revision: str | None = option(None, "Branch, tag or commit of the teacher.")
     work_dir: str | None = option(
-        None,
-        "The folder of this one labelling job, so that a killed one goes on where it was; another job is refused "
-        "there. By default in the datasets cache, where every job has its own.",
+        None, "The folder of this one labelling job, to go on after a stop; by default in the datasets cache."
     )
     on_error: Literal["raise", "skip"] = option(
-        "raise",
-        "What to do about an image that cannot be read, or one of whose boxes cannot be: stop and name it, or "
-        "leave its answers null; training then leaves it out.",
+        "raise", "An image or box that cannot be read: stop and name it, or leave its answers null and train without."
     )
 
 

@@ -59,12 +59,8 @@ class ClassNameArguments(DatasetArguments):
     _argument_group_name = "classes"
 
     label_column: str = option("label", "The column of classes in the dataset; a ClassLabel, which has the names.")
-    class_names: list[str] | None = option(
-        None, 'The classes, in place of those of a dataset: "black cat" "white dog" ...'
-    )
-    class_names_file: str | None = option(
-        None, "The same from a file: a name on each line, a JSON list, or JSON id2label."
-    )
+    class_names: list[str] | None = option(None, 'Classes in place of a dataset\'s: "black cat" "white dog" ...')
+    class_names_file: str | None = option(None, "The same from a file: a name a line, a JSON list, or id2label.")
     domain: str = option("", 'What the images are, such as "photographs of birds": helps the LLM a lot.')
 
 
@@ -82,13 +78,9 @@ class QuestionArguments:
         "The kinds of aspects; each request asks for one of them, by turns.",
     )
     per_request: int = option(20, "The most questions to ask for at once.")
-    max_rounds: int | None = option(
-        None, "The most requests for questions in one run; by default three times what is needed at best."
-    )
+    max_rounds: int | None = option(None, "The most requests in one run; by default three times what is needed.")
     allow_class_names: bool = option(False, "Take questions that name a class.")
-    any_language: bool = option(
-        False, "Take questions of every language; how they begin is looked at in English only."
-    )
+    any_language: bool = option(False, "Take questions of every language; English ones are checked more.")
     max_characters: int = option(160, "The longest question, in characters.")
     max_words: int = option(25, "The longest question, in words.")
 
@@ -100,24 +92,18 @@ class LLMArguments:
     _argument_group_name = "LLM"
 
     llm: str | None = option(
-        None,
-        "The model: a Hub id, what the server of --base_url calls it, or with --local a folder; a .gguf file, or "
-        "owner/repo:file.gguf, is always local.",
+        None, "The model: a Hub id, a name on the server, a folder with --local, or a .gguf file (owner/repo:x.gguf)."
     )
     llm_revision: str | None = option(None, "Branch, tag or commit of a local one.")
     base_url: str | None = option(None, "An OpenAI-compatible server, such as http://localhost:8000/v1.")
     local: bool = option(False, "Run the model on this machine, with transformers.")
     provider: str = option("auto", "Who computes, of Inference Providers: together, groq, ...")
     api_key_env: str | None = option(
-        None,
-        "The NAME of the environment variable with the key for the server or provider; without, none is sent to "
-        "--base_url, and Inference Providers get your Hub token. It is never written anywhere.",
+        None, "The NAME of the variable with the key; without, only Inference Providers get your Hub token."
     )
     temperature: float = option(0.7, "Of sampling; lower repeats itself more.")
     seed: int = option(0, "Of sampling.")
-    max_tokens: int | None = option(
-        None, "The longest answer; by default what the questions take, and 4096 to think on a server."
-    )
+    max_tokens: int | None = option(None, "The longest answer; by default what the questions take, and 4096 to think.")
     timeout: float = option(120.0, "Seconds that one answer may take.")
     retries: int = option(5, "How often a request is repeated that a busy server refused.")
     change_llm: bool = option(False, "Go on with another LLM than the one that the output_dir was begun with.")

@@ -41,22 +41,15 @@ class ChooseArguments(OwnTeacherArguments, DatasetArguments):
 
     output_dir: str = option("", "The folder for the kept questions and the reasons.")
     keep: int = option(50, "Q, how many questions to keep; the paper's 50.")
-    splits: list[str] = option(
-        ["train"], "Splits whose images the choice may see: never those that measure the student."
-    )
+    splits: list[str] = option(["train"], "Splits that the choice may see: never those that measure the student.")
     label_column: str = option("label", "The column of classes.")
-    sample: int | None = option(
-        None, "Look at this many images, evenly of all classes; where there are no answers, label them."
-    )
+    sample: int | None = option(None, "Look at this many images, evenly of all classes, and label them if need be.")
     criterion: Literal["cmim", "jmi", "mrmr"] = option(
         "cmim",
-        "What a question tells beyond those chosen before: the one that tells most of it (cmim), on average over "
-        "them (jmi), or less its mean information about them (mrmr).",
+        "What a question adds to those chosen: at least (cmim), on average (jmi), or less what they share (mrmr).",
     )
     seed: int = option(0, "Draws the sample.")
-    write_dataset: bool = option(
-        False, "Leave in output_dir all splits of the labelled dataset, with the kept answers alone."
-    )
+    write_dataset: bool = option(False, "Leave the labelled dataset, too, with the kept answers alone.")
 
 
 def check(args: ChooseArguments, splits: DatasetDict) -> bool:

@@ -74,32 +74,20 @@ class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, HubArgume
     _argument_group_name = "labelling"
 
     output_dir: str = option("", "The folder for the labelled dataset.")
-    splits: list[str] = option(
-        ["train"], "Splits to label; the others keep null answers, so that all have one schema."
-    )
+    splits: list[str] = option(["train"], "Splits to label; the others get null answers.")
     label_column: str = option(
-        "label",
-        "The classes, if any: only the table of what each question tells about them reads these. With "
-        "--boxes_column, the field of the objects that holds their classes, such as category.",
+        "label", "The classes, for the table about the questions; with --boxes_column their field in the objects."
     )
     boxes_column: str | None = option(
-        None,
-        "Ask about every object, not about the whole image: the column of objects with their bbox, as detection "
-        "datasets have it, mostly named objects.",
+        None, "Ask about every object, not about the whole image: the column of objects with their bbox."
     )
     streaming: bool = option(
-        False,
-        "Read the dataset as a stream, and leave Parquet files with images and answers in output_dir, one after "
-        "the other: memory stays flat, and nothing is kept in the datasets cache.",
+        False, "Read the dataset as a stream, and leave Parquet files with images and answers: memory stays flat."
     )
     shard_size: int = option(512, "Images between two saves: what a kill can cost, and the rows of a Parquet file.")
-    push_to_hub: bool = option(
-        False, "Publish the labelled dataset, with its bank and a card; log in by `hf auth login` or HF_TOKEN."
-    )
+    push_to_hub: bool = option(False, "Publish the labelled dataset, with its bank and a card.")
     hub_dataset_id: str | None = option(None, "Where: owner/name, or a name of your own.")
-    hub_license: str | None = option(
-        None, "The Hub's identifier of a licence; by default that of the source dataset, where it has one."
-    )
+    hub_license: str | None = option(None, "A licence, as the Hub calls it; by default the source dataset's.")
 
 
 def label(args: LabelArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:

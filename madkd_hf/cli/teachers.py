@@ -23,32 +23,23 @@ class TeacherArguments(BankArguments):
 
     dtype: str = option("auto", "What the teacher computes in: auto, float32, bfloat16, ...")
     device: str | None = option(None, "Where it computes; by default an accelerator, if any.")
-    device_map: str | None = option(
-        None, 'Spread one teacher over devices: auto, or JSON such as {"": 0} (as in from_pretrained).'
-    )
+    device_map: str | None = option(None, 'Spread one teacher over devices: auto, or JSON such as {"": 0}.')
     quantization_config: str | None = option(
-        None,
-        'Load the teacher in few bits: a mapping in YAML, JSON on the command line, such as {"quant_method": '
-        '"bitsandbytes", "load_in_4bit": true}.',
+        None, 'Load the teacher in few bits (YAML or JSON): {"quant_method": "bitsandbytes", "load_in_4bit": true}.'
     )
     attn_implementation: str | None = option(None, "The teacher's attention: sdpa, eager, flash_attention_2, ...")
     strategy: str = option(
         "auto",
-        "How questions share work: full, shared_vision, prefix_cache, packed, cascade, or auto: the one with the "
-        "least work of those that a self-check on the first images finds exact. The answers are the same.",
+        "How questions share work: auto (the fastest exact way), full, shared_vision, prefix_cache, packed, cascade.",
     )
-    batch_size: int = option(
-        256, "Questions answered in one forward pass, over all its images; halved when memory runs out."
-    )
+    batch_size: int = option(256, "Questions in one forward pass; halved when memory runs out.")
     prompt: str | None = option(None, "The user turn, with {question} where the question goes.")
     system: str | None = option(None, "A system prompt.")
     date: str | None = option(
-        None,
-        "What day it is to a chat template that writes today's date (YYYY-MM-DD); by default always the same day, "
-        "so that the answers do not change overnight.",
+        None, "The day for a chat template that writes today's date (YYYY-MM-DD); by default always the same."
     )
     answer_tokens: list[str] | None = option(
-        None, "Two words to read instead of every spelling of yes and of no; the paper's own: Yes No."
+        None, "Two words in place of all spellings of yes and no; the paper's: Yes No."
     )
     trust_remote_code: bool = option(False, "Run code that comes with the teacher.")
 
@@ -58,9 +49,7 @@ class OwnTeacherArguments(BankArguments):
     """The teacher of commands that label only where answers are missing: all its options are one mapping."""
 
     teacher_options: str = option(
-        "{}",
-        "How the teacher is loaded and asked, where this command labels: options of `madkd label` as a mapping in "
-        'YAML, JSON on the command line, such as \'{"dtype": "bfloat16", "prompt": "..."}\'.',
+        "{}", 'Options of a teacher, as `madkd label` has them (YAML or JSON): \'{"dtype": "bfloat16"}\'.'
     )
 
     def teacher_arguments(self) -> TeacherArguments:

@@ -44,15 +44,12 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     seeds: int = option(5, "Students per condition; each redraws images and weights.")
     grid: str = option(
         "{}",
-        "Option of `madkd train`, or `aspects` (the first so many questions), -> values; all conditions and seeds "
-        "are trained at every point (JSON): '{\"images_per_class\": [5, 10, 20, 50]}'.",
+        "JSON: option of `madkd train`, or `aspects` (how many), -> values: '{\"images_per_class\": [5, 10, 20]}'.",
     )
     jobs: int | None = option(None, "Students trained side by side, one thread each; one per core by default.")
     push_to_hub: bool = option(False, "Publish the distilled student that is kept, with what was found.")
     hub_model_id: str | None = option(None, "Where to: owner/name, or a name of your own.")
-    hub_license: str | None = option(
-        None, "Licence of the published student, as the Hub calls it, such as apache-2.0."
-    )
+    hub_license: str | None = option(None, "Licence of the published student, as the Hub calls it.")
     push_plain: bool = option(False, "Publish the plain model: no remote code, the same class scores, no aspects.")
     objects: TaskArguments = field(default_factory=TaskArguments, init=False)
 

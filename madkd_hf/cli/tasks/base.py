@@ -33,19 +33,13 @@ class TrainArguments(OwnTeacherArguments):
     _argument_group_name = "student and data"
 
     task: str | None = option(
-        None,
-        "What the student does; by default detection where a detector is named, else classification.",
-        list(TASKS),
+        None, "What the student does; by default detection where a detector is named.", list(TASKS)
     )
     pretrained: bool = option(True, "Start from the model's weights; false takes its architecture alone.")
     aspect_control: Literal["none", "shuffled", "constant"] = option(
-        "none",
-        "Controls that a real gain must beat: aspects of other images or objects (shuffled), or each aspect's mean "
-        "for all (constant).",
+        "none", "Controls: aspects of other images or objects (shuffled), or each aspect's mean for all (constant)."
     )
-    comparison: str | None = option(
-        None, "Output folder of `madkd compare`, whose results go into the card of a published student."
-    )
+    comparison: str | None = option(None, "Output folder of `madkd compare`, for the card of a published student.")
 
 
 class TaskCommand:

@@ -41,7 +41,7 @@ class LoraArguments:
     lora_alpha: int = option(16, "The adapters are scaled by lora_alpha / lora_rank.")
     lora_dropout: float = option(0.0, "Dropout before the adapters.")
     lora_target_modules: list[str] = option(
-        ["all-linear"], "Layers that get one, by the ends of their names: q_proj v_proj; all-linear for all linear."
+        ["all-linear"], "Layers with adapters, by the ends of their names: q_proj v_proj."
     )
 
     def peft_config(self) -> Any:
@@ -60,9 +60,7 @@ class LoraArguments:
 class StudentArguments(TrainArguments, ClassArguments):
     """A classifier and its data."""
 
-    backbone: str = option(
-        "microsoft/resnet-18", "Any image-classification architecture of transformers: a Hub id, or a folder."
-    )
+    backbone: str = option("microsoft/resnet-18", "Any image classifier of transformers: a Hub id, or a folder.")
     lora: LoraArguments = field(default_factory=LoraArguments, init=False)
 
 

@@ -38,11 +38,9 @@ DESCRIPTION = __doc__
 class DetectorArguments(TrainArguments, SplitArguments):
     """A detector and its data."""
 
-    detector: str = option(
-        "PekingU/rtdetr_r18vd", "Any query-based object detector of transformers: a Hub id, or a folder."
-    )
+    detector: str = option("PekingU/rtdetr_r18vd", "Any query-based detector of transformers: a Hub id, or a folder.")
     aspect_level: Literal["object", "image"] = option(
-        "object", "What the questions are about: each object by itself, or the whole image."
+        "object", "What questions are about: each object, or the whole image."
     )
     objects: ObjectArguments = field(default_factory=ObjectArguments, init=False)
 
