@@ -77,29 +77,20 @@ def check(args: ChooseArguments, splits: DatasetDict) -> bool:
     return False
 
 
-def draw(rows: Dataset, label_column: str, count: int, seed: int) -> Dataset:
-    """So many rows at random, evenly of all classes as far as they reach; rows without a class are left out."""
-    from ..data.columns import stored
-    from ..data.limits import draw_evenly
-
-    labels = stored(rows, label_column).to_pylist()
-    return rows.select(
-        draw_evenly([None if label == -1 else label for label in labels], count, seed, without_class=False)
-    )
-
-
 def answers(args: ChooseArguments, splits: DatasetDict, labelled: bool) -> tuple[Dataset, AspectBank]:
     """The rows to look at, without their images, and the bank of all candidates."""
     from datasets import DatasetDict, concatenate_datasets
 
-    from ..data.columns import ASPECT_COLUMNS
+    from ..data.columns import ASPECT_COLUMNS, stored
+    from ..data.limits import draw_evenly
     from .preflight import check_sample
 
     names = [*ASPECT_COLUMNS, args.label_column]
     rows = concatenate_datasets([splits[split] for split in args.splits])
     name = args.splits[0] if len(args.splits) == 1 else "sample"  # messages name rows by the split
     if args.sample is not None:
-        rows = draw(rows, args.label_column, args.sample, args.seed)
+        labels = [None if label == -1 else label for label in stored(rows, args.label_column).to_pylist()]
+        rows = rows.select(draw_evenly(labels, args.sample, args.seed, without_class=False))
     if labelled:
         bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
     else:
@@ -116,8 +107,7 @@ def next_step(args: ChooseArguments, labelled: bool) -> str:
     """The command that uses what was left in the output folder."""
     folder = shlex.quote(args.output_dir)
     if args.write_dataset:
-        student = "--backbone microsoft/resnet-18 --output_dir runs/student"
-        return f"madkd train --dataset {folder} {student}"
+        return f"madkd train --dataset {folder} --backbone microsoft/resnet-18 --output_dir runs/student"
     if labelled:
         return f"{command_line()} --write_dataset"
     return (
@@ -128,12 +118,8 @@ def next_step(args: ChooseArguments, labelled: bool) -> str:
 
 def main() -> None:
     (args,) = CommandParser(ChooseArguments, description=__doc__).parse()
-    place = (
-        args.output_dir,
-        args,
-        label_command.KIND,
-        (*(DATASET if args.write_dataset else [BANK_FILE]), *SELECTION),
-    )
+    names = (*(DATASET if args.write_dataset else [BANK_FILE]), *SELECTION)
+    place = (args.output_dir, args, label_command.KIND, names)
     check_place(*place)
     if args.keep < 1:
         raise ValueError(f"Expected to keep at least 1 question; got keep={args.keep}.")

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -157,7 +158,8 @@ def test_classes_of_every_kind_and_name_become_categories(as_list, field, kind, 
     rows = Dataset.from_dict({"image_id": [0, 1], "things": [row, row]}, features=features)
     asked = common.ObjectArguments(boxes_column="things", category_field=field)
     splits = train_detector.with_categories(DatasetDict(train=rows, test=rows), asked, "train")
-    assert train_detector.categories(splits["test"], asked).names == [str(value) for value in values]
+    named = train_detector.COMMAND.classes(splits["test"], SimpleNamespace(objects=asked))
+    assert named.names == [str(value) for value in values]
     for stored in splits["test"]["things"]:
         assert as_columns(stored)["category"] == [0, 1]
         assert as_columns(stored)["id"] == [0, 1]
@@ -176,7 +178,7 @@ def test_a_class_label_of_another_name_is_renamed():
     rows = Dataset.from_dict({"image_id": [0, 1], "objects": [row, {"bbox": [], "label": []}]}, features=features)
     asked = common.ObjectArguments(category_field="label")
     found = train_detector.with_categories(DatasetDict(train=rows), asked, "train")["train"]
-    assert train_detector.categories(found, asked) == label
+    assert train_detector.COMMAND.classes(found, SimpleNamespace(objects=asked)) == label
     assert found["objects"][:] == [{"bbox": [[0, 0, 9, 9]], "category": [1]}, {"bbox": [], "category": []}]
 
 

@@ -100,7 +100,7 @@ class Detection(TaskCommand):
             return None
         for split in [split for split in used if split not in doubtful]:
             if split in with_objects:
-                classes = SimpleNamespace(num_labels=categories(with_objects[split], args.objects).num_classes)
+                classes = SimpleNamespace(num_labels=self.classes(with_objects[split], args).num_classes)
                 name, boxes = f"split {split!r}", (column, args.objects.box_format)
                 problems.step(check_objects, with_objects[split], name, *boxes, classes, True)
             elif split != args.test_split or test == "scored":
@@ -122,7 +122,7 @@ class Detection(TaskCommand):
         return rows.select(np.random.default_rng(seed).choice(len(rows), args.objects.scenes, replace=False))
 
     def classes(self, rows: Dataset, args: Any) -> ClassLabel:
-        return categories(rows, args.objects)
+        return object_fields(rows.features, args.objects.boxes_column)[CATEGORY]
 
     def shown_classes(self, rows: Dataset, args: Any) -> set[int]:
         fields = iter_field(rows, args.objects.boxes_column, CATEGORY)
@@ -176,11 +176,6 @@ def with_categories(splits: DatasetDict, objects: ObjectArguments, train_split: 
             for split, rows in splits.items()
         }
     )
-
-
-def categories(rows: Dataset, objects: ObjectArguments) -> ClassLabel:
-    """The classes of the objects, once they are prepared."""
-    return object_fields(rows.features, objects.boxes_column)[CATEGORY]
 
 
 def predicted_arrays(predictions: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
