@@ -16,8 +16,6 @@ class Task:
         model_class, trainer_class: module.class in `madkd_hf.students`.
         starts_from: what a student is made of ("backbone"): the name of the option that takes its Hub id or folder,
             and of the model's class method `from_backbone`.
-        check_function: module.function there that refuses a model that no such student can be made of, before its
-            weights are read.
         score: the metric that students are compared by.
         pipelines: the tasks of `transformers.pipeline` that a student serves, without and with aspects.
     """
@@ -26,7 +24,6 @@ class Task:
     model_class: str
     trainer_class: str
     starts_from: str
-    check_function: str
     score: str
     pipelines: tuple[str, str]
 
@@ -50,11 +47,10 @@ class Task:
         return getattr(self.model, f"from_{self.starts_from}")(pretrained_model, **options)
 
     def check(self, pretrained_model: str, pretrained: bool = True, **options: Any) -> None:
-        """
-        Raises:
-            ValueError, ImportError: no student can be made of this model, in one sentence.
-        """
-        self._load(self.check_function)(pretrained_model, pretrained, **options)
+        """Refuse a model that no such student can be made of, see `base.models.check_model`."""
+        from .base.models import check_model
+
+        check_model(self.model, pretrained_model, pretrained, **options)
 
     def _load(self, place: str) -> Any:
         module, _, name = place.rpartition(".")
@@ -69,7 +65,6 @@ TASKS = {
             model_class="models.modeling_madkd.MadkdForImageClassification",
             trainer_class="classification.trainer.MadkdTrainer",
             starts_from="backbone",
-            check_function="classification.backbones.check_backbone",
             score="accuracy",
             pipelines=("image-classification", "aspect-classification"),
         ),
@@ -78,7 +73,6 @@ TASKS = {
             model_class="models.modeling_madkd_detection.MadkdForObjectDetection",
             trainer_class="detection.trainer.MadkdDetectionTrainer",
             starts_from="detector",
-            check_function="detection.checks.check_detector",
             score="map",
             pipelines=("object-detection", "aspect-detection"),
         ),

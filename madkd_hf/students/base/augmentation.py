@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, TrainerCallback
 
 from ...data.images import load_image
 from .models import check_has_column
@@ -40,6 +40,16 @@ class Collator:
         """The rows' images in RGB; ValueError where they have no such column."""
         check_has_column(rows[0], "these rows", self.image_column, "image_column")
         return [load_image(row[self.image_column], self.image_column) for row in rows]
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the collator which epoch begins, or goes on after a checkpoint."""
+
+    def __init__(self, collator: Collator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.set_epoch(int(state.epoch or 0))
 
 
 def image_key(image: Image.Image) -> int:

@@ -17,9 +17,10 @@ from transformers.trainer_utils import EvalLoopOutput
 from ...data.columns import check_answers, drop_skipped_rows
 from ...metrics import OF_ASPECTS
 from ..losses.base import Loss
-from .callbacks import EarlyStopping, TellEpoch
+from .augmentation import TellEpoch
 from .processors import ordinary
 from .publishing import Publishing
+from .resuming import EarlyStopping
 from .safe_trainer import SafeTrainer
 from .saved import is_student, load_saved
 from .settings import check_metric

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
 
 from ..models.aspects_of_madkd import AspectModel, inner_config
 from .processors import load_image_processor
@@ -20,26 +20,24 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def check_model(
-    student: type[AspectModel],
-    name: str,
-    pretrained: bool,
-    revision: str | None,
-    check: Callable[[PretrainedConfig], None],
+    student: type[AspectModel], name: str, pretrained: bool = True, revision: str | None = None, **options: Any
 ) -> None:
-    """Refuse a model that no such student can be made of: its files, configuration and image processor.
+    """Refuse a model that no such student can be made of, or whose image processor cannot be used; reads no weights.
 
     Args:
         student: the class of the student.
         name: of the model, a Hub id or a folder.
         pretrained: whether its weights are wanted.
-        check: what such a student needs of the configuration.
+        options: of `from_backbone` or `from_detector`.
+
+    Raises:
+        ValueError, ImportError: in one sentence.
     """
     files = _files(name, revision)
-    options = {} if revision is None else {"revision": revision}
+    version = {} if revision is None else {"revision": revision}
+    what = student.base_model_prefix
     try:
-        config = inner_config(
-            student.config_class, name, student.base_model_prefix, trust_remote_code=False, **options
-        )
+        config = inner_config(student.config_class, name, what, trust_remote_code=False, **version)
     except Exception as error:  # whatever a configuration with odd values makes transformers raise
         if "trust_remote_code" in str(error):
             raise
@@ -48,10 +46,11 @@ def check_model(
             f"The config.json of {name} is none that transformers can read ({reason}): repair it, or name another "
             "model."
         ) from error
-    check(config)
+    with torch.device("meta"):
+        getattr(student, f"from_{what}")(config, id2label=config.id2label, **options)
     if pretrained:
         _check_weights(name, files)
-    load_image_processor(name, **options)
+    load_image_processor(name, **version)
 
 
 def _files(name: str, revision: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
 
 from .checkpoints import STATE, checkpoint_fault, find_checkpoint, last_of_run, last_whole, recorded_entry
 
@@ -106,3 +106,12 @@ def saving_error(what: str, folder: Path, error: Exception, run: str) -> SavingE
     if (checkpoint := last_of_run(folder, run)) is not None:
         remedy += f" with --resume_from_checkpoint true: {checkpoint.name} is whole"
     return SavingError(f"Cannot save {what} in {folder} ({reason}): what was there before is kept; {remedy}.")
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """As that of transformers; and a training that goes on counts on from where it was interrupted."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        before = state.stateful_callbacks.get(type(self).__name__) or {}
+        self.early_stopping_patience_counter = before.get("attributes", {}).get("early_stopping_patience_counter", 0)

@@ -25,6 +25,12 @@ def _is_one_of_several_on_cpu() -> bool:
     return started and (device is None or device.type == "mps")
 
 
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    """A field with its help; a `default` that can be called makes the default."""
+    kind = "default_factory" if callable(default) else "default"
+    return field(**{kind: default}, metadata={"help": text, **metadata})
+
+
 @dataclass
 class MadkdTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the weight of the aspect loss, the augmentation, and defaults that fit images.
@@ -42,81 +48,52 @@ class MadkdTrainingArguments(TrainingArguments):
         early_stopping_patience: needs `load_best_model_at_end` and an `eval_strategy`.
     """
 
-    aspect_alpha: float = field(
-        default=4.0,
-        metadata={
-            "help": "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is plain training."
-        },
+    aspect_alpha: float = _option(
+        4.0, "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is plain training."
     )
-    crop_scale: float = field(
-        default=0.08,
-        metadata={"help": "Smallest share of the image that a random crop keeps; 1 turns cropping off."},
+    crop_scale: float = _option(0.08, "Smallest share of the image that a random crop keeps; 1 turns cropping off.")
+    horizontal_flip: float = _option(0.5, "Probability of mirroring a training image; 0 turns it off.")
+    mixup_alpha: float = _option(
+        0.0, "Blend training images, classes and aspects in pairs: Beta(mixup_alpha, mixup_alpha)."
     )
-    horizontal_flip: float = field(
-        default=0.5, metadata={"help": "Probability of mirroring a training image; 0 turns it off."}
+    lr_milestones: list[float] | None = _option(
+        None,
+        "Epochs after which the learning rate is multiplied by lr_gamma, in place of lr_scheduler_type; the paper's: "
+        "150 180 210 of 240.",
     )
-    mixup_alpha: float = field(
-        default=0.0,
-        metadata={"help": "Blend training images, classes and aspects in pairs: Beta(mixup_alpha, mixup_alpha)."},
+    lr_gamma: float = _option(0.1, "The factor of lr_milestones.")
+    image_store: str = _option(
+        "auto",
+        "Decode and resize images once, and keep them on disk or on the device; none decodes them in every epoch; "
+        "auto takes the fastest for which there is room.",
+        choices=IMAGE_STORES,
     )
-    lr_milestones: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Epochs after which the learning rate is multiplied by lr_gamma, in place of lr_scheduler_type; "
-            "the paper's: 150 180 210 of 240."
-        },
+    image_store_scale: float = _option(
+        2.0,
+        "Side of a stored training image in sides of the student's input: what is cropped smaller is scaled up; more "
+        "takes more disk and time.",
     )
-    lr_gamma: float = field(default=0.1, metadata={"help": "The factor of lr_milestones."})
-    image_store: str = field(
-        default="auto",
-        metadata={
-            "help": "Decode and resize images once, and keep them on disk or on the device; none decodes them in "
-            "every epoch; auto takes the fastest for which there is room.",
-            "choices": IMAGE_STORES,
-        },
+    channels_last: bool = _option(False, "The memory format in which convolutional students train faster.")
+    early_stopping_patience: int | None = _option(
+        None,
+        "Stop after so many evaluations in a row without a better metric_for_best_model; needs load_best_model_at_end "
+        "and an eval_strategy.",
     )
-    image_store_scale: float = field(
-        default=2.0,
-        metadata={
-            "help": "Side of a stored training image in sides of the student's input: what is cropped smaller is "
-            "scaled up; more takes more disk and time."
-        },
+    early_stopping_threshold: float = _option(
+        0.0, "By how much the metric must be better to count for early_stopping_patience."
     )
-    channels_last: bool = field(
-        default=False, metadata={"help": "The memory format in which convolutional students train faster."}
+    remove_unused_columns: bool = _option(
+        False, "Must stay False: images and aspects are columns the model does not name."
     )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop after so many evaluations in a row without a better metric_for_best_model; needs "
-            "load_best_model_at_end and an eval_strategy."
-        },
+    label_names: list[str] | None = _option(lambda: ["labels"], "The label columns of a batch.")
+    hub_private_repo: bool | None = _option(True, "Push to a private repo unless you say --hub_private_repo false.")
+    hub_strategy: str = _option(
+        "end", "Must stay end: one commit with the finished student, not half states with every save."
     )
-    early_stopping_threshold: float = field(
-        default=0.0, metadata={"help": "By how much the metric must be better to count for early_stopping_patience."}
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay False: images and aspects are columns the model does not name."}
-    )
-    label_names: list[str] | None = field(
-        default_factory=lambda: ["labels"], metadata={"help": "The label columns of a batch."}
-    )
-    hub_private_repo: bool | None = field(
-        default=True, metadata={"help": "Push to a private repo unless you say --hub_private_repo false."}
-    )
-    hub_strategy: str = field(
-        default="end",
-        metadata={"help": "Must stay end: one commit with the finished student, not half states with every save."},
-    )
-    push_plain: bool = field(
-        default=False,
-        metadata={"help": "Publish the plain model: no remote code, the same class scores, no aspects."},
-    )
-    hub_create_pr: bool = field(
-        default=False, metadata={"help": "Open a pull request, for instance on somebody else's repo."}
-    )
-    hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of the published student, as the Hub calls it, such as apache-2.0."}
+    push_plain: bool = _option(False, "Publish the plain model: no remote code, the same class scores, no aspects.")
+    hub_create_pr: bool = _option(False, "Open a pull request, for instance on somebody else's repo.")
+    hub_license: str | None = _option(
+        None, "Licence of the published student, as the Hub calls it, such as apache-2.0."
     )
 
     def __post_init__(self) -> None:

@@ -1,38 +1,15 @@
-"""Whether a detector can become a student, and the objects of a dataset fit it: seen before the first batch."""
+"""Whether the objects of a dataset fit a detector, seen before the first batch."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow.compute as pc
-import torch
 from datasets import ClassLabel, Dataset
 from transformers import PretrainedConfig
 
 from ...data.boxes import BOX_FORMATS
 from ...data.objects import BOX, CATEGORY, iter_field, object_fields
-from ..base.models import check_classes, check_has_column, check_model
-from ..models.configuration_madkd_detection import MadkdDetectionConfig
-from ..models.modeling_madkd_detection import MadkdForObjectDetection, check_architecture
-
-
-def check_detector(
-    detector: str, pretrained: bool = True, revision: str | None = None, aspect_level: str = "object"
-) -> None:
-    """Refuse what `MadkdForObjectDetection.from_detector` or its image processor would fail at; reads no weights.
-
-    Raises:
-        ValueError, ImportError: in one sentence.
-    """
-
-    def check(config: PretrainedConfig) -> None:
-        check_architecture(config, detector)
-        is_student = isinstance(config, MadkdDetectionConfig)
-        with torch.device("meta"):
-            MadkdForObjectDetection(
-                MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level)
-            )
-
-    check_model(MadkdForObjectDetection, detector, pretrained, revision, check)
+from ..base.models import check_classes, check_has_column
 
 
 def check_objects(

@@ -118,6 +118,7 @@ class MadkdForImageClassification(AspectModel):
             ValueError: no image classifier, one with code of its own, or one whose head cannot be widened.
         """
         config, pretrained, origin, kwargs = cls._origin(backbone, bank, pretrained, kwargs)
+        check_architecture(config)
         is_student = config.model_type == MadkdConfig.model_type
         id2label = {int(index): name for index, name in id2label.items()}
         label2id = {name: index for index, name in id2label.items()}

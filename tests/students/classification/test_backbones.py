@@ -12,8 +12,8 @@ from builders.quick_python import quick_python
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessorPil
 
 from madkd_hf import MadkdForImageClassification
+from madkd_hf.students.base.models import check_model
 from madkd_hf.students.base.processors import load_image_processor
-from madkd_hf.students.classification.backbones import check_backbone
 
 
 CLASSES = {0: "cat", 1: "dog"}
@@ -36,29 +36,29 @@ def change(folder, **settings):
 
 def refused(name, *args, **kwargs) -> str:
     with pytest.raises((ValueError, ImportError)) as error:
-        check_backbone(str(name), *args, **kwargs)
+        check_model(MadkdForImageClassification, str(name), *args, **kwargs)
     assert "\n" not in str(error.value) and len(str(error.value).split()) < 60
     return str(error.value)
 
 
 def test_a_whole_backbone_passes(folder):
-    check_backbone(str(folder))
+    check_model(MadkdForImageClassification, str(folder))
     MadkdForImageClassification.from_backbone(str(folder), CLASSES, tiny.bank(1)).save_pretrained(folder / "student")
     load_image_processor(str(folder)).save_pretrained(folder / "student")
-    check_backbone(str(folder / "student"))
+    check_model(MadkdForImageClassification, str(folder / "student"))
 
 
 def test_without_weights_the_remedy_is_to_train_from_scratch(folder):
     (folder / "model.safetensors").unlink()
     assert "no weights" in refused(folder) and "--pretrained false" in refused(folder)
-    check_backbone(str(folder), pretrained=False)
+    check_model(MadkdForImageClassification, str(folder), pretrained=False)
 
 
 def test_pickled_weights_are_read_as_transformers_reads_them(folder):
     weights = AutoModelForImageClassification.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    check_backbone(str(folder))
+    check_model(MadkdForImageClassification, str(folder))
     student = MadkdForImageClassification.from_backbone(str(folder), CLASSES)
     name = "vit.layers.0.mlp.fc1.weight"
     assert torch.equal(student.backbone.state_dict()[name], weights[name])
@@ -123,11 +123,12 @@ def with_code(folder, model_type, **files):
 STUDENT = """
 import sys
 from madkd_hf import MadkdForImageClassification
-from madkd_hf.students.classification.backbones import check_backbone
+from madkd_hf.students.base.models import check_model
 from madkd_hf.students.base.processors import load_image_processor
+check = lambda name: check_model(MadkdForImageClassification, name)
 build = lambda name: MadkdForImageClassification.from_backbone(name, {0: "a"})
 for folder in sys.argv[1:]:
-    for call in (check_backbone, build, load_image_processor):
+    for call in (check, build, load_image_processor):
         try:
             call(folder)
             print("fine")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,7 +39,7 @@ from transformers.loss.loss_lw_detr import LwDetrHungarianMatcher
 from transformers.loss.loss_rt_detr import RTDetrHungarianMatcher
 
 from madkd_hf import MadkdDetectionConfig, MadkdForObjectDetection
-from madkd_hf.students.detection.checks import check_detector
+from madkd_hf.students.base.models import check_model
 from madkd_hf.students.losses.madkd_detection import aspect_loss
 
 
@@ -592,17 +593,20 @@ def test_what_a_trainer_says_about_the_loss_does_not_reach_the_detector():
 def test_code_of_a_detector_is_never_run(saved, tmp_path):
     detector("detr").to_plain().save_pretrained(tmp_path)
     processor().save_pretrained(tmp_path)
-    check_detector(str(tmp_path))
-    check_detector(str(saved[0]))
+    check_model(MadkdForObjectDetection, str(tmp_path))
+    check_model(MadkdForObjectDetection, str(saved[0]))
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForObjectDetection": "evil.Model"}
     (tmp_path / "config.json").write_text(json.dumps({**content, "auto_map": auto_map}))
-    check_detector(str(tmp_path))  # transformers has its architecture
+    check_model(MadkdForObjectDetection, str(tmp_path))  # transformers has its architecture
     model = MadkdForObjectDetection.from_detector(str(tmp_path), CLASSES)
     assert not hasattr(model.to_plain().config, "auto_map")
     (tmp_path / "config.json").write_text(json.dumps({**content, "auto_map": auto_map, "model_type": "own"}))
-    for refused in (check_detector, lambda name: MadkdForObjectDetection.from_detector(name, CLASSES)):
+    for refused in (
+        partial(check_model, MadkdForObjectDetection),
+        lambda name: MadkdForObjectDetection.from_detector(name, CLASSES),
+    ):
         with pytest.raises(ValueError, match="code of its own"):
             refused(str(tmp_path))
     assert not (tmp_path / "ran").exists()
@@ -613,11 +617,11 @@ def test_a_detector_that_cannot_become_a_student_is_told_before_it_is_loaded(tmp
     plain.config.save_pretrained(tmp_path)
     processor().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no weights .*--pretrained false"):
-        check_detector(str(tmp_path))
-    check_detector(str(tmp_path), pretrained=False)
+        check_model(MadkdForObjectDetection, str(tmp_path))
+    check_model(MadkdForObjectDetection, str(tmp_path), pretrained=False)
     tiny.resnet().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="Expected a detector"):
-        check_detector(str(tmp_path), pretrained=False)
+        check_model(MadkdForObjectDetection, str(tmp_path), pretrained=False)
 
 
 def test_a_plain_trainer_with_the_usual_metric_sees_an_ordinary_detector(tmp_path):
