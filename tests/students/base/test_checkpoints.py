@@ -26,8 +26,7 @@ from madkd_hf.students.base.checkpoints import RECORD, checkpoint_fault, find_ch
 EVERY = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "image_store": "none"}
 PARTIAL = ".checkpoint@*.partial"
 LOSSES = ("loss", "class_loss", "aspect_loss")
-START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["madkd_hf.students.classification.trainer"])
+START = multiprocessing.get_context("fork")
 
 
 def made(folder: Path, **settings):
