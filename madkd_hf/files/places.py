@@ -161,7 +161,7 @@ def locked(
                 raise ValueError(
                     f"Another run is at work in {folder}: {activity}; wait until it is over, or pass another {option}."
                 ) from None
-            logger.warning("Another run is at work in %s: %s; this one waits until it is over.", folder, activity)
+            logger.warning("Another process is at work in %s: %s; this one waits until it is over.", folder, activity)
             _acquire(lock, folder)
     held.add(key)
     try:

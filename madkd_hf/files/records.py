@@ -45,13 +45,15 @@ def note_files(folder: Folder, but: str) -> dict[str, dict[str, Any]]:
 def fault_of(folder: Folder, files: Mapping[str, Any], quick: bool = False) -> str | None:
     """Which of the noted files is not what it was, in a few words; with `quick` by names and sizes alone."""
     for name, facts in files.items():
-        path = Path(folder, name)
-        size, digest = (facts["size"], facts["checksum"]) if isinstance(facts, dict) else (None, facts)
+        path, facts = (
+            Path(folder, name),
+            facts if isinstance(facts, dict) else {"checksum": facts},
+        )  # of older versions
         if not path.is_file():
             return f"{name} is missing"
-        if size is not None and path.stat().st_size != size:
-            return f"{name} is damaged: it has {path.stat().st_size} bytes of {size}"
-        if not quick and file_checksum(path) != digest:
+        if (size := path.stat().st_size) != facts.get("size", size):
+            return f"{name} is damaged: it has {size} bytes of {facts['size']}"
+        if not quick and file_checksum(path) != facts.get("checksum"):
             return f"{name} is damaged: its checksum differs"
     return None
 
@@ -69,5 +71,5 @@ def check_files(folder: Folder, remedy: str) -> None:
     files = read_record(note, "list of checksums", remedy).get("files")
     if not isinstance(files, dict):
         raise ValueError(f"{note} is damaged, no list of checksums: {remedy}.")
-    if fault := fault_of(folder, files):
+    if fault := fault_of(folder, {Path(name).name: facts for name, facts in files.items()}):  # a stranger's, perhaps
         raise ValueError(f"{folder}/{fault}: {remedy}.")
