@@ -113,10 +113,7 @@ class AspectBank:
     @classmethod
     def _parse(cls, path: Path) -> AspectBank:
         expected = '{"format_version": 1, "aspects": [{"id": ..., "question": ..., "group": ...}, ...]}'
-        if (size := path.stat().st_size) > LARGEST_FILE:
-            raise ValueError(
-                f"{one_line(path)} is no aspect bank: it has {size:,} bytes, at most {LARGEST_FILE:,} are read."
-            )
+        _check_size(path, path.stat().st_size)
         try:
             text = path.read_text(encoding="utf-8-sig")
             content = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
@@ -160,11 +157,7 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
         keep_secret(token if isinstance(token, str) else None)
         options = {"repo_type": "dataset", "revision": revision, "token": token}
         size = hf_hub_download(str(source), BANK_FILE, dry_run=True, **options).file_size or 0
-        if size > LARGEST_FILE:
-            raise ValueError(
-                f"The {BANK_FILE} of {one_line(source)} is no aspect bank: it has {size:,} bytes, at most "
-                f"{LARGEST_FILE:,} are read."
-            )
+        _check_size(f"The {BANK_FILE} of {source}", size)
         return Path(hf_hub_download(str(source), BANK_FILE, **options))
     except OSError as error:
         reason = (masked(error).strip() or type(error).__name__).splitlines()
@@ -172,6 +165,13 @@ def _locate(source: str | os.PathLike, revision: str | None, token: str | bool |
             f"There is no bank at {one_line(source)}: no such file or folder here, and no {BANK_FILE} to be had from "
             f"a dataset of that name on the Hub ({terminal(reason[0])})."
         ) from error
+
+
+def _check_size(name: str | Path, size: int) -> None:
+    if size > LARGEST_FILE:
+        raise ValueError(
+            f"{one_line(name)} is no aspect bank: it has {size:,} bytes, at most {LARGEST_FILE:,} are read."
+        )
 
 
 class _BankError(ValueError):

@@ -12,7 +12,7 @@ from madkd_hf import AspectTeacher
 from madkd_hf import attach_aspects as label
 from madkd_hf.cli import label as attach_aspects
 from madkd_hf.cli.arguments import DatasetArguments, load_splits
-from madkd_hf.data.saved import check_saved
+from madkd_hf.data.sources import check_saved
 from madkd_hf.files import CHECKSUM_FILE
 
 
