@@ -273,7 +273,7 @@ def test_options_that_are_named_exist():
     known = {"help", "config", "config_file", "num_processes", *MadkdTrainingArguments.__dataclass_fields__}
     scripts = (ROOT / "benchmarks").glob("*.py"), (ROOT / "madkd_hf/cli").rglob("*.py")
     for script in itertools.chain(*scripts, [ROOT / "recipes/easy_vqa/questions_curve.py"]):
-        found = re.findall(r'"--(\w+)"|^    (\w+): .*= field\(', script.read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.findall(r'"--(\w+)"|^    (\w+): .*= option\(', script.read_text(encoding="utf-8"), re.MULTILINE)
         known |= {name for names in found for name in names}
     named = {option for page in PAGES for option in re.findall(r"(?<![\w-])--(\w+)", PAGES[page])}
     assert len(named) > 50 and named - known == set()
