@@ -86,35 +86,18 @@ def write_card(
     facts: StudentFacts | None = None,
     plain: bool = False,
     manual_metadata: Mapping[str, Any] | None = None,
-) -> ModelCard:
+) -> None:
     """README.md and the pictures of the comparison, of a student as `push_student` has it."""
-    folder, facts = Path(folder), facts or StudentFacts()
-    comparison, pictures = None, {}
+    folder, facts, config = Path(folder), facts or StudentFacts(), model.config
+    comparison, pictures = None, {}  # a report.json, and names in `figures/` with captions
     if facts.comparison is not None:
-        comparison = read_comparison(facts.comparison, model.config)
+        comparison = read_comparison(facts.comparison, config)
         pictures = copy_figures(facts.comparison, folder)
-    adapted = (folder / "adapter" / "adapter_config.json").is_file()
-    card = student_card(model, repo, facts, plain, comparison, pictures, manual_metadata or {}, adapted)
-    card.save(folder / "README.md")
-    return card
-
-
-def student_card(
-    model: PreTrainedModel,
-    repo: HubRepo,
-    facts: StudentFacts,
-    plain: bool,
-    comparison: Mapping[str, Any] | None,
-    pictures: Mapping[str, str],
-    manual_metadata: Mapping[str, Any],
-    adapted: bool = False,
-) -> ModelCard:
-    """The card; `comparison` is a report.json, `pictures` are names in `figures/` and captions."""
-    config = model.config
     detects = _detects(config)
     evaluations = published_evaluations(facts.evaluations, config, plain, facts.dataset)
-    data = _front_matter(config, repo, facts, evaluations, manual_metadata)
-    return ModelCard.from_template(
+    data = _front_matter(config, repo, facts, evaluations, manual_metadata or {})
+    hyperparameters = [[code(name), code(value)] for name, value in facts.hyperparameters.items()]
+    card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         name=markdown(data.model_name),
@@ -123,11 +106,10 @@ def student_card(
         repo_id=repo.repo_id,
         revision=repo.revision,
         plain=plain,
-        adapted=adapted,
+        adapted=(folder / "adapter" / "adapter_config.json").is_file(),
         detects=detects,
         about="image" if not detects else config.aspect_level,
         what="An object detector" if detects else "An image classifier",
-        task=_task(config),
         auto_class="AutoModelForObjectDetection" if detects else "AutoModelForImageClassification",
         files=[f"{kind}_{config.model_type}.py" for kind in ("configuration", "modeling")],
         classes=config.num_labels,
@@ -143,9 +125,10 @@ def student_card(
         questions=_questions(config, evaluations),
         measured=any(evaluation.aspect_auroc for evaluation in evaluations),
         provenance=_provenance(model, facts),
-        hyperparameters=_two_columns("Setting", facts.hyperparameters),
+        hyperparameters=markdown_table([["Setting", "Value"], *hyperparameters]) if hyperparameters else "",
         license=data.license,
     )
+    card.save(folder / "README.md")
 
 
 def _front_matter(
@@ -235,8 +218,3 @@ def _provenance(model: PreTrainedModel, facts: StudentFacts) -> str:
 
 def _at(commit: str | None) -> str:
     return f" at {code(commit)}" if commit else ""
-
-
-def _two_columns(head: str, values: Mapping[str, Any]) -> str:
-    rows = [[code(key), code(value)] for key, value in values.items()]
-    return markdown_table([[head, "Value"], *rows]) if rows else ""
