@@ -40,8 +40,8 @@ _SECRETS: set[str] = set()  # secrets that this process was given
 
 def hidden_character(text: str) -> str | None:
     """The first character that cannot be seen or moves what is around it, as Python writes it; None without one."""
-    found = _HIDDEN.search(text)
-    return _escape(found) if found else None
+    match = _HIDDEN.search(text)
+    return _escape(match) if match else None
 
 
 def one_line(value: Any, limit: int | None = None) -> str:
@@ -67,7 +67,7 @@ def markdown(value: Any, limit: int | None = LONGEST["markdown"]) -> str:
     text = one_line(value, limit)
     if _LINK.search(text):
         return code(text, limit)
-    return _MARKUP.sub(lambda found: "".join(map(_escaped, found[0])), text)
+    return _MARKUP.sub(lambda match: "".join(map(_escaped, match[0])), text)
 
 
 def code(value: Any, limit: int | None = LONGEST["code"]) -> str:
@@ -195,8 +195,8 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def _escape(found: re.Match[str]) -> str:
-    number = ord(found[0])
+def _escape(match: re.Match[str]) -> str:
+    number = ord(match[0])
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
 
 

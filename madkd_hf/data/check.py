@@ -111,7 +111,7 @@ def _unusable(
 def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> list[Unreadable]:
     """The images with a box that cannot be, whose answers the labelling leaves empty.
 
-    Columns `width` and `height` save a look at all images for their sizes.
+    Where there are columns `width` and `height`, no image is opened for its size.
     """
     has_sizes = {"width", "height"} <= set(rows.features)
     facts = rows.select_columns([*(("width", "height") if has_sizes else (image_column,)), boxes.column])

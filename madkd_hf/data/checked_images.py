@@ -1,4 +1,4 @@
-"""Which images were found to be whole before, so that no command decodes them again."""
+"""Which images could be decoded before, so that no command decodes them again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 1 << 23  # keys, 64 MB; beyond, the file begins anew
 
 
 class CheckedImages:
-    """The 64-bit keys of images that were found intact, in one file. Damage to it costs another look, no more."""
+    """The 64-bit keys of images that are intact, in one file; where it is damaged, images are decoded again."""
 
     def __init__(self, folder: str | os.PathLike | None = None):
         folder = Path(folder or Path(datasets.config.HF_DATASETS_CACHE) / "madkd_checked")
@@ -35,7 +35,7 @@ class CheckedImages:
         return place < len(self.keys) and int(self.keys[place]) == key
 
     def has_file(self, path: str, mode: str | None = None) -> bool:
-        """Whether the image in a file was found whole, and the file has not changed since."""
+        """Whether the image in a file is intact, and the file has not changed since."""
         try:
             return key_of_file(path, os.stat(path), mode) in self
         except (OSError, ValueError):
@@ -54,7 +54,7 @@ class CheckedImages:
         try:
             with whole_file(self.path) as file:
                 file.write(keys.astype("<u8").tobytes())
-        except (OSError, ValueError):  # no room, or not ours to write: the next command looks again
+        except (OSError, ValueError):  # no room, or not ours to write: the next command decodes again
             return
         self.keys, self.new = keys, set()
 

@@ -29,7 +29,7 @@ from .rows import describe_row, row_namer
 
 
 CHUNK = 128  # images handed to the threads at once
-SAVE_EVERY = 5_000  # images that a kill can make us look at again
+SAVE_EVERY = 5_000  # images that have to be decoded again after a kill
 LONGEST = 200  # times that one side may be as long as the other: image processors refuse more, or round to nothing
 MOST_PIXELS = 1 << 26  # decoded side by side; a larger image is decoded alone
 GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -58,7 +58,7 @@ def check_images(
 ) -> list[Unreadable]:
     """Decode all images, in parallel, and return those that cannot be read, in the order of their rows.
 
-    What was found whole is remembered in `cache_dir`, by default `madkd_checked` beside the cached datasets: the same
+    Which ones are intact is remembered in `cache_dir`, by default `madkd_checked` beside the cached datasets: the same
     images, in whatever dataset, are decoded once. Images on the web are left for whoever reads them.
     """
     feature = dataset.features.get(image_column)
@@ -102,7 +102,7 @@ def check_images(
 def check_first(
     stream: IterableDataset, image_column: str, split: str, origin: Origin | None = None, count: int = 16
 ) -> list[Unreadable]:
-    """What cannot be read of the first images of a stream; files that the origin refuses are not looked at."""
+    """What cannot be read of the first images of a stream; files that the origin refuses are not read."""
     stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
     check, unreadable = _Check(CheckedImages(), datasets.Image()), []
     for row, table in enumerate(itertools.islice(stored.iter(1), count)):

@@ -1,4 +1,4 @@
-"""Everything that is wrong, told at once."""
+"""All problems of a command in one error."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Problems:
                 self.errors.append(error)
 
     def step(self, function: Callable, *args: Any) -> Any:
-        """What a step returns; None where it found something wrong."""
+        """What a step returns; None where it failed."""
         with self.noted():
             return function(*args)
 
     def passes(self, function: Callable, *args: Any) -> bool:
-        """Whether a step found nothing wrong."""
+        """Whether a step succeeds."""
         before = len(self.errors)
         self.step(function, *args)
         return len(self.errors) == before
@@ -42,7 +42,7 @@ class Problems:
             raise ValueError(sentence)
 
     def raise_all(self) -> None:
-        """Raise what was found: a single error as it is, several as a ValueError that lists them."""
+        """Raise what was collected: a single error as it is, several as a ValueError that lists them."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:

@@ -75,7 +75,7 @@ def writing(place: Folder, state: str = "what was there before is whole") -> Ite
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # told already, in a sentence
+        if error.errno is None:  # a sentence of ours already
             raise
         raise OSError(
             f"Cannot write to {place} ({error.strerror or error}): {state}; make room there or make it writable, and "

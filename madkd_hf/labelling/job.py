@@ -30,7 +30,7 @@ from .workers import Workers
 
 
 READ_BATCH = 16  # images or objects in one call of the teacher, or more where they do not fill a forward pass
-POLL_SECONDS = 1.0  # between two looks for the shards of other workers
+POLL_SECONDS = 1.0  # after which the shards of other workers are counted again
 
 Shards = dict[str, dict[int, int]]  # split -> number of a complete shard -> its rows
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)

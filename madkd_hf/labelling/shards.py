@@ -167,7 +167,7 @@ class WorkDir:
         return self.total(split) == sum(done.values())
 
     def check(self, split: str, indexes: list[int]) -> None:
-        """See that shards are whole: between the first look at one and its last use may lie days."""
+        """Raise ValueError where a shard is damaged: since it was checked first, days may have passed."""
         for index in indexes:
             if not is_whole(self.path(split, index)):
                 raise ValueError(
