@@ -114,9 +114,6 @@ def test_a_detector_says_so_too(tmp_path):
     ):
         run.train()
     once = {**TOO_HIGH, "max_steps": 1, "save_strategy": "no"}
-    last = detection.trainer(tmp_path, evaluate=detection.rows(4), **once)
-    with pytest.raises(TrainingDivergedError, match="at step 1: the student's outputs are not finite"):
-        last.train()
     run = detection.trainer(tmp_path, evaluate=detection.rows(4), **once, eval_strategy="steps", eval_steps=1)
     with pytest.raises(TrainingDivergedError, match="at step 1: the student's outputs are not finite"):
         run.train()
