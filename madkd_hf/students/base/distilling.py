@@ -79,8 +79,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         loss: Loss | None = None,
         **kwargs: Any,
     ):
-        if args is None:
-            args = MadkdTrainingArguments(output_dir="tmp_trainer")
+        args = args or MadkdTrainingArguments(output_dir="tmp_trainer")
         if not isinstance(args, MadkdTrainingArguments):
             raise ValueError(
                 f"{type(self).__name__} needs MadkdTrainingArguments (for aspect_alpha); received {type(args)}."
@@ -92,8 +91,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         if args.batch_eval_metrics and (self.own_metrics or not self.measures_batches):
             raise ValueError(
                 f"The metrics of {type(self).__name__} need all evaluation images at once; received "
-                "batch_eval_metrics=True: leave it out; eval_accumulation_steps=1 is what spares the accelerator's "
-                "memory."
+                "batch_eval_metrics=True: leave it out, and spare memory by eval_accumulation_steps=1."
             )
         self.image_column, self.loss, self._evaluations = image_column, loss, {}
         super().__init__(
@@ -106,18 +104,8 @@ class DistillingTrainer(Publishing, SafeTrainer):
             compute_metrics=compute_metrics or self.default_metrics,
             **kwargs,
         )
-        if args.n_gpu > 1 and not self.splits_batches:
-            raise ValueError(
-                f"{type(self).__name__} cannot share a batch between the {args.n_gpu} GPUs of one process: start one "
-                "process for each with `accelerate launch`, or show it a single one with CUDA_VISIBLE_DEVICES=0."
-            )
         self._refuse_unfit()
-        if args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
-            inner = self.model.base_model_prefix  # "backbone" or "detector"
-            raise ValueError(
-                f"The {inner} {type(getattr(self.model, inner)).__name__} has no layers for gradient checkpointing: "
-                "leave it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
-            )
+        self._check_memory()
         self._in_its_format(self.model)
         self.train_dataset = self._checked_rows(train_dataset, "the training dataset")
         if isinstance(eval_dataset, dict):
@@ -137,6 +125,20 @@ class DistillingTrainer(Publishing, SafeTrainer):
         self._logged_parts: dict[str, torch.Tensor] = {}  # sums of the loss's parts since the last log
         self._logged_steps = 0
         self._rows_of_loader: dict[str, Any] = {}  # what each evaluation data loader that is kept was made of
+
+    def _check_memory(self) -> None:
+        """Refuse ways to spare or to share memory that such a student does not know."""
+        if self.args.n_gpu > 1 and not self.splits_batches:
+            raise ValueError(
+                f"{type(self).__name__} cannot share a batch between the {self.args.n_gpu} GPUs of one process: start "
+                "one process for each with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES=0."
+            )
+        if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+            inner = self.model.base_model_prefix  # "backbone" or "detector"
+            raise ValueError(
+                f"The {inner} {type(getattr(self.model, inner)).__name__} has no layers for gradient checkpointing: "
+                "leave it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
+            )
 
     def metric_names(self, rows: Any) -> list[str]:
         """What our own metrics are called that these evaluation rows can give."""
@@ -209,8 +211,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         rows, self.data_collator = self._checked_rows(dataset, "the evaluation dataset"), self.eval_collator
         if self.is_in_train:  # which evaluates these rows many times
             rows, self.data_collator = self._stored(rows, self.eval_collator)
-        size, sampler = self.args.eval_batch_size, self._get_eval_sampler
-        return self._get_dataloader(rows, "Evaluation", size, sampler, dataloader_key=name)
+        return self._get_dataloader(rows, "Evaluation", self.args.eval_batch_size, self._get_eval_sampler, False, name)
 
     def get_test_dataloader(self, test_dataset: Dataset) -> Any:
         self.data_collator = self.test_collator
@@ -274,11 +275,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The loss of a batch; in training, its parts are logged by name.
-
-        Args:
-            num_items_in_batch: what sums over rows are divided by, see `Loss`.
-        """
+        """The loss of a batch, see `Loss` of `num_items_in_batch` rows; in training, its parts are logged by name."""
         losses, outputs = self._losses(model, inputs, num_items_in_batch)
         if model.training and num_items_in_batch is not None:
             parts = {name: value for name, value in losses.items() if name != "loss"}
