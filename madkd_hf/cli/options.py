@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
 from argparse import ArgumentParser
 from contextlib import suppress
@@ -46,6 +47,7 @@ def task_of(argv: list[str]) -> str:
     return next(iter(TASKS))
 
 
+@functools.cache
 def training_options() -> type | None:
     """A stand-in for `MadkdTrainingArguments`, whose import takes seconds: its options with their help and defaults.
 

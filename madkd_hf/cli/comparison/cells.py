@@ -134,13 +134,13 @@ def run_cells(cells: list[Cell], jobs: int | None) -> dict[str, dict[str, Any]]:
     """
     results = {}
     for cell in cells:
-        before, decides = _read_result(cell), cell.decides
-        if before and before["decides"] == decides:
+        before = _read_result(cell)
+        difference = before and difference_of(before["decides"], cell.decides, "")
+        if before and not difference:
             results[cell.name] = before["result"]
             continue
         check_removable(cell.folder, "student")  # before the first of them is trained
         if before:
-            difference = difference_of(before["decides"], decides, "")
             print(f"The student {cell.name} in {cell.folder} is trained again: {difference}.")
     if todo := [cell for cell in cells if cell.name not in results]:
         _train_side_by_side(todo, min(jobs or _jobs(), len(todo)), results)
