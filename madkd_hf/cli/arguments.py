@@ -10,13 +10,14 @@ import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from ..data.names import dataset_commit, looks_like_path, similar
+from ..students.base.fields import option
 from ..text import terminal_lines
 from .options import OptionParser
 
@@ -41,14 +42,6 @@ HfArgumentParser = _argument_parser()
 FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")
-
-
-def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
-    """A field of a dataclass of options."""
-    metadata = {"help": help} | ({"choices": choices} if choices else {})
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 class UnknownKeys(ValueError):

@@ -41,8 +41,9 @@ from ..files import check_folder, check_output, own_folder, refuse_link
 from ..llm import LLM
 from ..llm.local import LocalLLM, split_gguf
 from ..questions import MANIFEST, Generated, Plan, Rules, Store, estimate, generate, open_store, saved_questions
+from ..students.base.fields import option
 from ..text import counted, terminal
-from .arguments import CommandParser, DatasetArguments, load_splits, option
+from .arguments import CommandParser, DatasetArguments, load_splits
 from .outputs import BANK
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..aspects import BANK_FILE, AspectBank
+from ..students.base.fields import option
 from . import label as label_command
-from .arguments import CommandParser, DatasetArguments, command_line, load_splits, option
+from .arguments import CommandParser, DatasetArguments, command_line, load_splits
 from .outputs import DATASET, SELECTION, check_place, working_in
 from .teachers import OwnTeacherArguments
 

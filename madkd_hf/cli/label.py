@@ -48,8 +48,9 @@ from ..files import (
     write_checksums,
     writing,
 )
+from ..students.base.fields import option
 from ..text import terminal
-from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, option, source
+from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, source
 from .outputs import DATASET, check_place, working_in
 from .teachers import TeacherArguments, load_bank_and_teacher
 

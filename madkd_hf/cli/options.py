@@ -7,13 +7,14 @@ import functools
 import importlib.util
 from argparse import ArgumentParser
 from contextlib import suppress
-from dataclasses import field, make_dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from ..data.names import looks_like_path, similar
+from ..students.base.fields import option
 from ..students.tasks import TASKS
 
 
@@ -25,8 +26,8 @@ class OptionParser(ArgumentParser):
 
     def __init__(self, *options: str):
         super().__init__(add_help=False, allow_abbrev=False)
-        for option in options:
-            self.add_argument(option)
+        for name in options:
+            self.add_argument(name)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; --help lists all options.")
@@ -41,8 +42,8 @@ def task_of(argv: list[str]) -> str:
             if name not in TASKS:
                 raise ValueError(f"There is no task {name!r}: pass --task {' or '.join(TASKS)}.")
             return name
-        for option, name in starts.items():
-            if options.get(option):
+        for start, name in starts.items():
+            if options.get(start):
                 return name
     return next(iter(TASKS))
 
@@ -65,17 +66,18 @@ def training_options() -> type | None:
         options |= {line.target.id: _option(line.value) for line in fields if isinstance(line, ast.AnnAssign)}
         if not fields:
             return None
-    return make_dataclass("TrainingOptions", [(name, str, option) for name, option in options.items()])
+    return make_dataclass("TrainingOptions", [(name, str, one) for name, one in options.items()])
 
 
 def _option(call: ast.expr | None) -> Any:
-    """A field with the default and the help of such a call, where these are literals."""
+    """An option with the default and the help of `option(...)` or `field(...)`, where these are literals."""
     literals = {}
-    for keyword in getattr(call, "keywords", []):
+    positional = zip(("default", "help"), getattr(call, "args", []))
+    for name, value in [*positional, *((keyword.arg, keyword.value) for keyword in getattr(call, "keywords", []))]:
         with suppress(ValueError):
-            literals[keyword.arg] = ast.literal_eval(keyword.value)
-    help = literals.get("metadata", {}).get("help", "")
-    return field(default=literals.get("default"), metadata={"help": help})
+            literals[name] = ast.literal_eval(value)
+    help = literals.get("help") or literals.get("metadata", {}).get("help", "")
+    return option(literals.get("default"), help)
 
 
 def content_of(config: str | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from ..aspects import AspectBank
-from .arguments import BankArguments, CommandParser, files_from, option, tokens
+from ..students.base.fields import option
+from .arguments import BankArguments, CommandParser, files_from, tokens
 
 
 if TYPE_CHECKING:

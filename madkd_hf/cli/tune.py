@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from ..data.problems import Problems
 from ..files import write_whole
-from .arguments import CommandParser, option
+from ..students.base.fields import option
+from .arguments import CommandParser
 from .comparison.options import CompareArguments, check_given
 from .outputs import COMPARING, COMPARISON, working_in
 

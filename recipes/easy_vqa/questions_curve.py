@@ -20,7 +20,7 @@ import transformers
 from datasets import Dataset, DatasetDict
 
 from madkd_hf import AspectBank
-from madkd_hf.cli.arguments import CommandParser, option
+from madkd_hf.cli.arguments import CommandParser
 from madkd_hf.cli.comparison.cells import Cell, run_cells
 from madkd_hf.cli.comparison.conditions import CompareArguments, check, label, load_checked, save_subset, student_cell
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
@@ -29,6 +29,7 @@ from madkd_hf.cli.tasks.classification import draw
 from madkd_hf.data.columns import read_answers, read_labels
 from madkd_hf.data.problems import Problems
 from madkd_hf.selection.choice import select_questions
+from madkd_hf.students.base.fields import option
 from recipes.easy_vqa.curve_report import METHODS, curve_verdict, summarise_curve, write_curve
 
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...students.base.fields import option
 from ...students.tasks import TASKS
-from ..arguments import ClassArguments, HubArguments, ObjectArguments, option
+from ..arguments import ClassArguments, HubArguments, ObjectArguments
 from ..tasks import command_of
 from ..teachers import OwnTeacherArguments
 

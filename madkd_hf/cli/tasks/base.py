@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ...files import whole_file, writing
+from ...students.base.fields import option
 from ...students.tasks import TASKS, Task
-from ..arguments import option
 from ..teachers import OwnTeacherArguments
 
 

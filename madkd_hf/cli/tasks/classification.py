@@ -20,9 +20,10 @@ from ...data.check import drop_rows, listed, rows_without_class
 from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
+from ...students.base.fields import option
 from ...students.tasks import TASKS
 from ...text import counted, get_logger
-from ..arguments import ClassArguments, option
+from ..arguments import ClassArguments
 from .base import TaskCommand, TestUse, TrainArguments
 
 

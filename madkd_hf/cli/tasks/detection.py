@@ -26,8 +26,9 @@ from ...data.decoding import Unreadable
 from ...data.labels import class_label
 from ...data.objects import CATEGORY, Boxes, count_objects, iter_field, object_fields, with_category
 from ...data.problems import Problems
+from ...students.base.fields import option
 from ...students.tasks import TASKS
-from ..arguments import ObjectArguments, SplitArguments, option
+from ..arguments import ObjectArguments, SplitArguments
 from .base import TaskCommand, TestUse, TrainArguments, load_arrays
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from ...hub.upload import HubRepo
+from .fields import option
 from .settings import check_extras, check_numbers, check_stopping
 
 
@@ -23,12 +24,6 @@ def _is_one_of_several_on_cpu() -> bool:
     started = "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
     device = torch.accelerator.current_accelerator(check_available=True)
     return started and (device is None or device.type == "mps")
-
-
-def _option(default: Any, text: str, **metadata: Any) -> Any:
-    """A field with its help; a `default` that can be called makes the default."""
-    kind = "default_factory" if callable(default) else "default"
-    return field(**{kind: default}, metadata={"help": text, **metadata})
 
 
 @dataclass
@@ -48,51 +43,51 @@ class MadkdTrainingArguments(TrainingArguments):
         early_stopping_patience: needs `load_best_model_at_end` and an `eval_strategy`.
     """
 
-    aspect_alpha: float = _option(
+    aspect_alpha: float = option(
         4.0, "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is plain training."
     )
-    crop_scale: float = _option(0.08, "Smallest share of the image that a random crop keeps; 1 turns cropping off.")
-    horizontal_flip: float = _option(0.5, "Probability of mirroring a training image; 0 turns it off.")
-    mixup_alpha: float = _option(
+    crop_scale: float = option(0.08, "Smallest share of the image that a random crop keeps; 1 turns cropping off.")
+    horizontal_flip: float = option(0.5, "Probability of mirroring a training image; 0 turns it off.")
+    mixup_alpha: float = option(
         0.0, "Blend training images, classes and aspects in pairs: Beta(mixup_alpha, mixup_alpha)."
     )
-    lr_milestones: list[float] | None = _option(
+    lr_milestones: list[float] | None = option(
         None,
         "Epochs after which the learning rate is multiplied by lr_gamma, in place of lr_scheduler_type; the paper's: "
         "150 180 210 of 240.",
     )
-    lr_gamma: float = _option(0.1, "The factor of lr_milestones.")
-    image_store: str = _option(
+    lr_gamma: float = option(0.1, "The factor of lr_milestones.")
+    image_store: str = option(
         "auto",
         "Decode and resize images once, and keep them on disk or on the device; none decodes them in every epoch; "
         "auto takes the fastest for which there is room.",
-        choices=IMAGE_STORES,
+        IMAGE_STORES,
     )
-    image_store_scale: float = _option(
+    image_store_scale: float = option(
         2.0,
         "Side of a stored training image in sides of the student's input: what is cropped smaller is scaled up; more "
         "takes more disk and time.",
     )
-    channels_last: bool = _option(False, "The memory format in which convolutional students train faster.")
-    early_stopping_patience: int | None = _option(
+    channels_last: bool = option(False, "The memory format in which convolutional students train faster.")
+    early_stopping_patience: int | None = option(
         None,
         "Stop after so many evaluations in a row without a better metric_for_best_model; needs load_best_model_at_end "
         "and an eval_strategy.",
     )
-    early_stopping_threshold: float = _option(
+    early_stopping_threshold: float = option(
         0.0, "By how much the metric must be better to count for early_stopping_patience."
     )
-    remove_unused_columns: bool = _option(
+    remove_unused_columns: bool = option(
         False, "Must stay False: images and aspects are columns the model does not name."
     )
-    label_names: list[str] | None = _option(lambda: ["labels"], "The label columns of a batch.")
-    hub_private_repo: bool | None = _option(True, "Push to a private repo unless you say --hub_private_repo false.")
-    hub_strategy: str = _option(
+    label_names: list[str] | None = option(["labels"], "The label columns of a batch.")
+    hub_private_repo: bool | None = option(True, "Push to a private repo unless you say --hub_private_repo false.")
+    hub_strategy: str = option(
         "end", "Must stay end: one commit with the finished student, not half states with every save."
     )
-    push_plain: bool = _option(False, "Publish the plain model: no remote code, the same class scores, no aspects.")
-    hub_create_pr: bool = _option(False, "Open a pull request, for instance on somebody else's repo.")
-    hub_license: str | None = _option(
+    push_plain: bool = option(False, "Publish the plain model: no remote code, the same class scores, no aspects.")
+    hub_create_pr: bool = option(False, "Open a pull request, for instance on somebody else's repo.")
+    hub_license: str | None = option(
         None, "Licence of the published student, as the Hub calls it, such as apache-2.0."
     )
 

@@ -35,7 +35,7 @@ from transformers import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))  # the repository root: `recipes` is not installed
 
-from madkd_hf.cli.arguments import option  # noqa: E402
+from madkd_hf.students.base.fields import option  # noqa: E402
 from madkd_hf.teachers.mllm.prompt import chat_text  # noqa: E402
 from recipes.easy_vqa.data import COLORS, SHAPES, Question, facts, questions_of  # noqa: E402
 from recipes.easy_vqa.teacher.evaluate_teacher import evaluate, table, write_card  # noqa: E402
