@@ -25,7 +25,8 @@ def write_record(path: Folder, content: Mapping[str, Any], new: bool = False) ->
 def read_record(path: Folder, what: str, remedy: str) -> dict[str, Any]:
     """What `write_record` has written, see `read_json`; what is damaged in it may still be JSON."""
     content = read_json(path, what, remedy)
-    if content.pop("checksum", None) != checksum(content):
+    old = checksum(content.get("files"))  # what earlier versions noted of saved datasets
+    if content.pop("checksum", None) not in (checksum(content), old):
         raise ValueError(f"{path} is damaged, no {what} (it does not match its checksum): {remedy}.")
     return content
 
@@ -45,10 +46,8 @@ def note_files(folder: Folder, but: str) -> dict[str, dict[str, Any]]:
 def fault_of(folder: Folder, files: Mapping[str, Any], quick: bool = False) -> str | None:
     """Which of the noted files is not what it was, in a few words; with `quick` by names and sizes alone."""
     for name, facts in files.items():
-        path, facts = (
-            Path(folder, name),
-            facts if isinstance(facts, dict) else {"checksum": facts},
-        )  # of older versions
+        path = Path(folder, name)
+        facts = facts if isinstance(facts, dict) else {"checksum": facts}  # of older versions
         if not path.is_file():
             return f"{name} is missing"
         if (size := path.stat().st_size) != facts.get("size", size):
