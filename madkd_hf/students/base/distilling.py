@@ -48,7 +48,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         args: `MadkdTrainingArguments`.
         train_dataset, eval_dataset: labelled datasets.
         processing_class: the student's image processor; it is saved with the model.
-        image_column: its name.
+        image_column: name of the column of images.
         loss: the one to minimise; by default that of `default_loss`.
         kwargs: of `Trainer`.
 

@@ -41,7 +41,7 @@ class MadkdTrainer(DistillingTrainer):
             `aspect_logits` [B, Q], NaN where unknown.
         compute_metrics: receives class logits and labels; by default accuracy, top-5, macro-F1, calibration error and,
             where there are targets, the aspects' AUROC and BCE against the teacher.
-        label_column: its name.
+        label_column: name of the column of classes.
         peft_config: a `LoraConfig`: the backbone gets adapters (`target_modules`, by default all its linear layers),
             the head is trained in full. `trainer.model` is then a `LoraStudent` around the model given. What is saved
             and published is the merged student, an ordinary one, with the adapter beside it in `adapter/`;

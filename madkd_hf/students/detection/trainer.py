@@ -66,7 +66,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
             `labels` as `DetectionCollator` makes them; for `predict` without labels also `orig_sizes` [B, 2].
         compute_metrics: receives an `EvalPrediction` of two lists, one entry for each image, see
             `evaluation.detection_metrics`, which it takes the place of.
-        boxes_column: its name.
+        boxes_column: name of the column of objects.
         box_format: of the boxes, `coco`, `pascal_voc` or `yolo`.
         loss: takes the place of the detector's loss and BCE, see `madkd_hf.students.losses.Loss`; aspect_alpha is that
             of the usual `MadkdDetectionLoss`.
