@@ -44,7 +44,7 @@ READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options
 WRITTEN = ("output_dir", "work_dir")
 
 
-class UnknownKeys(ValueError):
+class UnknownKeysError(ValueError):
     """A YAML file has keys that this command does not have; they may be those of another one."""
 
     def __init__(self, sentence: str, file: Path, content: dict[str, Any], known: set[str]):
@@ -204,7 +204,7 @@ class CommandParser(HfArgumentParser):
         known = self.names
         if unknown := [str(key) for key in content if key not in known]:
             sentence = f"Unknown key {unknown[0]!r} in {path}{self._suggest(unknown[0])}; --help lists them all."
-            raise UnknownKeys(sentence, path, content, known)
+            raise UnknownKeysError(sentence, path, content, known)
         for key in READ:
             overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
             if isinstance(content.get(key), str) and not overridden:

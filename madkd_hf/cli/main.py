@@ -13,7 +13,7 @@ from . import interrupts  # the others are imported where they are used: they lo
 
 
 if TYPE_CHECKING:
-    from .arguments import CommandParser, UnknownKeys
+    from .arguments import CommandParser, UnknownKeysError
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
     "ask": "Let an LLM write yes/no questions about the classes of a dataset.",
@@ -111,7 +111,7 @@ def run(main: Callable[[], None]) -> None:
     from ..data.problems import FailedOnOtherRankError
     from ..files import disk_is_full
     from ..text import keep_secret, message, show_traceback
-    from .arguments import UnknownKeys
+    from .arguments import UnknownKeysError
 
     sys.excepthook = show_traceback
     keep_secret(get_token())
@@ -122,7 +122,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         interrupts.leave(stopped)
-    except UnknownKeys as error:
+    except UnknownKeysError as error:
         sys.exit(f"error: {message(_other_command(error) or error)}")
     except Exception as error:
         sentence = isinstance(error, (ValueError, OSError, ImportError))
@@ -143,7 +143,7 @@ def _full_disk(error: Exception) -> str:
     )
 
 
-def _other_command(error: UnknownKeys) -> str | None:
+def _other_command(error: UnknownKeysError) -> str | None:
     """What to say where a file belongs to another command."""
     keys = list(map(str, error.content))
     command = command_for(keys, error.known)
