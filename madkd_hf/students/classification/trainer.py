@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from datasets import ClassLabel, Dataset
 from torch import nn
+from transformers import BaseImageProcessor, EvalPrediction
 
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
@@ -17,6 +18,7 @@ from ..base.distilling import DistillingTrainer
 from ..base.models import check_classes, check_has_column
 from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
+from ..base.training_args import MadkdTrainingArguments
 from ..losses import Loss, MadkdLoss
 from ..models.modeling_madkd import MadkdForImageClassification
 from .data import AspectCollator
@@ -65,7 +67,13 @@ class MadkdTrainer(DistillingTrainer):
     def __init__(
         self,
         model: MadkdForImageClassification | None = None,
-        *args: Any,
+        args: MadkdTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: BaseImageProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        *,
         label_column: str = "label",
         peft_config: LoraConfig | None = None,
         **kwargs: Any,
@@ -83,7 +91,8 @@ class MadkdTrainer(DistillingTrainer):
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._finish: Callable[[dict], None] | None = None
         self._drawn = (0, -1)  # the step, and which of its batches was mixed last
-        super().__init__(model, *args, **kwargs)
+        data = (train_dataset, eval_dataset, processing_class, compute_metrics)
+        super().__init__(model, args, data_collator, *data, **kwargs)
 
     def _refuse_unfit(self) -> None:
         if self.args.image_store in ("disk", "device"):

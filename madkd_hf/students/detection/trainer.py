@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import nn
-from transformers import EvalPrediction
+from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from ...data.image_columns import check_image_feature
@@ -81,10 +82,24 @@ class MadkdDetectionTrainer(DistillingTrainer):
     metrics = (*STATISTICS, *OF_ASPECTS)
     default_metrics = staticmethod(detection_metrics)
 
-    def __init__(self, *args: Any, boxes_column: str = "objects", box_format: str = "coco", **kwargs: Any):
+    def __init__(
+        self,
+        model: MadkdForObjectDetection | None = None,
+        args: MadkdTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: BaseImageProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        *,
+        boxes_column: str = "objects",
+        box_format: str = "coco",
+        **kwargs: Any,
+    ):
         self.boxes_column, self.box_format = boxes_column, box_format
         self._evaluated: list[list[tuple[dict, dict | None]]] = []  # by batch, by image: prediction and reference
-        super().__init__(*args, **kwargs)
+        data = (train_dataset, eval_dataset, processing_class, compute_metrics)
+        super().__init__(model, args, data_collator, *data, **kwargs)
 
     def _refuse_unfit(self) -> None:
         if not isinstance(self.model, MadkdForObjectDetection):
