@@ -37,7 +37,6 @@ START.set_forkserver_preload(["madkd_hf.labelling.job", "madkd_hf.teachers.mllm"
 # Kill -9
 
 
-@pytest.mark.xdist_group("killed")  # one server of processes to kill is enough
 @pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
 def test_a_killed_job_goes_on_and_ends_with_the_same_bits(tmp_path, stream):
     kill_trials(tmp_path, trials=6, seed=1, stream=stream)

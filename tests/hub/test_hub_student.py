@@ -318,7 +318,6 @@ def published(hub, place):
     return done
 
 
-@pytest.mark.xdist_group("published")
 def test_the_recipe_publishes_one_complete_private_commit(hub, place, published):
     files = hub.files("you/birds")
     assert set(files) == ASPECT_FILES | {"figures/accuracies.png", "figures/aspect_learning.png"}
@@ -335,7 +334,6 @@ def test_the_recipe_publishes_one_complete_private_commit(hub, place, published)
     assert "Validation (12 images)" in card.text and "| AUROC |" in card.text and "`3`" in card.text
 
 
-@pytest.mark.xdist_group("published")
 def test_the_token_gets_nowhere(hub, place, published):
     secret = TOKEN.removeprefix("hf_")
     assert secret not in published.stdout + published.stderr
@@ -421,7 +419,6 @@ def local_logits(folder: Path) -> torch.Tensor:
         return MadkdForImageClassification.from_pretrained(folder).eval()(pixels).logits
 
 
-@pytest.mark.xdist_group("published")
 def test_a_stranger_loads_it_and_runs_what_the_card_shows(hub, place, published, tmp_path):
     found = loaded_by_a_stranger(hub, place, tmp_path, "you/birds")
     assert "transformers_modules" in found["class"]

@@ -307,7 +307,6 @@ def child(folder: Path, stream: bool, arrangement: tuple[str, int] | None) -> No
     label_objects(folder, stream)
 
 
-@pytest.mark.xdist_group("killed")
 @pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
 def test_a_killed_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkeypatch, stream):
     changed = {"child": child, "label": label_objects, "ROWS": 2 * COUNT, "SHARD": 2 * SHARD}

@@ -329,7 +329,6 @@ def candidates(tmp_path_factory):
     return folder
 
 
-@pytest.mark.xdist_group("candidates")
 def test_the_command_keeps_questions_and_answers(candidates, tmp_path, capsys):
     words = ["--dataset", candidates, "--keep", "11", "--write_dataset", "--output_dir", tmp_path / "kept"]
     recipe("select_questions", *words)
@@ -361,7 +360,6 @@ def test_the_command_labels_a_sample_of_each_class(tmp_path, capsys):
     assert not (tmp_path / "train").exists()
 
 
-@pytest.mark.xdist_group("candidates")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -387,7 +385,6 @@ def test_the_command_without_answers_asks_for_a_teacher(tmp_path):
     assert "Only a sample is to be labelled, and --write_dataset needs" in said
 
 
-@pytest.mark.xdist_group("candidates")
 def test_choices_for_the_curve(candidates):
     from recipes.easy_vqa import questions_curve
 

@@ -200,9 +200,6 @@ def assert_trained_as_one(one: dict, two: list[dict]) -> None:
         np.testing.assert_equal(two[1][key], two[0][key], key)
 
 
-pytestmark = pytest.mark.xdist_group("two processes")
-
-
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes_train_as_one_with_the_same_global_batch(of_one, of_two, name):
     assert_trained_as_one(of_one[name], [found[name] for found in of_two])

@@ -277,7 +277,6 @@ def kill_trials(folder: Path, undisturbed, trials: int, seed: int) -> None:
     assert partial
 
 
-@pytest.mark.xdist_group("killed")
 def test_a_training_killed_while_it_saves_goes_on(tmp_path, undisturbed):
     kill_trials(tmp_path, undisturbed, trials=1, seed=1)
 
