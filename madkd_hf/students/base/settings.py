@@ -24,7 +24,7 @@ EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {  # option -> what i
     "weight_decay": (_at_least(0), "a number from 0 on"),
     "max_grad_norm": (lambda value: value >= 0, "a number from 0 on, 0 for no clipping"),
     "label_smoothing_factor": (lambda value: 0 <= value <= 1, "0 to 1, mostly 0 or 0.1"),
-    "aspect_alpha": (_at_least(0), "a finite number, 1 to 50 in the paper, 0 for plain training"),
+    "aspect_alpha": (_at_least(0), "a finite number, 1 to 50 in the paper, 0 for classes alone"),
     "crop_scale": (lambda value: 0 < value <= 1, "a share of the image, above 0 and at most 1"),
     "horizontal_flip": (lambda value: 0 <= value <= 1, "a probability, 0 to 1"),
     "mixup_alpha": (_at_least(0), "a number from 0 on, 0 to turn it off"),

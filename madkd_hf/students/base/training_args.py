@@ -44,7 +44,7 @@ class MadkdTrainingArguments(TrainingArguments):
     """
 
     aspect_alpha: float = option(
-        4.0, "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is plain training."
+        4.0, "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is classes alone."
     )
     crop_scale: float = option(0.08, "Smallest share of the image that a random crop keeps; 1 turns cropping off.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image; 0 turns it off.")

@@ -396,7 +396,7 @@ def test_the_card_takes_what_a_trainer_takes(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"aspect_alpha": -1}, "aspect_alpha must be .*, 0 for plain training; received -1"),
+        ({"aspect_alpha": -1}, "aspect_alpha must be .*, 0 for classes alone; received -1"),
         ({"aspect_alpha": float("nan")}, "aspect_alpha .*received nan"),
         ({"crop_scale": 0.0}, "crop_scale .*above 0 and at most 1; received 0.0"),
         ({"crop_scale": 1.5}, "crop_scale .*received 1.5"),
