@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers import TrainingArguments
 
 from madkd_hf import MadkdTrainingArguments
-from madkd_hf.cli.arguments import CommandParser
-from madkd_hf.cli.main import COMMANDS, LAUNCHED, parser_of
+from madkd_hf.cli.arguments import CommandParser, parser_of
+from madkd_hf.cli.main import COMMANDS, LAUNCHED
 from madkd_hf.cli.tasks import command_of
 from madkd_hf.students.tasks import TASKS
 

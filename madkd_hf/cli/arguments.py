@@ -1,14 +1,16 @@
-"""What all commands share: YAML under the command line, datasets by name, and errors in one sentence."""
+"""What all commands share: options, YAML under the command line, and datasets by name."""
 
 from __future__ import annotations
 
 import difflib
+import importlib
 import importlib.util
 import json
 import os
 import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +44,14 @@ HfArgumentParser = _argument_parser()
 FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")
-
-
-class UnknownKeysError(ValueError):
-    """A YAML file has keys that this command does not have; they may be those of another one."""
-
-    def __init__(self, sentence: str, file: Path, content: dict[str, Any], known: set[str]):
-        super().__init__(sentence)
-        self.file, self.content, self.known = file, content, known
+GROUPS = {  # command -> its groups of options, in its module; those of a training depend on its task
+    "label": ("LabelArguments",),
+    "ask": ("ClassNameArguments", "QuestionArguments", "LLMArguments"),
+    "choose": ("ChooseArguments",),
+    "compare": ("CompareArguments", "TaskArguments"),
+    "tune": ("TuneArguments",),
+}
+TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 
 
 @dataclass
@@ -203,8 +205,14 @@ class CommandParser(HfArgumentParser):
             raise ValueError(f"{path} holds {type(content).__name__}: expected lines of `option: value`.")
         known = self.names
         if unknown := [str(key) for key in content if key not in known]:
-            sentence = f"Unknown key {unknown[0]!r} in {path}{self._suggest(unknown[0])}; --help lists them all."
-            raise UnknownKeysError(sentence, path, content, known)
+            if command := command_for(map(str, content), known):
+                raise ValueError(
+                    f"{path} has keys of `madkd {command}` ({', '.join(unknown[:3])}): pass it to that command, or "
+                    "another --config."
+                )
+            raise ValueError(
+                f"Unknown key {unknown[0]!r} in {path}{self._suggest(unknown[0])}; --help lists them all."
+            )
         for key in READ:
             overridden = any(word == f"--{key}" or word.startswith(f"--{key}=") for word in args)
             if isinstance(content.get(key), str) and not overridden:
@@ -214,6 +222,19 @@ class CommandParser(HfArgumentParser):
     def _suggest(self, name: str) -> str:
         close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), sorted(self.names), n=1)
         return f": did you mean {close[0]!r}?" if close else ""
+
+
+def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:
+    """The command that has all these options; two of a training that are not `known` to this one mean `train`."""
+    options = set(options)
+    command = next((command for command in GROUPS if options <= parser_of(command).names), None)
+    return command or ("train" if len(options & TRAINING_OPTIONS - set(known)) > 1 else None)
+
+
+def parser_of(command: str) -> CommandParser:
+    """The parser of any command but `train`."""
+    module = importlib.import_module(f"{__package__}.{command}")
+    return CommandParser(*(getattr(module, name) for name in GROUPS[command]), description=module.__doc__)
 
 
 def _beside_config(config: Path, key: str, value: str) -> str:

@@ -57,7 +57,7 @@ def _end_while_loading(code: int) -> None:
 
 
 def watch() -> None:
-    """Handle Ctrl-C and SIGTERM while the large libraries are imported, until `arguments.run` takes over."""
+    """Handle Ctrl-C and SIGTERM while the large libraries are imported, until `main.run` takes over."""
     if multiprocessing.parent_process() is not None:
         return
     process, original = os.getpid(), sys.excepthook

@@ -6,14 +6,10 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from . import interrupts  # the others are imported where they are used: they load YAML, and a stop may come before
 
-
-if TYPE_CHECKING:
-    from .arguments import CommandParser, UnknownKeysError
 
 COMMANDS = {  # verb, which is the name of its module -> what it does
     "ask": "Let an LLM write yes/no questions about the classes of a dataset.",
@@ -24,14 +20,6 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "tune": "Choose training arguments on validation images, over equal grids.",
 }
 LAUNCHED = ("label", "train")  # run in several processes
-GROUPS = {  # verb -> its groups of options, in its module; those of a training depend on its task
-    "label": ("LabelArguments",),
-    "ask": ("ClassNameArguments", "QuestionArguments", "LLMArguments"),
-    "choose": ("ChooseArguments",),
-    "compare": ("CompareArguments", "TaskArguments"),
-    "tune": ("TuneArguments",),
-}
-TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"
 MORE = "`madkd COMMAND --help` lists the options of a command; `madkd --version` prints the version."
 
@@ -111,7 +99,6 @@ def run(main: Callable[[], None]) -> None:
     from ..data.problems import FailedOnOtherRankError
     from ..files import disk_is_full
     from ..text import keep_secret, message, show_traceback
-    from .arguments import UnknownKeysError
 
     sys.excepthook = show_traceback
     keep_secret(get_token())
@@ -122,8 +109,6 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt as stopped:
         interrupts.leave(stopped)
-    except UnknownKeysError as error:
-        sys.exit(f"error: {message(_other_command(error) or error)}")
     except Exception as error:
         sentence = isinstance(error, (ValueError, OSError, ImportError))
         if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
@@ -141,28 +126,3 @@ def _full_disk(error: Exception) -> str:
         f"The disk is full{f' at {place}' if place else ''} ({' '.join(text.split())[:200]}): make room there, and "
         "run the same command again; what was there before is whole."
     )
-
-
-def _other_command(error: UnknownKeysError) -> str | None:
-    """What to say where a file belongs to another command."""
-    keys = list(map(str, error.content))
-    command = command_for(keys, error.known)
-    some = ", ".join([key for key in keys if key not in error.known][:3])
-    return command and (
-        f"{error.file} has keys of `madkd {command}` ({some}): pass it to that command, or another --config."
-    )
-
-
-def command_for(options: Iterable[str], known: Iterable[str]) -> str | None:
-    """The command that has all these options; two of a training that are not `known` to this one mean `train`."""
-    options = set(options)
-    command = next((command for command in GROUPS if options <= parser_of(command).names), None)
-    return command or ("train" if len(options & TRAINING_OPTIONS - set(known)) > 1 else None)
-
-
-def parser_of(command: str) -> CommandParser:
-    """The parser of any command but `train`."""
-    from .arguments import CommandParser
-
-    module = importlib.import_module(f"{__package__}.{command}")
-    return CommandParser(*(getattr(module, name) for name in GROUPS[command]), description=module.__doc__)

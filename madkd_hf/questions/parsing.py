@@ -46,7 +46,8 @@ def parse_choice(completion: str, questions: Sequence[str]) -> list[int]:
     text = without_thoughts(completion)
     value = _read_json(text)
     if isinstance(value, dict):
-        value = value.get("selected", [])
+        lists = [part for part in value.values() if isinstance(part, list)]  # and not the reasons beside them
+        value = value.get("selected", lists[0] if lists else list(value.values()))
     parts = value if isinstance(value, list) else text.splitlines()
     position_of = {fold(question): index for index, question in enumerate(questions)}
     chosen = [index for part in parts for index in _positions(part, position_of)]
@@ -78,9 +79,9 @@ def _in_json(value: Any, depth: int = 0) -> Iterator[Proposal]:
     """The objects with a question, and texts, in lists and objects of any kind."""
     if isinstance(value, dict):
         value = {str(key).strip().lower(): part for key, part in value.items()}
-        question, *names = (value.get(key) for key in ("question", "id", "group"))
-        if isinstance(question, str):
-            yield Proposal(_clean(question), *(name.strip() if isinstance(name, str) else "" for name in names))
+        texts = {key: part.strip() for key, part in value.items() if isinstance(part, str)}
+        if question := texts.get("question") or texts.get("text"):
+            yield Proposal(_clean(question), texts.get("id") or texts.get("name", ""), texts.get("group", ""))
             return
         value = list(value.values())
     if isinstance(value, str) and len(value.split()) > 1:
@@ -100,7 +101,9 @@ def _in_lines(text: str) -> Iterator[str]:
 
 
 def _positions(part: Any, position_of: Mapping[str, int]) -> list[int]:
-    """The positions that a number or a text stands for."""
+    """The positions that a number, a text, or an object with one of them stands for."""
+    if isinstance(part, dict):
+        part = next((value for kind in (int, str) for value in part.values() if type(value) is kind), None)
     if type(part) is int:  # and no bool
         return [part - 1]
     if not isinstance(part, str):

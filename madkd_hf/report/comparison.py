@@ -123,7 +123,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
 
     Args:
         cells: each with at least `condition` (a key of `CONDITIONS`), `seed`, `accuracy` (per cent, test images); the
-            same seeds in each condition.
+            same seeds in each condition, or ValueError.
         task: "detection" for cells of `DETECTORS`, with `map` (AP in points, test images) in place of `accuracy`.
 
     Returns:
@@ -137,7 +137,10 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     for cell in cells:
         by_condition[cell["condition"]][cell["seed"]] = float(cell[terms.key])
     runs = {name: dict(sorted(run.items())) for name, run in by_condition.items() if run}
-    seeds = list(next(iter(runs.values())))
+    seeds = list(next(iter(runs.values()), []))
+    if not seeds or any(list(run) != seeds for run in runs.values()):
+        received = {name: list(run) for name, run in runs.items()} or "no cells"
+        raise ValueError(f"Expected the same seeds in each condition, got {received}: train at least one for each.")
     scores = {name: list(run.values()) for name, run in runs.items()}
     kinds = {name: role(terms, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}

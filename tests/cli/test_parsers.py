@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -9,11 +10,12 @@ import sys
 import pytest
 from builders.commands import EASY_VQA, ROOT, refuse
 
+from madkd_hf.cli.arguments import GROUPS, parser_of
 from madkd_hf.cli.compare import check_given, parse
-from madkd_hf.cli.main import GROUPS, parser_of
 from madkd_hf.cli.options import training_options
 from madkd_hf.cli.tasks import command_of
 from madkd_hf.cli.train import parser_of as training_parser
+from madkd_hf.data.problems import Problems
 from madkd_hf.students.tasks import TASKS
 
 
@@ -31,6 +33,15 @@ def test_a_file_of_another_command_is_told_with_that_command(script, file, comma
     said = refuse(script, "--config", EASY_VQA / file, "--output_dir", tmp_path / "out")
     assert said.startswith(f"error: {EASY_VQA / file} has keys of `madkd {command}` ({keys}") and "\n" not in said
     assert "pass it to that command" in said
+
+
+def test_a_hint_at_another_command_reaches_other_processes_and_lists_of_problems():
+    problems = Problems()
+    problems.step(parse, ["--config", str(EASY_VQA / "attach.yaml")])
+    problems.add("Another thing is wrong.")
+    assert "has keys of `madkd label`" in str(pickle.loads(pickle.dumps(problems.errors[0])))
+    with pytest.raises(ValueError, match="has keys of `madkd label`"):
+        problems.raise_all()
 
 
 def test_a_typing_error_in_a_file_gets_the_option_that_was_meant(tmp_path):

@@ -83,6 +83,14 @@ def test_ids_and_groups_are_read_where_they_are():
     assert first("a list of texts") == ("", "")
 
 
+def test_what_stands_beside_a_question_is_no_question():
+    for beside in ('"name": "red colour"', '"reason": "tells apples from pears"'):
+        completion = f'{{"aspects": [{{"text": "{WINGS}", {beside}}}]}}'
+        assert [proposal.question for proposal in parse_questions(completion)] == [WINGS], completion
+    (proposal,) = parse_questions(f'{{"text": "{WINGS}", "name": "has wings"}}')
+    assert proposal.id == "has wings"
+
+
 def test_nothing_is_found_where_nothing_is():
     for completion in (
         "",
@@ -116,6 +124,9 @@ def test_choices_are_found_in_what_llms_write():
         "2\n3",
         '{"selected": [2, 2, 0, 99, -1, 3, true]}',
         '{"selected": [2, 3, ',
+        '{"questions": [2, 3], "reasons": "1 and 4 are alike"}',
+        '{"selected": [{"number": 2, "question": "Is it big?"}, {"number": 3, "question": "Is it old?"}]}',
+        '[{"question": "2. Is it big?"}, {"question": "3. Is it old?"}]',
         "2, 3, " + "1" * 5000,
     ]:
         assert parse_choice(completion, questions) == [1, 2], completion

@@ -97,6 +97,14 @@ def test_summarise_orders_by_condition_and_seed():
     assert summary["gains"] == {"madkd": over}
 
 
+def test_summarise_pairs_the_same_seeds_only():
+    base, madkd = ([cell for cell in make_cells() if cell["condition"] == name] for name in ("base", "madkd"))
+    with pytest.raises(ValueError, match="the same seeds"):
+        reporting.summarise([*base, *(cell | {"seed": cell["seed"] + 5} for cell in madkd)])
+    with pytest.raises(ValueError, match="train at least one"):
+        reporting.summarise([])
+
+
 def test_summarise_leaves_out_what_was_not_run():
     summary = reporting.summarise([cell for cell in make_cells() if cell["condition"] in ("base", "shuffled")])
     assert list(summary["accuracy"]) == ["base", "shuffled"]
