@@ -140,7 +140,7 @@ def _check_streamed(folder: Path) -> None:
     manifest = folder / STREAMED
     try:
         ours = manifest.is_file() and {"checksum", "shard_size", "splits"} <= set(read_json(manifest, "manifest", ""))
-    except ValueError:  # nothing that we need to load the files
+    except (OSError, ValueError):  # nothing that we need to load the files
         ours = False
     for path in sorted(folder.glob("data/*-[0-9][0-9][0-9][0-9][0-9].parquet")):
         intact = is_whole(path)

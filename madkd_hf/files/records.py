@@ -17,9 +17,9 @@ CHECKSUM_FILE = "checksums.json"  # notes the files of a saved dataset
 def write_record(path: Folder, content: Mapping[str, Any], new: bool = False) -> None:
     """Write a JSON object with its checksum, in one step; with `new`, FileExistsError where the name is not free."""
     content = json.loads(json.dumps(content))  # as it will be read back
-    text = json.dumps({**content, "checksum": checksum(content)}, indent=1, ensure_ascii=False)
+    text = json.dumps({**content, "checksum": checksum(content)}, indent=1)
     with whole_file(path, new) as file:
-        file.write(f"{text}\n".encode(errors="surrogatepass"))
+        file.write(f"{text}\n".encode())
 
 
 def read_record(path: Folder, what: str, remedy: str) -> dict[str, Any]:

@@ -136,8 +136,12 @@ def read_json(path: Folder, what: str, remedy: str) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
-    except OSError as error:
-        raise ValueError(f"{path}, {what}, cannot be read ({error.strerror or error}): {remedy}.") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ValueError(f"{path}, {what}, cannot be read ({error.strerror}): {remedy}.") from error
+    except OSError as error:  # it may pass, and says nothing of the content
+        raise OSError(
+            f"{path}, {what}, cannot be read ({error.strerror or error}): make it readable, or {remedy}."
+        ) from error
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested without end
         raise ValueError(f"{path} is damaged, no {what} ({error}): {remedy}.") from error
     return content

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..files import read_record
+from ..files import read_json, read_record
 from ..text import first_difference
 
 
@@ -21,9 +21,10 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
     path, what = folder / MANIFEST_FILE, "manifest of a labelling job"
     if not path.exists():
         return None
-    manifest = read_record(path, what, REMEDY)
-    if (version := manifest.get("format_version")) != FORMAT_VERSION:
+    version = read_json(path, what, REMEDY).get("format_version", FORMAT_VERSION)
+    if version != FORMAT_VERSION:  # whose checksum may be of another kind
         raise ValueError(f"{path} has format {version!r}, this version of madkd_hf reads {FORMAT_VERSION}: {REMEDY}.")
+    manifest = read_record(path, what, REMEDY)
     if missing := {"splits", "shard_size", *keys} - set(manifest):
         raise ValueError(f"{path} is damaged, no {what} ({sorted(missing)[0]!r} is missing): {REMEDY}.")
     return manifest

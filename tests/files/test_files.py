@@ -127,6 +127,24 @@ def test_json_that_is_none_names_the_file_and_the_remedy(tmp_path, content, told
         files.read_json(tmp_path / "cell.json", "the result of a student", "delete it")
 
 
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch):
+    files.write_whole(tmp_path / "a.json", "{}")
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(OSError, match=r"a\.json, a thing, .*Permission denied.*: make it readable, or delete it"):
+        files.read_json(tmp_path / "a.json", "a thing", "delete it")
+
+
+def test_a_record_with_any_text_is_read_back(tmp_path):
+    """Names of files that are no UTF-8 have lone surrogates."""
+    content = {"path": "caf\udce9", "name": "ä"}
+    files.write_record(tmp_path / "a.json", content)
+    assert files.read_record(tmp_path / "a.json", "a thing", "delete it") == content
+
+
 def test_json_is_read_with_the_mark_that_windows_puts_before_it(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert files.read_json(tmp_path / "a.json", "a thing", "delete it") == {"a": 1}

@@ -39,23 +39,36 @@ def checkpoint_fault(folder: str | Path, quick: bool = False, student_only: bool
         quick: look at names and sizes alone.
         student_only: ask for the student alone, not for what the training needs beside it.
     """
-    folder = Path(folder)
     try:
-        record = _record(folder)
-        if record is None:
-            return f"{RECORD} is {'damaged' if (folder / RECORD).is_file() else 'missing'}"
-        if record.get("save_only_model") and not student_only:
-            return "it was saved with save_only_model, without the optimizer's state"
-        return files.fault_of(folder, record["files"], quick)
+        return _fault(Path(folder), quick, student_only)
     except OSError as error:
         return f"it cannot be read ({error})"
 
 
-def _record(folder: Path) -> dict[str, Any] | None:
-    """The record; None where there is none that can be read."""
+def _fault(folder: Path, quick: bool, student_only: bool) -> str | None:
+    """As `checkpoint_fault`; OSError where it cannot be read now, which is no fault of the checkpoint."""
+    record = _read_record(folder)
+    if record is None:
+        return f"{RECORD} is {'damaged' if (folder / RECORD).is_file() else 'missing'}"
+    if record.get("save_only_model") and not student_only:
+        return "it was saved with save_only_model, without the optimizer's state"
+    return files.fault_of(folder, record["files"], quick)
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """The record; None where it is missing or damaged."""
     try:
-        return files.read_record(folder / RECORD, "record of a checkpoint", "leave it out")
+        record = files.read_record(folder / RECORD, "record of a checkpoint", "leave it out")
     except ValueError:
+        return None
+    return record if isinstance(record.get("files"), dict) else None
+
+
+def _record(folder: Path) -> dict[str, Any] | None:
+    """The record; None where there is none that can be read now."""
+    try:
+        return _read_record(folder)
+    except OSError:
         return None
 
 
@@ -78,7 +91,7 @@ def last_whole(folder: str | Path, quick: bool = False) -> tuple[Path | None, di
     recorded = [path for path, record in records.items() if record]
     newest = max(recorded, key=lambda path: (path / RECORD).stat().st_mtime_ns, default=None)
     for path, record in records.items():
-        if record and record["run"] != records[newest]["run"]:
+        if record and record.get("run") != records[newest].get("run"):
             if ANOTHER not in passed.values():  # said once
                 passed[path] = ANOTHER
             continue
@@ -166,6 +179,8 @@ def put_in_place(written: Path, place: Path) -> None:
 def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
     """Remove the oldest checkpoints above the limit; damaged ones do not count, and go first.
 
+    Nothing is removed, and OSError raised, where one of them cannot be read now.
+
     Args:
         limit: how many stay; None or 0 for all.
         keep: those that stay whatever their age.
@@ -174,8 +189,8 @@ def rotate(output_dir: Path, limit: int | None, keep: set[Path]) -> None:
         return
     by_step = [path for path in reversed(all_checkpoints(output_dir).values()) if is_ours(path)]
     by_age = sorted(by_step, key=lambda path: path.stat().st_mtime_ns)
-    damaged = [path for path in by_age if checkpoint_fault(path, quick=True, student_only=True)]
     keep = {path.resolve() for path in keep}
+    damaged = [path for path in by_age if path.resolve() not in keep and _fault(path, True, student_only=True)]
     intact = [path for path in by_age if path not in damaged]
     surplus = max(0, len(intact) - max(limit, len(keep)))
     old = [path for path in intact if path.resolve() not in keep]

@@ -55,7 +55,7 @@ def _log_start(args: TrainingArguments, checkpoint: Path | None, passed_over: li
         return
     logger.warning("The training goes on from %s.", checkpoint)
     before = recorded_entry(checkpoint, "processes")
-    if before != args.world_size:
+    if before not in (None, args.world_size):
         logger.warning(
             "%s was written by %d processes and %d go on from it: chance falls otherwise than without the "
             "interruption.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -20,7 +21,9 @@ from builders.classifier_training import StopAfter, assert_same_weights, logged,
 from transformers import TrainerCallback
 
 from madkd_hf import MadkdForImageClassification
-from madkd_hf.students.base.checkpoints import RECORD, checkpoint_fault, find_checkpoint, last_whole
+from madkd_hf.files import read_record, write_record
+from madkd_hf.students.base.checkpoints import RECORD, checkpoint_fault, find_checkpoint, last_whole, rotate
+from madkd_hf.students.base.resuming import find_start
 
 
 EVERY = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "image_store": "none"}
@@ -306,6 +309,41 @@ def test_a_checkpoint_does_not_replace_what_no_training_wrote(tmp_path):
     with pytest.raises(OSError, match=r"'notes.txt', which no training wrote.*checkpoint-2 is whole"):
         made(tmp_path).train()
     assert (tmp_path / "checkpoint-3" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("unreadable", [RECORD, "model.safetensors"])
+def test_what_cannot_be_read_now_is_not_removed_as_damaged(copy, monkeypatch, unreadable):
+    """A network drive may be back the next moment."""
+    name, method = ("read_text", Path.read_text) if unreadable == RECORD else ("is_file", Path.is_file)
+
+    def stale(self, *args, **kwargs):
+        if self.name == unreadable:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return method(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, name, stale)
+    with pytest.raises(OSError, match="Stale file handle"):
+        rotate(copy, 1, {copy / "checkpoint-4", copy / "checkpoint-2"})
+    monkeypatch.undo()
+    assert len(list(copy.glob("checkpoint-*"))) == 4
+
+
+def test_the_best_one_is_kept_even_if_it_is_damaged(copy):
+    damage(copy / "checkpoint-2" / "model.safetensors", "empty", random.Random(5))
+    damage(copy / "checkpoint-1" / "model.safetensors", "empty", random.Random(5))
+    rotate(copy, 2, {copy / "checkpoint-4", copy / "checkpoint-2"})
+    assert {path.name for path in copy.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_a_record_of_another_version_is_no_traceback(copy, caplog):
+    """Without `run` and `processes` it is gone on from; without the list of files nobody knows what is whole."""
+    for folder in copy.glob("checkpoint-*"):
+        record = read_record(folder / RECORD, "record", "")
+        lacking = {"files"} if folder.name == "checkpoint-4" else {"run", "processes"}
+        write_record(folder / RECORD, {name: value for name, value in record.items() if name not in lacking})
+    checkpoint, _ = find_start(made(copy).args, "true")
+    assert checkpoint == str(copy / "checkpoint-3") and f"{RECORD} is damaged" in caplog.text
+    assert "processes" not in caplog.text
 
 
 def test_as_many_are_kept_as_the_limit_says_and_damaged_ones_do_not_count(copy, undisturbed):
