@@ -94,7 +94,9 @@ class BoxArguments:
     """How objects are cut out of their images."""
 
     box_format: Literal["coco", "pascal_voc", "yolo"] = option(
-        "coco", "coco (x, y, width, height), pascal_voc (left, top, right, bottom) or yolo (centre and size, 0 to 1)."
+        "coco",
+        "In pixels: coco (x, y, width, height) or pascal_voc (left, top, right, bottom); as parts of the image: "
+        "yolo (centre and size, 0 to 1).",
     )
     box_margin: float = option(0.1, "What the teacher sees around an object, as a part of its box's width and height.")
     box_padding: float | None = option(

@@ -104,7 +104,9 @@ class LLMArguments:
     )
     temperature: float = option(0.7, "Of sampling; lower repeats itself more.")
     seed: int = option(0, "Of sampling.")
-    max_tokens: int | None = option(None, "The longest answer; by default what the questions take, and 4096 to think.")
+    max_tokens: int | None = option(
+        None, "The longest answer; by default what the questions take, and on a server 4096 more to think."
+    )
     timeout: float = option(120.0, "Seconds that one answer may take.")
     retries: int = option(5, "How often a request is repeated that a busy server refused.")
     change_llm: bool = option(False, "Go on with another LLM than the one that the output_dir was begun with.")

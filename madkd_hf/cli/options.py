@@ -5,16 +5,17 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from argparse import ArgumentParser
-from contextlib import suppress
-from dataclasses import make_dataclass
+from argparse import SUPPRESS, ArgumentParser
+from dataclasses import field, make_dataclass
+from enum import Enum
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import yaml
 
 from ..data.names import looks_like_path, similar
-from ..students.base.fields import option
+from ..students.base.fields import IMAGE_STORES, option
 from ..students.tasks import TASKS
 
 
@@ -50,34 +51,33 @@ def task_of(argv: list[str]) -> str:
 
 @functools.cache
 def training_options() -> type | None:
-    """A stand-in for `MadkdTrainingArguments`, whose import takes seconds: its options with their help and defaults.
+    """A stand-in for `MadkdTrainingArguments`, whose import takes seconds: the same options, with types and help.
 
-    They are read off its source, and all of them are texts; None where that is not as expected.
+    They are read off its source, and what they name is made here; None where that is not as expected.
     """
-    folder = importlib.util.find_spec("transformers").submodule_search_locations[0]
+    library = Path(importlib.util.find_spec("transformers").submodule_search_locations[0])
     own = Path(__file__).parents[1] / "students" / "base" / "training_args.py"
+    levels = dict.fromkeys(("detail", "debug", "info", "warning", "error", "critical", "passive"))
+    names = {"Any": Any, "Literal": Literal, "field": field, "option": option, "IMAGE_STORES": IMAGE_STORES}
+    names |= {"ExplicitEnum": Enum, "ParallelismConfig": Any, "trainer_log_levels": levels}
+    names["default_optim"] = SUPPRESS  # it depends on torch: the help names no default
     options = {}
-    for name, file in ("TrainingArguments", Path(folder, "training_args.py")), ("MadkdTrainingArguments", own):
-        try:
-            nodes = ast.parse(file.read_text(encoding="utf-8")).body
-        except (OSError, SyntaxError):
-            return None
-        fields = [line for node in nodes if getattr(node, "name", "") == name for line in node.body]
-        options |= {line.target.id: _option(line.value) for line in fields if isinstance(line, ast.AnnAssign)}
-        if not fields:
-            return None
-    return make_dataclass("TrainingOptions", [(name, str, one) for name, one in options.items()])
+    try:
+        files = (*(library / f"{name}.py" for name in ("debug_utils", "trainer_utils", "training_args")), own)
+        for definition in chain.from_iterable(map(_classes, files)):
+            if "ExplicitEnum" in map(ast.unparse, definition.bases):
+                exec(ast.unparse(definition), names)
+            elif definition.name in ("TrainingArguments", "MadkdTrainingArguments"):
+                for line in (line for line in definition.body if isinstance(line, ast.AnnAssign)):
+                    kind, default = (eval(ast.unparse(part), names) for part in (line.annotation, line.value))
+                    options[line.target.id] = (line.target.id, kind, default)
+    except Exception:  # another version of transformers may hold anything
+        return None
+    return make_dataclass("TrainingOptions", options.values()) if "output_dir" in options else None
 
 
-def _option(call: ast.expr | None) -> Any:
-    """An option with the default and the help of `option(...)` or `field(...)`, where these are literals."""
-    literals = {}
-    positional = zip(("default", "help"), getattr(call, "args", []))
-    for name, value in [*positional, *((keyword.arg, keyword.value) for keyword in getattr(call, "keywords", []))]:
-        with suppress(ValueError):
-            literals[name] = ast.literal_eval(value)
-    help = literals.get("help") or literals.get("metadata", {}).get("help", "")
-    return option(literals.get("default"), help)
+def _classes(file: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
 
 
 def content_of(config: str | None) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class TeacherArguments(BankArguments):
     attn_implementation: str | None = option(None, "The teacher's attention: sdpa, eager, flash_attention_2, ...")
     strategy: str = option(
         "auto",
-        "How questions share work: auto (the fastest exact way), full, shared_vision, prefix_cache, packed, cascade.",
+        "How questions share work: auto (the exact way with the least work), full, shared_vision, prefix_cache, "
+        "packed, cascade.",
     )
     batch_size: int = option(256, "Questions in one forward pass; halved when memory runs out.")
     prompt: str | None = option(None, "The user turn, with {question} where the question goes.")

@@ -140,7 +140,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     seeds = list(next(iter(runs.values()), []))
     if not seeds or any(list(run) != seeds for run in runs.values()):
         received = {name: list(run) for name, run in runs.items()} or "no cells"
-        raise ValueError(f"Expected the same seeds in each condition, got {received}: train at least one for each.")
+        raise ValueError(f"Expected the same seeds in each condition, got {received}: train those that are missing.")
     scores = {name: list(run.values()) for name, run in runs.items()}
     kinds = {name: role(terms, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}

@@ -45,9 +45,12 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     seeds: int = option(5, "Students per condition; each redraws images and weights.")
     grid: str = option(
         "{}",
-        "JSON: option of `madkd train`, or `aspects` (how many), -> values: '{\"images_per_class\": [5, 10, 20]}'.",
+        "JSON: option of `madkd train`, or `aspects` (how many), -> values: '{\"images_per_class\": [5, 10, 20]}'; "
+        "every condition and seed is trained at every point.",
     )
-    jobs: int | None = option(None, "Students trained side by side, one thread each; one per core by default.")
+    jobs: int | None = option(
+        None, "Students trained side by side, one thread each; by default one per GPU, or without GPUs one per core."
+    )
     push_to_hub: bool = option(False, "Publish the distilled student that is kept, with what was found.")
     hub_model_id: str | None = option(None, "Where to: owner/name, or a name of your own.")
     hub_license: str | None = option(None, "Licence of the published student, as the Hub calls it.")

@@ -6,6 +6,9 @@ from dataclasses import field
 from typing import Any
 
 
+IMAGE_STORES = ["auto", "disk", "device", "none"]
+
+
 def option(default: Any, help: str, choices: list[str] | None = None) -> Any:
     """A field of a dataclass of options: its default (a list is copied for each instance) and its help."""
     metadata = {"help": help} | ({"choices": choices} if choices else {})

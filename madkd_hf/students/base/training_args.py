@@ -11,11 +11,8 @@ import torch
 from transformers import TrainingArguments
 
 from ...hub.upload import HubRepo
-from .fields import option
+from .fields import IMAGE_STORES, option
 from .settings import check_extras, check_numbers, check_stopping
-
-
-IMAGE_STORES = ["auto", "disk", "device", "none"]
 
 
 def _is_one_of_several_on_cpu() -> bool:
