@@ -236,9 +236,10 @@ def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
         )
     except HubError:
         raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = str(error).rstrip(".")
         raise OSError(
-            f"Cannot prepare what is to be published in {args.output_dir} ({error}): nothing was sent, the labelled "
+            f"Cannot prepare what is to be published in {args.output_dir} ({reason}): nothing was sent, the labelled "
             "dataset there is complete; mend this, and run the same command again."
         ) from error
     print(f"Published: {terminal(pushed.pr_url or pushed.repo_url)}")

@@ -105,13 +105,15 @@ def check_first(
     """What cannot be read of the first images of a stream; files that the origin refuses are not read."""
     stored = stream._resolve_features().cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")
     check, unreadable = _Check(CheckedImages(), datasets.Image()), []
-    for row, table in enumerate(itertools.islice(stored.iter(1), count)):
-        value = table[image_column][0]
-        path = value["path"].as_py() if value.is_valid else None
-        refused = origin and path and not value["bytes"].is_valid and origin.refusal(path)
-        result = (refused, True) if refused else check(value)
-        if result is not None:
-            unreadable.append(Unreadable(row, describe_row(path, row, split), *result))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # see `check_images`
+        for row, table in enumerate(itertools.islice(stored.iter(1), count)):
+            value = table[image_column][0]
+            path = value["path"].as_py() if value.is_valid else None
+            refused = origin and path and not value["bytes"].is_valid and origin.refusal(path)
+            result = (refused, True) if refused else check(value)
+            if result is not None:
+                unreadable.append(Unreadable(row, describe_row(path, row, split), *result))
     return unreadable
 
 

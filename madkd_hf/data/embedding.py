@@ -22,27 +22,29 @@ from .rows import row_number
 
 
 CHUNK = 1000
+REMEDY = "put the image itself into the dataset, or drop the row"
+SKIP = "put the image itself into the dataset, drop the row, or leave it empty by on_error='skip' (--on_error skip)"
 OTHER_MEDIA = "the column holds no images, and of files only images are read"
 
 
 def embed_files(
-    table: pa.Table, features: Features, origin: Origin, name_of: Callable[[int], str], on_error: str = "raise"
+    table: pa.Table, features: Features, origin: Origin, name_of: Callable[[int], str], on_error: str | None = None
 ) -> pa.Table:
     """Rows with the bytes of all files that they name, read as `origin` allows; of paths, the last part stays.
 
-    What must not be read, or is not there, raises ValueError with what `name_of` calls its row, or becomes null.
+    What must not be read, or is not there, becomes null where `on_error` is "skip"; else it raises ValueError with
+    what `name_of` calls its row. Without `on_error`, the caller has no such option.
     """
     for name, feature in _media_columns(features).items():
-        column = table[name].combine_chunks()
-        if not _has_files_or_folders(column, feature):
+        if not any(_has_files_or_folders(chunk, feature) for chunk in table[name].chunks):
             continue  # as it is in the file: nothing is copied
-        values = []
-        for row, value in enumerate(column.to_pylist()):
+        values, remedy = [], SKIP if on_error else REMEDY
+        for row, value in enumerate(table[name].to_pylist()):
             try:
                 values.append(_changed(value, feature, partial(_filled, origin, on_error)))
             except RefusedFileError as error:
                 path, reason = error.args
-                raise ValueError(_refusal(name_of(row), name, path, reason)) from error
+                raise ValueError(_refusal(name_of(row), name, path, reason, remedy)) from error
         table = _with_column(table, name, values)
     return table
 
@@ -76,7 +78,7 @@ def check_own_files(
         row, column, path, reason = refused[0]
         row = row_number(rows, row)
         more = f" {len(refused) - 1} more are like it." if len(refused) > 1 else ""
-        raise ValueError(_refusal(f"row {row} of split {split!r}", column, path, reason) + more)
+        raise ValueError(_refusal(f"row {row} of split {split!r}", column, path, reason, SKIP) + more)
     return without_files(rows, {path for _, _, path, _ in refused})
 
 
@@ -97,11 +99,11 @@ def _media_columns(features: Features) -> dict[str, Any]:
     return {name: feature for name, feature in features.items() if require_storage_embed(feature)}
 
 
-def _refusal(row: str, column: str, path: str, reason: str) -> str:
+def _refusal(row: str, column: str, path: str, reason: str, remedy: str) -> str:
     """One sentence on a file that is not read."""
     return (
         f"The column {column!r} in {terminal(row)} names the file {terminal(path)!r}, which is not read ({reason}): "
-        "put the image itself into the dataset, drop the row, or leave it empty by on_error='skip' (--on_error skip)."
+        f"{remedy}."
     )
 
 
@@ -158,7 +160,7 @@ def _changed(value: Any, feature: Any, change: Callable[[dict[str, Any], bool], 
     return change(value, isinstance(feature, datasets.Image))
 
 
-def _filled(origin: Origin, on_error: str, cell: dict[str, Any], is_image: bool) -> dict[str, Any] | None:
+def _filled(origin: Origin, on_error: str | None, cell: dict[str, Any], is_image: bool) -> dict[str, Any] | None:
     """A cell with the content of its file; a RefusedFileError has the path and the reason."""
     content, path = cell["bytes"], cell["path"]
     if content is None and path is not None:

@@ -31,7 +31,7 @@ def retried(call: Callable, *args: Any, attempts: int = ATTEMPTS, **kwargs: Any)
     The client does so for transfers of files, and for none of the calls about repos and commits.
     """
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_may_pass),
+        retry=tenacity.retry_if_exception(may_pass),
         wait=lambda state: _pause(state),
         stop=tenacity.stop_after_attempt(attempts),
         before_sleep=_log,
@@ -48,7 +48,7 @@ def explain(error: BaseException, what: str, goes_on: bool = True) -> str:
     error = _hub_error(error)
     hub, status, reason = constants.ENDPOINT, _status(error), reason_of(error)
     unchanged = "the files there are as they were"
-    if goes_on and (_may_pass(error) or status is None):
+    if goes_on and (may_pass(error) or status is None):
         unchanged += ", and the same command goes on"
     if status == 401:
         return (
@@ -87,7 +87,8 @@ def _status(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
+    """Whether the Hub is busy, broken or away, and may have done what it was asked."""
     error = _hub_error(error)
     return _status(error) in WORTH_RETRYING if isinstance(error, HfHubHTTPError) else isinstance(error, HTTPError)
 

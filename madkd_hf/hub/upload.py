@@ -32,7 +32,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
 from ..text import keep_secret
-from .retries import ATTEMPTS_BEFORE, HubError, explain, retried
+from .retries import ATTEMPTS_BEFORE, HubError, explain, may_pass, reason_of, retried
 
 
 TAG = "madkd"  # in the card of everything that this package publishes
@@ -136,7 +136,17 @@ class HubRepo:
 
     def _push(self, folder: Path, message: str, own: Sequence[str]) -> CommitInfo:
         if self.create_pr:  # one attempt: where only the answer was lost, another one would open a second one
-            commit = self._commit(folder, message, own)
+            try:
+                commit = self._commit(folder, message, own)
+            except (HTTPError, OSError, RuntimeError) as error:
+                if not may_pass(error):
+                    raise
+                kind = "datasets/" if self.repo_type == "dataset" else ""
+                place = f"{constants.ENDPOINT}/{kind}{self.repo_id}/discussions"
+                raise HubError(
+                    f"The Hub did not say whether it opened a pull request ({reason_of(error)}): look under {place} "
+                    "first, and run the same command again if there is none."
+                ) from None
             if not commit.pr_url:
                 raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
             return commit

@@ -9,6 +9,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageCms
 
+from madkd_hf.data.decoding import check_first
 from madkd_hf.data.images import to_rgb
 
 
@@ -307,3 +308,13 @@ def test_a_truncated_file_is_an_error():
     content = encoded(Image.effect_noise((64, 64), 50), "PNG")
     with pytest.raises(OSError):
         to_rgb(Image.open(io.BytesIO(content[: len(content) // 2])))
+
+
+def test_the_first_images_of_a_stream_are_checked_without_the_warnings_of_pillow(recwarn):
+    broken = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01"  # five entries are told, and half of one is there
+    rows = Dataset.from_dict(
+        {"image": [{"bytes": encoded(Image.new("RGB", (4, 4)), "JPEG", exif=broken), "path": None}]},
+        features=Features({"image": ImageFeature()}),
+    )
+    assert check_first(rows.to_iterable_dataset(), "image", "train") == []
+    assert not recwarn

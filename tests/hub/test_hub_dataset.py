@@ -19,6 +19,7 @@ from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_d
 from huggingface_hub import DatasetCard
 
 from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, push_aspect_dataset
+from madkd_hf.cli.label import LabelArguments, publish
 from madkd_hf.hub import dataset as hub_dataset
 from madkd_hf.hub import retries
 from madkd_hf.hub.retries import HubError
@@ -341,8 +342,12 @@ def test_other_datasets_and_banks_are_refused_before_anything_is_sent(hub, label
 def test_a_photograph_that_is_gone(hub, teacher, bank, photos, tmp_path):
     labelled = label(photos, teacher, tmp_path)
     shutil.rmtree(photos)
-    with pytest.raises(ValueError, match="row 0 of split .*0.png.*there is no such file"):
+    with pytest.raises(ValueError, match="row 0 of split .*0.png.*there is no such file.*drop the row") as raised:
         push_aspect_dataset(labelled, bank, ID)
+    assert "on_error" not in str(raised.value)  # which publishing does not have
+    args = LabelArguments(hub_dataset_id=ID, output_dir=str(tmp_path / "out"))
+    with pytest.raises(OSError, match="0.png.*nothing was sent, the labelled dataset there is complete"):
+        publish(args, labelled, bank)
 
 
 def test_a_failure_leaves_the_old_dataset_and_no_scratch(hub, labelled, bank, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
@@ -174,6 +174,8 @@ class DistillingTrainer(Publishing, SafeTrainer):
 
     def _checked_rows(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
         """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""
+        if isinstance(dataset, IterableDataset) and dataset.features:
+            self._check_columns(dataset, name, with_labels)
         if not isinstance(dataset, Dataset):
             return dataset
         if dataset.format["type"] not in (None, "custom"):  # a built-in one would make tensors of images

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, IterableDataset
 from transformers import PretrainedConfig
 
 from ...data.boxes import BOX_FORMATS
@@ -13,12 +13,17 @@ from ..base.models import check_classes, check_has_column
 
 
 def check_objects(
-    dataset: Dataset, name: str, boxes_column: str, box_format: str, config: PretrainedConfig, with_labels: bool
+    dataset: Dataset | IterableDataset,
+    name: str,
+    boxes_column: str,
+    box_format: str,
+    config: PretrainedConfig,
+    with_labels: bool,
 ) -> None:
     """Refuses objects that a detector cannot be trained or measured on.
 
     Args:
-        dataset: with or without the column.
+        dataset: with or without the column; of a stream, only the features are looked at.
         name: what messages call the dataset.
         with_labels: False for predictions, which may do without objects.
 
@@ -43,7 +48,7 @@ def check_objects(
             f"The categories in the column {boxes_column!r} of {name} are {category}: expected a ClassLabel or "
             "integers; cast them to a ClassLabel."
         )
-    if not len(dataset):
+    if isinstance(dataset, IterableDataset) or not len(dataset):
         return
     count, lowest, highest = _categories(dataset, boxes_column)
     if with_labels and not count:

@@ -29,6 +29,8 @@ from .configuration_madkd_detection import MadkdDetectionConfig
 from .queries_of_madkd import queries_of, record_first_matching
 
 
+NO_STATES = "states of its queries", 'take a relative of "detr" or "yolos"'
+NO_FEATURES = "features of the image", 'take aspect_level="object"'
 REMEDY = 'pass the id, folder or configuration of a model for AutoModelForObjectDetection, as "PekingU/rtdetr_r18vd"'
 
 
@@ -131,7 +133,7 @@ class MadkdForObjectDetection(AspectModel):
         if about_image:
             features = self._pooled(outputs, rows, pixel_values.shape[-2:], pixel_mask, encoder_mask)
         else:
-            features = outputs.last_hidden_state[:, -rows:]
+            features = self._states(outputs)[:, -rows:]
         return MadkdObjectDetectionOutput(
             loss=outputs.loss,
             loss_dict=outputs.loss_dict,
@@ -148,7 +150,7 @@ class MadkdForObjectDetection(AspectModel):
         rows: int,
         shape: tuple[int, int],
         pixel_mask: torch.Tensor | None,
-        encoder_mask: list[torch.Tensor],
+        encoder_mask: list[torch.Tensor | None],
     ) -> torch.Tensor:
         """[B, width], the mean over the positions of the images.
 
@@ -156,6 +158,8 @@ class MadkdForObjectDetection(AspectModel):
         width] and at most one [B, positions of the encoder], say where the images are.
         """
         features = outputs.get("encoder_last_hidden_state")
+        if features is None and not _joins_patches(self.detector.config):
+            raise ValueError(_lacks(*NO_FEATURES, self.detector))
         if isinstance(features, torch.Tensor) and features.ndim == 3:
             positions, mask = features, next(iter(encoder_mask), None)
         else:
@@ -177,8 +181,14 @@ class MadkdForObjectDetection(AspectModel):
         size = self.config.detector_config.patch_size
         sizes = (size, size) if isinstance(size, int) else size
         grid = [pixels // side for pixels, side in zip(shape, sizes)]
-        tokens = outputs.last_hidden_state[:, :-rows][:, -grid[0] * grid[1] :]
+        tokens = self._states(outputs)[:, :-rows][:, -grid[0] * grid[1] :]
         return tokens.transpose(1, 2).unflatten(2, grid)
+
+    def _states(self, outputs: ModelOutput) -> torch.Tensor:
+        """[B, rows, width]: the last states, those of the queries at the end."""
+        if outputs.get("last_hidden_state") is None:
+            raise ValueError(_lacks(*NO_STATES, self.detector))
+        return outputs.last_hidden_state
 
     @classmethod
     def from_detector(
@@ -212,7 +222,7 @@ class MadkdForObjectDetection(AspectModel):
         elif Path(detector).is_dir() and not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
             raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")
         config, pretrained, origin, kwargs = cls._origin(detector, bank, pretrained, kwargs)
-        check_architecture(config, None if isinstance(detector, PretrainedConfig) else str(detector))
+        check_architecture(config)
         is_student = config.model_type == MadkdDetectionConfig.model_type
         config.id2label = {int(index): name for index, name in id2label.items()}
         config.label2id = {name: index for index, name in config.id2label.items()}
@@ -274,28 +284,32 @@ class AspectDetectionPipeline(ObjectDetectionPipeline):
         return AspectDetections(objects=objects)
 
 
-def check_architecture(config: PretrainedConfig, name: str | None = None) -> None:
-    """Raise ValueError where a model of this configuration is no detector; `name` is what the message calls it."""
+def check_architecture(config: PretrainedConfig) -> None:
+    """Raise ValueError where a model of this configuration is no detector."""
     if not isinstance(config, MadkdDetectionConfig) and type(config) not in MODEL_FOR_OBJECT_DETECTION_MAPPING:
-        received = name or type(config).__name__
+        received = config.name_or_path or type(config).__name__
         raise ValueError(f"Expected a detector; {received} is a model of type {config.model_type!r}: {REMEDY}.")
 
 
 def _check_outputs(detector: nn.Module, level: str) -> None:
     """Raise ValueError where the class that the detector's forward says it returns has nothing for the aspect head."""
-    joins_patches = hasattr(detector.config, "num_detection_tokens")  # queries run along with the patches (YOLOS)
     annotation = inspect.signature(detector.forward).return_annotation
     for output_class in typing.get_args(annotation) or (annotation,):
         if not (inspect.isclass(output_class) and issubclass(output_class, ModelOutput)):
             continue
         fields = output_class.__dataclass_fields__
         if "last_hidden_state" not in fields or "pred_boxes" not in fields:
-            raise ValueError(_lacks("states of its queries", detector, 'take a relative of "detr" or "yolos"'))
-        if level == "image" and "encoder_last_hidden_state" not in fields and not joins_patches:
-            raise ValueError(_lacks("features of the image", detector, 'take aspect_level="object"'))
+            raise ValueError(_lacks(*NO_STATES, detector))
+        if level == "image" and "encoder_last_hidden_state" not in fields and not _joins_patches(detector.config):
+            raise ValueError(_lacks(*NO_FEATURES, detector))
 
 
-def _lacks(what: str, detector: nn.Module, remedy: str) -> str:
+def _joins_patches(config: PretrainedConfig) -> bool:
+    """Whether the queries run along with the patches (YOLOS)."""
+    return hasattr(config, "num_detection_tokens")
+
+
+def _lacks(what: str, remedy: str, detector: nn.Module) -> str:
     return f"{type(detector).__name__} gives no {what} for the aspect head to read: {remedy}."
 
 

@@ -467,6 +467,24 @@ def test_a_detector_that_has_nothing_to_read_is_refused_at_once():
         MadkdForObjectDetection.from_detector(grouped(), CLASSES, tiny.bank(Q), aspect_level="image")
 
 
+def test_a_detector_that_gives_nothing_to_read_is_told_in_a_sentence():
+    """Its `forward` may not say what it returns."""
+    for level, lacking, remedy in (
+        ("object", "last_hidden_state", "states of its queries .*detr"),
+        ("image", "encoder_last_hidden_state", 'features of the image .*"object"'),
+    ):
+        model = detector("detr", level)
+        forward = model.detector.forward
+
+        def without(*args, forward=forward, lacking=lacking, **kwargs):
+            outputs = forward(*args, **kwargs)
+            return type(outputs)(**{name: value for name, value in outputs.items() if name != lacking})
+
+        model.detector.forward = without
+        with pytest.raises(ValueError, match=f"^DetrForObjectDetection gives no {remedy}"):
+            model(pixels())
+
+
 # Everybody else's tools
 
 
@@ -619,7 +637,7 @@ def test_a_detector_that_cannot_become_a_student_is_told_before_it_is_loaded(tmp
         check_model(MadkdForObjectDetection, str(tmp_path))
     check_model(MadkdForObjectDetection, str(tmp_path), pretrained=False)
     tiny.resnet().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="Expected a detector"):
+    with pytest.raises(ValueError, match=f"Expected a detector; {tmp_path} is a model of type 'resnet'"):
         check_model(MadkdForObjectDetection, str(tmp_path), pretrained=False)
 
 

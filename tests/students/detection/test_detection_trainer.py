@@ -487,6 +487,12 @@ def test_a_stream_without_the_column_of_objects_is_refused(tmp_path, place, with
     assert len(trainer(tmp_path).predict(data).predictions) == 4
 
 
+def test_a_stream_to_evaluate_on_is_checked_before_the_first_epoch(tmp_path):
+    for lacking in ("objects", "image"):
+        with pytest.raises(ValueError, match=f"no column '{lacking}' in the evaluation dataset"):
+            trainer(tmp_path, train=rows(4), evaluate=streamed(rows(4).remove_columns(lacking), True))
+
+
 def test_batches_without_labels_are_refused_where_they_are_to_be_learnt_from(tmp_path):
     def pictures(rows):
         return {"pixel_values": torch.zeros(len(rows), 3, 64, 64)}
