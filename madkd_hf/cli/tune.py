@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,12 +48,12 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
         for values in itertools.product(*grid.values()):
             point = {option: str(value) for option, value in zip(grid, values)}
             settings = ", ".join(map(" ".join, point.items()))
-            more, parts = [f"--{option}={value}" for option, value in point.items()], map("_".join, point.items())
-            name = partial(cell_name, condition, *parts)
-            cells[condition, settings] = [  # seeds other than `madkd compare`'s
-                student_cell(args, condition, 1000 + seed, name(seed), more, is_tested=False)
-                for seed in range(args.seeds)
-            ]
+            more = [f"--{option}={value}" for option, value in point.items()]
+            cells[condition, settings] = []
+            for seed in range(args.seeds):
+                name = cell_name(condition, *map("_".join, point.items()), seed)
+                cell = student_cell(args, condition, 1000 + seed, name, more, is_tested=False)  # not `compare`'s seeds
+                cells[condition, settings].append(cell)
     return cells
 
 

@@ -145,7 +145,8 @@ def locked(
     enter it once more; with `wait`, another job waits, with one warning, in place of being refused.
     """
     folder = Path(folder)
-    key, held = os.path.realpath(folder), _this_thread.__dict__.setdefault("folders", set())
+    key = os.path.realpath(folder)
+    held = _this_thread.__dict__.setdefault("folders", set())  # the folders that this thread holds
     if again and key in held:
         yield
         return

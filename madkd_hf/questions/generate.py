@@ -195,14 +195,13 @@ def _too_few(store: Store, plan: Plan) -> str:
     n_good, reasons = len(store.aspects), store.reasons.most_common()
     n_rejected = sum(store.reasons.values())
     why = ", ".join(f"{number} {reason}" for reason, number in reasons) or "nothing was wrong with them"
-    tips = "--allow_class_names, " if reasons and reasons[0][0] == "names the class" else ""
-    tips += "more --max_rounds, other --groups, another --llm (with --change_llm it goes on with what is there)"
-    if n_good >= plan.keep:
-        tips = f"--candidates {n_good}, which are there, {tips}"
-    elif n_good > 1:
-        tips += f", or --candidates {n_good} --keep {n_good}"
+    tips = [f"--candidates {n_good}, which are there"] if n_good >= plan.keep else []
+    tips += ["--allow_class_names"] if reasons and reasons[0][0] == "names the class" else []
+    tips += ["more --max_rounds", "other --groups"]
+    tips += [f"--candidates {n_good} --keep {n_good}"] if 1 < n_good < plan.keep else []
+    tips.append("a larger --llm (with --change_llm it goes on with what is there)")
     return (
         f"{n_good} of {counted(plan.candidates, 'good question')} after {counted(store.next_round, 'request')} to "
         f"{store.task.llm}; of {counted(n_good + n_rejected, 'proposal')} {n_rejected} were rejected: {why}. "
-        f"Try {tips}.{saved_questions(store)}"
+        f"Try {'; '.join(tips[:-1])}; or {tips[-1]}.{saved_questions(store)}"
     )

@@ -160,7 +160,8 @@ class Store:
         if content.count(b"\n", n_sound) > 1:
             raise ValueError(f"{path} cannot be read after line {len(rows)}: mend that line, or remove it.")
         if content[-1:] not in (b"", b"\n") or n_sound < len(content):
-            self._torn[name] = content[:n_sound].rstrip(b"\n") + b"\n" * (n_sound > 0)
+            sound = content[:n_sound].rstrip(b"\n")
+            self._torn[name] = sound + b"\n" if sound else b""
         return rows
 
     def _write(self) -> None:

@@ -141,7 +141,7 @@ def classes_page(summary: dict[str, Any]) -> str:
     if "confusions" in summary:
         lines += _confusions(summary)
     if "calibration" in summary:
-        lines += ["## Calibration", f"{calibration_sentence(summary)}", "![Calibration](figures/calibration.png)"]
+        lines += ["## Calibration", calibration_sentence(summary), "![Calibration](figures/calibration.png)"]
     return "\n\n".join(lines) + "\n"
 
 

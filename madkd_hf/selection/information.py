@@ -213,7 +213,10 @@ def correlations(logits: np.ndarray) -> np.ndarray:
     # doubles of a large dataset may not fit
     parts = [complete[start : start + ROWS] for start in range(0, len(complete), ROWS)]
     mean = sum(_finite(logits[part]).sum(axis=0) for part in parts) / len(complete)
-    products = sum((centred := _finite(logits[part]) - mean).T @ centred for part in parts)
+    products = np.zeros((logits.shape[1],) * 2)
+    for part in parts:
+        centred = _finite(logits[part]) - mean
+        products += centred.T @ centred
     deviations = np.sqrt(np.diag(products))
     return products / np.maximum(np.outer(deviations, deviations), 1e-12)
 

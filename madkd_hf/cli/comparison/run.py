@@ -105,16 +105,13 @@ def report_points(
     """The report of a grid."""
     summaries = []
     for point, cells in planned:
-        test, validation = (
-            report.summarise(
-                [
-                    {"condition": condition, "seed": seed, "accuracy": 100 * results[cell.name]["metrics"][metric]}
-                    for (condition, seed), cell in cells.items()
-                ]
+        on = {}
+        for images in ("test", "eval"):
+            scores = {key: 100 * results[cell.name]["metrics"][f"{images}_accuracy"] for key, cell in cells.items()}
+            on[images] = report.summarise(
+                [{"condition": name, "seed": seed, "accuracy": score} for (name, seed), score in scores.items()]
             )
-            for metric in ("test_accuracy", "eval_accuracy")
-        )
-        summaries.append({"point": point, **test, "validation": validation["accuracy"]})
+        summaries.append({"point": point, **on["test"], "validation": on["eval"]["accuracy"]})
     report_path = write_grid({"points": summaries, **about}, args.output_dir)
     print(f"\n{grid_table(summaries)}\n\n{grid_verdict(summaries)}\nReport and pictures: {report_path}")
 
