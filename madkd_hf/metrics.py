@@ -116,6 +116,9 @@ def all_metrics(prediction: EvalPrediction) -> dict[str, float | list[float]]:
         prediction: predictions are class logits [n, C], or the pair with aspect logits [n, Q]; label_ids are labels
             [n], or the pair with the teacher's log-odds [n, Q], NaN in rows without. Or, with
             `eval_do_concat_batches=False`, both are lists of these, one for each batch.
+
+    Raises:
+        ValueError: class logits that are not finite.
     """
     predictions, label_ids = joined(prediction.predictions), joined(prediction.label_ids)
     paired = isinstance(label_ids, tuple)

@@ -135,7 +135,7 @@ def check_labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> 
                 def more(rows: Dataset, split: str) -> list[Unreadable]:
                     return bad_boxes(rows, args.image_column, boxes, split) if boxes and split in args.splits else []
 
-                find_unusable(problems, splits, list(splits), args.image_column, args.on_error, more, "No answers for")
+                find_unusable(problems, splits, list(splits), args.image_column, args.on_error, more, keep_rows=True)
                 times = 2 if args.push_to_hub else 1  # what is published is prepared beside it
                 problems.step(check_labelled_room, splits, args.image_column, bank, args.output_dir, times)
         problems.raise_all()

@@ -48,12 +48,13 @@ def find_unusable(
     image_column: str,
     on_error: str,
     more: Callable[[Dataset, str], list[Unreadable]] | None = None,
-    outcome: str = "Left out",
+    keep_rows: bool = False,
 ) -> tuple[dict[str, LeftOut], list[str]]:
     """Which rows of the splits nothing can be done with, and the splits that have a problem.
 
     With `on_error="skip"` the rows are left out, else they are a problem; rows that the labelling has skipped are left
-    out in any case. `more` finds what else can be wrong with rows; `outcome` is what a warning says of them.
+    out in any case. `more` finds what else can be wrong with rows. With `keep_rows`, those that are left out stay in
+    the dataset without answers, so that a split may have no others.
     """
     left_out, doubtful, reports, failed = {}, [], [], []
     for split in names:
@@ -74,8 +75,9 @@ def find_unusable(
             doubtful.append(split)
             continue
         left_out[split] = LeftOut([image.row for image in bad], [image.name for image in bad], len(rows))
+        outcome = "No answers for" if keep_rows else "Left out"
         logger.warning("%s %d of the %s: %s.", outcome, len(bad), images, reasons(bad))
-        if len(bad) == len(rows) and outcome == "Left out":
+        if len(bad) == len(rows) and not keep_rows:
             problems.add(f"None of the {images} can be used: {reasons(bad)}.")
     if reports and on_error == "raise":
         problems.add(

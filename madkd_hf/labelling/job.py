@@ -22,7 +22,7 @@ from ..data.columns import add_answers, aspect_features, hidden_progress_bars, n
 from ..data.objects import Boxes
 from ..files import locked
 from ..teachers import Teacher, UnreadableImageError
-from .manifest import FORMAT_VERSION, difference_of
+from .manifest import FORMAT_VERSION, job_difference
 from .reading import Reader
 from .shards import WorkDir
 from .sources import Rows, Stream, readable_images, sources_of
@@ -63,7 +63,8 @@ def attach_aspects(
     The work is done in shards, which are complete or not there: a job that was killed goes on where it was, and ends
     with the same numbers. A job that is done costs nothing, to any number of processes and threads at once. Of several
     that make the same call, one works and the others wait for it and take what it did; in one `work_dir`, they are
-    refused until it is done. What looks the same in one shard, pixel for pixel, is read once.
+    refused until it is done. Objects that look the same in one shard, pixel for pixel, are read
+    once.
 
     Args:
         dataset: a `Dataset`, or a stream for what is larger than the disk cache, or a dict of either.
@@ -184,7 +185,7 @@ class _Job:
             own["teacher"]["model"] = of_main["teacher"].get("model")  # machines may differ in where it is
         for name in ("splits", "teacher", "prompts"):
             then = {split: of_main[name][split] for split in own[name]} if name == "splits" else of_main[name]
-            if difference := difference_of(then, own[name], name):
+            if difference := job_difference(then, own[name], name):
                 raise ValueError(
                     f"Worker {self.workers.index} does not label what the main process labels: {difference}; give all "
                     "of them the same files of dataset and model, the same packages and locale, and every shuffle a "

@@ -38,7 +38,7 @@ def refuse_another(folder: Path, before: dict[str, Any], current: dict[str, Any]
         now, then = current[name], before[name]
         if name == "splits":
             now, then = ({split: part[split] for split in now if split in then} for part in (now, then))
-        if difference := difference_of(then, now, name):
+        if difference := job_difference(then, now, name):
             raise ValueError(
                 f"{folder} holds another labelling job: {difference}; pass another work_dir for this job, or "
                 "delete that one to start over."
@@ -56,22 +56,30 @@ def merged(before: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def difference_of(then: Any, now: Any, name: str) -> str | None:
-    """The first place where two descriptions of a job part, in words; `name` says which part of them is compared."""
+def job_difference(then: Any, now: Any, name: str) -> str | None:
+    """The first place where two labelling jobs part in an entry of their manifests, in words."""
     if name == "prompts" and then and now:
         return None if then["tokens"] == now["tokens"] else _of_prompts(then, now)
     if name == "boxes" and None in (then, now) and then != now:
         levels = ["each image" if boxes is None else f"each object in {boxes['column']!r}" for boxes in (then, now)]
         return f"it asks about {levels[0]}, here about {levels[1]}"
+    if name == "splits":
+        return next(filter(None, (_of_split(split, then[split], now[split]) for split in now)), None)
+    return difference_of(then, now, name)
+
+
+def _of_split(split: str, then: dict[str, Any], now: dict[str, Any]) -> str | None:
+    if then.get("rows") != now.get("rows"):
+        return f"its split {split!r} has {then.get('rows')} rows, here {now.get('rows')} (another --limit?)"
+    if then.get("labelled") != now.get("labelled"):
+        is_labelled = ("is", "is not") if then.get("labelled") else ("is not", "is")
+        return f"its split {split!r} {is_labelled[0]} among those to label, here it {is_labelled[1]}"
+    return difference_of(then, now, f"rows of split {split!r}")
+
+
+def difference_of(then: Any, now: Any, name: str) -> str | None:
+    """The first place where two values part, in words; `name` is what they are of, "" where their keys say it."""
     if isinstance(then, dict) and isinstance(now, dict):
-        if name.startswith("splits."):
-            split = name[7:]
-            if then.get("rows") != now.get("rows"):
-                return f"its split {split!r} has {then.get('rows')} rows, here {now.get('rows')} (another --limit?)"
-            if then.get("labelled") != now.get("labelled"):
-                is_labelled = ("is", "is not") if then.get("labelled") else ("is not", "is")
-                return f"its split {split!r} {is_labelled[0]} among those to label, here it {is_labelled[1]}"
-            name = f"rows of split {split!r}"
         keys = dict.fromkeys([*then, *now])
         parts = (difference_of(then.get(key), now.get(key), f"{name}.{key}".lstrip(".")) for key in keys)
         return next(filter(None, parts), None)

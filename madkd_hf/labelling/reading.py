@@ -43,8 +43,8 @@ class Reader:
     def read(self, rows: Dataset, start: int, images_per_call: int, on_progress: Callable[[int], Any]) -> pa.Table:
         """The new columns for a shard whose first row is `start`; `on_progress` is told of each row.
 
-        Images wait until there are enough of them for a call, and those that look the same are read once. So the same
-        rows always make the same calls.
+        Images wait until there are enough of them for a call, and objects that look the same are read once. So the
+        same rows always make the same calls.
         """
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, Answer | None] = {}

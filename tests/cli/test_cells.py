@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from madkd_hf import Aspect, AspectBank
 from madkd_hf.cli.comparison import cells
+from madkd_hf.labelling.manifest import difference_of
 
 
 EASY_VQA = Path(__file__).parents[2] / "recipes" / "easy_vqa"
@@ -226,3 +227,9 @@ def test_a_damaged_dataset_is_named_with_the_remedy(tmp_path, content):
     path.write_text(content)
     with pytest.raises(ValueError, match=f"{path} .*: save the dataset again"):
         _ = cell(folder).decides
+
+
+@pytest.mark.parametrize("name", ["prompts", "boxes", "splits"])
+def test_settings_with_any_name_are_compared_as_they_are(name):
+    assert difference_of({name: {"a": 1}}, {name: {"a": 2}}, "") == f"its {name} a is 1, here 2"
+    assert difference_of({name: 1}, {name: None}, "") == f"its {name} is 1, here null"

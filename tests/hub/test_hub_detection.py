@@ -366,7 +366,7 @@ def test_the_card_says_what_it_is(hub, level):
         and "classifier" not in text
         and "`DetrForObjectDetection`" in text
     )
-    assert "`modeling_madkd_detection.py`" in text and 'pipeline("object-detection", "you/finder", trust' in text
+    assert all(f"`{name}`" in text for name in CODE) and 'pipeline("object-detection", "you/finder", trust' in text
     assert ('pipeline("aspect-detection", "you/finder", trust' in text) == (level != "none")
     assert ("each with `label`, `score`, `box` and `aspects`" in text) == (level == "object")
     if level != "none":

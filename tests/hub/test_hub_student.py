@@ -139,6 +139,7 @@ def test_the_front_matter_is_what_the_hub_reads(tmp_path, kind):
     assert ("roc_auc" in {result.metric_type for result in data.eval_results}) == (kind != "plain")
     assert ("trust_remote_code=True" in card.text) == (kind != "plain")
     assert ('"aspect-classification"' in card.text) == (kind == "aspects")
+    assert {name for name in CODE if f"`{name}`" in card.text} == (set() if kind == "plain" else CODE)
     said = {"aspects": "a student with 3 aspect outputs", "plain": "needs\nno remote code", "base": "without aspects"}
     assert said[kind] in card.text
 

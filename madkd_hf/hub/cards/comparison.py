@@ -120,11 +120,8 @@ def copy_figures(comparison: str | os.PathLike, folder: Path) -> dict[str, str]:
     for name, caption in FIGURES.items():
         try:
             content = own.read(str(Path(comparison) / "figures" / name))
-        except (
-            RefusedFileError,
-            FileNotFoundError,
-        ):  # what is no picture, or a link out of the folder, is not published
-            continue
+        except (RefusedFileError, FileNotFoundError):
+            continue  # what is no picture, or a link out of the folder, is not published
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         (folder / "figures" / name).write_bytes(content)
         captions[name] = caption

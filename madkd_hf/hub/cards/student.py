@@ -62,7 +62,7 @@ def dataset_facts(
 ) -> dict[str, Any]:
     """`dataset` and `datasets` of `StudentFacts` out of what a Trainer's `push_to_hub` takes.
 
-    `dataset` is a `DataSource`, or one or several names; of several Hub ids in `dataset_tags`, and a configuration.
+    `dataset` is a `DataSource`, or one name or several; `dataset_tags` are Hub ids, `dataset_args` a configuration.
     """
     if isinstance(dataset, DataSource):
         return {"dataset": dataset, "datasets": as_list(dataset_tags)}
@@ -111,7 +111,7 @@ def write_card(
         about="image" if not detects else config.aspect_level,
         what="An object detector" if detects else "An image classifier",
         auto_class="AutoModelForObjectDetection" if detects else "AutoModelForImageClassification",
-        files=[f"{kind}_{config.model_type}.py" for kind in ("configuration", "modeling")],
+        files=sorted(path.name for path in folder.glob("*.py")),  # all that `trust_remote_code` runs
         classes=config.num_labels,
         aspects=config.num_aspects,
         example=config.aspect_ids[0] if config.aspect_ids else "",

@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ...data.columns import check_answers, drop_skipped_rows
 from ...metrics import OF_ASPECTS
 from ..losses.base import Loss
-from .augmentation import TellEpoch
+from .collator import TellEpoch
 from .processors import ordinary
 from .publishing import Publishing
 from .resuming import EarlyStopping
@@ -42,6 +42,9 @@ class DistillingTrainer(Publishing, SafeTrainer):
             a step and all processes; a scalar.
         `default_loss()`: the `Loss` that the arguments ask for.
         `_losses(model, inputs, rows)`: the loss of a batch with its parts, see `Loss`, and the model's outputs.
+        `_outputs(inputs)`: what the model says of a batch without its labels, to see whether it is finite.
+        `_add_pixel_values(batch)`: where batches may come without them, as from an image store.
+        `default_metrics`: the usual `compute_metrics`; `metrics`: the names of what it may give.
 
     Args:
         model, data_collator, compute_metrics: see the task's trainer.
@@ -53,7 +56,6 @@ class DistillingTrainer(Publishing, SafeTrainer):
         kwargs: of `Trainer`.
 
     Attributes:
-        metrics: the names of all numbers that our own metrics may give.
         measures_batches: whether a `compute_metrics` may be given one evaluation batch after the other.
         splits_batches: whether a batch may be cut in parts for several devices of one process (nn.DataParallel).
         makes_batches, own_metrics: whether the user gave no `data_collator`, no `compute_metrics`.
@@ -73,8 +75,8 @@ class DistillingTrainer(Publishing, SafeTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: BaseImageProcessor | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         *,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         image_column: str = "image",
         loss: Loss | None = None,
         **kwargs: Any,
@@ -196,6 +198,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
     def get_train_dataloader(self) -> Any:
         if self.train_dataset is None:
             raise ValueError("Training needs a train_dataset.")
+        # the loader that the Trainer makes takes its collator from here, which differs from loader to loader
         rows, self.data_collator = self._stored(self.train_dataset, self.train_collator)
         return self._get_dataloader(rows, "Training", self._train_batch_size, self._get_train_sampler, True)
 

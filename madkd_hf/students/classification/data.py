@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
-from ..base.augmentation import Collator, image_key, random_crops
+from ..base.augmentation import image_key, random_crops
+from ..base.collator import Collator
 from ..base.processors import check_same_size, options_without_resizing, ordinary, output_size
 
 

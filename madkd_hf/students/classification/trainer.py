@@ -72,10 +72,12 @@ class MadkdTrainer(DistillingTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: BaseImageProcessor | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         *,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        image_column: str = "image",
         label_column: str = "label",
         peft_config: LoraConfig | None = None,
+        loss: Loss | None = None,
         **kwargs: Any,
     ):
         if peft_config is not None:
@@ -91,8 +93,9 @@ class MadkdTrainer(DistillingTrainer):
         self._stores: dict[tuple[str, bool], StoreCollator | None] = {}
         self._finish: Callable[[dict], None] | None = None
         self._drawn = (0, -1)  # the step, and which of its batches was mixed last
-        data = (train_dataset, eval_dataset, processing_class, compute_metrics)
-        super().__init__(model, args, data_collator, *data, **kwargs)
+        data = (data_collator, train_dataset, eval_dataset, processing_class)
+        options = {"compute_metrics": compute_metrics, "image_column": image_column, "loss": loss}
+        super().__init__(model, args, *data, **options, **kwargs)
 
     def _refuse_unfit(self) -> None:
         if self.args.image_store in ("disk", "device"):

@@ -14,7 +14,8 @@ from transformers import BaseImageProcessor
 
 from ...data.boxes import check_box_format, corners
 from ...data.objects import as_columns
-from ..base.augmentation import Collator, chances, image_key
+from ..base.augmentation import chances, image_key
+from ..base.collator import Collator
 from ..base.models import check_has_column
 
 

@@ -90,16 +90,19 @@ class MadkdDetectionTrainer(DistillingTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: BaseImageProcessor | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         *,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        image_column: str = "image",
         boxes_column: str = "objects",
         box_format: str = "coco",
+        loss: Loss | None = None,
         **kwargs: Any,
     ):
         self.boxes_column, self.box_format = boxes_column, box_format
         self._evaluated: list[list[tuple[dict, dict | None]]] = []  # by batch, by image: prediction and reference
-        data = (train_dataset, eval_dataset, processing_class, compute_metrics)
-        super().__init__(model, args, data_collator, *data, **kwargs)
+        data = (data_collator, train_dataset, eval_dataset, processing_class)
+        options = {"compute_metrics": compute_metrics, "image_column": image_column, "loss": loss}
+        super().__init__(model, args, *data, **options, **kwargs)
 
     def _refuse_unfit(self) -> None:
         if not isinstance(self.model, MadkdForObjectDetection):

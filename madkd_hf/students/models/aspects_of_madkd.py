@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig, PreTrainedModel
@@ -75,6 +75,22 @@ class AspectConfig(PretrainedConfig):
         return {**content, **({"custom_pipelines": pipelines} if pipelines else {})}
 
 
+class Start(NamedTuple):
+    """What a new student starts from.
+
+    Attributes:
+        config: of the source, a student or an inner model.
+        pretrained: whether the source has weights to take.
+        facts: what `AspectConfig` is to know of bank and source.
+        options: for `from_pretrained` of the source.
+    """
+
+    config: PretrainedConfig
+    pretrained: bool
+    facts: dict[str, Any]
+    options: dict[str, Any]
+
+
 class AspectModel(PreTrainedModel):
     """A model around one of transformers, which it calls `base_model_prefix`, with aspects beside its own outputs."""
 
@@ -92,27 +108,22 @@ class AspectModel(PreTrainedModel):
         return options
 
     @classmethod
-    def _origin(
+    def _start(
         cls, source: str | Path | PretrainedConfig, bank: Any, pretrained: bool, kwargs: dict[str, Any]
-    ) -> tuple[PretrainedConfig, bool, dict[str, Any], dict[str, Any]]:
-        """What a new student starts from.
-
-        Returns:
-            The configuration of the source, a student or an inner model; whether it has weights to take; what
-            `AspectConfig` is to know of bank and source; and `kwargs` for `from_pretrained`.
-        """
-        origin = {} if bank is None else aspects_of(bank)
+    ) -> Start:
+        """What a new student starts from; `kwargs` are those of `from_pretrained`."""
+        facts = {} if bank is None else aspects_of(bank)
         kwargs = {**kwargs, "trust_remote_code": False}  # a student carries no code but its own
         if isinstance(source, PretrainedConfig):
-            return source, False, origin, kwargs
+            return Start(source, False, facts, kwargs)
         if not Path(source).is_dir():
             kwargs["revision"] = commit = model_commit(source, **kwargs)
-            origin |= {"base_model": str(source), "base_model_revision": commit} if pretrained else {}
+            facts |= {"base_model": str(source), "base_model_revision": commit} if pretrained else {}
         config = inner_config(cls.config_class, source, cls.base_model_prefix, **kwargs)
         is_student = config.model_type == cls.config_class.model_type
-        if is_student and pretrained and "base_model" not in origin:  # of a folder: what that student began with
-            origin |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
-        return config, pretrained, origin, kwargs
+        if is_student and pretrained and "base_model" not in facts:  # of a folder: what that student began with
+            facts |= {"base_model": config.base_model, "base_model_revision": config.base_model_revision}
+        return Start(config, pretrained, facts, kwargs)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         """The inner model knows how: those of timm do it in a way of their own."""

@@ -117,18 +117,20 @@ class MadkdForImageClassification(AspectModel):
         Raises:
             ValueError: no image classifier, one with code of its own, or one whose head cannot be widened.
         """
-        config, pretrained, origin, kwargs = cls._origin(backbone, bank, pretrained, kwargs)
+        start = cls._start(backbone, bank, pretrained, kwargs)
+        config = start.config
         check_architecture(config)
         is_student = config.model_type == MadkdConfig.model_type
         id2label = {int(index): name for index, name in id2label.items()}
         label2id = {name: index for index, name in id2label.items()}
         backbone_config = config.backbone_config if is_student else config
-        model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **origin))
+        model = cls(MadkdConfig(backbone_config, id2label=id2label, label2id=label2id, **start.facts))
         head = head_parameters(model.config.backbone_config)
-        if pretrained:
+        if start.pretrained:
+            options = start.options
             if (getattr(config, "model_args", None) or {}).pop("num_classes", None):  # of timm, told by the head, too
-                kwargs["config"] = config
-            source = (cls if is_student else AutoModelForImageClassification).from_pretrained(backbone, **kwargs)
+                options["config"] = config
+            source = (cls if is_student else AutoModelForImageClassification).from_pretrained(backbone, **options)
             weights = (source.backbone if is_student else source).state_dict()
             weights_kept = {name: value for name, value in weights.items() if name not in head}
             missing, unexpected = model.backbone.load_state_dict(weights_kept, strict=False)

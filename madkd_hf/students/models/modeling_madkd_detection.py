@@ -221,16 +221,16 @@ class MadkdForObjectDetection(AspectModel):
             detector = copy.deepcopy(detector)
         elif Path(detector).is_dir() and not Path(detector, kwargs.get("subfolder") or "", "config.json").is_file():
             raise ValueError(f"Expected the folder of a detector; {detector} has no config.json: {REMEDY}.")
-        config, pretrained, origin, kwargs = cls._origin(detector, bank, pretrained, kwargs)
+        start = cls._start(detector, bank, pretrained, kwargs)
+        config = start.config
         check_architecture(config)
         is_student = config.model_type == MadkdDetectionConfig.model_type
         config.id2label = {int(index): name for index, name in id2label.items()}
         config.label2id = {name: index for index, name in config.id2label.items()}
-        model = cls(
-            MadkdDetectionConfig(config.detector_config if is_student else config, aspect_level=aspect_level, **origin)
-        )
-        if pretrained:
-            source = (cls if is_student else AutoModelForObjectDetection).from_pretrained(detector, **kwargs)
+        detector_config = config.detector_config if is_student else config
+        model = cls(MadkdDetectionConfig(detector_config, aspect_level=aspect_level, **start.facts))
+        if start.pretrained:
+            source = (cls if is_student else AutoModelForObjectDetection).from_pretrained(detector, **start.options)
             weights = (source.detector if is_student else source).state_dict()
             new = model.detector.state_dict()  # where shapes differ, the classes do
             fitting = {name: value for name, value in weights.items() if value.shape == new[name].shape}

@@ -56,6 +56,9 @@ def cascade_attention(
 
     Returns:
         [n, T, heads, D].
+
+    Raises:
+        NotImplementedError: soft-capping, attention sinks or a position bias, which it does not compute.
     """
     if unknown := [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]:
         raise NotImplementedError(f"cascade attention has no {unknown[0]}")

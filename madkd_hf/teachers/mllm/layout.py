@@ -244,7 +244,7 @@ def image_token_id(model: PreTrainedModel, processor: ProcessorMixin) -> int | N
     return None
 
 
-def too_long(layout: Layout, images: Sequence[Image], config: Any) -> tuple[int, int, int] | None:
+def too_long(layout: Layout, images: Sequence[Image.Image], config: Any) -> tuple[int, int, int] | None:
     """The question that is too long with one of the images: its place, its tokens, and the most there may be."""
     question = max(range(len(layout)), key=lambda question: layout.lengths[question])
     own, limit = len(layout.suffixes[question]), context_length(config, layout.processor)

@@ -1,5 +1,6 @@
 """Training: what is logged, what it equals, what it survives, what it refuses."""
 
+import inspect
 import json
 
 import numpy as np
@@ -30,7 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from madkd_hf import MadkdForImageClassification, MadkdTrainer
+from madkd_hf import MadkdDetectionTrainer, MadkdForImageClassification, MadkdTrainer
 from madkd_hf.students.classification.data import AspectCollator
 
 
@@ -224,6 +225,14 @@ def test_the_recipe_leaves_unreadable_rows_out_before_it_splits(tmp_path, caplog
 def test_predictions_of_rows_without_labels_are_class_logits(tmp_path):
     output = trainer(tmp_path).predict(rows(5, aspects=False).remove_columns("label"))
     assert output.predictions.shape == (5, 4) and output.label_ids is None
+
+
+@pytest.mark.parametrize("kind", [MadkdTrainer, MadkdDetectionTrainer])
+def test_what_trainer_has_not_or_elsewhere_is_given_by_name(kind):
+    parameters = inspect.signature(kind).parameters
+    by_position = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    assert by_position == list(inspect.signature(Trainer).parameters)[: len(by_position)]
+    assert {"image_column", "loss", "compute_metrics"} <= set(parameters) - set(by_position)
 
 
 def test_a_metric_of_your_own_sees_an_ordinary_classifier(tmp_path):

@@ -1,0 +1,46 @@
+"""What all collators of ours have, and who tells them the epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BaseImageProcessor, TrainerCallback
+
+from ...data.images import load_image
+from .models import check_has_column
+
+
+class Collator:
+    """Turns rows into batches. What is random follows from the seed, the epoch and the image alone, so that a resumed
+    run, more workers, more processes or other batches see the same images.
+
+    Args:
+        image_processor: of the model.
+        image_column: where the rows keep their image.
+        seed: of all that is random.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, image_column: str, seed: int):
+        self.image_processor, self.image_column, self.seed = image_processor, image_column, seed
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        """Every epoch draws anew."""
+        self.epoch.fill_(epoch)
+
+    def images(self, rows: list[dict[str, Any]]) -> list[Image.Image]:
+        """The rows' images in RGB; ValueError where they have no such column."""
+        check_has_column(rows[0], "these rows", self.image_column, "image_column")
+        return [load_image(row[self.image_column], self.image_column) for row in rows]
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the collator which epoch begins, or goes on after a checkpoint."""
+
+    def __init__(self, collator: Collator):
+        self.collator = collator
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.collator.set_epoch(int(state.epoch or 0))
