@@ -324,7 +324,8 @@ def test_train_runs_under_accelerate_launch(tmp_path):
     assert done.stdout.count("The student is in") == 1
 
 
-def test_compare_reports_every_condition_keeps_finished_students_and_publishes(hub, tmp_path):
+def quick_comparison(tmp_path: Path) -> None:
+    """Write the YAML of one that takes seconds."""
     config = yaml.safe_load((EASY_VQA / "compare.yaml").read_text()) | {
         "seeds": 2,
         "limit": 90,  # the first that show each class
@@ -337,6 +338,10 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(quick))
         config[name] = str(tmp_path / f"{name}.yaml")
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_compare_reports_every_condition_keeps_finished_students_and_publishes(hub, tmp_path):
+    quick_comparison(tmp_path)
     done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
@@ -385,13 +390,17 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     assert len(rows) == 4 and all(row in card for row in rows)
     assert hub.token.encode() not in hub.received + (run / "report.json").read_bytes()
 
+
+@pytest.mark.slow
+def test_compare_reports_a_grid(tmp_path):
+    quick_comparison(tmp_path)
     grid = ["--grid", '{"aspects": [2, 11]}', "--conditions", "base", "madkd", "--seeds", "1"]
     done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml", *grid)
     assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
     points = json.loads((run / "report.json").read_text())["points"]
     assert [each["point"] for each in points] == [{"aspects": 2}, {"aspects": 11}]
-    assert points[0]["accuracy"]["base"] == points[1]["accuracy"]["base"] == report["accuracy"]["base"][:1]
-    assert points[1]["accuracy"]["madkd"] == report["accuracy"]["madkd"][:1]
+    assert points[0]["accuracy"]["base"] == points[1]["accuracy"]["base"]
     assert (run / "figures" / "against_aspects.png").is_file() and " 2 | madkd" in (run / "report.md").read_text()
 
 

@@ -307,6 +307,7 @@ def child(folder: Path, stream: bool, arrangement: tuple[str, int] | None) -> No
     label_objects(folder, stream)
 
 
+@pytest.mark.slow  # tests/cli/test_resume.py shows it of images
 @pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
 def test_a_killed_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkeypatch, stream):
     changed = {"child": child, "label": label_objects, "ROWS": 2 * COUNT, "SHARD": 2 * SHARD}
@@ -316,6 +317,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkeypatch,
     test_resume.kill_trials(tmp_path, trials=4, seed=3, stream=stream)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     DatasetDict(train=busy_rows(), test=rows()).save_to_disk(tmp_path / "source")
     words = ["--dataset", tmp_path / "source", "--boxes_column", "objects", "--shard_size", SHARD, "--splits", "train"]

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from benchmarks import exactness, startup, training
 
 
@@ -14,6 +16,7 @@ def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
     assert row["chosen"] == "cascade" and max(row["errors"].values()) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_table_of_training(tmp_path, capsys, monkeypatch):
     few = ["--images", "8", "--batch_size", "4", "--workers", "0", "--rounds", "1", "--steps", "1"]
     few += ["--pairs", "2"]
