@@ -22,6 +22,7 @@ BANK_FILE = "aspects.json"
 FORMAT_VERSION = 1
 LONGEST = {"id": 200, "question": 2_000, "group": 200}  # characters; a question is read with every image
 MOST_ASPECTS = 10_000
+UNPUBLISHED = "(the text of the question {id} is not published)?"
 LARGEST_FILE = 50_000_000  # bytes
 FILLERS = set(
     "a an the is are was were am be do does did has have had can could will would should may might must".split()
@@ -92,6 +93,16 @@ class AspectBank:
         """16 hexadecimal digits over ids and questions in order: what decides what a column of answers means."""
         content = json.dumps([[aspect.id, aspect.question] for aspect in self.aspects], ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @classmethod
+    def of_ids(cls, ids: Iterable[str], provenance: dict[str, Any] | None = None) -> AspectBank:
+        """A bank whose questions were never published: they are known by ids, and no teacher can be asked them."""
+        return cls([Aspect(name, UNPUBLISHED.format(id=name)) for name in ids], provenance)
+
+    @property
+    def unpublished(self) -> list[str]:
+        """The ids of those questions whose texts are not known."""
+        return [aspect.id for aspect in self if aspect.question == UNPUBLISHED.format(id=aspect.id)]
 
     @classmethod
     def load(

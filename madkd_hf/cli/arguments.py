@@ -41,7 +41,7 @@ def _argument_parser() -> type:
 
 
 HfArgumentParser = _argument_parser()
-FILES = ("baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
+FILES = ("answers", "baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")
 GROUPS = {  # command -> its groups of options, in its module; those of a training depend on its task

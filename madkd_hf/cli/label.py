@@ -17,6 +17,10 @@ The objects of a detection dataset, each one cut out by its box:
 
     madkd label --dataset rishitdagli/cppe-5 --boxes_column objects --label_column category ...
 
+Answers that were given elsewhere, in a file with one record an image (JSONL, JSON, CSV or Parquet):
+
+    madkd label --dataset photos --answers answers.jsonl --answers_field yes --answers_key file --output_dir ...
+
 For others, with a card that says what each question is worth (private, unless --hub_private_repo false):
 
     madkd label --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
@@ -52,6 +56,7 @@ from ..students.base.fields import option
 from ..text import terminal
 from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, source
 from .outputs import DATASET, check_place, working_in
+from .recorded import RecordedArguments, attach_recorded, check_recorded
 from .teachers import TeacherArguments, load_bank_and_teacher
 
 
@@ -59,6 +64,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
     from ..labelling import Workers
+    from ..labelling.recorded import RecordedAnswers
     from ..teachers import Teacher
 
     Splits = DatasetDict | IterableDatasetDict
@@ -69,7 +75,7 @@ KEPT = "the answers are kept, none is asked twice"
 
 
 @dataclass
-class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, HubArguments):
+class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, RecordedArguments, HubArguments):
     """What to label, and how to read the answers."""
 
     _argument_group_name = "labelling"
@@ -91,8 +97,13 @@ class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, HubArgume
     hub_license: str | None = option(None, "A licence, as the Hub calls it; by default the source dataset's.")
 
 
-def label(args: LabelArguments, splits: Splits, workers: Workers | None = None) -> tuple[Splits, AspectBank, Teacher]:
-    """The labelled splits, the bank with its provenance, and the teacher."""
+def label(
+    args: LabelArguments, splits: Splits, workers: Workers | None = None
+) -> tuple[Splits, AspectBank, Teacher | RecordedAnswers]:
+    """The labelled splits, the bank with its provenance, and who answered."""
+    if recorded := check_recorded(args):
+        bank = AspectBank(recorded.bank.aspects, {**recorded.provenance, "dataset": source(args)})
+        return attach_recorded(args, splits, recorded), bank, recorded
     from ..labelling import Workers, attach_aspects
 
     workers = workers or Workers()
@@ -175,7 +186,7 @@ def answers(args: LabelArguments, labelled: Splits, split: str) -> Dataset:
     return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
 
 
-def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teacher) -> None:
+def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teacher | RecordedAnswers) -> None:
     """Print what came out: what each question is worth, what was skipped, and what to do next."""
     from datasets import concatenate_datasets
 
@@ -196,7 +207,7 @@ def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teac
     everything, unit = concatenate_datasets(list(parts.values())), "image"
     if args.boxes_column:
         everything, unit = flatten_objects(everything, args.boxes_column, args.label_column), "object"
-    if not any(answer is not None for answer in everything["aspect_mass"]):
+    if not any(answer is not None for answer in everything["aspect_logits"]):
         print(
             f"No {unit} of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
             f"{sum(map(len, parts.values()))} rows in {args.output_dir} are without."
@@ -261,6 +272,7 @@ def check(args: LabelArguments) -> None:
     from ..labelling.shards import check_work_dir
 
     check_place(args.output_dir, args, KIND, DATASET)
+    check_recorded(args)
     folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
     if args.streaming and (folder / "dataset_dict.json").exists():
         raise ValueError(f"{folder} holds a dataset that was labelled without --streaming: {remedy}")

@@ -165,6 +165,7 @@ def read_answers(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.nda
     check_bank(dataset, bank.fingerprint)
     logits = _read(dataset, LOGITS, len(bank))
     mass = _read(dataset, MASS, len(bank)) if MASS in dataset.features else None
+    mass = None if mass is None or np.isnan(mass).all() else mass  # of recorded answers it is not known
     answered = ~np.isnan(logits).all(axis=1)
     labelled = stored(dataset, BANK).is_valid().to_numpy() if BANK in dataset.features else answered
     counts = {"rows": len(logits), "images": answered.sum(), "unlabelled": (~labelled & ~answered).sum()}

@@ -1,5 +1,6 @@
 from .job import attach_aspects
+from .recorded import attach_recorded_answers, read_answers_file
 from .workers import FailedOnOtherRankError, Workers
 
 
-__all__ = ["FailedOnOtherRankError", "Workers", "attach_aspects"]
+__all__ = ["FailedOnOtherRankError", "Workers", "attach_aspects", "attach_recorded_answers", "read_answers_file"]

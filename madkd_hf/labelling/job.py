@@ -112,6 +112,11 @@ def attach_aspects(
     boxes = boxes if boxes_column else None
     if on_error not in ("raise", "skip"):
         raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
+    if bank.unpublished:
+        raise ValueError(
+            f"The text of the question {bank.unpublished[0]!r} is not known, so nobody can be asked it: pass a bank "
+            "with the questions themselves."
+        )
     sources = sources_of(dataset, splits, image_column, boxes, files_from, on_error, stream_name)
     if int(shard_size) < 1:
         raise ValueError(f"A shard holds at least one image: received shard_size={shard_size}.")

@@ -132,7 +132,9 @@ def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArgument
     rows = labelled[args.train_split]
     rows = flatten_objects(rows) if args.detects else rows
     mass = np.array([row for row in rows["aspect_mass"] if row is not None])
-    about = {**teacher.provenance, "mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
+    about = dict(teacher.provenance)
+    if mass.size:
+        about |= {"mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
     card = Path(args.teacher) / "README.md"
     if card.is_file():
         results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
