@@ -25,6 +25,7 @@ Kind = Literal["probability", "log_odds", "words"]
 WORDS = {"yes": 1.0, "no": 0.0}
 WORD_STEP = 0.05  # a word says no more than: nearer to 1 than to 0.95, where its log-odds become 3.66
 EPS = 2.0**-24  # of probabilities of exactly 0 and 1 in float32, where no coarser grid is seen
+OF_MAPPING = ("image", "answers")  # what we call key and value where a file maps images to answers
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict)
 
@@ -77,7 +78,8 @@ def read_answers_file(
     """Read a file of answers, one record an image.
 
     Args:
-        path: JSONL, JSON (a list of records), CSV or Parquet.
+        path: JSONL, JSON, CSV or Parquet. In JSON, a list of records, or a mapping from what names an image to its
+            answers; in JSONL, a record a line, or a mapping of one image.
         bank: the questions; by default they are named by ids alone, as in `AspectBank.of_ids`.
         kind: what the answers are: "probability" of yes, "log_odds" of yes against no, or "words" (yes or no), which
             are hard: their log-odds are those of 0.975 and 0.025.
@@ -88,10 +90,12 @@ def read_answers_file(
 
     Raises:
         ValueError: a file that cannot be read, a field that is not there, a record with another number of answers,
-            answers that are not what `kind` says, or a key that comes twice.
+            answers that are not what `kind` says, or two records that answer differently about one image.
     """
     path = Path(path)
     table = _read_table(path)
+    if table.column_names == [*OF_MAPPING]:
+        key, field = OF_MAPPING
     if not table.num_rows:
         raise ValueError(f"{path} has no records: expected one for each image.")
     for name in (field, key):
@@ -120,13 +124,14 @@ def read_answers_file(
                 f"{name_of(number)} has {0 if row is None else len(row)} answers: expected {len(bank)}, one for each "
                 "question of the bank."
             )
-    _refuse_twice(keys, path, key)
     logits, precision = _log_odds(rows, kind, bank, name_of)
+    first = _first_of_each(keys, logits, path)
+    keys, logits = keys and [keys[number] for number in first], logits[first]
     provenance = {"model": model or "not stated"} | {
         "recorded": {
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "records": len(rows),
+            "records": len(logits),
             "kind": kind,
             **precision,
             "mass": "unknown",
@@ -212,6 +217,7 @@ def _read_table(path: Path) -> pa.Table:
             return csv.read_csv(path)
         text = path.read_text(encoding="utf-8-sig")
         records = json.loads(text) if path.suffix.lower() == ".json" else list(map(json.loads, text.splitlines()))
+        records = _of_mapping(records)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError("expected a list of records, {...}")
         names = list(dict.fromkeys(name for record in records for name in record))
@@ -225,6 +231,17 @@ def _read_table(path: Path) -> pa.Table:
         ) from error
 
 
+def _of_mapping(content: Any) -> Any:
+    """Records of a mapping from images to answers, or of many mappings of one image each."""
+    if isinstance(content, dict):
+        content = [{name: value} for name, value in content.items()]
+    if isinstance(content, list) and all(isinstance(record, dict) and len(record) == 1 for record in content):
+        pairs = [next(iter(record.items())) for record in content]
+        if all(isinstance(value, (list, dict)) for _, value in pairs):
+            return [dict(zip(OF_MAPPING, pair)) for pair in pairs]
+    return content
+
+
 def _as_list(value: Any) -> Sequence[Any] | None:
     """The answers of a record; in CSV, a list is written as JSON."""
     if isinstance(value, str):
@@ -232,22 +249,26 @@ def _as_list(value: Any) -> Sequence[Any] | None:
             value = json.loads(value)
         except json.JSONDecodeError:
             return [value]
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) else None if value is None else [value]
 
 
 def _namer(path: Path, keys: list[str] | None) -> Any:
     return lambda number: f"Record {number} of {path}" + (f" ({_shown(keys[number])})" if keys else "")
 
 
-def _refuse_twice(keys: list[str] | None, path: Path, name: str | None) -> None:
-    seen: dict[str, int] = {}
-    for number, key in enumerate(keys or ()):
-        if key in seen:
+def _first_of_each(keys: list[str] | None, logits: np.ndarray, path: Path) -> list[int]:
+    """The numbers of the records without those that only repeat another one."""
+    if keys is None:
+        return list(range(len(logits)))
+    first: dict[str, int] = {}
+    for number, key in enumerate(keys):
+        same = first.setdefault(key, number)
+        if not np.array_equal(logits[same], logits[number]):
             raise ValueError(
-                f"The records {seen[key]} and {number} of {path} have the same {name} {_shown(key)}: expected one "
-                "record for each image."
+                f"The records {same} and {number} of {path} answer differently about the same image {_shown(key)}: "
+                "expected one record for each image."
             )
-        seen[key] = number
+    return list(first.values())
 
 
 # From answers to log-odds
@@ -345,7 +366,7 @@ def _places(
                 "expected one for each, in the same order; or name the field and the column that name the image."
             )
         return {selected[0]: list(range(len(rows)))}
-    record_of = {key: number for number, key in enumerate(answers.keys)}
+    record_of = {os.path.basename(key): number for number, key in enumerate(answers.keys)}
     places: dict[str, list[int | None]] = {}
     seen: dict[str, str] = {}
     for split in selected:
@@ -357,7 +378,7 @@ def _places(
                     "another one for each image; pass another key_column, or the splits that were answered."
                 )
             seen[key] = f"row {number} of split {split!r}"
-        places[split] = [record_of.get(key) for key in keys]
+        places[split] = [record_of.get(os.path.basename(key)) for key in keys]
         missing = [number for number, place in enumerate(places[split]) if place is None]
         if missing and on_missing == "raise":
             raise ValueError(
