@@ -93,29 +93,27 @@ def read_answers_file(
             answers that are not what `kind` says, or two records that answer differently about one image.
     """
     path = Path(path)
-    table = _read_table(path)
-    if table.column_names == [*OF_MAPPING]:
+    columns = _read_columns(path)
+    if [*columns] == [*OF_MAPPING]:
         key, field = OF_MAPPING
-    if not table.num_rows:
+    if not any(columns.values()):
         raise ValueError(f"{path} has no records: expected one for each image.")
     for name in (field, key):
-        if name is not None and name not in table.column_names:
-            raise ValueError(
-                f"The records of {path} have no field {name!r}: expected one of {_some(table.column_names)}."
-            )
-    keys = None if key is None else [str(value) for value in table[key].to_pylist()]
+        if name is not None and name not in columns:
+            raise ValueError(f"The records of {path} have no field {name!r}: expected one of {_some(columns)}.")
+    keys = None if key is None else [str(value) for value in columns[key]]
     name_of = _namer(path, keys)
     if field is None:
-        ids = bank.ids if bank is not None else [name for name in table.column_names if name != key]
-        if missing := [name for name in ids if name not in table.column_names]:
+        ids = bank.ids if bank is not None else [name for name in columns if name != key]
+        if missing := [name for name in ids if name not in columns]:
             raise ValueError(
                 f"The records of {path} have no field {missing[0]!r}, the id of a question: they have "
-                f"{_some(table.column_names)}; name the field with the list of answers, or pass the bank "
+                f"{_some(columns)}; name the field with the list of answers, or pass the bank "
                 "that was asked."
             )
-        rows = list(zip(*(table[name].to_pylist() for name in ids)))
+        rows = list(zip(*(columns[name] for name in ids)))
     else:
-        rows = [_as_list(value) for value in table[field].to_pylist()]
+        rows = [_as_list(value) for value in columns[field]]
         ids = bank.ids if bank is not None else [f"q{q:02d}" for q in range(1, 1 + len(rows[0] or ()))]
     bank = bank if bank is not None else AspectBank.of_ids(ids)
     for number, row in enumerate(rows):
@@ -199,29 +197,30 @@ def _shown(value: Any) -> str:
     return excerpt(repr(value), 80)
 
 
-def _some(names: Sequence[str]) -> str:
+def _some(names: Iterable[str]) -> str:
     return excerpt(", ".join(names), 200)
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_columns(path: Path) -> dict[str, list[Any]]:
+    """Each field of the records, None where a record lacks it."""
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path} is no file of answers: expected a name that ends in one of {', '.join(FORMATS)}.")
     try:
         if path.suffix.lower() == ".parquet":
             import pyarrow.parquet as pq
 
-            return pq.read_table(path)
+            return pq.read_table(path).to_pydict()
         if path.suffix.lower() == ".csv":
             from pyarrow import csv
 
-            return csv.read_csv(path)
+            return csv.read_csv(path).to_pydict()
         text = path.read_text(encoding="utf-8-sig")
         records = json.loads(text) if path.suffix.lower() == ".json" else list(map(json.loads, text.splitlines()))
         records = _of_mapping(records)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise ValueError("expected a list of records, {...}")
         names = list(dict.fromkeys(name for record in records for name in record))
-        return pa.table({name: pa.array([record.get(name) for record in records]) for name in names})
+        return {name: [record.get(name) for record in records] for name in names}
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}: expected the answers, one record an image.") from None
     except (ValueError, pa.ArrowException, RecursionError) as error:
@@ -237,7 +236,8 @@ def _of_mapping(content: Any) -> Any:
         content = [{name: value} for name, value in content.items()]
     if isinstance(content, list) and all(isinstance(record, dict) and len(record) == 1 for record in content):
         pairs = [next(iter(record.items())) for record in content]
-        if all(isinstance(value, (list, dict)) for _, value in pairs):
+        names = {name for name, _ in pairs}
+        if all(isinstance(value, list) for _, value in pairs) and (len(names) > 1 or len(pairs) == 1):
             return [dict(zip(OF_MAPPING, pair)) for pair in pairs]
     return content
 

@@ -11,6 +11,7 @@ from builders import tiny
 from builders.commands import recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
 from scipy.special import expit, logit
+from transformers import ViTImageProcessorPil
 
 from madkd_hf import AspectBank, attach_aspects
 from madkd_hf.labelling.recorded import attach_recorded_answers, read_answers_file
@@ -197,13 +198,17 @@ def test_the_command_labels_and_a_student_learns_from_it(folder, capsys):
     argv += ["--answers_key", "file", "--output_dir", folder / "labelled", "--teacher", "somebody's 8B"]
     recipe("attach_aspects", *argv)
     said = capsys.readouterr().out
-    assert "8 different values, probabilities of 3 decimals" in said and "| q01 " in said
+    assert (
+        "9 different values, probabilities of 3 decimals; 4 probabilities of exactly 0 or 1" in said
+        and "| q01 " in said
+    )
     labelled, bank = load_from_disk(folder / "labelled"), AspectBank.load(folder / "labelled")
     assert bank.provenance["model"] == "somebody's 8B" and bank.unpublished == bank.ids == ["q01", "q02", "q03"]
     assert None not in labelled["train"]["aspect_logits"][:] and labelled["test"]["aspect_bank"][:] == [None] * 4
     assert "not published" in (folder / "labelled" / "questions.md").read_text()
     train = ["--dataset", folder / "labelled", "--backbone", folder / "backbone", "--output_dir", folder / "student"]
     tiny.resnet().save_pretrained(folder / "backbone")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "backbone")
     recipe("train_student", *train, "--pretrained", "false", "--max_steps", "1", "--report_to", "none", "--use_cpu")
     config = json.loads((folder / "student" / "config.json").read_text())
     assert config["aspect_bank"] == bank.fingerprint
