@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
+from ..data.columns import is_labelled
 from ..data.decoding import Unreadable, check_first
 from ..data.image_columns import check_image_column
 from ..data.objects import Boxes
@@ -95,18 +96,19 @@ def check_comparison(
         test: what the test split is for.
     """
     problems.step(check_output, args.output_dir, args.dataset)
-    bank = _load_bank(problems, args)
     for student in students:
         problems.step(command.check_model, student)
     ready = rows_of(problems, command, args, 0, test)
+    train_set = ready.splits[args.train_split] if ready else None
+    labelled = train_set is not None and is_labelled(train_set.features)
+    bank = problems.step(bank_of, train_set, args, 1.0) if labelled else _load_bank(problems, args)
     if ready is not None:
         used = _used(ready.splits, args, test)
         ready.splits = DatasetDict({split: ready.splits[split] for split in used})  # no others are saved
-        train_set = ready.splits[args.train_split]
-        if "aspect_logits" in train_set.features:
+        if labelled and args.objects.task == "detection":
             problems.add(
-                f"{args.dataset} is labelled already: pass the dataset that it was made from (answers read before "
-                "come from the cache)."
+                f"{args.dataset} is labelled already, and detectors are compared with answers about images and about "
+                "objects: pass the dataset that it was made from (answers read before come from the cache)."
             )
         for student in command.largest_draw(students):
             problems.step(command.check_draw, train_set, student)

@@ -12,6 +12,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from ... import AspectBank
+from ...data.columns import is_labelled
 from ...data.problems import Problems
 from ...data.variants import subset
 from ...files import check_output, check_removable
@@ -42,11 +43,16 @@ def load_checked(args: CompareArguments, problems: Problems, students: list[Any]
     return check_comparison(problems, args.command, args, students or [], test)
 
 
-def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Any, Teacher]:
+def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, AspectBank, Teacher | None]:
     """The labelled dataset in the output folder: training images, and validation images for the aspects' curves.
 
+    One that is labelled already needs no teacher.
     Of detectors, the objects in them; a second dataset there has the images labelled, for the conditions about images.
     """
+    if is_labelled(splits[args.train_split].features):
+        bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
+        label_command.save(splits, bank, Path(args.output_dir) / LABELLED)
+        return splits, bank, None
     shared = {name: getattr(args, name) for name in DatasetArguments.__dataclass_fields__}
     shared |= vars(args.teacher_arguments())
     places = {LABELLED: {}}

@@ -13,6 +13,7 @@ from scipy.special import expit, softmax
 from torch.utils.data import DataLoader
 
 from ... import AspectBank, MadkdDetectionTrainer, MadkdForImageClassification
+from ...data.columns import LOGITS, stored
 from ...data.images import load_image
 from ...data.objects import CATEGORY, flatten_objects
 from ...metrics import AspectAuroc
@@ -69,7 +70,7 @@ def draw_figures(
     args: CompareArguments,
     labelled: DatasetDict,
     bank: AspectBank,
-    teacher: Teacher,
+    teacher: Teacher | None,
     cells: list[dict[str, Any]],
     summary: dict[str, Any],
     student: Path | None,
@@ -225,18 +226,23 @@ def student_logits(student: Path, args: CompareArguments, rows: Dataset) -> tupl
 
 
 def draw_examples(
-    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, teacher: Teacher, student: Path
+    args: CompareArguments, labelled: DatasetDict, bank: AspectBank, teacher: Teacher | None, student: Path
 ) -> None:
-    """What a classifier says of some images, beside what the teacher says."""
-    test = labelled[args.test_split]
+    """What a classifier says of some images, beside what the teacher says, or where there is none has said."""
+    rows = labelled[args.test_split]
     names = labelled[args.train_split].features[args.label_column].names
-    rows = test.shuffle(seed=0).select(range(min(EXAMPLES, len(test))))
+    if teacher is None:
+        rows = rows.select(np.flatnonzero(stored(rows, LOGITS).is_valid().to_numpy()))
+    if not len(rows):
+        return
+    rows = rows.shuffle(seed=0).select(range(min(EXAMPLES, len(rows))))
+    answers = teacher.read(rows[args.image_column], bank).logits.numpy() if teacher else np.array(rows[LOGITS][:])
     logits, aspects = student_logits(student, args, rows)
     plot_examples(
         rows[args.image_column],
         [names[label] for label in rows[args.label_column]],
         [names[index] for index in logits.argmax(axis=1)],
-        expit(teacher.read(rows[args.image_column], bank).logits.numpy()),
+        expit(answers),
         expit(aspects),
         bank.ids,
         Path(args.output_dir) / "figures" / "examples.png",

@@ -27,7 +27,6 @@ from ...report.comparison import over_controls, terms_of
 from ...report.grid import grid_table, grid_verdict, write_grid
 from ...students.base.processors import load_image_processor
 from ...students.base.saved import ADAPTER
-from ...teachers import Teacher
 from ...text import terminal
 from ..arguments import command_line, source
 from ..outputs import COMPARING, COMPARISON, working_in
@@ -66,7 +65,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         "commit": source(args)["commit"],
         "classes": args.command.classes(labelled[args.train_split], args).num_classes,
         "bank": bank.fingerprint,
-        "teacher": about_teacher(teacher, labelled, args),
+        "teacher": about_teacher(teacher.provenance if teacher else bank.provenance or {}, labelled, args),
         "left_out": ready.summary,
         "command": command_line(),
     }
@@ -127,16 +126,16 @@ def copy_student(args: CompareArguments) -> Path | None:
     return student
 
 
-def about_teacher(teacher: Teacher, labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
+def about_teacher(provenance: dict[str, Any], labelled: DatasetDict, args: CompareArguments) -> dict[str, Any]:
     """The teacher's provenance, how far its answers are to be trusted, and what its card reports of it."""
     rows = labelled[args.train_split]
     rows = flatten_objects(rows) if args.detects else rows
     mass = np.array([row for row in rows["aspect_mass"] if row is not None])
-    about = dict(teacher.provenance)
+    about = dict(provenance)
     if mass.size:
         about |= {"mean_mass": float(mass.mean()), "lowest_mass": float(mass.min())}
-    card = Path(args.teacher) / "README.md"
-    if card.is_file():
+    card = Path(args.teacher or "") / "README.md"
+    if args.teacher and card.is_file():
         results = ModelCard.load(card, ignore_metadata_errors=True).data.eval_results or []
         about["card"] = {f"{result.dataset_name}: {result.metric_name}": result.metric_value for result in results}
     return about
