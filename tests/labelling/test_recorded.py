@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from builders import tiny
-from builders.commands import recipe, refuse
+from builders.commands import command, recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
 from scipy.special import expit, logit
 from transformers import ViTImageProcessorPil
@@ -234,3 +234,24 @@ def test_options_of_recorded_answers_need_the_file(folder):
     argv = ["--dataset", folder / "photos", "--output_dir", folder / "labelled", "--key_column", "name"]
     said = refuse("attach_aspects", *argv)
     assert "--key_column is about recorded answers: name their file with --answers" in said
+
+
+def test_a_comparison_takes_a_labelled_dataset_and_asks_nobody(folder):
+    argv = ["--dataset", folder / "photos", "--answers", folder / "answers.jsonl", "--answers_field", "yes"]
+    argv += ["--answers_key", "file", "--output_dir", folder / "labelled", "--teacher", "somebody's 8B"]
+    recipe("attach_aspects", *argv)
+    tiny.resnet().save_pretrained(folder / "backbone")
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder / "backbone")
+    settings = {"backbone": str(folder / "backbone"), "pretrained": False, "max_steps": 1, "use_cpu": True}
+    (folder / "student.yaml").write_text(json.dumps(settings | {"per_device_train_batch_size": 4}))
+    argv = ["--baseline", folder / "student.yaml", "--dataset", folder / "labelled", "--output_dir", folder / "run"]
+    argv += ["--conditions", "base", "madkd", "--validation_fraction", "0.34"]
+    done = command("recipes/compare.py", *argv, "--seeds", "1")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "run" / "report.json").read_text())
+    assert report["teacher"]["model"] == "somebody's 8B" and "mean_mass" not in report["teacher"]
+    assert {name: len(values) for name, values in report["accuracy"].items()} == {"base": 1, "madkd": 1}
+    assert "teacher.png" in report["figures"] and "examples.png" not in report["figures"]  # no test image has answers
+    AspectBank(["Is it big?"]).save(folder / "other.json")
+    said = refuse("compare", *argv, "--bank", folder / "other.json")
+    assert "was labelled with the bank" in said
