@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
-from transformers import PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 # How tokenizers mark a word that follows a space: not at all, as is, byte-level BPE, SentencePiece.
@@ -42,6 +46,35 @@ def _spellings(tokenizer: PreTrainedTokenizerBase, word: str, cases: list[str] |
             "position: pass answer_tokens=(yes, no) with two words that are."
         )
     return {spelling: token_id for token_id, spelling in spelling_of.items()}
+
+
+@contextmanager
+def answers_in_float32(model: PreTrainedModel, ids: Sequence[int]) -> Iterator[None]:
+    """While this is open, the model's output layer gives the rows of these tokens in float32, from its hidden states.
+
+    A logit of 20 in bfloat16 is a multiple of 0.125, and so were all log-odds. Only the few rows of the answers are
+    computed once more; the model's own scaling and soft-capping come after the layer and stay. A layer that is
+    quantized or whose weights are elsewhere gives what it gives.
+    """
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear) or not layer.weight.is_floating_point() or layer.weight.dtype == torch.float32:
+        yield
+        return
+
+    def exact(layer: nn.Linear, inputs: tuple[torch.Tensor, ...], logits: torch.Tensor) -> torch.Tensor | None:
+        if layer.weight.is_meta:
+            return None
+        tokens = torch.tensor(ids, device=layer.weight.device)
+        bias = None if layer.bias is None else layer.bias[tokens].float()
+        logits = logits.float()
+        logits[..., tokens] = nn.functional.linear(inputs[0].float(), layer.weight[tokens].float(), bias)
+        return logits
+
+    hook = layer.register_forward_hook(exact)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def log_odds_and_mass(

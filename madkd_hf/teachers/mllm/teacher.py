@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from ...aspects import AspectBank
 from ...data.images import to_rgb
 from ...text import first_difference, get_logger
 from ..base import Reading, Teacher
-from .answers import answer_token_ids, log_odds_and_mass
+from .answers import answer_token_ids, answers_in_float32, log_odds_and_mass
 from .identity import digest, tokenizer_digest, weights_digest
 from .layout import Layout, image_token_id, too_long
 from .loading import load, takes_no_images
@@ -150,7 +151,7 @@ class AspectTeacher(Teacher):
         layout, strategy = self.layout(bank), self.plan["strategy"]
         if self.model.training:
             self.model.eval()
-        with self._lock:
+        with self._lock, self._precise():
             answers, self.plan["batch_size"] = self._with_smaller_batches(
                 self.plan["batch_size"], lambda size: read(self.model, layout, images, strategy, size, self.reduce)
             )
@@ -192,9 +193,10 @@ class AspectTeacher(Teacher):
                 f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
                 "the question, so that questions share nothing: use strategy='auto'."
             )
-        (errors, exact), size = self._with_smaller_batches(
-            self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
-        )
+        with self._precise():
+            (errors, exact), size = self._with_smaller_batches(
+                self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
+            )
         if self.strategy != "auto" and (self.strategy not in exact or self.strategy not in possible):
             error = errors[self.strategy]
             off = "cannot be computed" if error is None else f"are off by {error:.2g} standard deviations"
@@ -260,6 +262,9 @@ class AspectTeacher(Teacher):
         layout = self.layout(bank)
         return {"tokens": layout.digest, "example": layout.texts[0]}
 
+    def _precise(self) -> AbstractContextManager[None]:
+        return answers_in_float32(self.model, [*self.yes.values(), *self.no.values()])
+
     def reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next-token logits [..., V] as log-odds and mass [...], see `answers.log_odds_and_mass`."""
         return log_odds_and_mass(logits, list(self.yes.values()), list(self.no.values()))
@@ -292,6 +297,7 @@ class AspectTeacher(Teacher):
             "system": self.system,
             "yes_tokens": self.yes,
             "no_tokens": self.no,
+            **({} if self.model.dtype == torch.float32 else {"answers_dtype": "float32"}),  # before, they were rounded
         }
 
     @property
