@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from builders import tiny
@@ -18,10 +19,11 @@ from builders.coco import coco_rows
 from builders.openai_server import OpenAIServer
 from builders.quick_python import quick_bin, quick_python
 from builders.student_files import student_files
-from datasets import ClassLabel, Dataset, Features, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
-from madkd_hf import MadkdTrainingArguments
+from madkd_hf import AspectBank, MadkdTrainingArguments
+from madkd_hf.labelling.recorded import RecordedAnswers, attach_recorded_answers
 
 
 ROOT = Path(__file__).parents[2]
@@ -168,11 +170,27 @@ def on_the_hub(hub, folder):
     """Small things under the names of all datasets and models in YAML files."""
     for path in sorted(folder.glob("recipes/*/*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        add_dataset(hub, config)
+        if config.get("dataset", "").startswith("runs/"):
+            save_labelled(folder / config["dataset"])
+        else:
+            add_dataset(hub, config)
         if "/" in config.get("backbone", "") and not config["backbone"].startswith("recipes/"):
             hub.add_repo(config["backbone"], folder / ("dinov2" if "vit" in config["backbone"] else "resnet"))
         if not config.get("detector", "recipes/").startswith("recipes/"):
             hub.add_repo(config["detector"], ROOT / "recipes/easy_vqa/detector")
+
+
+def birds() -> Dataset:
+    features = Features({"image": Image(), "label": ClassLabel(names=["finch", "heron"])})
+    return Dataset.from_list([{"image": image, "label": i % 2} for i, image in enumerate(tiny.images(24))], features)
+
+
+def save_labelled(folder: Path) -> None:
+    """Birds with answers that somebody gave elsewhere."""
+    answers = RecordedAnswers(np.random.default_rng(0).normal(size=(24, 3)), None, AspectBank.of_ids(["a", "b", "c"]))
+    splits = DatasetDict(dict.fromkeys(("train", "validation", "test"), birds()))
+    attach_recorded_answers(splits, answers, splits="train").save_to_disk(folder)
+    answers.bank.save(folder)
 
 
 def add_dataset(hub, config: dict) -> None:
@@ -180,8 +198,7 @@ def add_dataset(hub, config: dict) -> None:
     name = config.get("dataset", ":")
     if ":" in name:
         return
-    feature = Features({"image": Image(), "label": ClassLabel(names=["finch", "heron"])})
-    rows = Dataset.from_list([{"image": image, "label": i % 2} for i, image in enumerate(tiny.images(24))], feature)
+    rows = birds()
     rows, splits = (coco_rows(8), ("train", "val")) if name.endswith("coco") else (rows, ("train", "val", "test"))
     files = {}
     for split in splits:
