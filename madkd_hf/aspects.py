@@ -22,7 +22,7 @@ BANK_FILE = "aspects.json"
 FORMAT_VERSION = 1
 LONGEST = {"id": 200, "question": 2_000, "group": 200}  # characters; a question is read with every image
 MOST_ASPECTS = 10_000
-UNPUBLISHED = "(the text of the question {id} is not published)?"
+UNPUBLISHED = "{id} (its text is not published)?"
 LARGEST_FILE = 50_000_000  # bytes
 FILLERS = set(
     "a an the is are was were am be do does did has have had can could will would should may might must".split()

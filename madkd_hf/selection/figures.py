@@ -102,21 +102,27 @@ def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, un
     classes = any(row.information is not None for row in rows)
     about = "class" if classes else unit
     figure = new_figure(12.0, total + 1.8, f"What each answer tells about the {about}")
-    bits_ax, yes_ax, mass_ax = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1, 1])
+    shares = {"share of yes": [row.yes for row in rows]}
+    if any(row.mass is not None for row in rows):
+        shares["mass of yes and no"] = [row.mass for row in rows]
+    axes = figure.subplots(1, 1 + len(shares), sharey=True, width_ratios=[3, *[1] * len(shares)])
+    bits_ax, last_ax = axes[0], axes[-1]
     legend = _plot_information(bits_ax, y, rows, about)
-    for ax, values in ((yes_ax, [row.yes for row in rows]), (mass_ax, [row.mass for row in rows])):
-        colours = [WRONG if ax is mass_ax and "low mass" in row.notes else TEACHER for row in rows]
+    for ax, (name, values) in zip(axes[1:], shares.items()):
+        of_mass = name.startswith("mass")
+        colours = [WRONG if of_mass and "low mass" in row.notes else TEACHER for row in rows]
+        if of_mass:
+            ax.axvspan(0, LOW_MASS, color=WRONG, alpha=0.08, linewidth=0)
         ax.hlines(y, 0, 1, color="#EEEEEE", linewidth=1, zorder=0)
         ax.scatter(np.array(values, dtype=np.float64), y, s=36, color=colours, zorder=2, clip_on=False)
         ax.set_xlim(0, 1)
         ax.set_xticks([0, 0.5, 1], ["0", "½", "1"])
-    mass_ax.axvspan(0, LOW_MASS, color=WRONG, alpha=0.08, linewidth=0)
     for height, row in zip(y, rows):
-        notes, place = "\n".join(f"⚠ {short(note)}" for note in row.notes), mass_ax.get_yaxis_transform()
-        mass_ax.text(1.08, height, notes, transform=place, va="center", fontsize=8, color=WRONG, parse_math=False)
+        notes, place = "\n".join(f"⚠ {short(note)}" for note in row.notes), last_ax.get_yaxis_transform()
+        last_ax.text(1.08, height, notes, transform=place, va="center", fontsize=8, color=WRONG, parse_math=False)
     bits_ax.set_yticks(y, ["\n".join(text) for text in texts], fontsize=9, parse_math=False)
     bits_ax.set_ylim(total, 0)
-    for ax, name in zip((bits_ax, yes_ax, mass_ax), ("information, bits", "share of yes", "mass of yes and no")):
+    for ax, name in zip(axes, ("information, bits", *shares)):
         ax.set_title(name, loc="left", fontsize=9, color=GREY)
         ax.spines[["top", "right", "left"]].set_visible(False)
         ax.spines["bottom"].set_color(PALE)
