@@ -48,9 +48,11 @@ def fault_of(folder: Folder, files: Mapping[str, Any], quick: bool = False) -> s
     for name, facts in files.items():
         path = Path(folder, name)
         facts = facts if isinstance(facts, dict) else {"checksum": facts}  # of older versions
-        if not path.is_file():
+        try:
+            size = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):  # of `is_file`, new versions of Python say no to any error
             return f"{name} is missing"
-        if (size := path.stat().st_size) != facts.get("size", size):
+        if size != facts.get("size", size):
             return f"{name} is damaged: it has {size} bytes of {facts['size']}"
         if not quick and file_checksum(path) != facts.get("checksum"):
             return f"{name} is damaged: its checksum differs"

@@ -314,7 +314,7 @@ def test_a_checkpoint_does_not_replace_what_no_training_wrote(tmp_path):
 @pytest.mark.parametrize("unreadable", [RECORD, "model.safetensors"])
 def test_what_cannot_be_read_now_is_not_removed_as_damaged(copy, monkeypatch, unreadable):
     """A network drive may be back the next moment."""
-    name, method = ("read_text", Path.read_text) if unreadable == RECORD else ("is_file", Path.is_file)
+    name, method = ("read_text", Path.read_text) if unreadable == RECORD else ("stat", Path.stat)
 
     def stale(self, *args, **kwargs):
         if self.name == unreadable:
