@@ -24,8 +24,8 @@ setup(
     entry_points={"console_scripts": ["madkd = madkd_hf.cli.main:main"]},
     python_requires=">=3.10",
     install_requires=[
-        "accelerate>=1.10",
-        "datasets>=5.1",
+        "accelerate>=1.14",
+        "datasets>=5.2",
         "evaluate>=0.4.6",
         "filelock>=3.12",
         "huggingface_hub>=2.4",
@@ -38,7 +38,7 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.13",
         "snowballstemmer>=2.2",
-        "tenacity>=8.2",
+        "tenacity>=8.5",
         "torch>=2.13",
         "torchvision>=0.28",  # brought along, never needed: image processors that use it are quicker, videos need it
         "tqdm>=4.66.3",

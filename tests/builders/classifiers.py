@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import transformers
 from transformers import CONFIG_MAPPING, BaseImageProcessor, PretrainedConfig
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.utils import is_torchvision_available
 
 
 SIDE = 32
@@ -95,7 +97,12 @@ def processor(name: str) -> BaseImageProcessor:
         return kind(pretrained_cfg={"input_size": [3, side, side]})
     square = {"height": side, "width": side}
     by_edge = kind.__name__.startswith(("ConvNext", "TextNet"))
-    made = kind(size={"shortest_edge": side} if by_edge else square, crop_size=square)
+    try:
+        made = kind(size={"shortest_edge": side} if by_edge else square, crop_size=square)
+    except ImportError as error:  # some releases of transformers have some of Pillow's processors ask for it
+        if is_torchvision_available():
+            raise
+        pytest.skip(f"{kind.__name__} needs torchvision here: {error}")
     if kind.__name__.startswith("TextNet"):  # it keeps the ratio of the sides
         made.do_center_crop = True
     return made
