@@ -44,6 +44,7 @@ from ..questions import MANIFEST, Generated, Plan, Rules, Store, estimate, gener
 from ..students.base.fields import option
 from ..text import counted, terminal
 from .arguments import CommandParser, DatasetArguments, load_splits
+from .interrupts import BEGUN
 from .outputs import BANK
 
 
@@ -292,6 +293,7 @@ def write_banks(folder: Path, store: Store, llm: LLM, plan: Plan) -> None:
     """Ask until there are enough questions, and save those and the selected ones."""
     try:
         with store.hold():
+            BEGUN.append(str(folder))
             if not (folder / MANIFEST).exists():
                 own_folder(folder, KIND, BANK)
             result = generate(store, llm, plan, progress=True)

@@ -9,13 +9,16 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn
 
 
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal, as shells have it
 ENDINGS = {INTERRUPTED: "interrupted", TERMINATED: "stopped: a worker ended or the job was cancelled"}
+BEGUN: list[str] = []  # the folders that this process has begun to write
 KEPT = "what was finished is kept; run the same command again to go on"
 
 
@@ -34,21 +37,41 @@ def leave(stopped: KeyboardInterrupt) -> NoReturn:
 
 @contextmanager
 def stopped_like_ctrl_c() -> Iterator[None]:
-    """Treat SIGTERM, by which a launcher or a batch system ends a job, like Ctrl-C."""
+    """Treat SIGTERM, by which a launcher or a batch system ends a job, like Ctrl-C; neither gets lost in an import."""
     process = os.getpid()
 
-    def stop(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    def stop(sent: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # a fork, which its parent ends in this way
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
-        raise Terminated
+            signal.signal(sent, signal.SIG_DFL)
+            os.kill(os.getpid(), sent)
+        elif _importing(frame) and not BEGUN:
+            _end_while_loading(INTERRUPTED if sent == signal.SIGINT else TERMINATED)
+        elif _importing(frame):  # the library would take it for one of the imports that it only tries
+            again = threading.Timer(0.1, os.kill, (process, sent))
+            again.daemon = True
+            again.start()
+        elif sent == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            signal.signal(sent, signal.SIG_DFL)  # a second one ends it at once
+            raise Terminated
 
-    before = signal.signal(signal.SIGTERM, stop)
+    handled = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a shell's "&" has it ignored
+        handled.append(signal.SIGINT)
+    before = {sent: signal.signal(sent, stop) for sent in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported where a signal came."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end_while_loading(code: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..aspects import BANK_FILE
 from ..files import check_folder, check_output, locked, own_folder
+from .interrupts import BEGUN
 
 
 SOURCES = ("dataset", "teacher", "backbone", "detector", "comparison")  # options that may name a folder that is read
@@ -59,6 +60,7 @@ def working_in(output_dir: str, args: Any, kind: str, names: Sequence[str], is_m
     check_place(output_dir, args, kind, names)
     with locked(output_dir, "it writes there"):
         own_folder(output_dir, kind, names)
+        BEGUN.append(str(output_dir))
         yield
 
 
