@@ -236,7 +236,8 @@ def test_options_of_recorded_answers_need_the_file(folder):
     assert "--key_column is about recorded answers: name their file with --answers" in said
 
 
-def test_a_comparison_takes_a_labelled_dataset_and_asks_nobody(folder):
+@pytest.mark.parametrize("more", [["--validation_fraction", "0.34"], ["--eval_split", "test"]], ids=str)
+def test_a_comparison_takes_a_labelled_dataset_and_asks_nobody(folder, more):
     argv = ["--dataset", folder / "photos", "--answers", folder / "answers.jsonl", "--answers_field", "yes"]
     argv += ["--answers_key", "file", "--output_dir", folder / "labelled", "--teacher", "somebody's 8B"]
     recipe("attach_aspects", *argv)
@@ -245,7 +246,7 @@ def test_a_comparison_takes_a_labelled_dataset_and_asks_nobody(folder):
     settings = {"backbone": str(folder / "backbone"), "pretrained": False, "max_steps": 1, "use_cpu": True}
     (folder / "student.yaml").write_text(json.dumps(settings | {"per_device_train_batch_size": 4}))
     argv = ["--baseline", folder / "student.yaml", "--dataset", folder / "labelled", "--output_dir", folder / "run"]
-    argv += ["--conditions", "base", "madkd", "--validation_fraction", "0.34"]
+    argv += ["--conditions", "base", "madkd", *more]
     done = command("recipes/compare.py", *argv, "--seeds", "1")
     assert done.returncode == 0, done.stderr
     report = json.loads((folder / "run" / "report.json").read_text())

@@ -133,10 +133,18 @@ def aspect_auroc(
         )
         per_aspect = trainer.predict(rows, metric_key_prefix="eval").metrics["eval_auroc"]
     else:
+        rows = with_answers(rows)
+        if not len(rows):
+            return {}
         answers = student_logits(student, args, rows)[1]
         metric = AspectAuroc(keep_in_memory=True).compute(predictions=answers, references=rows["aspect_logits"])
         per_aspect = metric["per_aspect"]
     return dict(zip(bank.ids, per_aspect or []))
+
+
+def with_answers(rows: Dataset) -> Dataset:
+    """Those that somebody has answered: of a dataset that was labelled elsewhere, perhaps only some splits."""
+    return rows.select(np.flatnonzero(stored(rows, LOGITS).is_valid().to_numpy()))
 
 
 # Detectors
@@ -232,7 +240,7 @@ def draw_examples(
     rows = labelled[args.test_split]
     names = labelled[args.train_split].features[args.label_column].names
     if teacher is None:
-        rows = rows.select(np.flatnonzero(stored(rows, LOGITS).is_valid().to_numpy()))
+        rows = with_answers(rows)
     if not len(rows):
         return
     rows = rows.shuffle(seed=0).select(range(min(EXAMPLES, len(rows))))
