@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Image
 from scipy.special import logit
 
 from ..aspects import AspectBank
-from ..data.columns import ASPECT_COLUMNS, BANK, LOGITS, add_answers, aspect_features, null_answers, stored
+from ..data.columns import ASPECT_COLUMNS, BANK, LOGITS, MASS, add_answers, aspect_features, null_answers, stored
 from ..text import excerpt
 
 
@@ -366,11 +368,12 @@ def _places(
                 "expected one for each, in the same order; or name the field and the column that name the image."
             )
         return {selected[0]: list(range(len(rows)))}
-    record_of = {os.path.basename(key): number for number, key in enumerate(answers.keys)}
+    record_of = {key: number for number, key in enumerate(answers.keys)}
+    of_file = _records_of_files(answers.keys)
     places: dict[str, list[int | None]] = {}
     seen: dict[str, str] = {}
     for split in selected:
-        keys = _keys(parts[split], key_column)
+        keys, are_files = _keys(parts[split], key_column)
         for number, key in enumerate(keys):
             if key in seen:
                 raise ValueError(
@@ -378,7 +381,7 @@ def _places(
                     "another one for each image; pass another key_column, or the splits that were answered."
                 )
             seen[key] = f"row {number} of split {split!r}"
-        places[split] = [record_of.get(os.path.basename(key)) for key in keys]
+        places[split] = [(of_file if are_files else record_of).get(key) for key in keys]
         missing = [number for number, place in enumerate(places[split]) if place is None]
         if missing and on_missing == "raise":
             raise ValueError(
@@ -388,19 +391,29 @@ def _places(
     return places
 
 
-def _keys(rows: Dataset, column: str | None) -> list[str]:
+def _records_of_files(keys: Sequence[str]) -> dict[str, int]:
+    """File name -> record, whatever folders stand before it; without names that several records share."""
+    names = [os.path.basename(key) for key in keys]
+    counts = Counter(names)
+    return {name: number for number, name in enumerate(names) if counts[name] == 1}
+
+
+def _keys(rows: Dataset, column: str | None) -> tuple[list[str], bool]:
+    """The key of each row, and whether keys are names of files."""
     name = column or next((name for name, feature in rows.features.items() if isinstance(feature, Image)), None)
     if name not in rows.features:
         raise ValueError(f"There is no column {name!r} with keys: the dataset has {rows.column_names}.")
-    values = stored(rows, name).to_pylist()
-    if isinstance(rows.features[name], Image):
-        values = [value and value["path"] and os.path.basename(value["path"]) for value in values]
+    column_of_keys, are_files = stored(rows, name), isinstance(rows.features[name], Image)
+    if are_files:  # the images themselves stay on the disk
+        column_of_keys = pc.struct_field(column_of_keys, "path")
+    values = column_of_keys.to_pylist()
+    values = [value and os.path.basename(value) for value in values] if are_files else values
     if None in values:
         raise ValueError(
             f"Row {values.index(None)} has no key in the column {name!r}: pass as key_column one that names every "
             "image."
         )
-    return list(map(str, values))
+    return list(map(str, values)), are_files
 
 
 def _columns(answers: RecordedAnswers, places: list[int | None], schema: pa.Schema) -> pa.Table:
@@ -409,7 +422,7 @@ def _columns(answers: RecordedAnswers, places: list[int | None], schema: pa.Sche
     return pa.table(
         {
             LOGITS: pa.array(values, schema.field(LOGITS).type),
-            ASPECT_COLUMNS[1]: pa.nulls(len(values), schema.field(ASPECT_COLUMNS[1]).type),
+            MASS: pa.nulls(len(values), schema.field(MASS).type),
             BANK: pa.array([None if place is None else answers.bank.fingerprint for place in places], pa.string()),
         },
         schema=schema,

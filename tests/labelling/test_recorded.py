@@ -100,6 +100,17 @@ def test_a_column_may_hold_the_keys(tmp_path):
     np.testing.assert_allclose(expit(labelled["aspect_logits"][:]), list(YES.values()), atol=1e-6)
 
 
+def test_records_of_files_with_one_name_in_two_folders_are_not_mistaken_for_each_other(tmp_path):
+    values = {"x/a.png": YES["a.png"], "y/a.png": YES["b.png"], "y/c.png": YES["c.png"]}
+    answers = read_answers_file(write(tmp_path / "a.json", lists(values)), BANK, field="yes", key="file")
+    rows = photos(["a.png", "c.png"], tmp_path / "photos")
+    with pytest.raises(ValueError, match="1 of the 2 images of split 'train' have no record, the first is 'a.png'"):
+        attach_recorded_answers(rows, answers, on_unused="ignore")
+    rows = rows.remove_columns("name").add_column("name", ["y/a.png", "y/c.png"])  # a column names them exactly
+    labelled = attach_recorded_answers(rows, answers, key_column="name", on_unused="ignore")
+    np.testing.assert_allclose(expit(labelled["aspect_logits"][:]), [YES["b.png"], YES["c.png"]], atol=1e-6)
+
+
 def test_log_odds_and_words(tmp_path):
     values = {name: logit(answers).tolist() for name, answers in YES.items()}
     answers = read_answers_file(write(tmp_path / "a.json", lists(values)), BANK, kind="log_odds", field="yes")
