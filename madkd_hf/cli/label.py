@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
     from ..labelling import Workers
-    from ..labelling.recorded import RecordedAnswers
+    from ..labelling.answer_files import RecordedAnswers
     from ..teachers import Teacher
 
     Splits = DatasetDict | IterableDatasetDict

@@ -11,7 +11,7 @@ from .arguments import option
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-    from ..labelling.recorded import RecordedAnswers
+    from ..labelling.answer_files import RecordedAnswers
 
 
 @dataclass
@@ -53,7 +53,7 @@ def check_recorded(args: Any) -> RecordedAnswers | None:
             "Recorded answers are about the images of whole splits: leave out --streaming and --boxes_column."
         )
     from ..aspects import AspectBank
-    from ..labelling.recorded import read_answers_file
+    from ..labelling.answer_files import read_answers_file
 
     return read_answers_file(
         args.answers,

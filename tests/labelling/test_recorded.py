@@ -14,7 +14,8 @@ from scipy.special import expit, logit
 from transformers import ViTImageProcessorPil
 
 from madkd_hf import AspectBank, attach_aspects
-from madkd_hf.labelling.recorded import attach_recorded_answers, read_answers_file
+from madkd_hf.labelling.answer_files import read_answers_file
+from madkd_hf.labelling.recorded import attach_recorded_answers
 
 
 BANK = AspectBank(["Is it red?", "Is it round?", "Is it wet?"])

@@ -23,7 +23,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
 from madkd_hf import AspectBank, MadkdTrainingArguments
-from madkd_hf.labelling.recorded import RecordedAnswers, attach_recorded_answers
+from madkd_hf.labelling.answer_files import RecordedAnswers
+from madkd_hf.labelling.recorded import attach_recorded_answers
 
 
 ROOT = Path(__file__).parents[2]
