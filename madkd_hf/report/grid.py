@@ -68,6 +68,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
     """
     points, output_dir = summary["points"], Path(output_dir)
     seeds = len(points[0]["seeds"])
+    model = (summary.get("teacher") or {}).get("model")  # answers that were given elsewhere may not say whose they are
     pictures = []
     for option in points[0]["point"]:
         if len({_number(point["point"][option]) for point in points}) > 1:
@@ -76,9 +77,9 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
             pictures.append(f"![Accuracy against {option}](figures/{name})")
     lines = [
         f"# Multi-aspect knowledge distillation on {markdown(summary['dataset'])}",
-        f"{len(points)} points, {counted(seeds, 'seed')}; the teacher is "
-        f"{code(summary['teacher']['model'])}. Mean ± standard deviation over the seeds; gains are on the test "
-        "images, paired by seed, with a 95% t interval. Each student saw the test images once, after its training.",
+        f"{len(points)} points, {counted(seeds, 'seed')}{f'; the teacher is {code(model)}' if model else ''}. Mean ± "
+        "standard deviation over the seeds; gains are on the test images, paired by seed, with a 95% t interval. Each "
+        "student saw the test images once, after its training.",
         f"**{grid_verdict(points)}**",
         *pictures,
         grid_table(points),

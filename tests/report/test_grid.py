@@ -165,3 +165,14 @@ def test_words_are_drawn_in_the_order_of_the_grid(tmp_path):
     points = [point(20, 70, optim="sgd"), point(9, 75, optim="adamw_torch")]
     write_grid({"points": points, "dataset": "toys", "teacher": {"model": "m"}, "command": "c"}, tmp_path)
     assert (tmp_path / "figures/against_optim.png").is_file()
+
+
+@pytest.mark.parametrize("about", [{"teacher": {}}, {"teacher": {"mean_mass": 0.9}}, {}])
+def test_a_grid_with_answers_of_somebody_unknown_names_no_teacher(tmp_path, about):
+    points = [
+        point(20, 70, weight_decay=0.0001, pretrained=False),
+        point(9, 75, weight_decay=0.0005, pretrained=False),
+    ]
+    page = write_grid({"points": points, "dataset": "toys", "command": "c", **about}, tmp_path).read_text()
+    assert "2 points, 3 seeds. Mean" in page and "teacher" not in page
+    assert " False | madkd " in page and "against_pretrained" not in page
