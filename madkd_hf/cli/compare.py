@@ -1,5 +1,6 @@
 """Compare students over seeds: base, distilled, and two controls that a real gain must beat.
 
+On request (--conditions ... smoothing) a third control is compared: the base student with smoothed labels.
 Of detectors (task: detection), two are distilled: with aspects of the image, and with aspects of each object; each
 has a shuffled control of its own.
 
@@ -25,7 +26,7 @@ def parse(args: list[str] | None = None) -> CompareArguments:
     compared, compared.objects = CommandParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
     if compared.detects:
         unusable = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]
-        unusable += ["grid"] if _changed(compared, "grid") else []
+        unusable += [name for name in ("grid", "smoothing") if _changed(compared, name)]
     else:
         unusable = [name for name in ObjectArguments.__dataclass_fields__ if _changed(compared.objects, name)]
     if unusable:

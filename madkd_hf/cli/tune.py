@@ -44,7 +44,7 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
         grid = read_grid(args.grid)
         if condition == "madkd":
             grid |= read_grid(args.distill_grid, "distill_grid")
-        grid = of_condition(grid, condition)
+        grid = of_condition(args, grid, condition)
         for values in itertools.product(*grid.values()):
             point = {option: str(value) for option, value in zip(grid, values)}
             settings = ", ".join(map(" ".join, point.items()))

@@ -22,6 +22,7 @@ CONDITIONS = {
     "madkd": "classes + aspects",
     "shuffled": "aspects of other images",
     "constant": "each aspect's mean for all",
+    "smoothing": "classes only, labels smoothed",
 }
 DETECTORS = {
     "base": "boxes only",
@@ -129,8 +130,8 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     Returns:
         `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `roles`:
         condition -> "base", "treated" or "control"; `gain`: of madkd (of detectors, object) over base, see
-        `paired_gain`; `gains`: treated condition -> the same over base and over its shuffled control, by their names;
-        `controls`: control -> its gain over base. What was not run is left out.
+        `paired_gain`; `gains`: treated condition -> the same over base, over its shuffled control and over label
+        smoothing, by their names; `controls`: control -> its gain over base. What was not run is left out.
     """
     terms = TERMS[task]
     by_condition: dict[str, dict[int, float]] = {name: {} for name in terms.conditions}
@@ -145,7 +146,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     kinds = {name: role(terms, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}
     for name, gains_over in gains.items():
-        for other in ("base", terms.shuffled[name]):
+        for other in ("base", terms.shuffled[name], "smoothing"):
             if other in scores:
                 gains_over[other] = paired_gain(scores[name], scores[other])
     summary = {"task": task, "seeds": seeds, terms.key: scores, "roles": kinds}
@@ -198,11 +199,14 @@ def mean_text(values: Sequence[float], digits: int = 1) -> str:
 
 
 def over_controls(report: Mapping[str, Any]) -> str:
-    """A sentence on what each treated condition gains over its own shuffled control; "" where none was run."""
-    own = terms_of(report).shuffled
-    gains = {name: over.get(own[name]) for name, over in (report.get("gains") or {}).items() if name in own}
-    texts = [f"`{name}` {points_text(gain)}" for name, gain in gains.items() if gain]
-    return f"Over its own shuffled control, in points [95% interval]: {', '.join(texts)}." if texts else ""
+    """What each treated condition gains over its own shuffled control, and over label smoothing, a sentence each; ""
+    where none was run."""
+    own, sentences = terms_of(report).shuffled, []
+    for title, control in (("its own shuffled control", own), ("label smoothing", dict.fromkeys(own, "smoothing"))):
+        gains = {name: over.get(control[name]) for name, over in (report.get("gains") or {}).items() if name in own}
+        if texts := [f"`{name}` {points_text(gain)}" for name, gain in gains.items() if gain]:
+            sentences.append(f"Over {title}, in points [95% interval]: {', '.join(texts)}.")
+    return " ".join(sentences)
 
 
 def real_gain(report: Mapping[str, Any]) -> str:
@@ -231,8 +235,9 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
 
     Args:
         report: what `summarise` returns and, where known, `dataset` (its name), `images_per_class` or `scenes` (how
-            many training images), `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell line),
-            and `figures` (file name under `output_dir/figures` -> caption; only those that are there are shown).
+            many training images), `smoothing` (of that condition's labels), `teacher` (its provenance), `seconds`
+            (stage -> seconds), `command` (a shell line), and `figures` (file name under `output_dir/figures` ->
+            caption; only those that are there are shown).
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
@@ -266,6 +271,7 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     text += f" on {markdown(report['dataset'])}" if report.get("dataset") else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
+    text += f", the labels of `smoothing` smoothed by {report['smoothing']:g}" if report.get("smoothing") else ""
     model = (report.get("teacher") or {}).get("model")
     text += f"; the teacher is {code(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""

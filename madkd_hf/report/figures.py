@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from .comparison import Terms
 
 COLOURS = {"base": "#5A5A5A", "madkd": "#0072B2", "shuffled": "#BF6F00", "constant": "#B85C93"}  # after Okabe and Ito
-COLOURS |= {"object": COLOURS["madkd"], "image": "#007A5A", "image_shuffled": "#6A51A3"}
+COLOURS |= {"object": COLOURS["madkd"], "image": "#007A5A", "image_shuffled": "#6A51A3", "smoothing": "#007A5A"}
 TEACHER, STUDENT, RIGHT, WRONG = "#222222", COLOURS["madkd"], "#007A5A", "#C44E00"
 STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":"}
-STYLES |= {"object": "-", "image": "-.", "image_shuffled": (0, (4, 1, 1, 1, 1, 1))}
+STYLES |= {"object": "-", "image": "-.", "smoothing": "-.", "image_shuffled": (0, (4, 1, 1, 1, 1, 1))}
 GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 

@@ -535,6 +535,50 @@ def test_base_is_plain_and_tested_whatever_its_yaml_says(tmp_path):
     assert all("--do_predict true" in line for line in argv.values())
 
 
+def test_students_with_smoothed_labels_are_the_base_ones_but_for_the_labels(tmp_path):
+    assert not any("smoothing" in line for line in planned(tmp_path).values())  # only on request
+    argv = planned(tmp_path, conditions=["base", "smoothing"], seeds=1, smoothing=0.2)
+    expected = argv["base-0"].replace("/base-0", "/smoothing-0").split()
+    smoothed = argv["smoothing-0"].split()
+    place = smoothed.index("--label_smoothing_factor")
+    assert smoothed[place + 1] == "0.2" and smoothed[:place] + smoothed[place + 2 :] == expected
+    grid = json.dumps({"aspect_alpha": [1, 40], "aspects": [3, 11], "label_smoothing_factor": [0, 0.5]})
+    argv = planned(tmp_path, grid=grid, seeds=1, conditions=["base", "smoothing"])
+    assert set(argv) == {"base-label_smoothing_factor_0-0", "base-label_smoothing_factor_0.5-0", "smoothing-0"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"smoothing": 0.0}, "--smoothing must be above 0 and at most 1, mostly 0.1; received 0"),
+        ({"smoothing": 1.5}, "received 1.5"),
+        ({"smoothing": 0.3}, "base students have label_smoothing_factor 0.3 already"),
+        ({"smoothing": 0.1, "grid": '{"label_smoothing_factor": [0, 0.1]}'}, "label_smoothing_factor 0.1 already"),
+    ],
+)
+def test_smoothing_that_is_no_control_is_refused(tmp_path, settings, expected):
+    conditions = importlib.import_module("madkd_hf.cli.comparison.conditions")
+    (tmp_path / "base.yaml").write_text(f"backbone: {EASY_VQA}/student\nlabel_smoothing_factor: 0.3\nreport_to: none")
+    named = {"output_dir": str(tmp_path / "out"), "baseline": str(tmp_path / "base.yaml")}
+    args = conditions.CompareArguments(**named, conditions=["base", "smoothing"], dataset="photos", **settings)
+    with pytest.raises(ValueError, match=expected):
+        conditions.check(args)
+
+
+@pytest.mark.slow
+def test_compare_reports_smoothed_labels_as_a_further_control(tmp_path):
+    quick_comparison(tmp_path)
+    argv = ["--conditions", "base", "madkd", "shuffled", "smoothing", "--smoothing", "0.2"]
+    done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml", *argv)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    report, page = json.loads((run / "report.json").read_text()), (run / "report.md").read_text()
+    assert len(report["accuracy"]["smoothing"]) == 2 and report["roles"]["smoothing"] == "control"
+    assert report["smoothing"] == 0.2 and "the labels of `smoothing` smoothed by 0.2" in page
+    assert "| smoothing: classes only, labels smoothed" in done.stdout and "Over label smoothing, in" in done.stdout
+    assert "A real gain lifts `madkd`, and neither control." in page and "Over label smoothing, in points" in page
+
+
 def test_a_grid_trains_every_condition_at_every_point_and_a_plain_student_once(tmp_path):
     grid = json.dumps({"images_per_class": [5, 10], "aspect_alpha": [1, 40], "aspects": [3, 11]})
     argv = planned(tmp_path, grid=grid, seeds=2, conditions=["base", "madkd"], images_per_class=7)

@@ -134,6 +134,8 @@ def test_each_student_has_the_answers_of_its_level(tmp_path):
         (["--images_per_class", "5"], "images_per_class is for task: classification, and this is detection"),
         (["--label_column", "category"], "label_column is for task: classification"),
         (["--grid", '{"scenes": [5, 10]}'], "grid is for task: classification"),
+        (["--smoothing", "0.2"], "smoothing is for task: classification"),
+        (["--conditions", "base", "smoothing"], "Unknown condition 'smoothing': expected some of ['base', 'image'"),
         (["--push_to_hub", "--conditions", "base", "image"], "in ['base', 'image']: add object to --conditions"),
         (["--task", "classification"], "box_margin is for task: detection, and this is classification"),
         (["--task", "detecting"], "invalid choice: 'detecting'"),

@@ -235,6 +235,19 @@ def test_a_small_comparison_promises_no_more_than_it_holds(tmp_path):
     assert "1 student was trained for the comparison" in text and "1 condition with one seed; the student in" in text
 
 
+def test_smoothed_labels_are_a_control_on_the_card(tmp_path):
+    accuracy = {"base": [50.0, 51.0], "madkd": [60.0, 62.0], "smoothing": [52.0, 53.0]}
+    gains = {"gain": {"mean": 10.5, "ci95": [4.1, 16.9]}, "controls": {"smoothing": {"mean": 2.0, "ci95": [2.0, 2.0]}}}
+    gains["gains"] = {"madkd": {"base": gains["gain"], "smoothing": {"mean": 8.5, "ci95": [2.1, 14.9]}}}
+    compared(tmp_path / "run", accuracy=accuracy, seeds=[0, 1], smoothing=0.1, **gains)
+    text = staged(tmp_path / "out", comparison=tmp_path / "run")["README.md"].decode()
+    assert "and not the control: `smoothing` learns the classes alone, with labels smoothed by 0.1." in text
+    assert "Over label smoothing, in points [95% interval]: `madkd` +8.50 [+2.10, +14.90]." in text
+    assert "| smoothing: classes only, labels smoothed " in text
+    with pytest.raises(ValueError, match="holds no comparison"):
+        read_comparison(compared(tmp_path / "other", smoothing="a lot"))
+
+
 def test_what_the_card_cannot_use_is_no_comparison(tmp_path):
     for number, changed in enumerate([{"seeds": None}, {"seeds": [0]}, {"accuracy": {}}, {"gain": {"mean": 1}}]):
         compared(tmp_path / str(number), **changed)

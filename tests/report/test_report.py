@@ -14,6 +14,7 @@ from scipy import stats
 
 from madkd_hf import report as reporting
 from madkd_hf.report import figures
+from madkd_hf.report.comparison import over_controls, real_gain
 from madkd_hf.report.scenes import plot_examples
 from madkd_hf.selection import figures as answers
 from madkd_hf.selection.evidence import write_evidence
@@ -166,6 +167,20 @@ def test_table_of_one_seed_has_neither_spread_nor_interval():
     assert "nan" not in text and "None" not in text
 
 
+def test_smoothed_labels_are_one_more_control():
+    accuracy = {**ACCURACY, "smoothing": [81.0, 82.0, 83.0, 84.0]}
+    summary = reporting.summarise(make_cells(accuracy))
+    assert list(summary["accuracy"]) == list(accuracy) and summary["roles"]["smoothing"] == "control"
+    assert summary["controls"]["smoothing"] == reporting.paired_gain(accuracy["smoothing"], accuracy["base"])
+    assert summary["gains"]["madkd"]["smoothing"] == {"mean": 2.0, "ci95": [2.0, 2.0]}
+    assert rows_of(reporting.table(summary))[6] == ["smoothing: classes only, labels smoothed", "82.50 ± 1.29",
+                                                    "+1.00 [-0.30, +2.30]"]  # fmt: skip
+    assert real_gain(summary) == "A real gain lifts `madkd`, and none of the controls"
+    assert over_controls(summary).endswith(
+        "Over label smoothing, in points [95% interval]: `madkd` +2.00 [+2.00, +2.00]."
+    )
+
+
 # ---- the report
 
 
@@ -239,7 +254,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(full_report, tmp_pat
 # ---- pictures
 
 
-@pytest.mark.parametrize("accuracy", [ACCURACY, {"base": [80.0], "madkd": [80.0]}])
+@pytest.mark.parametrize("accuracy", [{**ACCURACY, "smoothing": [80.0] * 4}, {"base": [80.0], "madkd": [80.0]}])
 @pytest.mark.filterwarnings("error")
 def test_accuracies_and_learning_curves(tmp_path, accuracy):
     cells = make_cells(accuracy)

@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from ... import AspectBank
+from ... import AspectBank, MadkdTrainingArguments
 from ...data.columns import is_labelled
 from ...data.problems import Problems
 from ...data.variants import subset
@@ -28,7 +28,7 @@ from .options import CompareArguments, check_given
 
 
 LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects
-OF_ASPECTS = ("aspect_alpha", "aspects")  # a base student has neither
+OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neither
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
     *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
@@ -104,12 +104,16 @@ def check(args: CompareArguments) -> list[Any]:
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
+    if "smoothing" in args.controls() and not 0 < args.smoothing <= 1:
+        raise ValueError(f"--smoothing must be above 0 and at most 1, mostly 0.1; received {args.smoothing:g}.")
     students = []
     for point, condition in itertools.product(points(args), args.controls()):
-        settings = of_condition(point, condition)
+        settings = of_condition(args, point, condition)
         settings.pop("aspects", None)
         argv = student_argv(args, condition, 0, args.output_dir)
-        student = train.parse([*argv, *(f"--{k}={v}" for k, v in settings.items())])[0]
+        student, training = train.parse([*argv, *(f"--{k}={v}" for k, v in settings.items())])
+        if "smoothing" in args.controls() and condition == "base":
+            check_smoothing(args, training)
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append(student)
     check_place(args.output_dir, args, COMPARING, COMPARISON)
@@ -123,9 +127,20 @@ def check_aspect_count(count: Any, bank: AspectBank) -> None:
         raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
 
 
-def of_condition(point: dict[str, Any], condition: str) -> dict[str, Any]:
+def check_smoothing(args: CompareArguments, of_base: MadkdTrainingArguments) -> None:
+    """Raise ValueError where students with smoothed labels would be the base students once more."""
+    if args.smoothing == of_base.label_smoothing_factor:
+        raise ValueError(
+            f"The base students have label_smoothing_factor {args.smoothing:g} already, as those of the condition "
+            "smoothing: pass another --smoothing, or leave it out of --conditions."
+        )
+
+
+def of_condition(args: CompareArguments, point: dict[str, Any], condition: str) -> dict[str, Any]:
     """The point's options that are about these students."""
-    return {k: v for k, v in point.items() if condition != "base" or k not in OF_ASPECTS}
+    others = OF_ASPECTS if condition in args.command.without_aspects else ()
+    others += ("label_smoothing_factor",) if condition == "smoothing" else ()
+    return {option: value for option, value in point.items() if option not in others}
 
 
 def plan(
@@ -135,7 +150,7 @@ def plan(
     cells = {}
     for seed in range(args.seeds):
         for condition in args.controls():
-            settings = of_condition(point, condition)
+            settings = of_condition(args, point, condition)
             name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
             more = []
             if (count := settings.pop("aspects", len(bank))) != len(bank):
@@ -168,9 +183,10 @@ def student_argv(args: CompareArguments, condition: str, seed: int, folder: str)
     command = args.command
     about_image = condition in command.about_images
     labelled = str(Path(args.output_dir) / (LABELLED_IMAGES if about_image else LABELLED))
-    argv = ["--task", command.task.name, "--config", args.baseline if condition == "base" else args.distill]
+    no_aspects = condition in command.without_aspects
+    argv = ["--task", command.task.name, "--config", args.baseline if no_aspects else args.distill]
     argv += ["--dataset", labelled, "--bank", labelled, "--aspect_control", command.controls[condition]]
-    argv += ["--aspect_alpha", "0"] if condition == "base" else []
+    argv += ["--aspect_alpha", "0"] if no_aspects else []
     argv += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
     argv += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
     argv += command.student_options(args, condition)

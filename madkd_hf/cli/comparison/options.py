@@ -39,8 +39,11 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     distill: str = option("", "Likewise for the distilled ones and their controls; by default that of the baseline.")
     conditions: list[str] = option(
         [],
-        "For classification: base, madkd, shuffled, constant; for detection: base, image, image_shuffled, object, "
-        "shuffled, constant; all by default.",
+        "For classification: base, madkd, shuffled, constant by default, and smoothing; for detection: base, image, "
+        "image_shuffled, object, shuffled, constant, all by default.",
+    )
+    smoothing: float = option(
+        0.1, "Label smoothing of the condition `smoothing`: classes alone, with the settings of the base students."
     )
     seeds: int = option(5, "Students per condition; each redraws images and weights.")
     grid: str = option(
@@ -76,7 +79,8 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
         known = self.command.controls
         if unknown := set(self.conditions) - set(known):
             raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(known)}.")
-        return {name: known[name] for name in self.conditions or known}
+        default = [name for name in known if name not in self.command.on_request]
+        return {name: known[name] for name in self.conditions or default}
 
 
 def check_given(args: CompareArguments) -> None:

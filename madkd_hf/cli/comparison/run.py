@@ -80,12 +80,13 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     summary |= about | {
         "images_per_class": args.images_per_class,
         "scenes": args.objects.scenes,
+        "smoothing": args.smoothing if "smoothing" in args.controls() else None,
         "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
         "figures": pictures,
     }
     report_path = report.write_report(summary, args.output_dir)
     sentences = [f"{report.verdict(summary['gain'], terms_of(summary).score)}."] if "gain" in summary else []
-    sentences += [over_controls(summary)] if args.detects and over_controls(summary) else []
+    sentences += filter(None, [over_controls(summary)])
     sentences += [calibration_sentence(by_class)] if by_class and "calibration" in by_class else []
     print(f"\n{report.table(summary)}\n", *sentences, f"Report and pictures: {report_path}", sep="\n")
     if repo:

@@ -51,6 +51,8 @@ class TaskCommand:
         arguments: the dataclass of its options.
         more_arguments: name of a field of `arguments` -> dataclass of options that stand in a group of their own.
         controls: condition of a comparison -> the `aspect_control` of its students.
+        without_aspects: those conditions whose students learn no aspects, and are trained by the baseline's YAML.
+        on_request: those that are compared only where `--conditions` names them.
         about_images: those conditions whose students learn answers about images where others learn of objects.
         shared_options: those of a comparison that all its students are given as they are.
     """
@@ -60,6 +62,8 @@ class TaskCommand:
     arguments: type
     more_arguments: Mapping[str, type] = {}
     controls: Mapping[str, str]
+    without_aspects: Sequence[str] = ("base",)
+    on_request: Sequence[str] = ()
     about_images: Sequence[str] = ()
     shared_options: Sequence[str] = ()
 

@@ -72,7 +72,9 @@ class Classification(TaskCommand):
     description = DESCRIPTION
     arguments = StudentArguments
     more_arguments = {"lora": LoraArguments}
-    controls = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant"}
+    controls = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant", "smoothing": "none"}
+    without_aspects = ("base", "smoothing")
+    on_request = ("smoothing",)
     shared_options = ("label_column", "images_per_class")
 
     def check_model(self, args: StudentArguments) -> None:
@@ -148,6 +150,9 @@ class Classification(TaskCommand):
         lora = args.lora
         values = {**asdict(lora), "lora_target_modules": ", ".join(sorted(lora.lora_target_modules))}
         return values if lora.lora_rank else {}
+
+    def student_options(self, args: Any, condition: str) -> list[str]:
+        return ["--label_smoothing_factor", str(args.smoothing)] if condition == "smoothing" else []
 
     def predicted_arrays(self, output: Any) -> dict[str, np.ndarray]:
         """Class logits [n, C], and labels [n] where they are known."""

@@ -64,7 +64,8 @@ def _check_values(report: Mapping[str, Any], key: str) -> None:
     for gain in filter(None, gains):
         low, high = gain["ci95"]
         numbers += [gain["mean"]] if low is None and high is None else [gain["mean"], low, high]
-    numbers += [report[name] for name in ("classes", "images_per_class", "scenes") if report.get(name) is not None]
+    counts = ("classes", "images_per_class", "scenes", "smoothing")
+    numbers += [report[name] for name in counts if report.get(name) is not None]
     numbers += [value for value in (report.get("aspect_auroc") or {}).values() if value is not None]
     texts = [report[name] for name in ("dataset", "commit", "bank") if report.get(name) is not None]
     for value in numbers:
@@ -103,10 +104,12 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
         + ("means ± standard deviations over the seeds on the test images" if seeds > 1 else "on the test images")
         + ("; gains are paired by seed, with a 95% interval." if gains and seeds > 1 else ".")
     )
+    strength = f" by {report['smoothing']:g}" if report.get("smoothing") else ""
     controls = {
         "image_shuffled": "gives each image the answers of another",
         "shuffled": f"gives each {terms.about} the answers of another",
         "constant": f"gives all {terms.about}s the same answers",
+        "smoothing": f"learns the classes alone, with labels smoothed{strength}",
     }
     meanings = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)
     parts += [f"{real_gain(report)}: {meanings}."] if real_gain(report) else []

@@ -75,6 +75,19 @@ def test_the_first_logged_losses_are_those_computed_by_hand(tmp_path):
     assert logged(run, "loss") == pytest.approx([float(ce + 2 * bce)], abs=1e-4)
 
 
+def test_labels_are_smoothed_once_in_training_and_in_evaluation(tmp_path):
+    model, data = student(), rows(4)
+    pixels = PROCESSOR([row["image"].resize((16, 16), 2) for row in data], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = model(pixels).logits
+    expected = float(F.cross_entropy(logits, torch.tensor(data["label"][:]), label_smoothing=0.3))
+    settings = {**STILL, "aspect_alpha": 0.0, "label_smoothing_factor": 0.3}
+    run = trainer(tmp_path, model, data, evaluate=data, **settings)
+    assert run.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-4)
+    run.train()
+    assert logged(run, "class_loss") == logged(run, "loss") == pytest.approx([expected], abs=1e-4)
+
+
 def test_training_learns_classes_and_aspects(tmp_path):
     run = trainer(tmp_path, student(tiny.resnet()), rows(8), num_train_epochs=20, learning_rate=3e-2, **STILL)
     run.train()
