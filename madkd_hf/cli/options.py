@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from ..data.names import looks_like_path, similar
-from ..students.base.fields import IMAGE_STORES, option
+from ..students.base.fields import CLASS_TARGET_LOSSES, IMAGE_STORES, option
 from ..students.tasks import TASKS
 
 
@@ -58,7 +58,8 @@ def training_options() -> type | None:
     library = Path(importlib.util.find_spec("transformers").submodule_search_locations[0])
     own = Path(__file__).parents[1] / "students" / "base" / "training_args.py"
     levels = dict.fromkeys(("detail", "debug", "info", "warning", "error", "critical", "passive"))
-    names = {"Any": Any, "Literal": Literal, "field": field, "option": option, "IMAGE_STORES": IMAGE_STORES}
+    names = {"Any": Any, "Literal": Literal, "field": field, "option": option}
+    names |= {"IMAGE_STORES": IMAGE_STORES, "CLASS_TARGET_LOSSES": CLASS_TARGET_LOSSES}
     names |= {"ExplicitEnum": Enum, "ParallelismConfig": Any, "trainer_log_levels": levels}
     names["default_optim"] = SUPPRESS  # it depends on torch: the help names no default
     options = {}

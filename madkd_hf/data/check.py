@@ -144,6 +144,38 @@ def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int
     return [row for row, value in enumerate(values) if value is None or (value == -1 and not trained_on)]
 
 
+def check_without_class(
+    rows: Dataset, labelled: np.ndarray, column: str, classes: Sequence[str], targets: Sequence[str]
+) -> None:
+    """Raise ValueError where a student could not learn from training rows of which some have no class.
+
+    Args:
+        labelled: [n] which rows have one, see `columns.rows_with_class`.
+        column: of the class indices.
+        classes: their names.
+        targets: the columns that it learns from beside the classes.
+    """
+    if labelled.all():
+        return
+    if not labelled.any():
+        raise ValueError(f"None of the {len(rows)} training images has a class: give some of each class theirs.")
+    shown = set(np.asarray(rows[column][:], dtype=object)[labelled].tolist())
+    if missing := [name for index, name in enumerate(classes) if index not in shown]:
+        raise ValueError(
+            f"No training image with a class shows {listed([repr(name) for name in missing])}: images without a class "
+            "cannot teach what a class is; give each class at least one image, or leave it out."
+        )
+    useless = ~labelled
+    for name in set(targets) & set(rows.features):
+        useless &= stored(rows, name).is_null().to_numpy()
+    if useless.any():
+        looked = f"nor anything in {' or '.join(targets)}" if targets else "and the student learns classes alone"
+        raise ValueError(
+            f"{useless.sum()} of the {len(rows)} training images have no class, {looked}: label them with madkd "
+            "label, give them their class, or drop them."
+        )
+
+
 def drop_rows(dataset: Dataset, rows: Sequence[int]) -> Dataset:
     """The dataset without these rows; itself where there are none."""
     if not len(rows):

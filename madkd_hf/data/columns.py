@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +21,7 @@ from ..text import get_logger
 logger = get_logger(__name__)
 
 LOGITS, MASS, BANK = ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
+CLASS_LOGITS, CLASS_TEACHER = CLASS_COLUMNS = ("class_logits", "class_teacher")
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 READ_ROWS = 10_000  # at a time
 
@@ -31,6 +34,63 @@ def aspect_features(bank: AspectBank, by_object: bool = False) -> Features:
     answers = List(Value("float32"), length=len(bank))
     answers = List(answers) if by_object else answers
     return Features({LOGITS: answers, MASS: answers, BANK: Value("string")})
+
+
+def class_features(num_classes: int) -> Features:
+    """The two columns of class targets: a teacher's scores of the C classes before the softmax, null in rows that it
+    has not seen; and which teacher, of which classes, see `class_teacher`."""
+    return Features({CLASS_LOGITS: List(Value("float32"), length=num_classes), CLASS_TEACHER: Value("string")})
+
+
+def class_teacher(teacher: str, classes: Sequence[str]) -> str:
+    """What stands in the column `class_teacher`: who gave the scores, and a digest of the classes in their order."""
+    digest = hashlib.sha256(json.dumps(list(classes), ensure_ascii=False).encode()).hexdigest()[:16]
+    return f"{teacher}:{digest}"
+
+
+def check_class_targets(rows: Dataset, classes: Sequence[str]) -> None:
+    """Refuse class targets that are scores of other classes, or of the same in another order."""
+    if CLASS_LOGITS not in rows.features:
+        return
+    length = getattr(rows.features[CLASS_LOGITS], "length", -1)
+    expected = class_teacher("", classes)
+    teachers = stored(rows, CLASS_TEACHER).unique().to_pylist() if CLASS_TEACHER in rows.features else []
+    others = [teacher for teacher in teachers if teacher is not None and not teacher.endswith(expected)]
+    if others or length not in (-1, len(classes)):
+        raise ValueError(
+            f"The column {CLASS_LOGITS!r} holds scores of {'other' if length in (-1, len(classes)) else length} "
+            f"classes, or of classes in another order, than the {len(classes)} of the student: make it again with "
+            "this dataset's classes, or remove the column."
+        )
+
+
+def with_class_targets(rows: Dataset, class_logits: np.ndarray, teacher: str, classes: Sequence[str]) -> Dataset:
+    """The rows with the two columns of class targets in place of those there may be.
+
+    Args:
+        class_logits: [n, C], NaN in rows without.
+        teacher: who gave them.
+        classes: the C of them by name, in order.
+    """
+    there = ~np.isnan(class_logits).any(axis=1)
+    names = [class_teacher(teacher, classes) if row else None for row in there]
+    flat = pa.array(np.ascontiguousarray(class_logits, dtype=np.float32).ravel())
+    scores = pa.FixedSizeListArray.from_arrays(flat, len(classes), mask=pa.array(~there))
+    schema = class_features(len(classes)).arrow_schema
+    columns = Dataset(pa.table({CLASS_LOGITS: scores, CLASS_TEACHER: names}, schema=schema))
+    return add_answers(rows.remove_columns([name for name in CLASS_COLUMNS if name in rows.features]), columns)
+
+
+def rows_with_class(rows: Dataset, column: str) -> np.ndarray:
+    """[n] whether the class of a row is known: a label that is neither null nor -1, as datasets hide it."""
+    labels = stored(rows, column)
+    return pc.fill_null(pc.greater_equal(labels, 0), False).to_numpy()
+
+
+def without_classes(rows: Dataset, column: str, feature: Any) -> Dataset:
+    """The rows with null for each class, in a column of that feature whether they had one or not."""
+    rows = rows.remove_columns(column) if column in rows.features else rows
+    return rows.add_column(column, pa.nulls(len(rows), feature.pa_type), feature=feature)
 
 
 def is_labelled(features: Mapping[str, Any]) -> bool:

@@ -38,9 +38,16 @@ def student(config: PretrainedConfig | None = None, bank: AspectBank | None = BA
     return MadkdForImageClassification.from_backbone(config or vit(), CLASSES, bank)
 
 
-def rows(count: int = 16, aspects: bool = True, unlabelled: tuple[int, ...] = (), bank: AspectBank = BANK) -> Dataset:
+def rows(
+    count: int = 16,
+    aspects: bool = True,
+    unlabelled: tuple[int, ...] = (),
+    bank: AspectBank = BANK,
+    classless: tuple[int, ...] = (),
+) -> Dataset:
+    """Images of 4 classes in turn; `unlabelled` rows have no answers, `classless` ones no class."""
     features = {"image": Image(), "label": ClassLabel(names=list(CLASSES.values()))}
-    columns = {"image": tiny.images(count, 20), "label": [i % 4 for i in range(count)]}
+    columns = {"image": tiny.images(count, 20), "label": [None if i in classless else i % 4 for i in range(count)]}
     if aspects:
         features |= {"aspect_logits": List(Value("float32"), length=len(bank)), "aspect_bank": Value("string")}
         answers = np.random.default_rng(1).normal(size=(count, len(bank))) * 3

@@ -31,6 +31,7 @@ DETECTOR = ("loss", "detector_loss", "aspect_loss", "loss_ce", "loss_bbox", "los
 DETECTOR += ("eval_loss", "eval_map", "eval_map_50", "eval_aspect_bce")
 TIMES = ("runtime", "per_second", "preparation_time")
 GAPS = (1, 2, 8, 9, 10, 11, 12, 20)  # rows without answers
+CLASSLESS = (4, 5, 6, 7, 13, 18)  # rows without a class
 
 
 # What a process does, with batches of as many rows whatever the number of processes
@@ -41,7 +42,7 @@ def classifier(folder: Path, processes: int, count: int, batch: int = 8, broken_
     settings = {"per_device_train_batch_size": batch // processes, "num_train_epochs": 2, **settings}
 
     def made():
-        train = rows(count, unlabelled=GAPS)
+        train = rows(count, unlabelled=GAPS, classless=CLASSLESS)
         train = train.to_iterable_dataset(num_shards=1) if "max_steps" in settings else train
         return trainer(folder, train=train, evaluate=rows(13), per_device_eval_batch_size=8 // processes, **settings)
 

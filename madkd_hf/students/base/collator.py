@@ -37,10 +37,10 @@ class Collator:
 
 
 class TellEpoch(TrainerCallback):
-    """Tells the collator which epoch begins, or goes on after a checkpoint."""
+    """Tells a collator or a sampler which epoch begins, or goes on after a checkpoint."""
 
-    def __init__(self, collator: Collator):
-        self.collator = collator
+    def __init__(self, drawing: Any):
+        self.drawing = drawing
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.collator.set_epoch(int(state.epoch or 0))
+        self.drawing.set_epoch(int(state.epoch or 0))

@@ -38,8 +38,8 @@ class DistillingTrainer(Publishing, SafeTrainer):
         `_check_columns(dataset, name, with_labels)`: refuses rows of other columns or classes than the model's.
         `_collators()`: what makes batches to train on, to evaluate, and to predict for.
         `_without_repeats(batch)`: the batch, in which rows that only repeat those of other processes do not count.
-        `_rows_per_batch(batches)`: what sums over rows are divided by: how many count, on average over the batches of
-            a step and all processes; a scalar.
+        `_rows_per_batch(batches)`: what sums over rows are divided by, see `Loss`: name of a target -> how many rows
+            have it, on average over the batches of a step and all processes; scalars.
         `default_loss()`: the `Loss` that the arguments ask for.
         `_losses(model, inputs, rows)`: the loss of a batch with its parts, see `Loss`, and the model's outputs.
         `_outputs(inputs)`: what the model says of a batch without its labels, to see whether it is finite.
@@ -224,8 +224,8 @@ class DistillingTrainer(Publishing, SafeTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], torch.Tensor | None]:
-        """The batches of a step, and how many rows of a batch count, on average over them and over all processes."""
+    ) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor] | None]:
+        """The batches of a step, and how many rows of a batch have a target, see `_rows_per_batch`."""
         batches = [self._without_repeats(batch) for batch in itertools.islice(epoch_iterator, num_batches)]
         if not batches:
             return batches, None
@@ -278,9 +278,9 @@ class DistillingTrainer(Publishing, SafeTrainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: dict[str, torch.Tensor] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The loss of a batch, see `Loss` of `num_items_in_batch` rows; in training, its parts are logged by name."""
+        """The loss of a batch, see `Loss`, whose rows are `num_items_in_batch`; in training, its parts are logged."""
         losses, outputs = self._losses(model, inputs, num_items_in_batch)
         if model.training and num_items_in_batch is not None:
             parts = {name: value for name, value in losses.items() if name != "loss"}

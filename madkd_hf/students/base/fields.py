@@ -6,6 +6,7 @@ from dataclasses import field
 from typing import Any
 
 
+CLASS_TARGET_LOSSES = ["soft", "kd", "dkd", "mlkd"]  # keys of `losses.TARGET_LOSSES`
 IMAGE_STORES = ["auto", "disk", "device", "none"]
 
 

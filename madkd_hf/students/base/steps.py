@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
 from accelerate.state import GradientState
 
-from ..losses.base import UNCOUNTED
+from ..losses.base import TARGETS, UNCOUNTED, rows_with
 
 
 def without_repeats(batch: dict[str, Any], accelerator: Accelerator) -> dict[str, Any]:
@@ -49,10 +49,12 @@ def _rows_of_last_batch(state: GradientState) -> int:
         return state.remainder
     if sampler.drop_last:
         return 0
-    return len(loader.dataset) % (sampler.batch_size * (1 if sampler.split_batches else sampler.num_processes))
+    source = getattr(sampler.batch_sampler, "sampler", loader.dataset)  # which may draw fewer rows than there are
+    return len(source) % (sampler.batch_size * (1 if sampler.split_batches else sampler.num_processes))
 
 
-def rows_per_batch(batches: list[dict[str, Any]], accelerator: Accelerator) -> torch.Tensor:
-    """How many rows count, on average over a step's batches in all processes; a scalar."""
-    rows = torch.stack([(batch["labels"] != UNCOUNTED).sum() for batch in batches]).to(accelerator.device)
-    return accelerator.gather(rows.float().mean().reshape(1)).mean()
+def rows_per_batch(batches: list[dict[str, Any]], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Name of a target -> how many rows have it, on average over a step's batches in all processes; 1 for none."""
+    counts = torch.tensor([[rows_with(batch, name).sum() for name in TARGETS] for batch in batches])
+    mean = accelerator.gather(counts.float().mean(dim=0, keepdim=True).to(accelerator.device)).mean(dim=0)
+    return dict(zip(TARGETS, torch.where(mean > 0, mean, 1.0)))

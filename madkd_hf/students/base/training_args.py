@@ -11,7 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from ...hub.upload import HubRepo
-from .fields import IMAGE_STORES, option
+from .fields import CLASS_TARGET_LOSSES, IMAGE_STORES, option
 from .settings import check_extras, check_numbers, check_stopping
 
 
@@ -31,6 +31,9 @@ class MadkdTrainingArguments(TrainingArguments):
 
     Args:
         aspect_alpha: weight of the aspect loss (paper section 3.3).
+        class_target_loss: a key of `madkd_hf.students.losses.TARGET_LOSSES`, where each names its source.
+        target_confidence, target_ramp_up: of rows without a class of their own; those with one count in full.
+        labelled_fraction: above 0 and below 1, see `madkd_hf.students.classification.sampling`.
         mixup_alpha: 0.1 to 0.4 is usual.
         image_store: where images are kept that are decoded and resized once, before the first epoch: "disk" (a
             memory-mapped file beside the cached datasets), "device" (that file's content, on the accelerator), "none"
@@ -42,6 +45,34 @@ class MadkdTrainingArguments(TrainingArguments):
 
     aspect_alpha: float = option(
         4.0, "Weight of the aspect loss beside the class loss, 1 to 50 in the paper; 0 is classes alone."
+    )
+    by_mass: bool = option(
+        False, "Weigh each answer by the probability that the teacher put on yes and no together (aspect_mass)."
+    )
+    class_alpha: float = option(
+        1.0, "Weight of class targets (column class_logits) beside the class loss; 0 does not look at them."
+    )
+    class_target_loss: str = option(
+        "soft",
+        "How the student is compared with class targets: soft (cross-entropy), kd, dkd or mlkd.",
+        CLASS_TARGET_LOSSES,
+    )
+    temperature: float | None = option(
+        None, "Of the class targets' loss; by default its paper's: 4 for kd, dkd and mlkd, 1 for soft."
+    )
+    standardize_logits: bool = option(
+        False, "Bring class logits, the student's and the targets', to mean 0 and deviation 1 before their loss."
+    )
+    target_confidence: float = option(
+        0.0, "Leave out class targets of images without a class whose largest probability is below this."
+    )
+    target_ramp_up: float = option(
+        0.0, "Share of the training in which the weight of such class targets grows from 0 to class_alpha."
+    )
+    labelled_fraction: float | None = option(
+        None,
+        "Share of images with a class in each batch; an epoch ends when either kind was seen once. By default all are "
+        "drawn alike.",
     )
     crop_scale: float = option(0.08, "Smallest share of the image that a random crop keeps; 1 turns cropping off.")
     horizontal_flip: float = option(0.5, "Probability of mirroring a training image; 0 turns it off.")
@@ -92,6 +123,10 @@ class MadkdTrainingArguments(TrainingArguments):
         check_numbers(self)
         if self.image_store not in IMAGE_STORES:
             raise ValueError(f"Unknown image_store {self.image_store!r}: expected one of {IMAGE_STORES}.")
+        if self.class_target_loss not in CLASS_TARGET_LOSSES:
+            raise ValueError(
+                f"Unknown class_target_loss {self.class_target_loss!r}: expected one of {CLASS_TARGET_LOSSES}."
+            )
         for name in ("warmup_steps", "warmup_ratio"):
             if self.lr_milestones and getattr(self, name, None):
                 raise ValueError(

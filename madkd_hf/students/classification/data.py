@@ -11,9 +11,11 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
+from ...data.columns import CLASS_LOGITS, LOGITS, MASS
 from ..base.augmentation import image_key, random_crops
 from ..base.collator import Collator
 from ..base.processors import check_same_size, options_without_resizing, ordinary, output_size
+from ..losses import NO_CLASS
 
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class AspectCollator(Collator):
         horizontal_flip: probability of mirroring.
         seed: of crops and flips.
         num_aspects: Q, for batches in which no row has answers.
+        with_mass: whether batches have `aspect_mass`, where the dataset has.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class AspectCollator(Collator):
         horizontal_flip: float = 0.5,
         seed: int = 0,
         num_aspects: int = 0,
+        with_mass: bool = False,
     ):
         super().__init__(ordinary(image_processor), image_column, seed)
         self.num_labels = num_labels
@@ -55,14 +59,16 @@ class AspectCollator(Collator):
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
         self.num_aspects = num_aspects
+        self.columns = (label_column, LOGITS, CLASS_LOGITS, *([MASS] if with_mass else []))  # of targets
         self.height, self.width = output_size(self.image_processor)
         self._as_it_is = options_without_resizing(self.image_processor, self.height, self.width) if augment else {}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Returns:
-            `pixel_values` [B, channels, H, W]; `labels` [B] where the rows have them; `aspect_logits` [B, Q] where the
-            dataset is labelled, NaN in rows that are not.
+            `pixel_values` [B, channels, H, W]; `labels` [B] where the rows have them, in training `NO_CLASS` for a row
+            without (null or -1); and, NaN in rows without them, `aspect_logits` [B, Q] where the dataset is labelled,
+            `class_logits` [B, C] where a teacher of classes has seen it, and `aspect_mass` [B, Q].
 
         Raises:
             ValueError: a missing image column, or a label outside the classes.
@@ -70,7 +76,7 @@ class AspectCollator(Collator):
         images = self.images(rows)
         if self.augment:
             images = [self._augment(image) for image in images]
-        columns = [name for name in (self.label_column, "aspect_logits") if name in rows[0]]
+        columns = [name for name in self.columns if name in rows[0]]
         return {
             "pixel_values": self.processed(images),
             **self.targets({name: [row[name] for row in rows] for name in columns}),
@@ -89,14 +95,18 @@ class AspectCollator(Collator):
         batch = {}
         if self.label_column in columns:
             batch["labels"] = self._labels(columns[self.label_column])
-        if "aspect_logits" in columns:
-            targets = columns["aspect_logits"]
-            length = next((len(target) for target in targets if target is not None), self.num_aspects)
-            batch["aspect_logits"] = torch.tensor([target or [math.nan] * length for target in targets])
+        lengths = {LOGITS: self.num_aspects, MASS: self.num_aspects, CLASS_LOGITS: self.num_labels}
+        for name in lengths.keys() & columns.keys():
+            length = next((len(target) for target in columns[name] if target is not None), lengths[name])
+            batch[name] = torch.tensor([target or [math.nan] * length for target in columns[name]])
         return batch
 
     def _labels(self, labels: list[Any]) -> torch.Tensor:
+        if self.augment:
+            labels = [NO_CLASS if label is None else label for label in labels]
         for label in labels:
+            if label == NO_CLASS and self.augment:
+                continue
             if not isinstance(label, int) or not 0 <= label < self.num_labels:
                 raise ValueError(
                     f"The label {label!r} in column {self.label_column!r} is none of the {self.num_labels} classes: "

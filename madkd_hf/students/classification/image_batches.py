@@ -56,14 +56,14 @@ class StoreCollator:
         defer: bool = False,
     ):
         self.collator, self.store, self.scale, self.bias, self.defer = collator, store, scale, bias, defer
-        columns = [name for name in (collator.label_column, "aspect_logits") if name in rows.features]
+        columns = [name for name in collator.columns if name in rows.features]
         self.columns = collator.targets(rows.select_columns(columns)[:]) if columns else {}
 
     def __call__(self, indices: list[int]) -> dict[str, torch.Tensor | np.ndarray]:
         """
         Returns:
-            `pixels` [B, H, W, 3] uint8, or `crops` [B, 6]: row, left, top, right, bottom, flip; and `labels` and
-            `aspect_logits` like `AspectCollator`.
+            `pixels` [B, H, W, 3] uint8, or `crops` [B, 6]: row, left, top, right, bottom, flip; and the targets
+            like `AspectCollator`.
         """
         batch = {name: values[indices] for name, values in self.columns.items()}
         if not self.collator.augment:

@@ -10,19 +10,24 @@ import torch
 from datasets import ClassLabel, Dataset
 from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput
 
+from ...data.check import check_without_class
+from ...data.columns import CLASS_LOGITS, LOGITS, check_class_targets, rows_with_class, stored
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup
+from ..base.collator import TellEpoch
 from ..base.distilling import DistillingTrainer
 from ..base.models import check_classes, check_has_column
 from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
 from ..base.training_args import MadkdTrainingArguments
-from ..losses import Loss, MadkdLoss
+from ..losses import TARGET_LOSSES, UNCOUNTED, Loss, MadkdLoss
 from ..models.modeling_madkd import MadkdForImageClassification
 from .data import AspectCollator
 from .image_batches import StoreCollator, StoredRows, store_collator
+from .sampling import MixedSampler
 
 
 if TYPE_CHECKING:
@@ -34,7 +39,8 @@ class MadkdTrainer(DistillingTrainer):
 
     Takes datasets as `attach_aspects` leaves them: an image column, a class column, `aspect_logits`. Batches are made
     by `AspectCollator` (with augmentation for training, without for evaluation) unless a `data_collator` is given.
-    A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone. Rows whose
+    A dataset without aspect columns, or a row without answers, trains and evaluates on its classes alone; a training
+    row without a class (null, or -1) on its answers and `class_logits`, if it has some of them alone. Rows whose
     image the labelling could not read are left out, with a warning; `predict` then has no prediction for them.
 
     Args, beside those of `DistillingTrainer`:
@@ -95,7 +101,11 @@ class MadkdTrainer(DistillingTrainer):
         self._drawn = (0, -1)  # the step, and which of its batches was mixed last
         data = (data_collator, train_dataset, eval_dataset, processing_class)
         options = {"compute_metrics": compute_metrics, "image_column": image_column, "loss": loss}
+        self._shares: dict[str, float] | None = None  # of the evaluation rows, how many have each target
+        self._sampler: MixedSampler | None = None
         super().__init__(model, args, *data, **options, **kwargs)
+        if self.train_dataset is not None:
+            self._look_for_classes()
 
     def _refuse_unfit(self) -> None:
         if self.args.image_store in ("disk", "device"):
@@ -115,11 +125,49 @@ class MadkdTrainer(DistillingTrainer):
                 "leave it out, the adapters need little memory."
             )
 
+    def _look_for_classes(self) -> None:
+        """Refuse rows that nothing can be learned from; a sampler, where each batch is to have some with a class."""
+        fraction, rows = self.args.labelled_fraction, self.train_dataset
+        if not isinstance(rows, Dataset) or self.label_column not in rows.features:
+            if fraction is not None:
+                raise ValueError(
+                    f"labelled_fraction={fraction} chooses rows by number; received a training dataset of "
+                    f"{type(rows).__name__}: leave it out, and mix streams with datasets.interleave_datasets."
+                )
+            return
+        classes = list(self.model.config.id2label.values())
+        check_class_targets(rows, classes)
+        labelled = rows_with_class(rows, self.label_column)
+        check_without_class(rows, labelled, self.label_column, classes, self._learns())
+        if fraction is None:
+            return
+        if labelled.all():
+            raise ValueError(
+                f"labelled_fraction={fraction}, and all {len(rows)} training images have a class: leave it out."
+            )
+        places, seed = (labelled.nonzero()[0], (~labelled).nonzero()[0]), self.args.data_seed or self.args.seed
+        self._sampler = MixedSampler(*places, fraction, self.args.per_device_train_batch_size, seed)
+        if not len(self._sampler):
+            raise ValueError(
+                f"labelled_fraction={fraction} of {len(places[0])} images with a class and {len(places[1])} without "
+                "leaves no epoch: choose another one."
+            )
+        self.add_callback(TellEpoch(self._sampler))
+
+    def _learns(self) -> list[str]:
+        """The columns of targets that the usual loss looks at, beside the classes."""
+        names = [LOGITS] if self.model.config.num_aspects and (self.args.aspect_alpha or self.loss) else []
+        return names + ([CLASS_LOGITS] if self.args.class_alpha or self.loss else [])
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Any:
+        return self._sampler or super()._get_train_sampler(train_dataset)
+
     def _collators(self) -> tuple[AspectCollator, AspectCollator, AspectCollator]:
         config, args = self.model.config, self.args
         columns = self.processing_class, config.num_labels, self.image_column, self.label_column
         augmentation = {"crop_scale": args.crop_scale, "horizontal_flip": args.horizontal_flip, "seed": args.seed}
-        training = AspectCollator(*columns, augment=True, num_aspects=config.num_aspects, **augmentation)
+        augmentation |= {"num_aspects": config.num_aspects, "with_mass": args.by_mass}
+        training = AspectCollator(*columns, augment=True, **augmentation)
         evaluating = AspectCollator(*columns, num_aspects=config.num_aspects)
         return training, evaluating, evaluating
 
@@ -153,24 +201,45 @@ class MadkdTrainer(DistillingTrainer):
     def _without_repeats(self, batch: dict[str, Any]) -> dict[str, Any]:
         return without_repeats(batch, self.accelerator)
 
-    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
+    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return rows_per_batch(batches, self.accelerator)
 
     def default_loss(self) -> Loss:
-        return MadkdLoss(self.args.aspect_alpha, self.args.label_smoothing_factor)
+        args, progress = self.args, self.state.global_step / max(self.state.max_steps, 1)
+        weight = min(1.0, progress / args.target_ramp_up) if args.target_ramp_up and self.is_in_train else 1.0
+        options = {"confidence": args.target_confidence, "unlabelled_weight": weight}
+        target_loss = TARGET_LOSSES[args.class_target_loss](args.temperature, args.standardize_logits, **options)
+        target_loss = target_loss if args.class_alpha else None
+        return MadkdLoss(
+            args.aspect_alpha, args.label_smoothing_factor, target_loss, args.class_alpha, by_mass=args.by_mass
+        )
 
     def _losses(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], rows: torch.Tensor | None
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], rows: dict[str, torch.Tensor] | None
     ) -> tuple[dict[str, torch.Tensor], Any]:
         loss, pixel_values, shares = self.loss or self.default_loss(), inputs["pixel_values"], [(1.0, inputs)]
         if model.training and self.args.mixup_alpha:
             pixel_values, shares = mixup(inputs, self.args.mixup_alpha, self._draw_of_batch())
         outputs = model(pixel_values=pixel_values)
+        if rows is None and self._shares:  # evaluation, whose mean over batches is that over all rows
+            own = (inputs["labels"] != UNCOUNTED).sum()
+            rows = {name: (share * own).clamp(min=1e-9) for name, share in self._shares.items()}
         losses: dict[str, torch.Tensor] = {}
         for share, targets in shares:
             for name, value in loss(outputs, targets, rows).items():
                 losses[name] = losses.get(name, 0) + share * value
         return losses, outputs
+
+    def _run_evaluation(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
+        if isinstance(rows, Dataset) and self.label_column in rows.features:
+            names = {"labels": self.label_column, LOGITS: LOGITS, CLASS_LOGITS: CLASS_LOGITS}
+            null = {name: stored(rows, column).null_count for name, column in names.items() if column in rows.features}
+            self._shares = {name: 1 - null.get(name, len(rows)) / len(rows) for name in names}
+        try:
+            return super()._run_evaluation(dataloader, *args, **kwargs)
+        finally:
+            self._shares = None
 
     def _outputs(self, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         outputs = self.model(pixel_values=self._prepare_inputs(inputs)["pixel_values"])

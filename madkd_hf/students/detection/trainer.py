@@ -160,7 +160,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
                 batch["labels"] = [{name: label[name][:0] for name in names} for label in batch["labels"]]
         return batch
 
-    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> torch.Tensor:
+    def _rows_per_batch(self, batches: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """How many objects (or images) have answers, on average over a step's batches in all processes; a scalar."""
         for batch in batches:
             if "labels" not in batch:
@@ -172,7 +172,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         rows = [label["aspect_logits"].isfinite().any(dim=-1).sum() for label in labels]
         mean = torch.stack(rows).sum() / len(batches) if rows else torch.zeros(())
         mean = self.accelerator.gather(mean.reshape(1).to(self.accelerator.device)).mean()
-        return torch.where(mean > 0, mean, 1.0)
+        return {"aspect_logits": torch.where(mean > 0, mean, 1.0)}
 
     def _forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         names = ["pixel_values", "labels", *(["pixel_mask"] if self.model.takes_mask else [])]
@@ -188,7 +188,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         return MadkdDetectionLoss(self.args.aspect_alpha, self.model.config.aspect_level)
 
     def _losses(
-        self, model: nn.Module, inputs: dict[str, Any], rows: torch.Tensor | None
+        self, model: nn.Module, inputs: dict[str, Any], rows: dict[str, torch.Tensor] | None
     ) -> tuple[dict[str, torch.Tensor], Any]:
         outputs = self._forward(model, inputs)
         return (self.loss or self.default_loss())(outputs, inputs, rows), outputs

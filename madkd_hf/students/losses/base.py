@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,23 @@ from torch.nn import functional as F
 
 
 UNCOUNTED = -100  # the label of a row that is no part of the loss
+NO_CLASS = -1  # the label of a row whose class nobody knows, as datasets hide it
+TARGETS = ("labels", "aspect_logits", "class_logits")  # entries of a batch that a loss compares the student with
+
+
+def rows_with(batch: Mapping[str, Any], name: str) -> torch.Tensor:
+    """[B] which rows have that target: a class, a teacher's answer to some question, a teacher's class logits."""
+    labels = batch["labels"]
+    if name == "labels":
+        return labels >= 0
+    if name not in batch:
+        return torch.zeros_like(labels, dtype=torch.bool)
+    return batch[name].isfinite().any(dim=1) & (labels != UNCOUNTED)
+
+
+def count_rows(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Name of a target -> how many rows of the batch have it, but at least 1: what a mean over them is divided by."""
+    return {name: rows_with(batch, name).sum().clamp(min=1) for name in TARGETS}
 
 
 class Loss:
@@ -21,14 +39,15 @@ class Loss:
     parts: tuple[str, ...] = ()
 
     def __call__(
-        self, outputs: Any, batch: dict[str, Any], rows: torch.Tensor | None = None
+        self, outputs: Any, batch: dict[str, Any], rows: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             outputs: of the student.
             batch: what the student was given, and its targets.
-            rows: what sums over rows are divided by: how many rows count in a batch, on average over the accumulated
-                batches and all processes, so that they add up to one batch; by default how many count in this one.
+            rows: name of a target -> what a sum over its rows is divided by: how many rows of a batch have it, on
+                average over the accumulated batches and all processes, so that they add up to one batch; by default
+                how many of this one, see `count_rows`.
 
         Returns:
             Name -> scalar: `loss`, which is minimised, and its parts without their weights, which are logged.

@@ -2,54 +2,82 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .base import UNCOUNTED, Loss, answer_cross_entropy
+from .base import UNCOUNTED, Loss, answer_cross_entropy, count_rows, rows_with
+from .targets import TargetLoss
 
 
 class MadkdLoss(Loss):
-    """Class loss plus weighted aspect loss (paper section 3.3, its total loss).
+    """Class loss plus weighted aspect loss (paper section 3.3, its total loss), plus weighted loss of class targets.
 
         loss = CE(logits, labels) + alpha * BCE(sigmoid(aspect_logits), sigmoid(targets))
+             + class_alpha * target_loss(logits, class_logits of a teacher)
 
-    Both are means over the batch's rows. A row without targets (all NaN) adds nothing to the aspect loss and still
-    counts as a row, so that every labelled row weighs the same whatever batch it falls into, and accumulated
-    micro-batches add up to the batch.
+    Each is a mean over the rows that have such a target: a class, answers, class logits. So a row whose class nobody
+    knows adds nothing to the class loss, and counts for nothing in it.
 
     Args:
         alpha: weight of the aspect loss.
         label_smoothing: of the class loss, 0..1.
+        target_loss: compares the student with a teacher's class logits; without one they are not looked at.
+        class_alpha: its weight.
+        by_mass: whether each answer weighs as much as the probability that the teacher put on yes and no together.
     """
 
-    parts = ("class_loss", "aspect_loss")
-
-    def __init__(self, alpha: float, label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        alpha: float,
+        label_smoothing: float = 0.0,
+        target_loss: TargetLoss | None = None,
+        class_alpha: float = 1.0,
+        by_mass: bool = False,
+    ):
         self.alpha, self.label_smoothing = alpha, label_smoothing
+        self.target_loss, self.class_alpha, self.by_mass = target_loss, class_alpha, by_mass
+        self.parts = ("class_loss", "aspect_loss")
 
     def __call__(
-        self, outputs: Any, batch: dict[str, torch.Tensor], rows: torch.Tensor | None = None
+        self, outputs: Any, batch: dict[str, torch.Tensor], rows: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             outputs: with `logits` [B, C] and `aspect_logits` [B, Q].
-            batch: with `labels` [B], class indices, of which `UNCOUNTED` leaves a row out of all; and `aspect_logits`
-                [B, Q], the teacher's log-odds, NaN where a row has none, missing where no row has any.
+            batch: with `labels` [B], class indices, `NO_CLASS` where it is not known, and `UNCOUNTED` for a row that
+                is left out of all; and, each missing where no row has any, `aspect_logits` [B, Q], the teacher's
+                log-odds, `class_logits` [B, C], a teacher's scores of the classes, and `aspect_mass` [B, Q], 0..1;
+                NaN where a row has none.
             rows: see `Loss`.
 
         Returns:
-            Scalars `loss`, `class_loss` and, with targets, `aspect_loss` (without alpha).
+            Scalars `loss`, `class_loss`, with answers `aspect_loss`, and with class logits the parts of `target_loss`;
+            all but `loss` without their weights.
         """
-        labels, targets = batch["labels"], batch.get("aspect_logits")
-        counted = labels != UNCOUNTED
-        rows = counted.sum().clamp(min=1) if rows is None else rows
+        rows = count_rows(batch) if rows is None else rows
+        labels = torch.where(batch["labels"] < 0, UNCOUNTED, batch["labels"])
         settings = {"label_smoothing": self.label_smoothing, "ignore_index": UNCOUNTED}
-        class_loss = F.cross_entropy(outputs.logits, labels, reduction="sum", **settings) / rows
-        if targets is None or not outputs.aspect_logits.shape[-1]:
-            return {"loss": class_loss, "class_loss": class_loss}
-        targets = torch.where(counted[:, None], targets, torch.nan)
-        values, _ = answer_cross_entropy(outputs.aspect_logits, targets)
-        aspect_loss = values.mean(dim=1).sum() / rows
-        return {"loss": class_loss + self.alpha * aspect_loss, "class_loss": class_loss, "aspect_loss": aspect_loss}
+        losses = {"class_loss": F.cross_entropy(outputs.logits, labels, reduction="sum", **settings) / rows["labels"]}
+        loss = losses["class_loss"]
+        if "aspect_logits" in batch and outputs.aspect_logits.shape[-1]:
+            losses["aspect_loss"] = self._aspect_loss(outputs.aspect_logits, batch) / rows["aspect_logits"]
+            loss = loss + self.alpha * losses["aspect_loss"]
+        if "class_logits" in batch and self.target_loss is not None:
+            has_target = rows_with(batch, "class_logits")
+            values = self.target_loss(
+                outputs.logits[has_target], batch["class_logits"][has_target], labels[has_target]
+            )
+            losses |= {name: value.sum() / rows["class_logits"] for name, value in values.items()}
+            loss = loss + self.class_alpha * losses[self.target_loss.name]
+        return {"loss": loss, **losses}
+
+    def _aspect_loss(self, aspect_logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The sum over rows of the mean over questions."""
+        targets = torch.where(rows_with(batch, "aspect_logits")[:, None], batch["aspect_logits"], torch.nan)
+        values, _ = answer_cross_entropy(aspect_logits, targets)
+        if self.by_mass and "aspect_mass" in batch:
+            values = values * batch["aspect_mass"].nan_to_num(1.0)  # of recorded answers it is often not known
+        return values.mean(dim=1).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,14 +31,14 @@ class MadkdDetectionLoss(Loss):
         self.alpha, self.level = alpha, level
 
     def __call__(
-        self, outputs: Any, batch: dict[str, Any], rows: torch.Tensor | float | None = None
+        self, outputs: Any, batch: dict[str, Any], rows: Mapping[str, torch.Tensor] | None = None
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             outputs: of `MadkdForObjectDetection`, given the labels.
             batch: with `labels`, see `aspect_loss`; with `repeated`, the detector's loss is left out: all its images
                 are there for other processes' sake.
-            rows: what the sum over answered objects, or images, is divided by; by default their number in the batch.
+            rows: see `Loss`; under `aspect_logits`, the number of answered objects, or images.
 
         Returns:
             Scalars `loss`, `detector_loss`, where the student has aspects `aspect_loss` (without alpha), and the parts
@@ -47,7 +47,7 @@ class MadkdDetectionLoss(Loss):
         share = 0.0 if batch.get("repeated") else 1.0
         losses = {"loss": share * outputs.loss, "detector_loss": share * outputs.loss}
         if outputs.aspect_logits.shape[-1]:
-            losses["aspect_loss"] = aspect_loss(outputs, batch["labels"], self.level, rows)
+            losses["aspect_loss"] = aspect_loss(outputs, batch["labels"], self.level, rows and rows["aspect_logits"])
             losses["loss"] = losses["loss"] + self.alpha * losses["aspect_loss"]
         parts = {name: share * value for name, value in (outputs.loss_dict or {}).items()}
         return losses | {name: value for name, value in parts.items() if OF_LAST_LAYER.fullmatch(name)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from madkd_hf.students.losses import UNCOUNTED, MadkdLoss
+from madkd_hf.students.losses import NO_CLASS, UNCOUNTED, MadkdLoss
 
 
 B, C, Q = 4, 3, 5
@@ -82,7 +82,7 @@ def test_rows_without_targets_keep_their_class_loss_and_skip_the_aspect_loss(bat
     losses = madkd_loss(**batch, alpha=2.0)
     losses["loss"].backward()
     assert losses["class_loss"].item() == pytest.approx(cross_entropy_by_hand(batch), abs=1e-5)
-    assert losses["aspect_loss"].item() == pytest.approx(each[[0, 2]].sum() / (B * Q), abs=1e-5)
+    assert losses["aspect_loss"].item() == pytest.approx(each[[0, 2]].mean(), abs=1e-5)
     for name in ("logits", "aspect_logits"):
         assert torch.isfinite(batch[name].grad).all()
     assert (batch["aspect_logits"].grad[[1, 3]] == 0).all() and (batch["aspect_logits"].grad[[0, 2]] != 0).all()
@@ -98,11 +98,42 @@ def test_a_batch_without_any_target_has_no_aspect_loss_and_no_nan(batch):
 
 
 def test_micro_batches_average_to_the_batch_whatever_rows_they_hold(batch):
-    batch["aspect_targets"][0] = torch.nan
+    batch["aspect_targets"][0], batch["labels"][2] = torch.nan, NO_CLASS
     whole = madkd_loss(**batch, alpha=4.0)
-    parts = [madkd_loss(**{name: value[i : i + 1] for name, value in batch.items()}, alpha=4.0) for i in range(B)]
+    rows = {"labels": torch.tensor(3 / B), "aspect_logits": torch.tensor(3 / B)}  # on average in the B parts
+    each = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(B)]
+    parts = [madkd_loss(**part, alpha=4.0, rows=rows) for part in each]
     for name, value in whole.items():
         torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
+
+
+def test_a_row_without_a_class_has_its_aspect_loss_alone(batch):
+    batch["labels"][[1, 3]] = NO_CLASS
+    losses = madkd_loss(**batch, alpha=2.0)
+    losses["loss"].backward()
+    known = {"logits": batch["logits"].detach()[[0, 2]], "labels": batch["labels"][[0, 2]]}
+    assert losses["class_loss"].item() == pytest.approx(cross_entropy_by_hand(known), abs=1e-5)
+    assert losses["aspect_loss"].item() == pytest.approx(aspects_by_hand(batch).mean(), abs=1e-5)
+    assert (batch["logits"].grad[[1, 3]] == 0).all() and (batch["logits"].grad[[0, 2]] != 0).all()
+    assert (batch["aspect_logits"].grad != 0).all()
+
+
+def test_a_batch_without_any_class_has_no_class_loss_and_no_nan(batch):
+    batch["labels"][:] = NO_CLASS
+    losses = madkd_loss(**batch, alpha=1.0)
+    losses["loss"].backward()
+    assert losses["class_loss"].item() == 0 and (batch["logits"].grad == 0).all()
+    assert losses["loss"].item() == pytest.approx(aspects_by_hand(batch).mean(), abs=1e-5)
+
+
+def test_an_answer_weighs_as_much_as_its_mass(batch):
+    mass = torch.rand(B, Q, generator=torch.Generator().manual_seed(1))
+    mass[0] = torch.nan  # not known
+    outputs = SimpleNamespace(logits=batch["logits"], aspect_logits=batch["aspect_logits"])
+    given = {"labels": batch["labels"], "aspect_logits": batch["aspect_targets"], "aspect_mass": mass}
+    losses = MadkdLoss(1.0, by_mass=True)(outputs, given)
+    expected = (aspects_by_hand(batch) * mass.nan_to_num(1.0).numpy()).mean()
+    assert losses["aspect_loss"].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_row_that_does_not_count_is_as_if_it_were_not_there(batch):
@@ -110,7 +141,8 @@ def test_a_row_that_does_not_count_is_as_if_it_were_not_there(batch):
     batch["labels"][3] = UNCOUNTED
     for name, value in madkd_loss(**batch, alpha=2.0, label_smoothing=0.1).items():
         torch.testing.assert_close(value, three[name])
-    for name, value in madkd_loss(**batch, alpha=2.0, label_smoothing=0.1, rows=torch.tensor(6)).items():
+    rows = dict.fromkeys(("labels", "aspect_logits"), torch.tensor(6))
+    for name, value in madkd_loss(**batch, alpha=2.0, label_smoothing=0.1, rows=rows).items():
         torch.testing.assert_close(value, three[name] / 2)
     batch["labels"][:] = UNCOUNTED
     assert madkd_loss(**batch, alpha=2.0)["loss"].item() == 0

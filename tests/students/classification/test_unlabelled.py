@@ -1,0 +1,192 @@
+"""Images without a class: what a student learns from them, in which order they come, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders.classifier_training import (
+    CLASSES,
+    STILL,
+    StopAfter,
+    assert_same_weights,
+    logged,
+    rows,
+    student,
+    trainer,
+)
+
+from madkd_hf.data.columns import with_class_targets
+from madkd_hf.students.classification.sampling import MixedSampler
+
+
+NAMES = list(CLASSES.values())
+PARTS = ("loss", "class_loss", "aspect_loss", "kd_loss")
+
+
+def mixed(count: int = 16, classless: tuple[int, ...] = (4, 5, 6, 7, 9, 14), without=(1, 8, 9, 12, 13)):
+    """Rows with and without a class, with and without answers, and all but `without` with class targets."""
+    targets = 2 * np.random.default_rng(3).normal(size=(count, len(NAMES)))
+    targets[list(without)] = np.nan
+    return with_class_targets(rows(count, unlabelled=(2, 3, 8), classless=classless), targets, "other", NAMES)
+
+
+# What is learned
+
+
+@pytest.mark.parametrize("steps", [(2, 4), (1, 8)], ids=["4 x 2", "8 x 1"])
+def test_accumulated_batches_are_one_batch_whatever_rows_they_hold(tmp_path, steps):
+    """Also where a micro-batch holds no class at all, or no answers, or no class targets."""
+    accumulated, size = steps[1], steps[0]
+    settings = {"class_target_loss": "kd", "num_train_epochs": 2, "optim": "sgd", "learning_rate": 0.1, **STILL}
+    one = trainer(tmp_path / "one", train=mixed(), per_device_train_batch_size=8, **settings)
+    one.train()
+    settings |= {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated}
+    many = trainer(tmp_path / "many", train=mixed(), **settings)
+    many.train()
+    assert_same_weights(one.model, many.model, atol=2e-6)
+    for name in PARTS:
+        assert logged(many, name) == pytest.approx(logged(one, name), abs=1e-5)
+        assert min(logged(one, name)) > 0
+
+
+def test_what_is_lost_without_the_class_of_a_row_is_its_class_loss_alone(tmp_path):
+    """A student without classes but of four rows has the class loss of a student of these four."""
+    classless = tuple(range(4, 16))
+    run = trainer(tmp_path / "mixed", train=rows(16, classless=classless), per_device_train_batch_size=16, **STILL)
+    run.train()
+    few = trainer(tmp_path / "few", train=rows(4), per_device_train_batch_size=4, **STILL)
+    few.train()
+    assert logged(run, "class_loss") == pytest.approx(logged(few, "class_loss"), abs=1e-5)
+    complete = trainer(tmp_path / "all", train=rows(16), per_device_train_batch_size=16, **STILL)
+    complete.train()
+    assert logged(run, "aspect_loss") == pytest.approx(logged(complete, "aspect_loss"), abs=1e-5)
+
+
+def test_the_loss_of_an_evaluation_does_not_depend_on_its_batches(tmp_path):
+    """Its rows with answers lie unevenly in the batches, and each answer counts as much as any other."""
+    losses = []
+    for size in (3, 5, 13):
+        run = trainer(tmp_path, per_device_eval_batch_size=size)
+        losses.append(run.evaluate(rows(13, unlabelled=(0, 1, 2, 3, 7)))["eval_loss"])
+    assert losses == pytest.approx(losses[:1] * 3, abs=1e-6)
+
+
+def test_class_targets_grow_in_weight(tmp_path):
+    """With target_ramp_up, the first step learns nothing from the targets of rows without a class."""
+    train = mixed(8, classless=(4, 5, 6, 7), without=(0, 1, 2, 3))
+    settings = {"train": train, "per_device_train_batch_size": 8, "num_train_epochs": 4, **STILL}
+    ramp = trainer(tmp_path / "ramp", target_ramp_up=0.5, **settings)
+    ramp.train()
+    plain = trainer(tmp_path / "plain", **settings)
+    plain.train()
+    grown = [one / other for one, other in zip(logged(ramp, "soft_loss"), logged(plain, "soft_loss"))]
+    assert grown[0] == 0 and grown[1] == pytest.approx(0.5, abs=0.1) and grown[3] == pytest.approx(1, abs=0.1)
+
+
+# In which order
+
+
+def test_each_batch_has_its_share_of_rows_with_a_class():
+    sampler = MixedSampler(range(10), range(10, 100), 0.25, 8, seed=0)
+    order = list(sampler)
+    assert len(order) == len(sampler) == 40
+    assert [sum(row < 10 for row in order[start : start + 8]) for start in range(0, 40, 8)] == [2] * 5
+    assert len(set(order)) == 40  # none twice
+
+
+def test_a_share_of_a_row_holds_on_average():
+    order = list(MixedSampler(range(100), range(100, 1000), 0.1, 4, seed=0))
+    counts = [sum(row < 100 for row in order[start : start + 4]) for start in range(0, len(order), 4)]
+    assert set(counts) <= {0, 1} and sum(counts) == len(order) // 10 == 100
+
+
+def test_all_rows_of_the_larger_kind_come_in_turn():
+    sampler, seen = MixedSampler(range(4), range(4, 28), 0.5, 4, seed=1), []
+    for epoch in range(6):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(row for row in order if row < 4) == [0, 1, 2, 3]
+        seen += [row for row in order if row >= 4]
+    assert sorted(seen) == list(range(4, 28))
+    again = MixedSampler(range(4), range(4, 28), 0.5, 4, seed=1)
+    again.set_epoch(5)
+    assert list(again) == order and list(MixedSampler(range(4), range(4, 28), 0.5, 4, seed=2)) != order
+
+
+def test_a_share_in_each_batch_is_trained_with_workers_and_after_a_stop_alike(tmp_path):
+    classless = tuple(range(4, 16))
+    settings = {"train": rows(16, classless=classless), "labelled_fraction": 0.5, "num_train_epochs": 4}
+    settings |= {"save_strategy": "steps", "save_steps": 3}
+    whole = trainer(tmp_path / "whole", **settings)
+    whole.train()
+    assert whole.state.max_steps == 4 * 2  # 4 rows with a class and 4 of the others, in batches of 4
+    broken_off = trainer(tmp_path / "off", **settings)
+    broken_off.add_callback(StopAfter(3))
+    broken_off.train()
+    resumed = trainer(tmp_path / "off", dataloader_num_workers=1, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "off" / "checkpoint-3"))
+    assert_same_weights(whole.model, resumed.model, atol=1e-6)
+    for name in ("class_loss", "aspect_loss"):
+        assert logged(resumed, name) == pytest.approx(logged(whole, name), abs=1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("train", "settings", "words"),
+    [
+        (rows(8, classless=tuple(range(8))), {}, ("None of the 8", "has a class")),
+        (rows(8, classless=(2, 6)), {}, ("'cow'", "each class at least one")),
+        (rows(8, classless=(5,), unlabelled=(5,)), {}, ("1 of the 8", "no class", "madkd label")),
+        (rows(8, classless=(5,)), {"aspect_alpha": 0.0}, ("1 of the 8", "no class")),
+        (rows(8), {"labelled_fraction": 0.5}, ("all 8", "leave it out")),
+        (rows(8, classless=(5,)).to_iterable_dataset(), {"labelled_fraction": 0.5, "max_steps": 2}, ("interleave",)),
+    ],
+    ids=["no class", "a class without image", "nothing to learn", "no aspects", "all have a class", "stream"],
+)
+def test_rows_that_nothing_can_be_learned_from_are_refused(tmp_path, train, settings, words):
+    with pytest.raises(ValueError) as error:
+        trainer(tmp_path, train=train, **settings)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 1.2, -0.5])
+def test_a_share_that_is_none_is_refused(tmp_path, fraction):
+    with pytest.raises(ValueError, match="labelled_fraction must be .* above 0 and below 1"):
+        trainer(tmp_path, labelled_fraction=fraction)
+
+
+@pytest.mark.parametrize("names", [NAMES[::-1], [*NAMES, "emu"]], ids=["order", "number"])
+def test_class_targets_of_other_classes_are_refused(tmp_path, names):
+    train = with_class_targets(rows(8), np.zeros((8, len(names))), "other", names)
+    with pytest.raises(ValueError, match="class_logits.*make it again"):
+        trainer(tmp_path, train=train)
+
+
+def test_images_to_evaluate_on_need_their_class(tmp_path):
+    with pytest.raises(ValueError, match="label None"):
+        trainer(tmp_path).evaluate(rows(8, classless=(5,)))
+
+
+# Columns
+
+
+def test_class_targets_are_null_where_there_are_none():
+    train = mixed(8, classless=(), without=(1, 5))
+    teachers, scores = train["class_teacher"][:], train["class_logits"][:]
+    assert [row for row in range(8) if scores[row] is None] == [row for row in range(8) if teachers[row] is None]
+    assert [row for row in range(8) if scores[row] is None] == [1, 5]
+    assert len(set(teachers) - {None}) == 1 and teachers[0].startswith("other:")
+    again = with_class_targets(train, np.ones((8, 4)), "second", NAMES)
+    assert again.column_names == train.column_names and again[1]["class_logits"] == [1, 1, 1, 1]
+
+
+def test_a_student_without_aspects_learns_from_class_targets(tmp_path):
+    train = mixed(16).remove_columns(["aspect_logits", "aspect_bank"])
+    train = train.select([row for row in range(16) if row != 9])  # it has neither class nor target
+    settings = {"num_train_epochs": 40, "class_alpha": 20.0, "per_device_train_batch_size": 15, **STILL}
+    run = trainer(tmp_path, model=student(bank=None), train=train, **settings)
+    run.train()
+    losses = logged(run, "soft_loss")
+    assert losses[-1] < 0.95 * losses[0] and not any(logged(run, "aspect_loss"))
