@@ -33,6 +33,9 @@ DETECTORS = {
     "constant": "each aspect's mean for all",
 }
 
+WITH_MLLM = "what you would get if you could afford the MLLM at test time"
+OTHERS = {"validation": "validation images", "train": "training images that were not drawn"}
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -209,6 +212,33 @@ def over_controls(report: Mapping[str, Any]) -> str:
     return " ".join(sentences)
 
 
+def answers_alone_text(report: Mapping[str, Any]) -> str:
+    """A sentence on what the teacher's answers give without a student; "" where nobody tried."""
+    found = report.get("answers_alone")
+    if not found:
+        return ""
+    if "unknown" in found:
+        return f"The answers alone were not measured. {found['unknown']}"
+    return (
+        f"The answers alone: {mean_text(found['accuracy'])}% on {tested_on([found])}, by a logistic regression on the "
+        f"teacher's answers about {numbers_text(found['fitted'])} training images of each seed: {WITH_MLLM}."
+    )
+
+
+def tested_on(found: Sequence[Mapping[str, Any]]) -> str:
+    """The images on which answers alone were tested: how many, and which."""
+    images = numbers_text([count for values in found for count in values["images"]])
+    parts = {part for values in found for part in values["of"]}
+    if "test" in parts:
+        return f"{images} answered test images"
+    return f"{images} other answered images ({' and '.join(OTHERS[part] for part in OTHERS if part in parts)})"
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """How many, in words where it differs: "1,530", or "1,530 to 1,938"."""
+    return " to ".join(f"{number:,}" for number in sorted({min(numbers), max(numbers)}))
+
+
 def real_gain(report: Mapping[str, Any]) -> str:
     """How to tell a real gain from a control's, without a full stop; "" without a gain or without controls."""
     terms = terms_of(report)
@@ -235,9 +265,9 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
 
     Args:
         report: what `summarise` returns and, where known, `dataset` (its name), `images_per_class` or `scenes` (how
-            many training images), `smoothing` (of that condition's labels), `teacher` (its provenance), `seconds`
-            (stage -> seconds), `command` (a shell line), and `figures` (file name under `output_dir/figures` ->
-            caption; only those that are there are shown).
+            many training images), `smoothing` (of that condition's labels), `answers_alone` (of
+            `cli.comparison.answers`), `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell
+            line), and `figures` (file name under `output_dir/figures` -> caption; only those there are shown).
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
@@ -245,7 +275,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     on = f"Multi-aspect knowledge distillation on {markdown(report['dataset'])}" if report.get("dataset") else "Report"
     parts = [f"# {on}", _what_was_run(report)]
     parts += [f"**{verdict(report['gain'], terms_of(report).score)}.**"] if report.get("gain") else []
-    parts += [table(report), *filter(None, [over_controls(report)])]
+    parts += [table(report), *filter(None, [over_controls(report), answers_alone_text(report)])]
     parts += [left_out_sentence(report["left_out"])] if report.get("left_out") else []
     for file, caption in (report.get("figures") or {}).items():
         if (output_dir / "figures" / file).is_file():

@@ -12,10 +12,20 @@ import numpy as np
 
 from ..files import write_whole
 from ..text import block, code, counted, figure, jsonable, markdown
-from .comparison import CONDITIONS, gain_text, left_out_sentence, markdown_table, mean_and_half_width, mean_text
+from .comparison import (
+    CONDITIONS,
+    WITH_MLLM,
+    gain_text,
+    left_out_sentence,
+    markdown_table,
+    mean_and_half_width,
+    mean_text,
+    tested_on,
+)
 from .figures import COLOURS, STYLES, new_axes, new_figure, save
 
 
+ANSWERS = "The answers alone, %"
 LEGEND = "Dot: one student; line: mean; bar: 95% interval of the mean"
 TITLES = {
     "images_per_class": "labelled images of each class",
@@ -29,18 +39,37 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         points: what `comparison.summarise` returns for each, `validation` (condition -> per cent, in the order of the
-            seeds), and `point`: option -> value.
+            seeds), `point`: option -> value, and where measured `answers_alone`, shown in the first line of a point.
     """
     options = list(points[0]["point"])
-    rows = [
-        [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
-    ]
+    head = [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
+    rows = [[*head, ANSWERS] if _answers_alone(points) else head]
     for point in points:
+        answers = mean_text(found[0]["accuracy"]) if (found := _answers_alone([point])) else ""
         for name, values in point["accuracy"].items():
             settings = [markdown(_number(point["point"][option])) for option in options]
             validation = mean_text(point["validation"][name])
-            rows.append([*settings, name, validation, mean_text(values), gain_text(point, name)])
-    return markdown_table(rows, right=[*range(len(options)), *range(len(options) + 1, len(options) + 4)])
+            row = [*settings, name, validation, mean_text(values), gain_text(point, name), answers]
+            rows.append(row[: len(rows[0])])
+            answers = ""
+    return markdown_table(rows, right=[k for k in range(len(rows[0])) if k != len(options)])
+
+
+def _answers_alone(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """What was measured of the teacher's answers alone."""
+    found = [point.get("answers_alone") or {} for point in points]
+    return [values for values in found if "accuracy" in values]
+
+
+def grid_answers_text(points: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the column of `grid_table` about the answers alone; "" where there is none."""
+    found = _answers_alone(points)
+    if not found:
+        return ""
+    return (
+        f"The answers alone: per cent of {tested_on(found)} that a logistic regression on the teacher's answers about "
+        f"the training images of each seed classifies right: {WITH_MLLM}."
+    )
 
 
 def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
@@ -83,6 +112,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
         f"**{grid_verdict(points)}**",
         *pictures,
         grid_table(points),
+        *filter(None, [grid_answers_text(points)]),
         *([left_out_sentence(summary["left_out"])] if summary.get("left_out") else []),
         f"## Reproduce\n\n{block(summary['command'], 'bash')}",
     ]

@@ -163,6 +163,6 @@ def _check_classes(y: np.ndarray, num_classes: int, names: Sequence[str]) -> Non
         named = [repr(names[index]) if names else str(index) for index in missing[:MOST_NAMED]]
         more = f" and {len(missing) - MOST_NAMED} others" if len(missing) > MOST_NAMED else ""
         raise ValueError(
-            f"Of {num_classes} classes, {len(missing)} have no row with answers among the {len(y)}: "
-            f"{', '.join(named)}{more}; label images of them, or leave those classes out."
+            f"No row with answers shows {len(missing)} of the {num_classes} classes ({', '.join(named)}{more}): label "
+            "images of them, or leave those classes out."
         )

@@ -353,6 +353,9 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     assert low <= report["gain"]["mean"] <= high
     assert set(report["seconds"]) == {"label", "train", "report"}
     assert report["teacher"]["model"] == "recipes/easy_vqa/teacher"
+    assert report["answers_alone"]["fitted"] == [24, 24]  # one image of each class
+    for text in (done.stdout, (run / "report.md").read_text()):
+        assert "% on 156 other answered images (validation images and training images that were not drawn)" in text
     assert "| madkd: classes + aspects" in done.stdout and (run / "report.md").is_file()
     assert len(list((run / "figures").glob("*.png"))) == 8
     page = (run / "classes.md").read_text()
@@ -401,6 +404,8 @@ def test_compare_reports_a_grid(tmp_path):
     points = json.loads((run / "report.json").read_text())["points"]
     assert [each["point"] for each in points] == [{"aspects": 2}, {"aspects": 11}]
     assert points[0]["accuracy"]["base"] == points[1]["accuracy"]["base"]
+    alone = [each["answers_alone"] for each in points]
+    assert [each["fitted"] for each in alone] == [[24], [24]] and alone[0]["accuracy"] < alone[1]["accuracy"]
     assert (run / "figures" / "against_aspects.png").is_file() and " 2 | madkd" in (run / "report.md").read_text()
 
 

@@ -42,6 +42,16 @@ def test_the_grid_s_table_has_a_line_for_each_point_and_condition():
     assert cells == ["5", "1", "madkd", "70.0 ± 0.0", "72.3 ± 2.1", "+20.33 [+18.90, +21.77]"]
 
 
+def test_the_grid_shows_the_answers_alone_once_a_point(tmp_path):
+    found = {"accuracy": [70.0, 72.0], "fitted": [10, 10], "images": [90, 90], "of": ["validation", "train"]}
+    points = [{**POINTS[0], "answers_alone": found}, {**POINTS[1], "answers_alone": {"unknown": "no answers."}}]
+    cells = [[text.strip() for text in line.split("|")[1:-1]] for line in grid_table(points).splitlines()]
+    assert cells[0][-1] == "The answers alone, %"
+    assert [row[-1] for row in cells[2:]] == ["71.0 ± 1.4", "", "", ""]
+    summary = {"points": points, "dataset": "toys", "teacher": {"model": "m"}, "command": "c"}
+    assert "per cent of 90 other answered images (validation images and" in write_grid(summary, tmp_path).read_text()
+
+
 def test_the_verdict_chooses_on_validation_images():
     text = grid_verdict(POINTS)
     assert "ahead of the base ones on average at 3 of 4 points, and clearly, with an interval above 0, at 2." in text

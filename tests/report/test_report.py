@@ -14,7 +14,7 @@ from scipy import stats
 
 from madkd_hf import report as reporting
 from madkd_hf.report import figures
-from madkd_hf.report.comparison import over_controls, real_gain
+from madkd_hf.report.comparison import answers_alone_text, over_controls, real_gain
 from madkd_hf.report.scenes import plot_examples
 from madkd_hf.selection import figures as answers
 from madkd_hf.selection.evidence import write_evidence
@@ -234,6 +234,21 @@ def test_report_says_what_was_run(full_report, tmp_path):
     assert re.search(r"\| label +\| +12\.3 \|", text)
     assert r"`<\|user\|>\n{question}`" in text  # one line, pipes escaped: the table stays a table
     assert "```bash\npython recipes/compare.py --output_dir out\n```" in text
+
+
+def test_report_says_what_the_answers_alone_are_worth(full_report, tmp_path):
+    found = {"accuracy": [72.0, 73.0, 74.0, 73.0], "fitted": [510] * 4, "images": [1530, 1529, 1530, 1530]}
+    expected = "The answers alone: 73.0 ± 0.8% on 1,529 to 1,530 other answered images (validation images and training"
+    expected += " images that were not drawn), by a logistic regression on the teacher's answers about 510 training "
+    expected += "images of each seed: what you would get if you could afford the MLLM at test time."
+    others = {**found, "of": ["train", "validation"]}
+    assert expected in reporting.write_report({**full_report, "answers_alone": others}, tmp_path).read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["answers_alone"] == others
+    tested = {**found, "images": [6143] * 4, "of": ["test"]}
+    assert "73.0 ± 0.8% on 6,143 answered test images, by" in answers_alone_text({"answers_alone": tested})
+    unknown = {"answers_alone": {"unknown": "No image has answers."}}
+    assert answers_alone_text(unknown) == "The answers alone were not measured. No image has answers."
+    assert "answers alone" not in reporting.write_report(full_report, tmp_path).read_text()
 
 
 def test_a_bare_summary_is_report_enough(tmp_path):

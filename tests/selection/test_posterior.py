@@ -94,8 +94,8 @@ def test_of_very_many_rows_some_of_each_class_are_taken(monkeypatch):
         (np.zeros((3, 2)), [0, 1, 3], (), "Expected labels 0 to 2, or -1; got 0 to 3"),
         (np.full((3, 2), np.nan), [0, 1, 2], (), "No row has both answers and a class"),
         (np.zeros((0, 2)), [], (), "No row has both answers and a class"),
-        (np.zeros((2, 2)), [0, 1], (), "Of 3 classes, 1 have no row with answers among the 2: 2; label images"),
-        (np.array([[1.0], [np.nan]]), [1, 2], "abc", "2 have no row with answers among the 1: 'a', 'c'; label"),
+        (np.zeros((2, 2)), [0, 1], (), r"No row with answers shows 1 of the 3 classes \(2\): label images"),
+        (np.array([[1.0], [np.nan]]), [1, 2], "abc", r"shows 2 of the 3 classes \('a', 'c'\): label"),
     ],
 )
 def test_what_cannot_be_fitted_is_refused_in_a_sentence(answers, labels, names, expected):

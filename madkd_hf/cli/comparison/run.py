@@ -23,8 +23,8 @@ from ...hub.cards.student import StudentFacts
 from ...hub.student import push_student
 from ...hub.upload import HubRepo
 from ...report.classes import calibration_sentence
-from ...report.comparison import over_controls, terms_of
-from ...report.grid import grid_table, grid_verdict, write_grid
+from ...report.comparison import answers_alone_text, over_controls, terms_of
+from ...report.grid import grid_answers_text, grid_table, grid_verdict, write_grid
 from ...students.base.processors import load_image_processor
 from ...students.base.saved import ADAPTER
 from ...text import terminal
@@ -33,6 +33,7 @@ from ..outputs import COMPARING, COMPARISON, working_in
 from ..preflight import Ready
 from ..student import about_dataset
 from ..train import parse as parse_student
+from .answers import AnswersAlone
 from .cells import Cell, run_cells
 from .conditions import check, label, load_checked, plan, points, read_grid, student_argv
 from .options import CompareArguments
@@ -70,11 +71,13 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         "command": command_line(),
     }
     if planned[0][0]:
-        return report_points(args, planned, results, about)
+        return report_points(args, planned, results, about, AnswersAlone(args, labelled, bank))
     student = copy_student(args)
     started.append(time.perf_counter())
     cells = [{**results[cell.name], "condition": key[0], "seed": key[1]} for key, cell in planned[0][1].items()]
     summary = report.summarise(cells, args.objects.task)
+    if not args.detects:
+        summary["answers_alone"] = AnswersAlone(args, labelled, bank).measure(planned[0][1])
     pictures, by_class = draw_figures(args, labelled, bank, teacher, cells, summary, student)
     started.append(time.perf_counter())
     summary |= about | {
@@ -86,7 +89,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     }
     report_path = report.write_report(summary, args.output_dir)
     sentences = [f"{report.verdict(summary['gain'], terms_of(summary).score)}."] if "gain" in summary else []
-    sentences += filter(None, [over_controls(summary)])
+    sentences += filter(None, [over_controls(summary), answers_alone_text(summary)])
     sentences += [calibration_sentence(by_class)] if by_class and "calibration" in by_class else []
     print(f"\n{report.table(summary)}\n", *sentences, f"Report and pictures: {report_path}", sep="\n")
     if repo:
@@ -101,6 +104,7 @@ def report_points(
     planned: list[tuple[dict[str, Any], dict[tuple[str, int], Cell]]],
     results: dict[str, dict[str, Any]],
     about: dict[str, Any],
+    answers: AnswersAlone,
 ) -> None:
     """The report of a grid."""
     summaries = []
@@ -111,9 +115,11 @@ def report_points(
             on[images] = report.summarise(
                 [{"condition": name, "seed": seed, "accuracy": score} for (name, seed), score in scores.items()]
             )
-        summaries.append({"point": point, **on["test"], "validation": on["eval"]["accuracy"]})
+        summary = {"point": point, **on["test"], "validation": on["eval"]["accuracy"]}
+        summaries.append({**summary, "answers_alone": answers.measure(cells, point.get("aspects"))})
     report_path = write_grid({"points": summaries, **about}, args.output_dir)
-    print(f"\n{grid_table(summaries)}\n\n{grid_verdict(summaries)}\nReport and pictures: {report_path}")
+    sentences = "\n".join(filter(None, [grid_verdict(summaries), grid_answers_text(summaries)]))
+    print(f"\n{grid_table(summaries)}\n\n{sentences}\nReport and pictures: {report_path}")
 
 
 def copy_student(args: CompareArguments) -> Path | None:
