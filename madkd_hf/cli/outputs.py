@@ -20,11 +20,14 @@ SELECTION = ("selection.md", "selection.json", "figures/selection.png")
 BANK = ("candidates.jsonl", "rejected.jsonl", "generation.json")
 COMPARISON = (
     *("cells", "sets", "student", "labelled", "labelled_images", "report.md", "report.json", "classes.md", "tune.md"),
+    "finished.json",
     *("questions_curve.md", "questions_curve.json", "figures/questions_curve.png", "figures/against_*.png", *EVIDENCE),
     *(f"figures/{name}.png" for name in ("ap", "scenes", "accuracies", "learning_curves", "classes", "calibration")),
     *(f"figures/{name}.png" for name in ("aspect_learning", "examples")),
 )
 COMPARING = "comparison"
+COMPARISONS = ("report.md", "report.json")  # each comparison is in a folder of its own, which is a COMPARISON
+COMPARING_ALL = "comparisons"
 STUDENT = (
     *("config.json", "preprocessor_config.json", "processor_config.json", "model*.safetensors", "model.safetensors.*"),
     *("training_args.bin", "trainer_state.json", "*_results.json", "test_predictions.npz", "unpublished"),

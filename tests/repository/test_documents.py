@@ -11,20 +11,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from builders import tiny
 from builders.coco import coco_rows
+from builders.labelled_birds import birds, save_labelled
 from builders.openai_server import OpenAIServer
 from builders.quick_python import quick_bin, quick_python
 from builders.student_files import student_files
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
-from madkd_hf import AspectBank, MadkdTrainingArguments
-from madkd_hf.labelling.answer_files import RecordedAnswers
-from madkd_hf.labelling.recorded import attach_recorded_answers
+from madkd_hf import MadkdTrainingArguments
 
 
 ROOT = Path(__file__).parents[2]
@@ -177,19 +174,6 @@ def on_the_hub(hub, folder):
             hub.add_repo(config["backbone"], folder / ("dinov2" if "vit" in config["backbone"] else "resnet"))
         if not config.get("detector", "recipes/").startswith("recipes/"):
             hub.add_repo(config["detector"], ROOT / "recipes/easy_vqa/detector")
-
-
-def birds() -> Dataset:
-    features = Features({"image": Image(), "label": ClassLabel(names=["finch", "heron"])})
-    return Dataset.from_list([{"image": image, "label": i % 2} for i, image in enumerate(tiny.images(24))], features)
-
-
-def save_labelled(folder: Path) -> None:
-    """Birds with answers that somebody gave elsewhere."""
-    answers = RecordedAnswers(np.random.default_rng(0).normal(size=(24, 3)), None, AspectBank.of_ids(["a", "b", "c"]))
-    splits = DatasetDict(dict.fromkeys(("train", "validation", "test"), birds()))
-    attach_recorded_answers(splits, answers, splits="train").save_to_disk(folder)
-    answers.bank.save(folder)
 
 
 def add_dataset(hub, config: dict) -> None:

@@ -91,7 +91,7 @@ class Cell:
             options["bank"] = AspectBank.load(bank).fingerprint
         for name in MODELS:
             if options.get(name) and Path(options[name]).is_dir():
-                options[name] = _model(Path(options[name]))
+                options[name] = model_digests(Path(options[name]))
         versions = {"madkd_hf": madkd_hf.__version__, "transformers": transformers.__version__}
         options |= {"metric": self.metric, "versions": {**versions, "torch": torch.__version__}}
         return json.loads(json.dumps(options, default=str))  # as it will be read back
@@ -111,7 +111,7 @@ def _fingerprint(state: Path) -> str:
     return fingerprint
 
 
-def _model(folder: Path) -> dict[str, str]:
+def model_digests(folder: Path) -> dict[str, str]:
     """What a model consists of: file -> digest of its content."""
     files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
     return {path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}

@@ -46,9 +46,20 @@ NEXT = """Next, your own photographs (one sub-folder a class) and any MLLM of th
 
 def compare(args: CompareArguments) -> None:
     """All of it: check, label, train, report, and with --push_to_hub publish."""
+    run(args, *checked(args))
+    if not args.detects and not read_grid(args.grid):
+        print(NEXT)
+
+
+def checked(args: CompareArguments) -> tuple[Ready, HubRepo | None]:
+    """What `run` takes; raises all that keeps it from beginning."""
     problems = Problems()
     repo = problems.step(check_publishing, args)
-    ready = load_checked(args, problems, problems.step(check, args), "scored")
+    return load_checked(args, problems, problems.step(check, args), "scored"), repo
+
+
+def run(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None:
+    """Everything after the checks."""
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _compare(args, ready, repo)
 
@@ -95,8 +106,6 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     if repo:
         url = publish(args, repo, student, results[f"{args.treated}-0"]["metrics"], summary, labelled)
         print(f"Published: {terminal(url)}")
-    if not args.detects:
-        print(NEXT)
 
 
 def report_points(
