@@ -73,12 +73,14 @@ class DatasetArguments:
 class SplitArguments(DatasetArguments):
     """Which rows serve what."""
 
-    train_split: str = option("train", "The split to train on.")
+    train_split: str = option("train", "The split to train on; train+validation joins two.")
     eval_split: str = option(
-        "validation", "The split for every choice; where missing, training images are kept for it."
+        "validation", "The split for every choice; where missing or trained on, training images are kept for it."
     )
     test_split: str = option("test", "The split for the last number, and nothing else.")
-    validation_fraction: float = option(0.1, "Share of the training images for validation, where there is no split.")
+    validation_fraction: float = option(
+        0.1, "Share of the training images for validation, where there is no split; 0 keeps none."
+    )
 
 
 @dataclass
@@ -259,6 +261,11 @@ def tokens(key: str, value: Any) -> list[str]:
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)] if value else []
     return [f"--{key}={json.dumps(value) if isinstance(value, (dict, bool)) else value}"]
+
+
+def split_names(names: list[str]) -> list[str]:
+    """The splits that are named: train+validation, as `datasets` writes it, means both."""
+    return list(dict.fromkeys(part for name in names for part in name.split("+")))
 
 
 def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict | IterableDatasetDict:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from ..aspects import BANK_FILE, AspectBank
 from ..students.base.fields import option
 from . import label as label_command
-from .arguments import CommandParser, DatasetArguments, command_line, load_splits
+from .arguments import CommandParser, DatasetArguments, command_line, load_splits, split_names
 from .outputs import DATASET, SELECTION, check_place, working_in
 from .teachers import OwnTeacherArguments
 
@@ -119,6 +119,7 @@ def next_step(args: ChooseArguments, labelled: bool) -> str:
 
 def main() -> None:
     (args,) = CommandParser(ChooseArguments, description=__doc__).parse()
+    args.splits = split_names(args.splits)
     names = (*(DATASET if args.write_dataset else [BANK_FILE]), *SELECTION)
     place = (args.output_dir, args, label_command.KIND, names)
     check_place(*place)

@@ -54,7 +54,7 @@ from ..files import (
 )
 from ..students.base.fields import option
 from ..text import terminal
-from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, source
+from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, source, split_names
 from .outputs import DATASET, check_place, working_in
 from .recorded import RecordedArguments, attach_recorded, check_recorded
 from .teachers import TeacherArguments, load_bank_and_teacher
@@ -286,6 +286,7 @@ def check(args: LabelArguments) -> None:
 
 def main() -> None:
     (args,) = CommandParser(LabelArguments, description=__doc__).parse()
+    args.splits = split_names(args.splits)
     from ..labelling import Workers
     from .preflight import check_labelling
 

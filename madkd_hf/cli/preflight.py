@@ -16,17 +16,19 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
-from ..data.columns import is_labelled
+from ..data.columns import is_labelled, warn_of_unanswered
 from ..data.decoding import Unreadable, check_first
 from ..data.image_columns import check_image_column
+from ..data.limits import how_drawn
 from ..data.objects import Boxes
 from ..data.origin import Origin
 from ..data.problems import Problems
 from ..files import check_output
 from ..labelling import Workers
 from ..labelling.sources import sources_of
+from ..students.base.settings import check_unevaluated
 from .arguments import SplitArguments, files_from, load_splits
-from .splits import check_columns, check_test_split, with_validation
+from .splits import check_columns, check_test_split, load_joined, with_validation
 from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
 
@@ -49,6 +51,12 @@ class Ready:
             for split, left_out in self.left_out.items()
         }
 
+    def drawn(self, args: SplitArguments) -> dict[str, str]:
+        """How images were drawn for "validation" and "test", where they are no split of the dataset."""
+        roles = {"validation": args.eval_split, "test": args.test_split}
+        drawn = {role: how_drawn(self.splits.get(split)) for role, split in roles.items()}
+        return {role: how for role, how in drawn.items() if how}
+
     def kept_rows(self, split: str) -> np.ndarray | None:
         """The numbers of the rows that are left, as the dataset has them; None where all are."""
         left_out = self.left_out.get(split)
@@ -70,16 +78,19 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
         ready = rows_of(problems, command, args, training_args.seed, test)
         if ready is not None:
             train_set = ready.splits[args.train_split]
-            problems.step(command.check_draw, train_set, args)
-            problems.step(bank_of, train_set, args, training_args.aspect_alpha)
+            problems.step(_check_draw, command, ready, args, args)
+            if problems.step(bank_of, train_set, args, training_args.aspect_alpha):
+                warn_of_unanswered(train_set, args.train_split)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
+            if args.eval_split not in ready.splits:
+                problems.step(check_unevaluated, training_args)
         problems.raise_all()
         results.append(ready)
         return ready.left_out
 
     left_out = workers.from_main(run_checks)
     if not results:  # not the first process: the same rows, without checking the images
-        splits, problems = load_splits(args), Problems()
+        splits, problems = load_joined(args), Problems()
         used = _used(splits, args, test)
         results.append(_prepared(problems, command, splits, args, used, training_args.seed, test, left_out))
         problems.raise_all()
@@ -87,16 +98,16 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
 
 
 def check_comparison(
-    problems: Problems, command: TaskCommand, args: Any, students: Sequence[Any], test: TestUse
+    problems: Problems, command: TaskCommand, args: Any, students: Sequence[tuple[Any, Any]], test: TestUse
 ) -> Ready:
     """Before students are compared: one dataset, labelled once, and many trainings.
 
     Args:
-        students: the arguments of those that will be trained.
-        test: what the test split is for.
+        students: the arguments of those that will be trained, and of their trainings.
+        test: what the test split is for; where it is unused, the score that counts is that on validation images.
     """
     problems.step(check_output, args.output_dir, args.dataset)
-    for student in students:
+    for student, _ in students:
         problems.step(command.check_model, student)
     ready = rows_of(problems, command, args, 0, test)
     train_set = ready.splits[args.train_split] if ready else None
@@ -110,11 +121,27 @@ def check_comparison(
                 f"{args.dataset} is labelled already, and detectors are compared with answers about images and about "
                 "objects: pass the dataset that it was made from (answers read before come from the cache)."
             )
-        for student in command.largest_draw(students):
-            problems.step(command.check_draw, train_set, student)
+        if labelled and bank:
+            warn_of_unanswered(train_set, args.train_split)
+        for student in command.largest_draw([student for student, _ in students]):
+            problems.step(_check_draw, command, ready, args, student)
+        if args.eval_split not in ready.splits:
+            for _, training_args in students:
+                problems.step(check_unevaluated, training_args)
+            if test == "unused":
+                problems.add("Validation images give the score here, and none are kept: raise --validation_fraction.")
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
     problems.raise_all()
     return ready
+
+
+def _check_draw(command: TaskCommand, ready: Ready, args: Any, student: Any) -> None:
+    """As the task's `check_draw`, and the message says which images are not among those to draw from."""
+    try:
+        command.check_draw(ready.splits[args.train_split], student)
+    except ValueError as error:
+        kept = " and ".join(ready.drawn(args))
+        raise ValueError(f"{error} The images kept for {kept} are not counted." if kept else str(error)) from error
 
 
 def check_labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> DatasetDict | IterableDatasetDict:
@@ -194,7 +221,7 @@ def check_sample(rows: Dataset, args: Any) -> Dataset:
 def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test: TestUse) -> Ready | None:
     """What students are made from, looked at; None where something keeps it from being made."""
     _raise_before_download(problems, args)
-    splits = problems.step(load_splits, args)
+    splits = problems.step(load_joined, args)
     if splits is None or not problems.passes(check_columns, splits, args):
         return None
     if test != "unused":

@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import IntervalStrategy
 
 from .. import AspectBank, MadkdTrainingArguments
 from ..data.labels import warn_of_missing_classes
@@ -26,12 +27,16 @@ from ..students.base.processors import load_image_processor
 from ..students.base.publishing import UNPUBLISHED
 from ..students.base.resuming import SavingError
 from ..students.base.settings import check_metric
+from ..text import get_logger
 from . import preflight
 from .arguments import DatasetArguments, source
 from .preflight import Ready
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
 from .teachers import attach
+
+
+logger = get_logger(__name__)
 
 
 def train(
@@ -59,12 +64,14 @@ def train(
         model,
         training_args,
         train_dataset=train_set,
-        eval_dataset=ready.splits[args.eval_split],
+        eval_dataset=ready.splits.get(args.eval_split),
         processing_class=load_image_processor(pretrained_model),
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
-    metrics = {"train": fit(trainer), "eval": trainer.evaluate()}
+    metrics = {"train": fit(trainer)}
+    if args.eval_split in ready.splits:
+        metrics["eval"] = trainer.evaluate()
     if training_args.do_predict:
         metrics["test"] = predict(trainer, command, ready, args.test_split)
     save_metrics(trainer, metrics, ready)
@@ -72,9 +79,12 @@ def train(
 
 
 def check(args: TrainArguments, training_args: MadkdTrainingArguments, *checks: Callable[[], Any]) -> Ready:
-    """Refuse whatever can be known to be wrong before anything begins; returns the rows to work with."""
+    """Refuse whatever can be known to be wrong before anything begins; returns the rows to work with.
+
+    Without validation images, nothing is evaluated while the student learns, whatever `eval_strategy` says.
+    """
     command = command_of(args.task)
-    return preflight.check_student(
+    ready = preflight.check_student(
         command,
         args,
         training_args,
@@ -83,6 +93,10 @@ def check(args: TrainArguments, training_args: MadkdTrainingArguments, *checks: 
         partial(check_publishing, args, training_args),
         partial(checkpoints.find_checkpoint, training_args.resume_from_checkpoint, training_args.output_dir),
     )
+    if args.eval_split not in ready.splits and training_args.eval_strategy != "no":
+        logger.warning("No images are kept for validation: the student is not evaluated while it learns.")
+        training_args.eval_strategy, training_args.do_eval = IntervalStrategy.NO, False
+    return ready
 
 
 def prepare(

@@ -67,7 +67,7 @@ def main() -> None:
     problems.step(check, args)
     planned = problems.step(plan, args) or {}
     parsed = [problems.step(train.parse, list(cell.argv)) for cells in planned.values() for cell in cells]
-    ready = load_checked(args, problems, [student[0] for student in parsed if student], "unused")
+    ready = load_checked(args, problems, [student for student in parsed if student], "unused")
     with working_in(args.output_dir, args, COMPARING, COMPARISON):
         _tune(args, planned, ready)
 

@@ -246,6 +246,16 @@ def read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None,
     return labels, sorted(set(labels) - {None})
 
 
+def warn_of_unanswered(rows: Dataset, name: str) -> None:
+    """Warn of training images that nobody was asked about."""
+    if LOGITS in rows.features and (missing := stored(rows, LOGITS).null_count):
+        logger.warning(
+            "%d of the %d training images have no answers and teach their classes alone: label them with "
+            "`madkd label --splits %s`, if that is not meant.",
+            missing, len(rows), name,
+        )  # fmt: skip
+
+
 def check_has_answers(dataset: Dataset) -> None:
     if LOGITS not in dataset.features:
         raise ValueError(

@@ -267,7 +267,9 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
         report: what `summarise` returns and, where known, `dataset` (its name), `images_per_class` or `scenes` (how
             many training images), `smoothing` (of that condition's labels), `answers_alone` (of
             `cli.comparison.answers`), `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell
-            line), and `figures` (file name under `output_dir/figures` -> caption; only those there are shown).
+            line), `figures` (file name under `output_dir/figures` -> caption; only those there are shown),
+            `train_split` (its name), `drawn` ("validation" or "test" -> how its images were drawn) and `validated`
+            (whether there are validation images).
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
@@ -277,6 +279,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     parts += [f"**{verdict(report['gain'], terms_of(report).score)}.**"] if report.get("gain") else []
     parts += [table(report), *filter(None, [over_controls(report), answers_alone_text(report)])]
     parts += [left_out_sentence(report["left_out"])] if report.get("left_out") else []
+    parts += filter(None, [drawn_sentence(report)])
     for file, caption in (report.get("figures") or {}).items():
         if (output_dir / "figures" / file).is_file():
             parts.append(f"![{Path(file).stem.replace('_', ' ')}](figures/{file})\n\n{caption}")
@@ -299,6 +302,8 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     was = "was" if conditions * seeds == 1 else "were"
     text = f"{counted(conditions * seeds, 'student')} (conditions: {conditions}, seeds: {seeds}) {was} trained"
     text += f" on {markdown(report['dataset'])}" if report.get("dataset") else ""
+    split = report.get("train_split") or "train"
+    text += f" ({markdown(split)})" if split != "train" else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
     text += f", the labels of `smoothing` smoothed by {report['smoothing']:g}" if report.get("smoothing") else ""
@@ -307,6 +312,18 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""
     spread = ": mean ± standard deviation over the seeds" if seeds > 1 else ""
     return f"{text}. {terms.are} on the test images{spread}{paired}."
+
+
+def drawn_sentence(report: Mapping[str, Any]) -> str:
+    """How images were drawn for validation and test where the dataset has no splits for them; "" where it has."""
+    drawn = report.get("drawn") or {}
+    sentences = [f"The {role} images are {markdown(how)}." for role, how in drawn.items()]
+    if not report.get("validated", True):
+        sentences.append(
+            "No images were kept for validation: there are no learning curves, and nothing shows how well the "
+            "students' answers agree with the teacher's."
+        )
+    return " ".join(sentences)
 
 
 def left_out_sentence(left_out: Mapping[str, Mapping[str, Any]]) -> str:

@@ -15,6 +15,7 @@ from ..text import block, code, counted, figure, jsonable, markdown
 from .comparison import (
     CONDITIONS,
     WITH_MLLM,
+    drawn_sentence,
     gain_text,
     left_out_sentence,
     markdown_table,
@@ -39,7 +40,8 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         points: what `comparison.summarise` returns for each, `validation` (condition -> per cent, in the order of the
-            seeds), `point`: option -> value, and where measured `answers_alone`, shown in the first line of a point.
+            seeds; {} without validation images), `point`: option -> value, and where measured `answers_alone`, shown
+            in the first line of a point.
     """
     options = list(points[0]["point"])
     head = [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
@@ -48,7 +50,7 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
         answers = mean_text(found[0]["accuracy"]) if (found := _answers_alone([point])) else ""
         for name, values in point["accuracy"].items():
             settings = [markdown(_number(point["point"][option])) for option in options]
-            validation = mean_text(point["validation"][name])
+            validation = mean_text(point["validation"][name]) if point["validation"] else ""
             row = [*settings, name, validation, mean_text(values), gain_text(point, name), answers]
             rows.append(row[: len(rows[0])])
             answers = ""
@@ -78,14 +80,19 @@ def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
     if not gained:
         return "Nothing to compare: train both base and madkd."
     clear = [point for point in gained if (point["gain"]["ci95"][0] or -1) > 0]
+    ahead = sum(point["gain"]["mean"] > 0 for point in gained)
+    text = (
+        f"Distilled students are ahead of the base ones on average at {ahead} of {len(gained)} points, and clearly, "
+        f"with an interval above 0, at {len(clear)}."
+    )
+    if not gained[0]["validation"]:
+        return f"{text} Without validation images no point is chosen."
     best = max(gained, key=lambda point: np.mean(point["validation"]["madkd"]))
     setting = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
-    ahead = sum(point["gain"]["mean"] > 0 for point in gained)
     return (
-        f"Distilled students are ahead of the base ones on average at {ahead} of {len(gained)} points, and clearly, "
-        f"with an interval above 0, at {len(clear)}. On validation images they are best with {setting} "
-        f"({np.mean(best['validation']['madkd']):.1f}%); on test images these reach "
-        f"{np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over the base ones there."
+        f"{text} On validation images they are best with {setting} ({np.mean(best['validation']['madkd']):.1f}%); on "
+        f"test images these reach {np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over "
+        "the base ones there."
     )
 
 
@@ -114,6 +121,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
         grid_table(points),
         *filter(None, [grid_answers_text(points)]),
         *([left_out_sentence(summary["left_out"])] if summary.get("left_out") else []),
+        *filter(None, [drawn_sentence(summary)]),
         f"## Reproduce\n\n{block(summary['command'], 'bash')}",
     ]
     write_whole(output_dir / "report.json", json.dumps(jsonable(summary), indent=2, allow_nan=False) + "\n")

@@ -16,10 +16,8 @@ from .cells import Cell
 from .options import CompareArguments
 
 
-NO_OTHERS = (
-    "No image has answers but the training images; label the validation images, too (`madkd label --splits train "
-    "validation`)."
-)
+NO_OTHERS = "No image has answers but the training images"
+LABEL_OTHERS = "label the validation images, too (`madkd label --splits train validation`)"
 
 
 class AnswersAlone:
@@ -35,7 +33,8 @@ class AnswersAlone:
         self.answers = self._read(self.rows)
         self.others = {"test": self._read(labelled[args.test_split], complete=True)}
         if not len(self.others["test"][0]):
-            self.others = {"validation": self._read(labelled[args.eval_split])}
+            validation = labelled.get(args.eval_split)
+            self.others = {} if validation is None else {"validation": self._read(validation)}
         self.known: dict[tuple[int | None, bytes], dict[str, Any]] = {}
 
     def measure(self, cells: Mapping[tuple[str, int], Cell], count: int | None = None) -> dict[str, Any]:
@@ -85,7 +84,7 @@ class AnswersAlone:
         usable = {name: ~np.isnan(logits).any(axis=1) & (labels >= 0) for name, (logits, labels) in others.items()}
         others = {name: [values[usable[name]] for values in others[name]] for name in others if usable[name].any()}
         if not others:
-            raise ValueError(NO_OTHERS)
+            raise ValueError(f"{NO_OTHERS}; {LABEL_OTHERS}." if self.others else f"{NO_OTHERS}.")
         logits, labels = (np.concatenate(values) for values in zip(*others.values()))
         classes = self.args.command.classes(self.rows, self.args).num_classes
         posterior = fit_posterior(self.answers[0][drawn, :count], self.answers[1][drawn], classes)

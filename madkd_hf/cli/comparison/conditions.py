@@ -32,10 +32,13 @@ OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neithe
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
     *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
+    "validation_fraction",
 }
 
 
-def load_checked(args: CompareArguments, problems: Problems, students: list[Any] | None, test: TestUse) -> Ready:
+def load_checked(
+    args: CompareArguments, problems: Problems, students: list[tuple[Any, Any]] | None, test: TestUse
+) -> Ready:
     """The dataset, after all checks that need no teacher; see `preflight.check_comparison`."""
     for point in (problems.step(points, args) or []) if args.bank else []:
         if "aspects" in point:
@@ -63,7 +66,8 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Asp
     for place, boxes in places.items():
         if args.work_dir and place != LABELLED:
             shared["work_dir"] = f"{args.work_dir}_{place}"  # a job of its own
-        label_args = label_command.LabelArguments(**shared, **boxes, splits=[args.train_split, args.eval_split])
+        to_label = [split for split in (args.train_split, args.eval_split) if split in splits]
+        label_args = label_command.LabelArguments(**shared, **boxes, splits=to_label)
         results[place] = label_command.label(label_args, splits)
         label_command.save(*results[place][:2], Path(args.output_dir) / place)
     return results[LABELLED]
@@ -99,8 +103,9 @@ def points(args: CompareArguments) -> list[dict[str, Any]]:
     return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
 
 
-def check(args: CompareArguments) -> list[Any]:
-    """The arguments of each student, at every point, of every condition; refuses what would fail after labelling."""
+def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
+    """The arguments of each student and of its training, at every point, of every condition; refuses what would fail
+    after labelling."""
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
@@ -115,7 +120,7 @@ def check(args: CompareArguments) -> list[Any]:
         if "smoothing" in args.controls() and condition == "base":
             check_smoothing(args, training)
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
-        students.append(student)
+        students.append((student, training))
     check_place(args.output_dir, args, COMPARING, COMPARISON)
     check_removable(Path(args.output_dir) / "student", "student")
     return students
@@ -189,6 +194,7 @@ def student_argv(args: CompareArguments, condition: str, seed: int, folder: str)
     argv += ["--aspect_alpha", "0"] if no_aspects else []
     argv += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]
     argv += ["--disable_tqdm", "true", "--report_to", "none", "--push_to_hub", "false"]
+    argv += [] if args.validation_fraction else ["--validation_fraction", "0"]  # else a student draws its own
     argv += command.student_options(args, condition)
     for name in ("image_column", "train_split", "eval_split", "test_split", *command.shared_options):
         value = getattr(args.objects if name in ObjectArguments.__dataclass_fields__ else args, name)

@@ -88,7 +88,8 @@ def draw_figures(
     scores = "ap.png" if args.detects else "accuracies.png"
     figures.plot_accuracies(summary, folder / scores)
     captions[scores] += f" {sentence}." if (sentence := real_gain(summary)) else ""
-    figures.plot_learning_curves(cells, folder / "learning_curves.png", summary["task"])
+    if any(cell["curve"] for cell in cells):
+        figures.plot_learning_curves(cells, folder / "learning_curves.png", summary["task"])
     if args.detects:
         captions["learning_curves.png"] += add_aspect_scores(summary, cells)
     rows, column, unit = labelled[args.train_split], args.label_column, terms_of(summary).about
@@ -126,7 +127,9 @@ def aspect_auroc(
     args: CompareArguments, labelled: DatasetDict, bank: AspectBank, student: Path
 ) -> dict[str, float | None]:
     """Aspect -> how well a saved student's answers rank validation images, or objects, as the teacher's do."""
-    rows = labelled[args.eval_split]
+    rows = labelled.get(args.eval_split)
+    if rows is None:
+        return {}
     if args.detects:
         trainer = detector_trainer(
             args, labelled, student, lambda prediction: {"auroc": detection_metrics(prediction).get("per_aspect")}

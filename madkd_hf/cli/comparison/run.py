@@ -79,6 +79,9 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
         "bank": bank.fingerprint,
         "teacher": about_teacher(teacher.provenance if teacher else bank.provenance or {}, labelled, args),
         "left_out": ready.summary,
+        "train_split": args.train_split,
+        "drawn": ready.drawn(args),
+        "validated": args.eval_split in ready.splits,
         "command": command_line(),
     }
     if planned[0][0]:
@@ -119,12 +122,13 @@ def report_points(
     summaries = []
     for point, cells in planned:
         on = {}
-        for images in ("test", "eval"):
+        for images in ("test", "eval") if about["validated"] else ("test",):
             scores = {key: 100 * results[cell.name]["metrics"][f"{images}_accuracy"] for key, cell in cells.items()}
             on[images] = report.summarise(
                 [{"condition": name, "seed": seed, "accuracy": score} for (name, seed), score in scores.items()]
             )
-        summary = {"point": point, **on["test"], "validation": on["eval"]["accuracy"]}
+        validation = on.get("eval", {}).get("accuracy", {})
+        summary = {"point": point, **on["test"], "validation": validation}
         summaries.append({**summary, "answers_alone": answers.measure(cells, point.get("aspects"))})
     report_path = write_grid({"points": summaries, **about}, args.output_dir)
     sentences = "\n".join(filter(None, [grid_verdict(summaries), grid_answers_text(summaries)]))
@@ -182,6 +186,8 @@ def publish(
     """One commit with the student that is kept, and a card with its own numbers and the comparison's; where it is."""
     evaluations = []
     for name, prefix, split in ("validation", "eval", args.eval_split), ("test", "test", args.test_split):
+        if split not in labelled:
+            continue
         own = {key.removeprefix(f"{prefix}_"): value for key, value in metrics.items() if key.startswith(f"{prefix}_")}
         drawn = how_drawn(labelled[split])
         auroc = list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None

@@ -10,8 +10,8 @@ from typing import Any
 
 from ...data.origin import Origin, RefusedFileError
 from ...files import read_json
-from ...report.comparison import over_controls, real_gain, table, terms_of, verdict
-from ...text import terminal
+from ...report.comparison import drawn_sentence, over_controls, real_gain, table, terms_of, verdict
+from ...text import markdown, terminal
 from ..sources import DataSource
 
 
@@ -67,7 +67,8 @@ def _check_values(report: Mapping[str, Any], key: str) -> None:
     counts = ("classes", "images_per_class", "scenes", "smoothing")
     numbers += [report[name] for name in counts if report.get(name) is not None]
     numbers += [value for value in (report.get("aspect_auroc") or {}).values() if value is not None]
-    texts = [report[name] for name in ("dataset", "commit", "bank") if report.get(name) is not None]
+    texts = [report[name] for name in ("dataset", "commit", "bank", "train_split") if report.get(name) is not None]
+    texts += [text for pair in (report.get("drawn") or {}).items() for text in pair]
     for value in numbers:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{value!r} stands where a number is expected")
@@ -89,7 +90,9 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     subject = f"{students} students were" if students > 1 else "1 student was"
     seeds_of_each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""
-    dataset += f" ({report['classes']:d} classes)" if dataset and report.get("classes") else ""
+    details = [f"{report['classes']:d} classes"] if report.get("classes") else []
+    details += [markdown(split)] if (split := report.get("train_split") or "train") != "train" else []
+    dataset += f" ({'; '.join(details)})" if dataset and details else ""
     count = report.get("images_per_class")
     images = f", {count:d} image{'s' * (count > 1)} per class" if count else ""
     images += f", {report['scenes']:d} labelled images each" if report.get("scenes") else ""
@@ -113,7 +116,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     }
     meanings = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)
     parts += [f"{real_gain(report)}: {meanings}."] if real_gain(report) else []
-    parts += filter(None, [over_controls(report)])
+    parts += filter(None, [over_controls(report), drawn_sentence(report)])
     return " ".join(parts)
 
 

@@ -139,6 +139,20 @@ def check_stopping(args: Any) -> None:
         )
 
 
+def check_unevaluated(args: Any) -> None:
+    """Raise ValueError for a training that needs evaluations, where there are no images for them."""
+    needing = ["load_best_model_at_end", "early_stopping_patience", "eval_on_start"]
+    needing = [name for name in needing if getattr(args, name, None)]
+    for name, value in (("save_strategy", "best"), ("lr_scheduler_type", "reduce_lr_on_plateau")):
+        needing += [f"{name}={value}"] if getattr(args, name) == value else []
+    if needing:
+        need = "needs" if len(needing) == 1 else "need"
+        raise ValueError(
+            f"{' and '.join(needing)} {need} validation images, and none are kept: leave it out, or raise "
+            "--validation_fraction."
+        )
+
+
 def check_metric(args: TrainingArguments, names: Iterable[str]) -> None:
     """Raise ValueError where `metric_for_best_model` is none of the metrics that an evaluation gives."""
     metric = args.metric_for_best_model
