@@ -1,15 +1,17 @@
-"""The loader of Oxford 102 Flowers, on an archive of the original's form with a few pictures in it."""
+"""102 Flowers: its loader, on an archive of the original's form with a few pictures in it, and what questions tell."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from builders import tiny
-from datasets import load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_from_disk
 from PIL import Image
 from scipy.io import savemat
 
-from recipes.flowers102 import prepare
+from madkd_hf import Aspect, AspectBank
+from madkd_hf.data.columns import aspect_features
+from recipes.flowers102 import prepare, questions
 
 
 @pytest.fixture
@@ -62,3 +64,44 @@ def test_a_missing_file_is_named(archive):
     (archive / "setid.mat").unlink()
     with pytest.raises(FileNotFoundError, match="no setid.mat in .*expected the folder jpg"):
         prepare.prepare(archive)
+
+
+# Questions by evidence against chance
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """8 classes by three answers, among five questions whose answers are noise."""
+    bank = AspectBank([Aspect(f"q{k}", f"Is it {k}?") for k in range(8)])
+    features = Features({"label": ClassLabel(names=list("abcdefgh")), **aspect_features(bank)})
+    splits = {}
+    for seed, split in enumerate(("train", "validation")):
+        labels = np.tile(np.arange(8), 15)
+        logits = np.random.default_rng(seed).normal(size=(120, 8)) * 3
+        logits[:, [1, 2, 4]] = [[8 * (label >> bit & 1) - 4 for bit in range(3)] for label in labels]
+        columns = {"label": labels, "aspect_logits": logits, "aspect_mass": np.ones((120, 8))}
+        splits[split] = Dataset.from_dict({**columns, "aspect_bank": [bank.fingerprint] * 120}, features)
+    DatasetDict(splits).save_to_disk(tmp_path / "labelled")
+    bank.save(tmp_path / "labelled")
+    return tmp_path / "labelled"
+
+
+def test_questions_by_evidence_are_measured_against_random_ones(answered, tmp_path, monkeypatch, capsys):
+    argv = ["questions.py", "--dataset", str(answered), "--output_dir", str(tmp_path / "out"), "--counts"]
+    monkeypatch.setattr("sys.argv", [*argv, "3", "8", "--draws", "2"])
+    questions.main()
+    page = (tmp_path / "out" / "questions_curve.md").read_text()
+    three, everything = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines()[6:8])
+    drawn = [set(np.random.default_rng(seed).permutation(8)[:3]) for seed in range(2)]
+    assert [len(draw & {1, 2, 4}) for draw in drawn] == [2, 1]
+    assert three[:2] == ["3", "100.0"] and everything[:2] == ["8", "100.0 (3 kept)"]
+    low, high = map(float, three[3].split(" to "))
+    assert 15 < low < 35 and 40 < high < 60  # of 8 classes, one answer leaves four, two leave two
+    assert everything[2].endswith("± 0.0") and "Of 8 questions, chosen and fitted on 120 train images" in page
+    assert (tmp_path / "out" / "figures" / "questions_curve.png").is_file()
+    assert "| q1 " in (tmp_path / "out" / "questions.md").read_text() and "| q1 " in capsys.readouterr().out
+    for more, expected in ((["9"], "Cannot choose 9 of 8"), (["3", "--label_column", "kind"], "no column 'kind' of")):
+        monkeypatch.setattr("sys.argv", [*argv, *more])
+        with pytest.raises(SystemExit):
+            questions.main()
+        assert expected in capsys.readouterr().err
