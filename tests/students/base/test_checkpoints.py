@@ -11,6 +11,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 from builders import tiny
 from builders.classifier_training import StopAfter, assert_same_weights, logged, rows, student, trainer, vit
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from madkd_hf import MadkdForImageClassification
@@ -229,6 +231,7 @@ def die_in_save(after: int | None, size: int | None) -> None:
 
 def child(folder: Path, after: int | None, size: int | None) -> None:
     sys.stdout = sys.stderr = open(os.devnull, "w")
+    tqdm.set_lock(threading.RLock())  # the one that all processes share would stay held by one that is killed
     run = made(folder)
     die_in_save(after, size)
     run.train(resume_from_checkpoint=bool(last_whole(folder, quick=True)[0]))
