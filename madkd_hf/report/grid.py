@@ -100,7 +100,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
     """Write `report.json`, `report.md` (its path) and a picture for each option with more than one value.
 
     Args:
-        summary: `points`, see `grid_table`, and what `comparison.write_report` takes beside accuracies.
+        summary: `points`, see `grid_table`, and what `page.write_report` takes beside accuracies.
     """
     points, output_dir = summary["points"], Path(output_dir)
     seeds = len(points[0]["seeds"])
