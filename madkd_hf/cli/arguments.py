@@ -81,6 +81,9 @@ class SplitArguments(DatasetArguments):
     validation_fraction: float = option(
         0.1, "Share of the training images for validation, where there is no split; 0 keeps none."
     )
+    test_fraction: float | None = option(
+        None, "Share of the training images for the test, where there is no split: the same ones, whatever the seed."
+    )
 
 
 @dataclass

@@ -28,7 +28,7 @@ from ..labelling import Workers
 from ..labelling.sources import sources_of
 from ..students.base.settings import check_unevaluated
 from .arguments import SplitArguments, files_from, load_splits
-from .splits import check_columns, check_test_split, load_joined, with_validation
+from .splits import check_columns, check_test_split, load_joined, with_test, with_validation
 from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
 
@@ -38,7 +38,7 @@ logger = text.get_logger(__name__)
 
 @dataclass
 class Ready:
-    """Splits without the rows that were left out, with classes, and with one for validation."""
+    """Splits without the rows that were left out, with classes, and with what was drawn for validation and test."""
 
     splits: DatasetDict
     left_out: dict[str, LeftOut] = field(default_factory=dict)
@@ -260,7 +260,7 @@ def _prepared(
     left_out: dict[str, LeftOut],
     doubtful: Sequence[str] = (),
 ) -> Ready | None:
-    """The splits without what was left out, with classes and a validation split; None where something is wrong."""
+    """As `Ready` has them; None where something is wrong."""
     splits = _without_left_out(splits, left_out)
     if empty := [split for split in used if not len(splits[split])]:
         if empty[0] not in left_out:  # else that is told already
@@ -269,5 +269,6 @@ def _prepared(
     splits = command.with_classes(problems, splits, args, used, test, doubtful)
     if splits is None or not len(splits[args.train_split]):
         return None
-    splits = problems.step(with_validation, splits, args, seed, command.stratify_by(args))
+    splits = problems.step(with_test, splits, args, command.stratify_by(args))
+    splits = splits and problems.step(with_validation, splits, args, seed, command.stratify_by(args))
     return splits and Ready(splits, left_out)

@@ -1,4 +1,4 @@
-"""The splits of a dataset: several joined to one, the columns that are needed, and a validation split where there is
+"""The splits of a dataset: joined, with the columns that are needed, and drawn for validation and test where there are
 none."""
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from collections import Counter
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 
 from ..data.image_columns import check_image_column
-from ..data.limits import note_drawn
+from ..data.limits import how_drawn, note_drawn
 from ..text import get_logger
 from .arguments import SplitArguments, load_splits, split_names
 
 
 logger = get_logger(__name__)
 
+TEST_SEED = 0  # one test, whatever the seed of the student
 PARTS = {0.05: "twentieth", 0.1: "tenth", 0.2: "fifth", 0.25: "quarter", 0.5: "half"}  # in words
 
 
@@ -56,41 +57,59 @@ def check_columns(splits: DatasetDict, args: SplitArguments) -> None:
     check_image_column(splits[args.train_split].features, args.image_column)
 
 
-def with_validation(
-    splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
-) -> DatasetDict:
-    """The splits with one for validation: a part of the training images where there is none, of all classes in
-    `stratify_by_column`. The only image of a class stays in the training part, and the class is named. With
-    `validation_fraction` 0 there is none."""
-    if args.eval_split not in splits and args.validation_fraction:
-        rows = splits[args.train_split]
-        if stratify_by_column and set(Counter(rows[stratify_by_column][:]).values()) == {1}:
-            raise ValueError(
-                f"None of the classes of {len(rows)} training images has two of them, so that none can be kept for "
-                "validation: add images, raise --limit, or pass --eval_split."
-            )
-        try:
-            splits[args.train_split], splits[args.eval_split] = _parts(
-                rows, args.validation_fraction, seed, stratify_by_column
-            )
-        except ValueError as error:
-            some, enough = "", ""
-            if stratify_by_column:
-                counts = [count for count in Counter(rows[stratify_by_column]).values() if count > 1]
-                share = math.ceil(100 * len(counts) / max(sum(counts), 1)) / 100
-                some = f", some of each of {len(counts)} classes"
-                enough = f", such as {share:g}" if args.validation_fraction < share <= 0.5 else ""
-            raise ValueError(
-                f"Cannot keep {args.validation_fraction:.0%} of {len(rows)} training images for validation{some} "
-                f"({error}): pass --eval_split, or another --validation_fraction{enough}."
-            ) from error
-        part = PARTS.get(args.validation_fraction, f"{args.validation_fraction:.0%}")
-        note_drawn(splits[args.eval_split], f"a random {part} of {args.train_split}, drawn with seed {seed}")
+def with_test(splits: DatasetDict, args: SplitArguments, stratify_by_column: str | None = None) -> DatasetDict:
+    """The splits with one for the test, where there is none and `test_fraction` is given: a part of the training
+    images, the same whatever the training's seed. It is drawn before that for validation."""
+    if args.test_fraction and args.test_split in splits:
+        logger.warning("--test_fraction is not used: the dataset has a split %r.", args.test_split)
+    elif args.test_fraction:
+        _keep(splits, args, "test", args.test_split, TEST_SEED, stratify_by_column)
     return splits
 
 
-def _parts(rows: Dataset, fraction: float, seed: int, column: str | None) -> tuple[Dataset, Dataset]:
-    """Rows to train on, and rows for validation."""
+def with_validation(
+    splits: DatasetDict, args: SplitArguments, seed: int, stratify_by_column: str | None = None
+) -> DatasetDict:
+    """The splits with one for validation: a part of the training images where there is none. With
+    `validation_fraction` 0 there is none."""
+    if args.eval_split not in splits and args.validation_fraction:
+        _keep(splits, args, "validation", args.eval_split, seed, stratify_by_column)
+    return splits
+
+
+def _keep(splits: DatasetDict, args: SplitArguments, role: str, name: str, seed: int, column: str | None) -> None:
+    """Move a part of the training images, of all classes in `column`, to a split `name` for validation or test.
+
+    The only image of a class stays in the training part, and the class is named.
+    """
+    rows, option = splits[args.train_split], "test_split" if role == "test" else "eval_split"
+    fraction, purpose = getattr(args, f"{role}_fraction"), "the test" if role == "test" else role
+    if column and set(Counter(rows[column][:]).values()) == {1}:
+        raise ValueError(
+            f"None of the classes of {len(rows)} training images has two of them, so that none can be kept for "
+            f"{purpose}: add images, raise --limit, or pass --{option}."
+        )
+    of_test = f" of {args.train_split}, drawn with seed {TEST_SEED}"
+    rest = "the rest of " if (how_drawn(splits.get(args.test_split)) or "").endswith(of_test) else ""
+    try:
+        splits[args.train_split], splits[name] = _parts(rows, fraction, seed, column, role)
+    except ValueError as error:
+        some, enough = "", ""
+        if column:
+            counts = [count for count in Counter(rows[column]).values() if count > 1]
+            share = math.ceil(100 * len(counts) / max(sum(counts), 1)) / 100
+            some = f", some of each of {len(counts)} classes"
+            enough = f", such as {share:g}" if fraction < share <= 0.5 else ""
+        raise ValueError(
+            f"Cannot keep {fraction:.0%} of {len(rows)} training images for {purpose}{some} ({error}): pass "
+            f"--{option}, or another --{role}_fraction{enough}."
+        ) from error
+    part = PARTS.get(fraction, f"{fraction:.0%}")
+    note_drawn(splits[name], f"a random {part} of {rest}{args.train_split}, drawn with seed {seed}")
+
+
+def _parts(rows: Dataset, fraction: float, seed: int, column: str | None, role: str) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and rows for validation or test."""
     labels = rows[column][:] if column else []
     counts = Counter(labels)
     alone = [row for row, label in enumerate(labels) if counts[label] == 1]
@@ -103,21 +122,23 @@ def _parts(rows: Dataset, fraction: float, seed: int, column: str | None) -> tup
     parts = places.train_test_split(fraction, stratify_by_column=column, seed=seed)
     names = [rows.features[column].int2str(labels[row]) for row in alone]
     logger.warning(
-        "Only one image shows %s: it stays in the training part, and no validation image shows that class.",
+        "Only one image shows %s: it stays in the training part, and no %s image shows that class.",
         ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} other classes" if len(names) > 5 else ""),
+        role,
     )
     return rows.select([*parts["train"]["row"][:], *alone]), rows.select(parts["test"]["row"][:])
 
 
 def check_test_split(splits: DatasetDict, args: SplitArguments) -> None:
-    if args.test_split in splits:
+    if args.test_split in splits or args.test_fraction:
         return
     if set(split_names([args.test_split])) & set(split_names([args.train_split])):
         raise ValueError(
             f"The images of --test_split {args.test_split} would be trained on, with --train_split "
-            f"{args.train_split}: pass another one of them."
+            f"{args.train_split}: pass another one of them, or --test_fraction 0.2 to keep some of all images for it."
         )
     raise ValueError(
         f"There is no split {args.test_split!r} to predict: the dataset has {list(splits)}. Pass another "
-        f"--test_split, or move some images into a folder {args.test_split!r} with folders of classes."
+        f"--test_split, or --test_fraction 0.2 to keep training images for it, or move some images into a folder "
+        f"{args.test_split!r} with folders of classes."
     )

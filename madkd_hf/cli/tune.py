@@ -75,7 +75,7 @@ def main() -> None:
 def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready: Ready) -> None:
     from statistics import fmean
 
-    from ..report.comparison import left_out_sentence
+    from ..report.comparison import drawn_sentence, left_out_sentence
     from .comparison.cells import run_cells
     from .comparison.conditions import label
 
@@ -90,6 +90,7 @@ def _tune(args: TuneArguments, planned: dict[tuple[str, str], list[Cell]], ready
         best[condition] = max(best.get(condition, (-1.0, "")), (mean, settings))
     lines += ["", *(f"Best {condition}: {settings} ({mean:.2f}%)." for condition, (mean, settings) in best.items())]
     lines += ["", left_out_sentence(ready.summary)] if ready.summary else []
+    lines += ["", drawn_sentence({"drawn": drawn})] if (drawn := ready.drawn(args)) else []
     table = "\n".join(lines) + "\n"
     write_whole(Path(args.output_dir, "tune.md"), table)
     print(table)

@@ -13,8 +13,12 @@ from builders.commands import EASY_VQA, command, recipe, refuse
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_from_disk
 
 from madkd_hf.cli.arguments import SplitArguments
+from madkd_hf.cli.preflight import rows_of
 from madkd_hf.cli.splits import load_joined
+from madkd_hf.cli.tasks.classification import COMMAND, StudentArguments
 from madkd_hf.data.columns import aspect_features
+from madkd_hf.data.limits import how_drawn
+from madkd_hf.data.problems import Problems
 
 
 BANK = tiny.bank(3)
@@ -176,3 +180,87 @@ def test_what_is_chosen_on_validation_images_needs_some(quick, tmp_path):
     argv = words_of("tune", quick, labelled(tmp_path / "data"), tmp_path / "run")
     said = refuse("tune", *argv, *ALL)
     assert "Validation images give the score here, and none are kept: raise --validation_fraction." in said
+
+
+# Test images that are drawn
+
+
+def drawn(folder: Path, seed: int, test: str = "predicted", **options) -> DatasetDict:
+    """What a training works with."""
+    args = StudentArguments(dataset=str(folder), **options)
+    problems = Problems()
+    ready = rows_of(problems, COMMAND, args, seed, test)
+    problems.raise_all()
+    return ready.splits
+
+
+def test_test_images_are_the_same_for_all_seeds_and_serve_nothing_else(tmp_path):
+    folder = labelled(tmp_path / "data", train=10, validation=0, test=0)
+    options = {"test_fraction": 0.2, "validation_fraction": 0.25}
+    parts = [drawn(folder, 0, **options), drawn(folder, 1, **options), drawn(folder, 0, "unused", **options)]
+    for splits in parts:
+        assert sorted(splits["test"]["label"][:]) == [0, 0, 1, 1] and sorted(splits["validation"]["label"]) == [
+            0,
+            0,
+            1,
+            1,
+        ]
+        assert sorted(number for of_split in numbers(splits).values() for number in of_split) == [*range(20)]
+    first, second, tuning = (numbers(splits) for splits in parts)
+    assert first["test"] == second["test"] and first["validation"] != second["validation"] and first == tuning
+    assert how_drawn(parts[1]["test"]) == "a random fifth of train, drawn with seed 0"
+    assert how_drawn(parts[1]["validation"]) == "a random quarter of the rest of train, drawn with seed 1"
+
+
+def test_a_test_split_that_is_there_is_the_test(tmp_path, caplog):
+    folder = labelled(tmp_path / "data")
+    assert numbers(drawn(folder, 0, test_fraction=0.5))["test"] == [*range(200, 208)]
+    assert "--test_fraction is not used: the dataset has a split 'test'." in caplog.text
+    joined = drawn(folder, 0, test_fraction=0.5, train_split="train+test")  # of the images that are trained on
+    assert len(joined["test"]) == len(joined["train+test"]) == 7
+    assert how_drawn(joined["test"]) == "a random half of train+test, drawn with seed 0"
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
+    [
+        (
+            None,
+            "There is no split 'test' to predict: the dataset has ['train']. Pass another --test_split, or --test_",
+        ),
+        (1.5, "Cannot keep 150% of 8 training images for the test, some of each of 2 classes ("),
+        (0.1, "pass --test_split, or another --test_fraction, such as 0.25"),
+    ],
+)
+def test_a_test_that_cannot_be_drawn_is_refused(tmp_path, fraction, expected):
+    folder = labelled(tmp_path / "data", train=4, validation=0, test=0)
+    with pytest.raises(ValueError) as refused:
+        drawn(folder, 0, test_fraction=fraction)
+    assert expected in str(refused.value)
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["labelled already", "labelled for it"])
+def test_a_comparison_draws_its_test_once_and_says_so(quick, hub, tmp_path, answered):
+    folder = labelled(tmp_path / "data", train=10, validation=0, test=0)
+    if not answered:
+        splits = load_from_disk(folder).remove_columns(["aspect_logits", "aspect_mass", "aspect_bank"])
+        folder = tmp_path / "unlabelled"
+        splits.save_to_disk(folder)
+    argv = [*words_of("compare", quick, folder, tmp_path / "run"), "--seeds", "2", "--conditions", "madkd"]
+    argv += [] if answered else ["--teacher", EASY_VQA / "teacher", "--bank", EASY_VQA / "aspects.json"]
+    argv += ["--test_fraction", "0.2", "--push_to_hub", "--hub_model_id", "you/pets"]
+    done = command("recipes/compare.py", *argv, environment=hub.environment(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    splits, expected = load_from_disk(tmp_path / "run" / "labelled"), drawn(folder, 0, test_fraction=0.2)
+    assert numbers(splits) == numbers(expected)
+    assert {answers is None for answers in splits["test"]["aspect_logits"]} == {not answered}
+    assert not any(answers is None for answers in splits["train"]["aspect_logits"])
+    page, card = (tmp_path / "run" / "report.md").read_text(), hub.files("you/pets")["README.md"].decode()
+    said = "The test images are a random fifth of train, drawn with seed 0."
+    assert said in page and said in card and "a random tenth of the rest of train, drawn with seed 0" in page
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["drawn"]["test"] == "a random fifth of train, drawn with seed 0"
+    assert "Test (a random fifth of train, drawn with seed 0; 4 images)" in card
+    for seed in range(2):
+        labels = np.load(tmp_path / "run" / "cells" / f"madkd-{seed}" / "test_predictions.npz")["labels"]
+        assert labels.tolist() == expected["test"]["label"][:]

@@ -32,7 +32,7 @@ OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neithe
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
     *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
-    "validation_fraction",
+    *("validation_fraction", "test_fraction"),
 }
 
 
