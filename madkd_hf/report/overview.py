@@ -14,7 +14,7 @@ from ..text import block, code, counted, jsonable, markdown
 from .comparison import gain_text, markdown_table, mean_text, points_text, terms_of
 
 
-KEPT = ("task", "seeds", "accuracy", "map", "roles", "gain", "gains", "controls", "smoothing")  # of a report
+KEPT = ("task", "seeds", "accuracy", "map", "roles", "gain", "gains", "controls", "smoothing", "answers_alone")
 ABOUT = ("dataset", "commit", "images_per_class", "scenes")
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+
 import numpy as np
 import pytest
 from builders import tiny
+from builders.commands import ROOT, recipe
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_from_disk
 from PIL import Image
 from scipy.io import savemat
@@ -64,6 +69,29 @@ def test_a_missing_file_is_named(archive):
     (archive / "setid.mat").unlink()
     with pytest.raises(FileNotFoundError, match="no setid.mat in .*expected the folder jpg"):
         prepare.prepare(archive)
+
+
+def test_the_documented_commands_leave_a_labelled_dataset(archive, tmp_path, monkeypatch):
+    """Those of docs/experiments.md, on a few pictures and a file of the published answers' form."""
+    page = (ROOT / "docs/experiments.md").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = re.findall(r"^(?:python recipes/flowers102/prepare.py|madkd label) .*flowers102.*$", page, re.MULTILINE)
+    places = {"flowers": archive, "lavid": tmp_path / "lavid", "runs": tmp_path / "runs"}
+    preparing, labelling = (
+        [re.sub(r"^(flowers|lavid|runs)(?=/|$)", lambda match: str(places[match[0]]), word) for word in words]
+        for words in map(shlex.split, lines)
+    )
+    monkeypatch.setattr("sys.argv", preparing[1:])
+    prepare.main()
+    answers = {f"image_{number:05d}.jpg": [0.25, 1 / (1 + number)] for number in (6, 5, 4, 3, 2, 1, 12)}
+    file = tmp_path / "lavid/questions/flowers/logits/internvl2_img.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(answers, indent=4))
+    recipe("attach_aspects", *labelling[2:])
+    splits = load_from_disk(tmp_path / "runs/flowers102/labelled")
+    for split, numbers in {"train": (1, 2, 3), "validation": (4, 5, 6)}.items():
+        odds = np.array(splits[split]["aspect_logits"][:])
+        np.testing.assert_allclose(odds, [[-np.log(3), -np.log(number)] for number in numbers], atol=1e-5)
+    assert splits["test"]["aspect_logits"][:] == [None] * 5
 
 
 # Questions by evidence against chance
