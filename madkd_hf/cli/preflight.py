@@ -114,6 +114,8 @@ def check_comparison(
     labelled = train_set is not None and is_labelled(train_set.features)
     bank = problems.step(bank_of, train_set, args, 1.0) if labelled else _load_bank(problems, args)
     if ready is not None:
+        for student in command.extreme_draws([student for student, _ in students]):
+            problems.step(_check_draw, command, ready, args, student)
         used = _used(ready.splits, args, test)
         ready.splits = DatasetDict({split: ready.splits[split] for split in used})  # no others are saved
         if labelled and args.objects.task == "detection":
@@ -123,8 +125,6 @@ def check_comparison(
             )
         if labelled and bank:
             warn_of_unanswered(train_set, args.train_split)
-        for student in command.largest_draw([student for student, _ in students]):
-            problems.step(_check_draw, command, ready, args, student)
         if args.eval_split not in ready.splits:
             for _, training_args in students:
                 problems.step(check_unevaluated, training_args)

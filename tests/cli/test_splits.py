@@ -239,6 +239,31 @@ def test_a_test_that_cannot_be_drawn_is_refused(tmp_path, fraction, expected):
     assert expected in str(refused.value)
 
 
+@pytest.mark.parametrize("command", ["train_student", "compare", "tune"])
+@pytest.mark.parametrize(
+    ("options", "of_train", "kept"),
+    [
+        ([], 10, ""),
+        (["--train_split", "train+validation"], 18, " The images kept for validation are not counted."),
+        (["--train_split", "train+validation", "--test_split", "final", "--test_fraction", "0.2"], 14,
+         " The images kept for validation and test are not counted."),
+        (["--train_split", "train+validation", "--validation_fraction", "0.5"], 10, " The images kept for validation"),
+    ],
+    ids=["as it is", "validation drawn", "test drawn", "half drawn"],
+)  # fmt: skip
+def test_a_class_with_too_few_images_is_told_before_anything(command, options, of_train, kept, quick, tmp_path):
+    folder = labelled(tmp_path / "data", train=10, validation=10)
+    argv = [*words_of(command, quick, folder, tmp_path / "run"), *options]
+    asked = ["--images_per_class", of_train + 1]
+    said = refuse(command, *argv, *map(str, asked))
+    expected = f"The class 'cat' has {of_train} images and --images_per_class asks for {of_train + 1}"
+    assert expected in said and kept in said and not (tmp_path / "run").exists()
+    if command != "train_student":
+        said = refuse(command, *argv, "--grid", json.dumps({"images_per_class": [of_train, of_train + 1, 0]}))
+        assert expected in said and "--images_per_class is 0: expected 1 or more" in said
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("answered", [True, False], ids=["labelled already", "labelled for it"])
 def test_a_comparison_draws_its_test_once_and_says_so(quick, hub, tmp_path, answered):
     folder = labelled(tmp_path / "data", train=10, validation=0, test=0)

@@ -102,10 +102,10 @@ class TaskCommand:
         """How many training images are drawn, of all or of each class; None where all are taken."""
         raise NotImplementedError
 
-    def largest_draw(self, students: Sequence[Any]) -> list[Any]:
-        """The arguments of the student that draws most training images, if any draws."""
-        drawing = [student for student in students if self.drawn(student) is not None]
-        return sorted(drawing, key=self.drawn)[-1:]
+    def extreme_draws(self, students: Sequence[Any]) -> list[Any]:
+        """The arguments of the students that draw fewest and most training images, if any draws."""
+        drawing = sorted((student for student in students if self.drawn(student) is not None), key=self.drawn)
+        return [drawing[0], drawing[-1]] if drawing else []
 
     def check_draw(self, rows: Dataset, args: Any) -> None:
         """Raise ValueError where there are fewer images than are to be drawn."""
