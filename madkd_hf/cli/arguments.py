@@ -41,7 +41,14 @@ def _argument_parser() -> type:
 
 
 HfArgumentParser = _argument_parser()
-FILES = ("answers", "baseline", "distill", "comparison", "class_names_file")  # options that name what must be here
+FILES = (
+    "answers",
+    "baseline",
+    "distill",
+    "distill_unlabelled",
+    "comparison",
+    "class_names_file",
+)  # options that name what must be here
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")
 GROUPS = {  # command -> its groups of options, in its module; those of a training depend on its task
@@ -92,6 +99,17 @@ class ClassArguments(SplitArguments):
 
     label_column: str = option("label", "The column of classes.")
     images_per_class: int | None = option(None, "Draw this many training images of each class, by the seed.")
+    unlabelled: str | None = option(
+        None, "Images to learn from without their class: a split of the dataset, or another dataset."
+    )
+    rest_unlabelled: bool = option(
+        False, "Learn also from the training images that images_per_class leaves over, without their class."
+    )
+    class_posterior: bool = option(
+        False,
+        "Give images without a class the classes that their answers speak for, by a logistic regression fitted on "
+        "the images that have one.",
+    )
 
 
 @dataclass
@@ -271,18 +289,21 @@ def split_names(names: list[str]) -> list[str]:
     return list(dict.fromkeys(part for name in names for part in name.split("+")))
 
 
-def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict | IterableDatasetDict:
+def load_splits(
+    args: DatasetArguments, streaming: bool = False, name: str | None = None
+) -> DatasetDict | IterableDatasetDict:
     """The dataset that the arguments name, cut to `limit` rows a split; with `streaming`, nothing is downloaded first.
+
+    With `name`, another dataset, whose columns are called the same.
 
     The main process prints what is in it, and what was left out.
     """
     from ..data.embedding import check_files_of_splits
     from ..data.sources import load
 
+    given = (args.dataset, args.dataset_config, args.dataset_revision) if name is None else (name, None, None)
     loaded = load(
-        args.dataset,
-        args.dataset_config,
-        args.dataset_revision,
+        *given,
         streaming,
         args.limit,
         args.image_column,
@@ -291,14 +312,19 @@ def load_splits(args: DatasetArguments, streaming: bool = False) -> DatasetDict 
     )
     if os.environ.get("RANK", "0") == "0":
         print(terminal_lines(loaded.summary), flush=True)
-    own = check_files_of_splits(loaded.splits, files_from(args), getattr(args, "on_error", "raise"))
+    folder = files_from(args) if name is None else folder_of(name)
+    own = check_files_of_splits(loaded.splits, folder, getattr(args, "on_error", "raise"))
     return type(loaded.splits)(own)
 
 
 def files_from(args: DatasetArguments) -> Path | None:
     """The folder of the dataset, where it is one: what its rows name may lie there."""
-    path = Path(args.dataset).expanduser()
-    return path if args.dataset and path.exists() else None
+    return folder_of(args.dataset)
+
+
+def folder_of(name: str) -> Path | None:
+    path = Path(name).expanduser()
+    return path if name and path.exists() else None
 
 
 def source(args: DatasetArguments) -> dict[str, str | None]:

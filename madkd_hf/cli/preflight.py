@@ -16,21 +16,23 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
-from ..data.columns import is_labelled, warn_of_unanswered
+from ..data.columns import LOGITS, is_labelled, warn_of_unanswered
 from ..data.decoding import Unreadable, check_first
 from ..data.image_columns import check_image_column
 from ..data.limits import how_drawn
 from ..data.objects import Boxes
 from ..data.origin import Origin
 from ..data.problems import Problems
+from ..data.unlabelled import UNLABELLED
 from ..files import check_output
 from ..labelling import Workers
 from ..labelling.sources import sources_of
 from ..students.base.settings import check_unevaluated
 from .arguments import SplitArguments, files_from, load_splits
-from .splits import check_columns, check_test_split, load_joined, with_test, with_validation
+from .splits import check_columns, check_test_split, with_test, with_validation
 from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
+from .unlabelled import answers_needed, check_unlabelled, learned_columns, load_with_unlabelled
 
 
 logger = text.get_logger(__name__)
@@ -79,9 +81,10 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
         if ready is not None:
             train_set = ready.splits[args.train_split]
             problems.step(_check_draw, command, ready, args, args)
-            if problems.step(bank_of, train_set, args, training_args.aspect_alpha):
+            if problems.step(bank_of, train_set, args, answers_needed(args, training_args)):
                 warn_of_unanswered(train_set, args.train_split)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
+            problems.step(check_unlabelled, ready.splits, args, learned_columns(training_args, args, train_set))
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
         problems.raise_all()
@@ -90,7 +93,7 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
 
     left_out = workers.from_main(run_checks)
     if not results:  # not the first process: the same rows, without checking the images
-        splits, problems = load_joined(args), Problems()
+        splits, problems = load_with_unlabelled(args), Problems()
         used = _used(splits, args, test)
         results.append(_prepared(problems, command, splits, args, used, training_args.seed, test, left_out))
         problems.raise_all()
@@ -130,6 +133,7 @@ def check_comparison(
                 problems.step(check_unevaluated, training_args)
             if test == "unused":
                 problems.add("Validation images give the score here, and none are kept: raise --validation_fraction.")
+        problems.step(check_unlabelled, ready.splits, args, [LOGITS] if getattr(args, "unlabelled", None) else [])
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
     problems.raise_all()
     return ready
@@ -221,7 +225,7 @@ def check_sample(rows: Dataset, args: Any) -> Dataset:
 def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test: TestUse) -> Ready | None:
     """What students are made from, looked at; None where something keeps it from being made."""
     _raise_before_download(problems, args)
-    splits = problems.step(load_joined, args)
+    splits = problems.step(load_with_unlabelled, args)
     if splits is None or not problems.passes(check_columns, splits, args):
         return None
     if test != "unused":
@@ -239,7 +243,7 @@ def rows_of(problems: Problems, command: TaskCommand, args: Any, seed: int, test
 
 
 def _used(splits: DatasetDict, args: SplitArguments, test: TestUse) -> list[str]:
-    names = [args.train_split, args.eval_split, *([args.test_split] if test != "unused" else [])]
+    names = [args.train_split, args.eval_split, *([args.test_split] if test != "unused" else []), UNLABELLED]
     return [split for split in dict.fromkeys(names) if split in splits]
 
 

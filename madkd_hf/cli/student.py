@@ -34,6 +34,7 @@ from .preflight import Ready
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
 from .teachers import attach
+from .unlabelled import about, answers_needed, with_posterior, with_unlabelled
 
 
 logger = get_logger(__name__)
@@ -107,10 +108,16 @@ def prepare(
     with training_args.main_process_first(desc="preparing the data"):
         train_set = command.draw(ready.splits[args.train_split], args, training_args.seed)
         warn_of_missing_classes(command.classes(train_set, args), command.shown_classes(train_set, args))
-        train_set, bank = attach(train_set, args, training_args.aspect_alpha, command.labelling_options(args))
+        others = command.without_class(ready.splits, args, training_args.seed)
+        train_set = with_unlabelled(train_set, others, args)
+        train_set, bank = attach(train_set, args, answers_needed(args, training_args), command.labelling_options(args))
     if args.aspect_control != "none":
         train_set = control_answers(train_set, args.aspect_control, training_args.seed)
-    return train_set, bank
+    if getattr(args, "class_posterior", False):
+        train_set, posterior = with_posterior(train_set, args.label_column)
+        if training_args.process_index == 0:
+            print(about(posterior), flush=True)
+    return train_set, bank if training_args.aspect_alpha else None
 
 
 def fit(trainer: DistillingTrainer) -> dict[str, float]:

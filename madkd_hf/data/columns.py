@@ -87,10 +87,10 @@ def rows_with_class(rows: Dataset, column: str) -> np.ndarray:
     return pc.fill_null(pc.greater_equal(labels, 0), False).to_numpy()
 
 
-def without_classes(rows: Dataset, column: str, feature: Any) -> Dataset:
-    """The rows with null for each class, in a column of that feature whether they had one or not."""
-    rows = rows.remove_columns(column) if column in rows.features else rows
-    return rows.add_column(column, pa.nulls(len(rows), feature.pa_type), feature=feature)
+def add_null_column(rows: Dataset, name: str, feature: Any) -> Dataset:
+    """The rows with null in a new column."""
+    features = Features({name: feature})
+    return add_answers(rows, Dataset(null_answers(features, len(rows)), info=datasets.DatasetInfo(features=features)))
 
 
 def is_labelled(features: Mapping[str, Any]) -> bool:

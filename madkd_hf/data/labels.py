@@ -72,10 +72,10 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
             f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
             + (f" {candidates[0]}." if len(candidates) == 1 else ", or put the images into a folder for each class.")
         )
-    if missing := count_without_class(splits[train_split], label_column):
+    if (missing := count_without_class(splits[train_split], label_column)) and missing == len(splits[train_split]):
         raise ValueError(
-            f"{missing} of the {len(splits[train_split])} rows of split {train_split!r} have no class in the column "
-            f"{label_column!r}: label them, or drop those rows."
+            f"None of the {missing} rows of split {train_split!r} has a class in the column {label_column!r}: give "
+            "some of each class theirs."
         )
     if isinstance(features[label_column], ClassLabel):
         return splits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,16 @@ CONDITIONS = {
     "shuffled": "aspects of other images",
     "constant": "each aspect's mean for all",
     "smoothing": "classes only, labels smoothed",
+    "unlabelled": "aspects of unlabelled images, too",
+    "unlabelled_shuffled": "the same, of other images",
+    "posterior": "classes + posterior of unlabelled images",
+    "posterior_shuffled": "the same, from answers of other images",
+    "both": "aspects of all, posterior of unlabelled images",
+    "both_shuffled": "the same, from answers of other images",
+}
+SUBJECTS = {  # of the verdict, where it is not about the aspects alone
+    "unlabelled": "aspects of labelled and unlabelled images",
+    "both": "aspects of all images and the posterior of unlabelled ones",
 }
 DETECTORS = {
     "base": "boxes only",
@@ -39,7 +49,8 @@ class Terms:
 
     Attributes:
         conditions: name -> what its students learn from, the base ones first.
-        treated: the condition whose gain counts.
+        treated: the condition whose gain counts, where none of `foremost` was run.
+        foremost: conditions that do more, the first of which counts.
         shuffled: each treated condition -> its own control. What is neither `base` nor a key here is a control.
         about: what the answers of `treated` are about, "image" or "object".
         key: of the scores in cells and report.
@@ -56,19 +67,31 @@ class Terms:
     in_table: str
     are: str
     unit: str
+    foremost: Sequence[str] = ()
+
+    def treated_among(self, conditions: Iterable[str]) -> str:
+        """The one of these conditions whose gain counts."""
+        there = set(conditions)
+        return next((name for name in self.foremost if name in there), self.treated)
 
 
 TERMS = {
     "classification": Terms(
         CONDITIONS,
         treated="madkd",
-        shuffled={"madkd": "shuffled"},
+        shuffled={
+            "madkd": "shuffled",
+            "unlabelled": "unlabelled_shuffled",
+            "posterior": "posterior_shuffled",
+            "both": "both_shuffled",
+        },
         about="image",
         key="accuracy",
         score="accuracy",
         in_table="Accuracy, %",
         are="Accuracies are",
         unit="%",
+        foremost=("both", "unlabelled"),
     ),
     "detection": Terms(
         DETECTORS,
@@ -86,6 +109,11 @@ TERMS = {
 
 def terms_of(report: Mapping[str, Any]) -> Terms:
     return TERMS[report.get("task", "classification")]
+
+
+def treated_of(report: Mapping[str, Any]) -> str:
+    """The condition whose gain counts; reports of earlier versions do not name it."""
+    return report.get("treated") or terms_of(report).treated
 
 
 def role(terms: Terms, condition: str) -> str:
@@ -128,9 +156,9 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
 
     Returns:
         `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `roles`:
-        condition -> "base", "treated" or "control"; `gain`: of madkd (of detectors, object) over base, see
-        `paired_gain`; `gains`: treated condition -> the same over base, over its shuffled control and over label
-        smoothing, by their names; `controls`: control -> its gain over base. What was not run is left out.
+        condition -> "base", "treated" or "control"; `treated`: the condition whose gain counts; `gain`: its own over
+        base, see `paired_gain`; `gains`: treated condition -> the same over base, over its shuffled control and over
+        label smoothing, by their names; `controls`: control -> its gain over base. What was not run is left out.
     """
     terms = TERMS[task]
     by_condition: dict[str, dict[int, float]] = {name: {} for name in terms.conditions}
@@ -148,24 +176,32 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
         for other in ("base", terms.shuffled[name], "smoothing"):
             if other in scores:
                 gains_over[other] = paired_gain(scores[name], scores[other])
-    summary = {"task": task, "seeds": seeds, terms.key: scores, "roles": kinds}
-    if terms.treated in gains and "base" in scores:
-        summary["gain"] = gains[terms.treated]["base"]
+    treated = terms.treated_among(scores)
+    summary = {"task": task, "seeds": seeds, terms.key: scores, "roles": kinds, "treated": treated}
+    if treated in gains and "base" in scores:
+        summary["gain"] = gains[treated]["base"]
     summary["gains"] = {name: gains_over for name, gains_over in gains.items() if gains_over}
     controls = [name for name, kind in kinds.items() if kind == "control" and "base" in scores]
     summary["controls"] = {name: paired_gain(scores[name], scores["base"]) for name in controls}
     return summary
 
 
-def verdict(gain: Mapping[str, Any], score: str = "accuracy") -> str:
+def verdict(gain: Mapping[str, Any], score: str = "accuracy", subject: str = "the aspects") -> str:
     """One sentence, without its full stop, on a gain of `paired_gain`: points, interval, and whether it is clear."""
     mean, (low, high) = gain["mean"], gain["ci95"]
+    start = subject[0].upper() + subject[1:]
     if low is None:
-        return f"The aspects change {score} by {mean:+.2f} points (one seed: no interval)"
+        return f"{start} change {score} by {mean:+.2f} points (one seed: no interval)"
     interval = f"(95% interval {low:+.2f} to {high:+.2f})"
     if low <= 0 <= high:
-        return f"No clear effect of the aspects: {mean:+.2f} points {interval}"
-    return f"The aspects {'gain' if mean > 0 else 'cost'} {abs(mean):.2f} points of {score} {interval}"
+        return f"No clear effect of {subject}: {mean:+.2f} points {interval}"
+    return f"{start} {'gain' if mean > 0 else 'cost'} {abs(mean):.2f} points of {score} {interval}"
+
+
+def verdict_of(report: Mapping[str, Any]) -> str:
+    """The `verdict` on the gain that counts in a report; "" without one."""
+    subject = SUBJECTS.get(report.get("treated"), "the aspects")
+    return verdict(report["gain"], terms_of(report).score, subject) if report.get("gain") else ""
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -181,7 +217,7 @@ def gain_text(report: Mapping[str, Any], name: str) -> str:
     """The gain of a condition over base, points and interval; "" where it is not known."""
     gain = ((report.get("gains") or {}).get(name) or {}).get("base")
     if not gain:  # a control, or a treated condition in a report of an earlier version
-        gain = report.get("gain") if name == terms_of(report).treated else (report.get("controls") or {}).get(name)
+        gain = report.get("gain") if name == treated_of(report) else (report.get("controls") or {}).get(name)
     return points_text(gain) if gain else ""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..files import whole_file, writing
 from ..text import figure as drawn_text
-from .comparison import TERMS, gain_text, mean_and_half_width, terms_of, verdict
+from .comparison import TERMS, gain_text, mean_and_half_width, terms_of, verdict_of
 
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ COLOURS |= {"object": COLOURS["madkd"], "image": "#007A5A", "image_shuffled": "#
 TEACHER, STUDENT, RIGHT, WRONG = "#222222", COLOURS["madkd"], "#007A5A", "#C44E00"
 STYLES = {"base": "-", "madkd": "-", "shuffled": "--", "constant": ":"}
 STYLES |= {"object": "-", "image": "-.", "smoothing": "-.", "image_shuffled": (0, (4, 1, 1, 1, 1, 1))}
+OF_UNLABELLED = {"unlabelled": "#D55E00", "posterior": "#6A51A3", "both": "#B01E5B"}
+COLOURS |= OF_UNLABELLED | {f"{name}_shuffled": "#8C8C8C" for name in OF_UNLABELLED}
+STYLES |= dict.fromkeys(OF_UNLABELLED, "-") | {f"{name}_shuffled": "--" for name in OF_UNLABELLED}
 GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 
@@ -38,7 +41,7 @@ def plot_accuracies(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
     accuracy = report[terms.key]
     count = len(next(iter(accuracy.values())))
     jitter = (np.arange(count) - (count - 1) / 2) * min(0.05, 0.3 / count)
-    title = verdict(report["gain"], terms.score) if report.get("gain") else f"Test {terms.score} of each student"
+    title = verdict_of(report) or f"Test {terms.score} of each student"
     figure = new_figure(max(6.0, 2.1 * len(accuracy)), 4.8, title)
     ax = new_axes(figure, "Dot: one student; line: same seed; bar: mean; box: 95% interval of the mean")
     ax.use_sticky_edges = False

@@ -18,7 +18,7 @@ from .comparison import (
     over_controls,
     table,
     terms_of,
-    verdict,
+    verdict_of,
 )
 
 
@@ -38,7 +38,7 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
     content = json.dumps(jsonable(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     on = f"Multi-aspect knowledge distillation on {markdown(report['dataset'])}" if report.get("dataset") else "Report"
     parts = [f"# {on}", _what_was_run(report)]
-    parts += [f"**{verdict(report['gain'], terms_of(report).score)}.**"] if report.get("gain") else []
+    parts += [f"**{verdict_of(report)}.**"] if report.get("gain") else []
     parts += [table(report), *filter(None, [over_controls(report), answers_alone_text(report)])]
     parts += [left_out_sentence(report["left_out"])] if report.get("left_out") else []
     parts += filter(None, [drawn_sentence(report)])
@@ -67,6 +67,7 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     split = report.get("train_split") or "train"
     text += f" ({markdown(split)})" if split != "train" else ""
     text += f" with {report['images_per_class']} images per class" if report.get("images_per_class") else ""
+    text += f", some also on {report['unlabelled']:,} without a class" if report.get("unlabelled") else ""
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
     text += f", the labels of `smoothing` smoothed by {report['smoothing']:g}" if report.get("smoothing") else ""
     model = (report.get("teacher") or {}).get("model")

@@ -658,7 +658,8 @@ def test_every_yaml_under_recipes_names_known_options_only():
     )
     questions_curve = importlib.import_module("recipes.easy_vqa.questions_curve")
     arguments = {"attach": [label.LabelArguments], "compare": [compare.CompareArguments]}
-    arguments |= dict.fromkeys(("labels", "small_compare", "gpu_compare"), [compare.CompareArguments])
+    comparisons = ("labels", "small_compare", "gpu_compare", "unlabelled_compare")
+    arguments |= dict.fromkeys(comparisons, [compare.CompareArguments])
     arguments["small_tune"] = [tune.TuneArguments]
     arguments |= {"detect_compare": [compare.CompareArguments, compare.TaskArguments]}
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}

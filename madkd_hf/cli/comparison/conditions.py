@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from ... import AspectBank, MadkdTrainingArguments
 from ...data.columns import is_labelled
 from ...data.problems import Problems
+from ...data.unlabelled import UNLABELLED
 from ...data.variants import subset
 from ...files import check_output, check_removable
 from ...teachers import Teacher
@@ -62,12 +63,11 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Asp
     if args.detects:
         places = {LABELLED: args.objects.boxes}
         places |= {LABELLED_IMAGES: {}} if set(args.command.about_images) & set(args.controls()) else {}
-    results = {}
+    results, names = {}, [name for name in (args.train_split, args.eval_split, UNLABELLED) if name in splits]
     for place, boxes in places.items():
         if args.work_dir and place != LABELLED:
             shared["work_dir"] = f"{args.work_dir}_{place}"  # a job of its own
-        to_label = [split for split in (args.train_split, args.eval_split) if split in splits]
-        label_args = label_command.LabelArguments(**shared, **boxes, splits=to_label)
+        label_args = label_command.LabelArguments(**shared, **boxes, splits=names)
         results[place] = label_command.label(label_args, splits)
         label_command.save(*results[place][:2], Path(args.output_dir) / place)
     return results[LABELLED]
@@ -109,6 +109,12 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
+    if of_unlabelled := set(args.controls()) & set(args.command.of_unlabelled):
+        if not (args.unlabelled or args.rest_unlabelled):
+            raise ValueError(
+                f"The condition {min(of_unlabelled)!r} learns from images without a class: pass --unlabelled with a "
+                "split or a dataset of them, or --rest_unlabelled true."
+            )
     if "smoothing" in args.controls() and not 0 < args.smoothing <= 1:
         raise ValueError(f"--smoothing must be above 0 and at most 1, mostly 0.1; received {args.smoothing:g}.")
     students = []
@@ -188,8 +194,12 @@ def student_argv(args: CompareArguments, condition: str, seed: int, folder: str)
     command = args.command
     about_image = condition in command.about_images
     labelled = str(Path(args.output_dir) / (LABELLED_IMAGES if about_image else LABELLED))
-    no_aspects = condition in command.without_aspects
-    argv = ["--task", command.task.name, "--config", args.baseline if no_aspects else args.distill]
+    no_aspects, config = condition in command.without_aspects, args.distill
+    if condition in command.of_unlabelled:
+        config = args.distill_unlabelled
+    elif no_aspects:
+        config = args.baseline
+    argv = ["--task", command.task.name, "--config", config]
     argv += ["--dataset", labelled, "--bank", labelled, "--aspect_control", command.controls[condition]]
     argv += ["--aspect_alpha", "0"] if no_aspects else []
     argv += ["--on_error", args.on_error, "--seed", str(seed), "--output_dir", folder, "--do_predict", "true"]

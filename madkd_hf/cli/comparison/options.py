@@ -37,10 +37,14 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     output_dir: str = option("", "The folder for report, figures and students.")
     baseline: str = option("", "YAML of a training of that task (`madkd train`) for the students without aspects.")
     distill: str = option("", "Likewise for the distilled ones and their controls; by default that of the baseline.")
+    distill_unlabelled: str = option(
+        "", "Likewise for those that learn from images without a class; by default that of the distilled ones."
+    )
     conditions: list[str] = option(
         [],
-        "For classification: base, madkd, shuffled, constant by default, and smoothing; for detection: base, image, "
-        "image_shuffled, object, shuffled, constant, all by default.",
+        "For classification: base, madkd, shuffled, constant by default, and smoothing; with --unlabelled or "
+        "--rest_unlabelled also unlabelled, posterior, both, and each with _shuffled behind it; for detection: base, "
+        "image, image_shuffled, object, shuffled, constant, all by default.",
     )
     smoothing: float = option(
         0.1, "Label smoothing of the condition `smoothing`: classes alone, with the settings of the base students."
@@ -72,24 +76,26 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     @property
     def treated(self) -> str:
         """The condition whose gain counts: its students learn aspects, of detectors those of each object."""
-        return "object" if self.detects else "madkd"
+        from ...report.comparison import TERMS
+
+        return TERMS[self.objects.task].treated_among(self.controls())
 
     def controls(self) -> dict[str, str]:
         """The conditions that were asked for, each with the control that its students' aspects are."""
         known = self.command.controls
         if unknown := set(self.conditions) - set(known):
             raise ValueError(f"Unknown condition {unknown.pop()!r}: expected some of {list(known)}.")
-        default = [name for name in known if name not in self.command.on_request]
-        return {name: known[name] for name in self.conditions or default}
+        return {name: known[name] for name in self.conditions or self.command.default_conditions(self)}
 
 
 def check_given(args: CompareArguments) -> None:
     """Refuse what is missing. Without `distill`, all students are trained by the YAML of the baseline."""
     args.distill = args.distill or args.baseline
+    args.distill_unlabelled = args.distill_unlabelled or args.distill
     for name in ("output_dir", "baseline"):
         if not getattr(args, name):
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
-    for name in ("baseline", "distill"):
+    for name in ("baseline", "distill", "distill_unlabelled"):
         if not Path(getattr(args, name)).is_file():
             raise ValueError(
                 f"There is no file {getattr(args, name)}: pass --{name} with the YAML of a training that exists."

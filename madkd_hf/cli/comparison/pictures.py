@@ -147,6 +147,8 @@ def aspect_auroc(
 
 def with_answers(rows: Dataset) -> Dataset:
     """Those that somebody has answered: of a dataset that was labelled elsewhere, perhaps only some splits."""
+    if LOGITS not in rows.features:
+        return rows.select([])
     return rows.select(np.flatnonzero(stored(rows, LOGITS).is_valid().to_numpy()))
 
 
@@ -265,10 +267,10 @@ def class_by_class(args: CompareArguments, labelled: DatasetDict) -> dict[str, A
     """What the base and the distilled classifiers predicted for the test images, compared."""
     cells = Path(args.output_dir) / "cells"
     predicted = {
-        condition: [
+        name: [
             load_arrays(cells / f"{condition}-{seed}" / PREDICTIONS, "logits", "labels") for seed in range(args.seeds)
         ]
-        for condition in compared({"task": "classification"})
+        for name, condition in zip(compared({"task": "classification"}), ("base", args.treated))
     }
     logits = {condition: [arrays["logits"] for arrays in runs] for condition, runs in predicted.items()}
     names = labelled[args.train_split].features[args.label_column].names

@@ -17,13 +17,14 @@ from ... import report
 from ...data.limits import how_drawn
 from ...data.objects import flatten_objects
 from ...data.problems import Problems
+from ...data.unlabelled import UNLABELLED
 from ...files import new_folder
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts
 from ...hub.student import push_student
 from ...hub.upload import HubRepo
 from ...report.classes import calibration_sentence
-from ...report.comparison import answers_alone_text, over_controls, terms_of
+from ...report.comparison import answers_alone_text, over_controls, verdict_of
 from ...report.grid import grid_answers_text, grid_table, grid_verdict, write_grid
 from ...students.base.processors import load_image_processor
 from ...students.base.saved import ADAPTER
@@ -96,13 +97,14 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     started.append(time.perf_counter())
     summary |= about | {
         "images_per_class": args.images_per_class,
+        "unlabelled": count_unlabelled(args, labelled),
         "scenes": args.objects.scenes,
         "smoothing": args.smoothing if "smoothing" in args.controls() else None,
         "seconds": dict(zip(("label", "train", "report"), np.diff(started).tolist())),
         "figures": pictures,
     }
     report_path = report.write_report(summary, args.output_dir)
-    sentences = [f"{report.verdict(summary['gain'], terms_of(summary).score)}."] if "gain" in summary else []
+    sentences = [f"{verdict_of(summary)}."] if "gain" in summary else []
     sentences += filter(None, [over_controls(summary), answers_alone_text(summary)])
     sentences += [calibration_sentence(by_class)] if by_class and "calibration" in by_class else []
     print(f"\n{report.table(summary)}\n", *sentences, f"Report and pictures: {report_path}", sep="\n")
@@ -133,6 +135,15 @@ def report_points(
     report_path = write_grid({"points": summaries, **about}, args.output_dir)
     sentences = "\n".join(filter(None, [grid_verdict(summaries), grid_answers_text(summaries)]))
     print(f"\n{grid_table(summaries)}\n\n{sentences}\nReport and pictures: {report_path}")
+
+
+def count_unlabelled(args: CompareArguments, labelled: DatasetDict) -> int | None:
+    """How many images without a class some students learn from; None where none do."""
+    if not set(args.controls()) & set(args.command.of_unlabelled):
+        return None
+    rows = labelled[args.train_split]
+    drawn = args.command.classes(rows, args).num_classes * args.images_per_class if args.rest_unlabelled else len(rows)
+    return len(rows) - drawn + len(labelled[UNLABELLED] if UNLABELLED in labelled else ())
 
 
 def copy_student(args: CompareArguments) -> Path | None:

@@ -53,6 +53,7 @@ class TaskCommand:
         controls: condition of a comparison -> the `aspect_control` of its students.
         without_aspects: those conditions whose students learn no aspects, and are trained by the baseline's YAML.
         on_request: those that are compared only where `--conditions` names them.
+        of_unlabelled: those whose students learn from images without a class.
         about_images: those conditions whose students learn answers about images where others learn of objects.
         shared_options: those of a comparison that all its students are given as they are.
     """
@@ -64,6 +65,7 @@ class TaskCommand:
     controls: Mapping[str, str]
     without_aspects: Sequence[str] = ("base",)
     on_request: Sequence[str] = ()
+    of_unlabelled: Sequence[str] = ()
     about_images: Sequence[str] = ()
     shared_options: Sequence[str] = ()
 
@@ -117,6 +119,10 @@ class TaskCommand:
         """The rows to train on."""
         raise NotImplementedError
 
+    def without_class(self, splits: DatasetDict, args: Any, seed: int) -> list[Dataset]:
+        """Beside those, rows to train on whose class is not known, or not looked at."""
+        return []
+
     def classes(self, rows: Dataset, args: Any) -> ClassLabel:
         """The classes that the rows name."""
         raise NotImplementedError
@@ -146,6 +152,10 @@ class TaskCommand:
         raise NotImplementedError
 
     # The comparison
+
+    def default_conditions(self, args: Any) -> list[str]:
+        """Those that are compared where `--conditions` names none."""
+        return [name for name in self.controls if name not in (*self.on_request, *self.of_unlabelled)]
 
     def student_options(self, args: Any, condition: str) -> list[str]:
         """The words of a student's command line that follow from the condition and this task alone."""

@@ -20,6 +20,7 @@ from ...data.check import drop_rows, listed, rows_without_class
 from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
+from ...data.unlabelled import UNLABELLED, joined, without_others
 from ...students.base.fields import option
 from ...students.tasks import TASKS
 from ...text import counted, get_logger
@@ -73,13 +74,20 @@ class Classification(TaskCommand):
     arguments = StudentArguments
     more_arguments = {"lora": LoraArguments}
     controls = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant", "smoothing": "none"}
-    without_aspects = ("base", "smoothing")
+    controls |= {"unlabelled": "none", "unlabelled_shuffled": "shuffled", "posterior": "none"}
+    controls |= {"posterior_shuffled": "shuffled", "both": "none", "both_shuffled": "shuffled"}
+    without_aspects = ("base", "smoothing", "posterior", "posterior_shuffled")
     on_request = ("smoothing",)
+    of_unlabelled = tuple(name for name in controls if name.split("_")[0] in ("unlabelled", "posterior", "both"))
     shared_options = ("label_column", "images_per_class")
 
     def check_model(self, args: StudentArguments) -> None:
         super().check_model(args)
         args.lora.peft_config()
+        if args.rest_unlabelled and args.images_per_class is None:
+            raise ValueError(
+                "--rest_unlabelled learns from what images_per_class leaves over: pass --images_per_class, too."
+            )
 
     def stratify_by(self, args: ClassArguments) -> str:
         return args.label_column
@@ -95,7 +103,7 @@ class Classification(TaskCommand):
     ) -> DatasetDict | None:
         column, splits = args.label_column, DatasetDict(splits)
         feature = splits[args.train_split].features.get(column)
-        for split in used if feature else []:
+        for split in [split for split in used if split != UNLABELLED] if feature else []:
             rows = splits[split]
             if column not in rows.features:
                 if split != args.test_split or test == "scored":
@@ -108,6 +116,9 @@ class Classification(TaskCommand):
                 )
                 continue
             missing = rows_without_class(rows, column, split == args.train_split)
+            if split == args.train_split:
+                splits, missing = self._moved(problems, splits, args, missing)
+                rows = splits[split]
             if len(missing) == len(rows) and len(rows) and split == args.test_split and test == "predicted":
                 splits[split] = rows.remove_columns(column)
                 logger.warning("The split %r has no classes: it is predicted, and there is no score.", split)
@@ -124,6 +135,22 @@ class Classification(TaskCommand):
                 splits[split] = drop_rows(rows, missing)
         return problems.step(with_class_labels, splits, column, args.train_split)
 
+    def _moved(
+        self, problems: Problems, splits: DatasetDict, args: ClassArguments, missing: list[int]
+    ) -> tuple[DatasetDict, list[int]]:
+        """The training rows without a class (null or -1) are in a split of their own; and the rows that are left of
+        those whose class is missing."""
+        rows = splits[args.train_split]
+        hidden = [row for row in missing if rows[args.label_column][row] in (None, -1)]
+        if not hidden or len(hidden) == len(rows):
+            return splits, missing
+        others = without_others(rows.select(hidden), args.image_column)
+        parts = [splits[UNLABELLED], others] if UNLABELLED in splits else [others]
+        moved = problems.step(joined, parts)
+        splits = DatasetDict(splits) | ({UNLABELLED: moved} if moved is not None else {})
+        splits = DatasetDict(splits) | {args.train_split: drop_rows(rows, hidden)}
+        return DatasetDict(splits), rows_without_class(splits[args.train_split], args.label_column, True)
+
     def drawn(self, args: ClassArguments) -> int | None:
         return args.images_per_class
 
@@ -134,7 +161,16 @@ class Classification(TaskCommand):
     def draw(self, rows: Dataset, args: ClassArguments, seed: int) -> Dataset:
         if args.images_per_class is None:
             return rows
-        return draw(rows, args.label_column, args.images_per_class, seed)
+        return rows.select(drawn_rows(rows, args.label_column, args.images_per_class, seed))
+
+    def without_class(self, splits: DatasetDict, args: ClassArguments, seed: int) -> list[Dataset]:
+        others = [splits[UNLABELLED]] if UNLABELLED in splits else []
+        if args.rest_unlabelled:
+            rows = splits[args.train_split]
+            drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
+            rest = np.setdiff1d(np.arange(len(rows)), drawn)
+            others.insert(0, without_others(rows.select(rest), args.image_column))
+        return others
 
     def classes(self, rows: Dataset, args: ClassArguments) -> ClassLabel:
         return rows.features[args.label_column]
@@ -152,7 +188,16 @@ class Classification(TaskCommand):
         return values if lora.lora_rank else {}
 
     def student_options(self, args: Any, condition: str) -> list[str]:
-        return ["--label_smoothing_factor", str(args.smoothing)] if condition == "smoothing" else []
+        options = ["--label_smoothing_factor", str(args.smoothing)] if condition == "smoothing" else []
+        if condition not in self.of_unlabelled:
+            return options
+        options += ["--unlabelled", UNLABELLED] if args.unlabelled else []
+        options += ["--rest_unlabelled", "true"] if args.rest_unlabelled else []
+        return options + ([] if condition.startswith("unlabelled") else ["--class_posterior", "true"])
+
+    def default_conditions(self, args: Any) -> list[str]:
+        more = self.of_unlabelled if args.unlabelled or args.rest_unlabelled else ()
+        return [*super().default_conditions(args), *more]
 
     def predicted_arrays(self, output: Any) -> dict[str, np.ndarray]:
         """Class logits [n, C], and labels [n] where they are known."""
@@ -166,8 +211,8 @@ class Classification(TaskCommand):
 COMMAND = Classification()
 
 
-def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> Dataset:
-    """The same number of images of each class, by seed."""
+def drawn_rows(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> np.ndarray:
+    """The numbers of as many rows of each class, by seed."""
     check_images_per_class(rows, label_column, images_per_class)
     labels = np.array(rows[label_column])
     generator = np.random.default_rng(seed)
@@ -175,4 +220,4 @@ def draw(rows: Dataset, label_column: str, images_per_class: int, seed: int) -> 
     for index in range(rows.features[label_column].num_classes):
         (of_class,) = np.nonzero(labels == index)
         drawn.append(generator.choice(of_class, images_per_class, replace=False))
-    return rows.select(np.concatenate(drawn))
+    return np.concatenate(drawn)

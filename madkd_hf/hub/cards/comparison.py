@@ -10,7 +10,7 @@ from typing import Any
 
 from ...data.origin import Origin, RefusedFileError
 from ...files import read_json
-from ...report.comparison import drawn_sentence, over_controls, real_gain, table, terms_of, verdict
+from ...report.comparison import drawn_sentence, over_controls, real_gain, table, terms_of, verdict_of
 from ...text import markdown, terminal
 from ..sources import DataSource
 
@@ -86,7 +86,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     scores = report[terms.key]
     students, seeds = len(scores) * len(report["seeds"]), len(report["seeds"])
     conditions = f"{len(scores)} condition{'s' * (len(scores) > 1)}"
-    parts = [f"**{verdict(report['gain'], terms.score)}.**"] if report.get("gain") else []
+    parts = [f"**{verdict_of(report)}.**"] if report.get("gain") else []
     subject = f"{students} students were" if students > 1 else "1 student was"
     seeds_of_each = f"{seeds} seeds{' each' if len(scores) > 1 else ''}" if seeds > 1 else "one seed"
     dataset = f" on {link(DataSource(report['dataset'], report.get('commit')))}" if report.get("dataset") else ""

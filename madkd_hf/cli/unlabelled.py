@@ -1,0 +1,131 @@
+"""Images without a class: where they come from, what is refused, and what the student learns from each of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from ..data.columns import CLASS_LOGITS, LOGITS, stored
+from ..data.duplicates import same_images
+from ..data.unlabelled import LEARNED, UNLABELLED, joined, without_others
+from ..text import counted
+from .arguments import load_splits
+from .splits import load_joined
+
+
+if TYPE_CHECKING:
+    from ..selection.posterior import Posterior
+
+
+def load_with_unlabelled(args: Any) -> DatasetDict:
+    """The splits of the dataset, and those images that `--unlabelled` names as the split `UNLABELLED`.
+
+    Raises:
+        ValueError: it names a split that serves something else, or a dataset with several splits.
+    """
+    splits, name = load_joined(args), getattr(args, "unlabelled", None)
+    if not name:
+        splits.pop(UNLABELLED, None)
+        return splits
+    if name in (args.train_split, args.eval_split, args.test_split):
+        raise ValueError(
+            f"--unlabelled {name} is a split that serves something else: training images without a class are learned "
+            "from in any case; pass another split, or another dataset."
+        )
+    if name not in splits:
+        others = load_splits(args, name=name)
+        if len(others) > 1 and args.train_split not in others:
+            raise ValueError(f"{name} has the splits {list(others)}: save the one with the images by itself.")
+        rows = others[args.train_split] if len(others) > 1 else next(iter(others.values()))
+    else:
+        rows = splits.pop(name)
+    splits[UNLABELLED] = without_others(rows, args.image_column)
+    return splits
+
+
+def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
+    """Raise ValueError where nothing could be learned from the images without a class, or they are test images.
+
+    Args:
+        learns: the columns that a student learns from beside the classes.
+    """
+    if UNLABELLED not in splits:
+        return
+    rows, train_set = splits[UNLABELLED], splits[args.train_split]
+    for split in (args.test_split, args.eval_split):
+        if split in splits and (count := same_images(rows, splits[split], args.image_column)):
+            raise ValueError(
+                f"{count} of the {counted(len(rows), 'image')} without a class are also in the split {split!r}, byte "
+                "for byte: drop them from one of the two, or the student is scored on what it has learned."
+            )
+    if not learns:
+        raise ValueError(
+            f"{counted(len(rows), 'image')} of the training images have no class, and the students learn classes "
+            "alone: pass --aspect_alpha, --class_posterior true or, to compare, --unlabelled; or drop them."
+        )
+    answered = [LOGITS in part.features for part in (train_set, rows)]
+    if not any(answered) and args.bank and args.teacher:
+        return  # the teacher looks at both
+    if not all(answered) and not (learns == [CLASS_LOGITS] and CLASS_LOGITS in rows.features):
+        which = "images without a class have" if answered[0] else "images with a class have"
+        raise ValueError(
+            f"The {which} no answers to learn from: label them with the same questions (madkd label --bank ...)."
+        )
+
+
+def with_unlabelled(drawn: Dataset, others: list[Dataset], args: Any) -> Dataset:
+    """The rows with a class, and after them those without one."""
+    others = [rows for rows in others if len(rows)]
+    if not others:
+        return drawn
+    names = [name for name in drawn.column_names if name in (args.image_column, args.label_column, *LEARNED)]
+    return joined([drawn.select_columns(names), *others])
+
+
+def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior]:
+    """The rows, of which those without a class have the class targets that their answers speak for; and from what.
+
+    Raises:
+        ValueError: see `selection.posterior.fit_posterior`.
+    """
+    import numpy as np
+
+    from ..data.columns import matrix, rows_with_class, with_class_targets
+    from ..selection.posterior import fit_posterior
+
+    feature: ClassLabel = rows.features[label_column]
+    width = rows.features[LOGITS].length
+    answers = matrix(stored(rows, LOGITS), LOGITS, width)
+    labelled = rows_with_class(rows, label_column)
+    labels = np.where(labelled, np.array([-1 if label is None else label for label in rows[label_column][:]]), -1)
+    posterior = fit_posterior(answers[labelled], labels[labelled], feature.num_classes, feature.names)
+    scores = np.full((len(rows), feature.num_classes), np.nan, dtype=np.float32)
+    scores[~labelled] = posterior.class_logits(answers[~labelled])
+    return with_class_targets(rows, scores, "posterior", feature.names), posterior
+
+
+def about(posterior: Posterior) -> str:
+    """How far the answers tell the class, in a sentence."""
+    if posterior.accuracy is None:
+        return (
+            f"The answers' posterior is fitted on {posterior.rows} images, one of each class: nothing tells how good "
+            "it is."
+        )
+    return (
+        f"The answers' posterior names the class of {posterior.accuracy:.1%} of {posterior.rows} images with a class, "
+        f"each left out of the fit in turn ({posterior.folds} folds, C = {posterior.C:g}; calibration error "
+        f"{posterior.calibration_error:.1%})."
+    )
+
+
+def learned_columns(training_args: Any, args: Any, rows: Dataset) -> list[str]:
+    """The columns that a student learns from beside the classes; CLASS_LOGITS those that are there, or to come."""
+    targets = getattr(args, "class_posterior", False) or CLASS_LOGITS in rows.features
+    names = [LOGITS] if training_args.aspect_alpha else []
+    return names + ([CLASS_LOGITS] if training_args.class_alpha and targets else [])
+
+
+def answers_needed(args: Any, training_args: Any) -> float:
+    """The weight of the aspects, or anything but 0 where the answers are needed for a posterior alone."""
+    return training_args.aspect_alpha or float(getattr(args, "class_posterior", False))

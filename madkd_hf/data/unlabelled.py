@@ -1,0 +1,40 @@
+"""Rows without a class: what is kept of them, and how they stand beside rows that have one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset, Features, concatenate_datasets
+
+from .columns import ASPECT_COLUMNS, CLASS_COLUMNS, add_null_column, hidden_progress_bars
+
+
+UNLABELLED = "unlabelled"  # the split that they are in, once loaded
+LEARNED = (*ASPECT_COLUMNS, *CLASS_COLUMNS)  # what a student learns from beside the class
+
+
+def without_others(rows: Dataset, image_column: str) -> Dataset:
+    """The rows with the columns that are learned from, without their classes."""
+    if image_column not in rows.features:
+        raise ValueError(
+            f"The images without a class have the columns {rows.column_names} and no {image_column!r}: rename the "
+            "one that holds them."
+        )
+    return rows.select_columns([name for name in rows.column_names if name in (image_column, *LEARNED)])
+
+
+def joined(parts: list[Dataset]) -> Dataset:
+    """The rows of all parts, with null in the columns that a part lacks, or has nothing but null in."""
+    features: dict[str, Any] = {}
+    for rows in parts:
+        for name, feature in rows.features.items():
+            if name not in features or str(features[name]).count("null"):
+                features[name] = feature
+    same = []
+    for rows in parts:
+        for name, feature in features.items():
+            if name not in rows.features:
+                rows = add_null_column(rows, name, feature)
+        same.append(rows.select_columns(list(features)).cast(Features(features)))
+    with hidden_progress_bars():
+        return concatenate_datasets(same) if len(same) > 1 else same[0]

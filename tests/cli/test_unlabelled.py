@@ -1,0 +1,192 @@
+"""Images without a class, by the commands: a few images of each class have one, an MLLM has seen them all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from builders.commands import command, refuse
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets, load_from_disk
+
+from madkd_hf import Aspect, AspectBank
+from madkd_hf.cli import student, train
+from madkd_hf.data.columns import aspect_features
+
+
+NAMES = ["cat", "dog", "cow"]
+BANK = AspectBank([Aspect(name, f"Is it {name}?") for name in "abcd"])
+STUDENT = {
+    "backbone": "recipes/easy_vqa/student",
+    "pretrained": False,
+    "num_train_epochs": 1,
+    "logging_steps": 1,
+    "per_device_train_batch_size": 8,
+    "report_to": "none",
+    "save_strategy": "no",
+    "eval_strategy": "epoch",
+    "dataloader_pin_memory": False,
+}
+
+
+def rows(count: int, seed: int, answers: bool = True) -> Dataset:
+    """Images of a colour for each class; the answer to question k is yes for class k."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % len(NAMES)
+    pixels = generator.integers(0, 100, size=(count, 16, 16, 3), dtype=np.uint8)
+    pixels[np.arange(count), :, :, labels] += 120
+    columns = {"image": list(pixels), "label": labels.tolist()}
+    features = {"image": Image(), "label": ClassLabel(names=NAMES)}
+    if answers:
+        logits = 6 * np.eye(4)[labels] - 3 + generator.normal(size=(count, 4))
+        columns |= {"aspect_logits": logits.tolist(), "aspect_mass": [[1.0] * 4] * count}
+        columns |= {"aspect_bank": [BANK.fingerprint] * count}
+        features |= aspect_features(BANK)
+    return Dataset.from_dict(columns, features=Features(features))
+
+
+def hidden(data: Dataset, *places: int) -> Dataset:
+    labels = [None if place in places else label for place, label in enumerate(data["label"])]
+    return data.remove_columns("label").add_column("label", labels, feature=data.features["label"])
+
+
+def saved(folder: Path, **splits: Dataset) -> Path:
+    DatasetDict(splits).save_to_disk(folder)
+    BANK.save(folder)
+    return folder
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    return saved(tmp_path / "toys", train=rows(24, 0), validation=rows(12, 1), test=rows(12, 2, answers=False))
+
+
+def trained(tmp_path: Path, *argv: str | Path, **settings):
+    """The trainer of a student, through the command's own functions."""
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | settings))
+    words = ["--config", tmp_path / "student.yaml", "--output_dir", tmp_path / "student", *argv]
+    return student.train(*train.parse([str(word) for word in words]))
+
+
+def test_the_rest_of_the_training_images_has_what_their_answers_speak_for(tmp_path, dataset, capsys):
+    options = ["--dataset", dataset, "--images_per_class", "4", "--rest_unlabelled", "true"]
+    run = trained(tmp_path, *options, "--class_posterior", "true", aspect_alpha=2.0)
+    seen = run.train_dataset
+    labelled = [label is not None for label in seen["label"]]
+    assert sum(labelled) == 12 and len(seen) == 24
+    assert [scores is None for scores in seen["class_logits"]] == labelled
+    answers, scores = np.array(seen["aspect_logits"][:]), seen["class_logits"][:]
+    for place in np.flatnonzero(~np.array(labelled)):
+        assert np.argmax(scores[place]) == np.argmax(answers[place, :3])
+    assert {"class_loss", "aspect_loss", "soft_loss"} <= set(run.state.log_history[0])
+    assert "names the class of" in capsys.readouterr().out
+
+
+def test_the_posterior_alone_needs_no_aspects_in_the_student(tmp_path, dataset):
+    options = ["--dataset", dataset, "--images_per_class", "2", "--rest_unlabelled", "true"]
+    run = trained(tmp_path, *options, "--class_posterior", "true", aspect_alpha=0.0)
+    assert run.model.config.num_aspects == 0 and "soft_loss" in run.state.log_history[0]
+
+
+def test_images_of_another_dataset_and_training_images_without_a_class_are_learned_from(tmp_path):
+    loose = rows(9, 5).remove_columns("label")
+    folder = saved(tmp_path / "loose", train=loose)
+    splits = {"train": hidden(rows(24, 0), 3, 4, 7), "validation": rows(12, 1), "test": rows(12, 2)}
+    dataset = saved(tmp_path / "toys", **splits)
+    run = trained(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=2.0, labelled_fraction=0.5)
+    labels = run.train_dataset["label"][:]
+    assert len(labels) == 24 + 9 and labels.count(None) == 9 + 3
+    answers = run.train_dataset["aspect_logits"][:]
+    assert sorted(answers) == sorted([*splits["train"]["aspect_logits"][:], *loose["aspect_logits"][:]])
+
+
+def test_a_split_of_the_dataset_can_be_learned_from_without_its_classes(tmp_path):
+    splits = {"train": rows(12, 0), "more": rows(6, 3), "validation": rows(12, 1), "test": rows(12, 2)}
+    run = trained(tmp_path, "--dataset", saved(tmp_path / "toys", **splits), "--unlabelled", "more", aspect_alpha=1.0)
+    assert run.train_dataset["label"][:] == [*splits["train"]["label"], *[None] * 6]
+
+
+def test_the_controls_of_a_posterior_come_from_the_answers_of_other_images(tmp_path, dataset):
+    options = ["--dataset", dataset, "--images_per_class", "4", "--rest_unlabelled", "true"]
+    options += ["--class_posterior", "true", "--aspect_control", "shuffled"]
+    run = trained(tmp_path, *options, aspect_alpha=2.0)
+    own = {row["image"].tobytes(): row["aspect_logits"] for row in load_from_disk(dataset)["train"]}
+    shuffled = [row["aspect_logits"] != own[row["image"].tobytes()] for row in run.train_dataset]
+    assert sum(shuffled) > 15
+
+
+def refused(tmp_path: Path, *argv: str | Path, **settings) -> str:
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | settings))
+    return refuse("train_student", "--config", tmp_path / "student.yaml", "--output_dir", tmp_path / "out", *argv)
+
+
+def test_test_images_are_not_learned_from(tmp_path):
+    test = rows(12, 2)
+    dataset = saved(tmp_path / "toys", train=rows(12, 0), validation=rows(12, 1), test=test)
+    folder = saved(tmp_path / "loose", train=concatenate_datasets([rows(5, 7), test.select([0, 3])]))
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=1.0, do_predict=True)
+    assert "2 of the 7 images" in said and "'test'" in said and "byte for byte" in said
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", "test", aspect_alpha=1.0)
+    assert "--unlabelled test" in said and "serves something else" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "argv", "words"),
+    [
+        ({"aspect_alpha": 0.0}, [], ("9 images", "classes alone", "--class_posterior")),
+        ({"aspect_alpha": 1.0, "labelled_fraction": 1.2}, [], ("labelled_fraction must be", "received 1.2")),
+        ({"aspect_alpha": 1.0}, ["--rest_unlabelled", "true"], ("--rest_unlabelled", "--images_per_class")),
+    ],
+    ids=["no aspects", "fraction", "no rest"],
+)
+def test_what_nothing_can_be_learned_from_is_refused(tmp_path, dataset, settings, argv, words):
+    folder = saved(tmp_path / "loose", train=rows(9, 5))
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, *argv, **settings)
+    assert all(word in said for word in words), said
+
+
+def test_images_that_nobody_asked_about_are_refused(tmp_path, dataset):
+    folder = saved(tmp_path / "loose", train=rows(9, 5, answers=False))
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=1.0)
+    assert "images without a class have no answers" in said and "madkd label" in said
+
+
+def test_training_images_without_any_class_are_refused(tmp_path):
+    train_set = hidden(rows(12, 0), *range(12))
+    dataset = saved(tmp_path / "toys", train=train_set, validation=rows(12, 1), test=rows(12, 2))
+    assert "12" in (said := refused(tmp_path, "--dataset", dataset, aspect_alpha=1.0)) and "class" in said
+
+
+def test_a_comparison_has_rivals_and_controls_of_images_without_a_class(tmp_path, dataset):
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0, "eval_strategy": "no"}))
+    argv = [
+        "recipes/compare.py",
+        "--dataset",
+        dataset,
+        "--baseline",
+        tmp_path / "student.yaml",
+        "--images_per_class",
+        "4",
+    ]
+    argv += ["--rest_unlabelled", "true", "--seeds", "1", "--output_dir", tmp_path / "out", "--jobs", "1"]
+    done = command(*argv, "--conditions", "base", "madkd", "posterior", "both", "both_shuffled")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["roles"] == {
+        **{"base": "base", "madkd": "treated", "posterior": "treated", "both": "treated"},
+        **{"both_shuffled": "control"},
+    }
+    assert report["treated"] == "both" and report["unlabelled"] == 12
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "some also on 12 without a class" in text and "posterior of unlabelled" in text
+    assert (tmp_path / "out" / "student" / "config.json").is_file() and "answers alone" in text
+    said = refuse("compare", *argv[1:5], "--conditions", "both",
+                  "--output_dir", tmp_path / "other")  # fmt: skip
+    assert "'both'" in said and "--rest_unlabelled" in said
+
+
+def test_detectors_say_that_they_do_not_learn_from_them(tmp_path):
+    said = refuse("compare", "--task", "detection", "--unlabelled", "more", "--output_dir", tmp_path)
+    assert "unlabelled is for task: classification" in said
