@@ -39,6 +39,7 @@ DETECTORS = {
     "constant": "each aspect's mean for all",
 }
 
+ANSWERS = "The answers alone, %"  # at the head of a column
 WITH_MLLM = "what you would get if you could afford the MLLM at test time"
 OTHERS = {"validation": "validation images", "train": "training images that were not drawn"}
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..files import write_whole
 from ..text import block, code, counted, figure, jsonable, markdown
 from .comparison import (
+    ANSWERS,
     CONDITIONS,
     WITH_MLLM,
     drawn_sentence,
@@ -26,7 +27,6 @@ from .comparison import (
 from .figures import COLOURS, STYLES, new_axes, new_figure, save
 
 
-ANSWERS = "The answers alone, %"
 LEGEND = "Dot: one student; line: mean; bar: 95% interval of the mean"
 TITLES = {
     "images_per_class": "labelled images of each class",

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import write_whole
 from ..text import block, code, counted, jsonable, markdown
-from .comparison import gain_text, markdown_table, mean_text, points_text, terms_of
+from .comparison import ANSWERS, WITH_MLLM, gain_text, markdown_table, mean_text, points_text, terms_of
 
 
 KEPT = ("task", "seeds", "accuracy", "map", "roles", "gain", "gains", "controls", "smoothing", "answers_alone")
@@ -45,10 +45,16 @@ def overview_table(entries: Sequence[Mapping[str, Any]]) -> str:
     units = {terms_of(entry).in_table.split(", ")[-1] for entry in entries}
     unit = f", {units.pop()}" if len(units) == 1 else ", % or AP"
     head = ["Comparison", "Dataset", "Images per class", "Seeds", f"Base{unit}", f"Distilled{unit}", "Gain over base"]
-    return markdown_table([[*head, *controls], *(_row(entry, controls) for entry in entries)], range(2, 99))
+    answers = [ANSWERS] if any(map(_answers_alone, entries)) else []
+    rows = [_row(entry, controls, bool(answers)) for entry in entries]
+    return markdown_table([[*head, *controls, *answers], *rows], range(2, 99))
 
 
-def _row(entry: Mapping[str, Any], controls: Sequence[str]) -> list[str]:
+def _answers_alone(entry: Mapping[str, Any]) -> list[float]:
+    return (entry.get("answers_alone") or {}).get("accuracy") or []
+
+
+def _row(entry: Mapping[str, Any], controls: Sequence[str], shows_answers: bool) -> list[str]:
     terms = terms_of(entry)
     scores, point = entry[terms.key], ", ".join(f"{option} {value}" for option, value in entry["point"].items())
     name = markdown(entry["comparison"]) + (f" ({code(point)})" if point else "")
@@ -56,7 +62,9 @@ def _row(entry: Mapping[str, Any], controls: Sequence[str]) -> list[str]:
     means = [mean_text(scores[one], 2) if one in scores else "" for one in ("base", terms.treated)]
     own = entry.get("controls") or {}
     gains = [gain_text(entry, terms.treated), *(points_text(own[one]) if one in own else "" for one in controls)]
-    return [name, markdown(entry.get("dataset") or ""), images, str(len(entry["seeds"])), *means, *gains]
+    row = [name, markdown(entry.get("dataset") or ""), images, str(len(entry["seeds"])), *means, *gains]
+    answers = _answers_alone(entry)
+    return [*row, *([mean_text(answers) if answers else ""] if shows_answers else [])]
 
 
 def overview_verdict(entries: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +87,12 @@ def write_overview(entries: Sequence[Mapping[str, Any]], output_dir: str | os.Pa
     parts = [
         "# Multi-aspect knowledge distillation: comparisons",
         "Scores on the test images, mean ± standard deviation over the seeds; gains over base in points, paired by "
-        "seed, with a 95% t interval. Columns after that are controls: a real gain must beat theirs.",
+        "seed, with a 95% t interval. Columns after that are controls: a real gain must beat theirs."
+        + (
+            f" The last column is {WITH_MLLM}; each report says on which images."
+            if any(map(_answers_alone, entries))
+            else ""
+        ),
         f"**{overview_verdict(entries)}**",
         overview_table(entries),
         f"Reports: {', '.join(links)}.",

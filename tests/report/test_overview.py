@@ -63,6 +63,16 @@ def test_tasks_may_differ_and_what_was_not_run_stays_empty():
     assert alone[1:] == ["", "all", "1", "1.00", "", "", "", ""]
 
 
+def test_the_answers_alone_are_the_last_column_where_somebody_measured_them(tmp_path):
+    found = {"accuracy": [70.0, 72.0], "fitted": [10, 10], "images": [90, 90], "of": ["test"]}
+    entries = summarise_all({"one": SHAPES | {"answers_alone": found}, "scenes": SCENES})
+    assert [row[-1] for row in rows(overview_table(entries))[::2]] == ["The answers alone, %", "71.0 ± 1.4"]
+    assert rows(overview_table(entries))[3][-1] == ""
+    assert "The last column is what you would get if" in write_overview(entries, tmp_path, "madkd compare").read_text()
+    unknown = summarise_all({"one": SHAPES | {"answers_alone": {"unknown": "no answers."}}})
+    assert rows(overview_table(unknown))[0][-1] == "shuffled"
+
+
 def test_the_sentence_counts_gains_and_clear_ones():
     less_clear = report(base=[50, 52], madkd=[51, 59])
     entries = summarise_all(
