@@ -25,7 +25,7 @@ class AnswersAlone:
     seed tells the classes of other images that have answers.
 
     Those are the test images where all of them have answers; else the validation images, and the training images that
-    the students of the seed did not see. Nothing is chosen on them.
+    were not drawn for the seed. Nothing is chosen on them.
     """
 
     def __init__(self, args: CompareArguments, labelled: DatasetDict, bank: AspectBank):
