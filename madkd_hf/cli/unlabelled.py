@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ..selection.posterior import Posterior
 
 
+SELF = "self_training"
+
+
 def load_with_unlabelled(args: Any) -> DatasetDict:
     """The splits of the dataset, and those images that `--unlabelled` names as the split `UNLABELLED`.
 
@@ -67,7 +70,8 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
     answered = [LOGITS in part.features for part in (train_set, rows)]
     if not any(answered) and args.bank and args.teacher:
         return  # the teacher looks at both
-    if not all(answered) and not (learns == [CLASS_LOGITS] and CLASS_LOGITS in rows.features):
+    needs = LOGITS in learns or (CLASS_LOGITS in learns and CLASS_LOGITS not in rows.features)
+    if needs and not all(answered):
         which = "images without a class have" if answered[0] else "images with a class have"
         raise ValueError(
             f"The {which} no answers to learn from: label them with the same questions (madkd label --bank ...)."
@@ -120,9 +124,11 @@ def about(posterior: Posterior) -> str:
 
 
 def learned_columns(training_args: Any, args: Any, rows: Dataset) -> list[str]:
-    """The columns that a student learns from beside the classes; CLASS_LOGITS those that are there, or to come."""
+    """The columns that a student learns from beside the classes, those that are there, or to come; its own guesses are
+    called SELF."""
     targets = getattr(args, "class_posterior", False) or CLASS_LOGITS in rows.features
     names = [LOGITS] if training_args.aspect_alpha else []
+    names += [SELF] if training_args.self_training else []
     return names + ([CLASS_LOGITS] if training_args.class_alpha and targets else [])
 
 

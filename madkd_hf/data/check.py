@@ -145,7 +145,7 @@ def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int
 
 
 def check_without_class(
-    rows: Dataset, labelled: np.ndarray, column: str, classes: Sequence[str], targets: Sequence[str]
+    rows: Dataset, labelled: np.ndarray, column: str, classes: Sequence[str], targets: Sequence[str] | None
 ) -> None:
     """Raise ValueError where a student could not learn from training rows of which some have no class.
 
@@ -153,7 +153,7 @@ def check_without_class(
         labelled: [n] which rows have one, see `columns.rows_with_class`.
         column: of the class indices.
         classes: their names.
-        targets: the columns that it learns from beside the classes.
+        targets: the columns that it learns from beside the classes; None where it needs none.
     """
     if labelled.all():
         return
@@ -165,6 +165,8 @@ def check_without_class(
             f"No training image with a class shows {listed([repr(name) for name in missing])}: images without a class "
             "cannot teach what a class is; give each class at least one image, or leave it out."
         )
+    if targets is None:
+        return
     useless = ~labelled
     for name in set(targets) & set(rows.features):
         useless &= stored(rows, name).is_null().to_numpy()

@@ -25,6 +25,7 @@ CONDITIONS = {
     "posterior_shuffled": "the same, from answers of other images",
     "both": "aspects of all, posterior of unlabelled images",
     "both_shuffled": "the same, from answers of other images",
+    "selftrain": "classes + own guesses about unlabelled images",
 }
 SUBJECTS = {  # of the verdict, where it is not about the aspects alone
     "unlabelled": "aspects of labelled and unlabelled images",

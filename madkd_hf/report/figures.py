@@ -31,6 +31,7 @@ STYLES |= {"object": "-", "image": "-.", "smoothing": "-.", "image_shuffled": (0
 OF_UNLABELLED = {"unlabelled": "#D55E00", "posterior": "#6A51A3", "both": "#B01E5B"}
 COLOURS |= OF_UNLABELLED | {f"{name}_shuffled": "#8C8C8C" for name in OF_UNLABELLED}
 STYLES |= dict.fromkeys(OF_UNLABELLED, "-") | {f"{name}_shuffled": "--" for name in OF_UNLABELLED}
+COLOURS["selftrain"], STYLES["selftrain"] = "#7A6A00", ":"
 GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 

@@ -171,12 +171,12 @@ def test_a_comparison_has_rivals_and_controls_of_images_without_a_class(tmp_path
         "4",
     ]
     argv += ["--rest_unlabelled", "true", "--seeds", "1", "--output_dir", tmp_path / "out", "--jobs", "1"]
-    done = command(*argv, "--conditions", "base", "madkd", "posterior", "both", "both_shuffled")
+    done = command(*argv, "--conditions", "base", "madkd", "posterior", "both", "both_shuffled", "selftrain")
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["roles"] == {
         **{"base": "base", "madkd": "treated", "posterior": "treated", "both": "treated"},
-        **{"both_shuffled": "control"},
+        **{"both_shuffled": "control", "selftrain": "control"},
     }
     assert report["treated"] == "both" and report["unlabelled"] == 12
     text = (tmp_path / "out" / "report.md").read_text()

@@ -43,8 +43,8 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     conditions: list[str] = option(
         [],
         "For classification: base, madkd, shuffled, constant by default, and smoothing; with --unlabelled or "
-        "--rest_unlabelled also unlabelled, posterior, both, and each with _shuffled behind it; for detection: base, "
-        "image, image_shuffled, object, shuffled, constant, all by default.",
+        "--rest_unlabelled also unlabelled, posterior, both, each with _shuffled behind it, and selftrain; for "
+        "detection: base, image, image_shuffled, object, shuffled, constant, all by default.",
     )
     smoothing: float = option(
         0.1, "Label smoothing of the condition `smoothing`: classes alone, with the settings of the base students."

@@ -75,10 +75,10 @@ class Classification(TaskCommand):
     more_arguments = {"lora": LoraArguments}
     controls = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant", "smoothing": "none"}
     controls |= {"unlabelled": "none", "unlabelled_shuffled": "shuffled", "posterior": "none"}
-    controls |= {"posterior_shuffled": "shuffled", "both": "none", "both_shuffled": "shuffled"}
-    without_aspects = ("base", "smoothing", "posterior", "posterior_shuffled")
+    controls |= {"posterior_shuffled": "shuffled", "both": "none", "both_shuffled": "shuffled", "selftrain": "none"}
+    without_aspects = ("base", "smoothing", "posterior", "posterior_shuffled", "selftrain")
     on_request = ("smoothing",)
-    of_unlabelled = tuple(name for name in controls if name.split("_")[0] in ("unlabelled", "posterior", "both"))
+    of_unlabelled = tuple(controls)[tuple(controls).index("unlabelled") :]
     shared_options = ("label_column", "images_per_class")
 
     def check_model(self, args: StudentArguments) -> None:
@@ -193,7 +193,10 @@ class Classification(TaskCommand):
             return options
         options += ["--unlabelled", UNLABELLED] if args.unlabelled else []
         options += ["--rest_unlabelled", "true"] if args.rest_unlabelled else []
-        return options + ([] if condition.startswith("unlabelled") else ["--class_posterior", "true"])
+        if condition == "selftrain":
+            return [*options, "--class_posterior", "false", "--self_training", str(FIXMATCH)]
+        options += ["--self_training", "0"]
+        return [*options, "--class_posterior", str(not condition.startswith("unlabelled")).lower()]
 
     def default_conditions(self, args: Any) -> list[str]:
         more = self.of_unlabelled if args.unlabelled or args.rest_unlabelled else ()
@@ -208,6 +211,7 @@ class Classification(TaskCommand):
         return {name: array[0] if isinstance(array, tuple) else array for name, array in arrays.items()}
 
 
+FIXMATCH = 0.95  # how sure self-training has to be, as its authors have it for most datasets
 COMMAND = Classification()
 
 

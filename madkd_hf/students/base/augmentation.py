@@ -79,6 +79,34 @@ def _centred(width: int, height: int) -> tuple[int, int, int, int]:
     return left, top, left + w, top + h
 
 
+def strong_view(pixels: torch.Tensor, draw: np.random.Generator) -> torch.Tensor:
+    """A harder view of images that are cropped and mirrored already: other contrast, brightness and colour, and a
+    square of up to half the side left out (cut-out).
+
+    The first three are of RandAugment (Cubuk et al., NeurIPS 2020), which FixMatch takes; those that turn or shear are
+    left to the crops.
+
+    Args:
+        pixels: [B, 3, H, W], normalised: 0 is the mean.
+    """
+    count, _, height, width = pixels.shape
+
+    def factors(low: float, high: float) -> torch.Tensor:
+        drawn = draw.uniform(low, high, count).astype(np.float32)
+        return torch.from_numpy(drawn).to(pixels.device, pixels.dtype)[:, None, None, None]
+
+    view = pixels - pixels.mean(dim=(2, 3), keepdim=True)
+    view = view * factors(0.4, 1.6) + pixels.mean(dim=(2, 3), keepdim=True) + factors(-0.6, 0.6)
+    grey = view.mean(dim=1, keepdim=True)
+    view = grey + (view - grey) * factors(0.0, 1.8)
+    sides = draw.uniform(0, 0.5, count)
+    for image, side, (y, x) in zip(view, sides, draw.uniform(0, 1, (count, 2))):
+        h, w = round(side * height), round(side * width)
+        top, left = round(y * (height - h)), round(x * (width - w))
+        image[:, top : top + h, left : left + w] = 0
+    return view
+
+
 def mixup(
     inputs: dict[str, torch.Tensor], alpha: float, draw: np.random.Generator
 ) -> tuple[torch.Tensor, list[tuple[float, dict]]]:

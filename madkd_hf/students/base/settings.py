@@ -29,6 +29,7 @@ EXPECTED: dict[str, tuple[Callable[[float], bool], str]] = {  # option -> what i
     "temperature": (lambda value: 0 < value < math.inf, "a number above 0"),
     "target_confidence": (lambda value: 0 <= value <= 1, "a probability, 0 to 1"),
     "target_ramp_up": (lambda value: 0 <= value <= 1, "a share of the training, 0 to 1"),
+    "self_training": (lambda value: 0 <= value <= 1, "a probability, 0 to 1, mostly 0.95"),
     "labelled_fraction": (lambda value: 0 < value < 1, "a share of each batch, above 0 and below 1"),
     "crop_scale": (lambda value: 0 < value <= 1, "a share of the image, above 0 and at most 1"),
     "horizontal_flip": (lambda value: 0 <= value <= 1, "a probability, 0 to 1"),

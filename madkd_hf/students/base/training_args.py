@@ -33,6 +33,7 @@ class MadkdTrainingArguments(TrainingArguments):
         aspect_alpha: weight of the aspect loss (paper section 3.3).
         class_target_loss: a key of `madkd_hf.students.losses.TARGET_LOSSES`, where each names its source.
         target_confidence, target_ramp_up: of rows without a class of their own; those with one count in full.
+        self_training: see `madkd_hf.students.losses.self_training`.
         labelled_fraction: above 0 and below 1, see `madkd_hf.students.classification.sampling`.
         mixup_alpha: 0.1 to 0.4 is usual.
         image_store: where images are kept that are decoded and resized once, before the first epoch: "disk" (a
@@ -68,6 +69,11 @@ class MadkdTrainingArguments(TrainingArguments):
     )
     target_ramp_up: float = option(
         0.0, "Share of the training in which the weight of such class targets grows from 0 to class_alpha."
+    )
+    self_training: float = option(
+        0.0,
+        "Learn from the student's own guesses about images without a class, in a harder view, where their probability "
+        "is at least this (0.95 in FixMatch); 0 does not. class_alpha is the weight.",
     )
     labelled_fraction: float | None = option(
         None,

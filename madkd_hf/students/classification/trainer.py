@@ -16,14 +16,15 @@ from ...data.check import check_without_class
 from ...data.columns import CLASS_LOGITS, LOGITS, check_class_targets, rows_with_class, stored
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
-from ..base.augmentation import mixup
+from ..base.augmentation import mixup, strong_view
 from ..base.collator import TellEpoch
 from ..base.distilling import DistillingTrainer
 from ..base.models import check_classes, check_has_column
 from ..base.saved import is_adapted
 from ..base.steps import rows_per_batch, without_repeats
 from ..base.training_args import MadkdTrainingArguments
-from ..losses import TARGET_LOSSES, UNCOUNTED, Loss, MadkdLoss
+from ..losses import NO_CLASS, TARGET_LOSSES, UNCOUNTED, Loss, MadkdLoss
+from ..losses.self_training import self_training_loss
 from ..models.modeling_madkd import MadkdForImageClassification
 from .data import AspectCollator
 from .image_batches import StoreCollator, StoredRows, store_collator
@@ -138,7 +139,14 @@ class MadkdTrainer(DistillingTrainer):
         classes = list(self.model.config.id2label.values())
         check_class_targets(rows, classes)
         labelled = rows_with_class(rows, self.label_column)
-        check_without_class(rows, labelled, self.label_column, classes, self._learns())
+        if self.args.self_training and (labelled.all() or self.args.mixup_alpha):
+            lacking = "all training images have a class" if labelled.all() else "mixup blends them with others"
+            raise ValueError(
+                f"self_training={self.args.self_training} guesses the class of images without one, and {lacking}: "
+                "leave one of them out."
+            )
+        learns = None if self.args.self_training else self._learns()
+        check_without_class(rows, labelled, self.label_column, classes, learns)
         if fraction is None:
             return
         if labelled.all():
@@ -220,7 +228,12 @@ class MadkdTrainer(DistillingTrainer):
         loss, pixel_values, shares = self.loss or self.default_loss(), inputs["pixel_values"], [(1.0, inputs)]
         if model.training and self.args.mixup_alpha:
             pixel_values, shares = mixup(inputs, self.args.mixup_alpha, self._draw_of_batch())
-        outputs = model(pixel_values=pixel_values)
+        harder = self._harder_views(model, inputs)
+        if harder is not None:  # one pass, so that batch norm sees both alike
+            both = model(pixel_values=torch.cat([pixel_values, harder]))
+            outputs = type(both)(**{name: value[: len(pixel_values)] for name, value in both.items()})
+        else:
+            outputs = model(pixel_values=pixel_values)
         if rows is None and self._shares:  # evaluation, whose mean over batches is that over all rows
             own = (inputs["labels"] != UNCOUNTED).sum()
             rows = {name: (share * own).clamp(min=1e-9) for name, share in self._shares.items()}
@@ -228,7 +241,19 @@ class MadkdTrainer(DistillingTrainer):
         for share, targets in shares:
             for name, value in loss(outputs, targets, rows).items():
                 losses[name] = losses.get(name, 0) + share * value
+        if harder is not None:
+            weak, strong = outputs.logits[inputs["labels"] == NO_CLASS], both.logits[len(pixel_values) :]
+            count = (inputs["labels"] == NO_CLASS).sum() if rows is None else rows["no_class"]
+            losses |= self_training_loss(weak, strong, self.args.self_training, count)
+            losses["loss"] = losses["loss"] + self.args.class_alpha * losses["self_loss"]
         return losses, outputs
+
+    def _harder_views(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """Of the images without a class, for self-training; None where there are none."""
+        if not (model.training and self.args.self_training):
+            return None
+        pixels = inputs["pixel_values"][inputs["labels"] == NO_CLASS]
+        return strong_view(pixels, self._draw_of_batch()) if len(pixels) else None
 
     def _run_evaluation(self, dataloader: Any, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         rows = getattr(dataloader.dataset, "rows", dataloader.dataset)

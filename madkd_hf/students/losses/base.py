@@ -12,13 +12,15 @@ from torch.nn import functional as F
 UNCOUNTED = -100  # the label of a row that is no part of the loss
 NO_CLASS = -1  # the label of a row whose class nobody knows, as datasets hide it
 TARGETS = ("labels", "aspect_logits", "class_logits")  # entries of a batch that a loss compares the student with
+COUNTED = (*TARGETS, "no_class")  # and the rows without a class
 
 
 def rows_with(batch: Mapping[str, Any], name: str) -> torch.Tensor:
-    """[B] which rows have that target: a class, a teacher's answer to some question, a teacher's class logits."""
+    """[B] which rows have that target: a class, a teacher's answer to some question, a teacher's class logits; or, of
+    "no_class", have no class."""
     labels = batch["labels"]
-    if name == "labels":
-        return labels >= 0
+    if name in ("labels", "no_class"):
+        return labels >= 0 if name == "labels" else labels == NO_CLASS
     if name not in batch:
         return torch.zeros_like(labels, dtype=torch.bool)
     return batch[name].isfinite().any(dim=1) & (labels != UNCOUNTED)
@@ -26,7 +28,7 @@ def rows_with(batch: Mapping[str, Any], name: str) -> torch.Tensor:
 
 def count_rows(batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Name of a target -> how many rows of the batch have it, but at least 1: what a mean over them is divided by."""
-    return {name: rows_with(batch, name).sum().clamp(min=1) for name in TARGETS}
+    return {name: rows_with(batch, name).sum().clamp(min=1) for name in COUNTED}
 
 
 class Loss:

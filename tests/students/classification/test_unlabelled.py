@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from builders.classifier_training import (
     CLASSES,
     STILL,
@@ -16,7 +17,9 @@ from builders.classifier_training import (
 )
 
 from madkd_hf.data.columns import with_class_targets
+from madkd_hf.students.base.augmentation import strong_view
 from madkd_hf.students.classification.sampling import MixedSampler
+from madkd_hf.students.losses.self_training import self_training_loss
 
 
 NAMES = list(CLASSES.values())
@@ -83,6 +86,42 @@ def test_class_targets_grow_in_weight(tmp_path):
     assert grown[0] == 0 and grown[1] == pytest.approx(0.5, abs=0.1) and grown[3] == pytest.approx(1, abs=0.1)
 
 
+# Self-training
+
+
+def test_a_guess_counts_where_it_is_sure_enough():
+    weak = torch.tensor([[3.0, 0.0], [0.1, 0.0], [0.0, 4.0]], requires_grad=True)
+    strong = torch.tensor([[1.0, 2.0], [5.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    losses = self_training_loss(weak, strong, 0.9, torch.tensor(3))
+    expected = (np.log(1 + np.exp(1)) + np.log(1 + np.exp(-1))) / 3
+    assert losses["self_loss"].item() == pytest.approx(expected, rel=1e-5)
+    assert losses["self_sure"].item() == pytest.approx(2 / 3)
+    losses["self_loss"].backward()
+    assert weak.grad is None and (strong.grad[1] == 0).all() and (strong.grad[[0, 2]] != 0).all()
+
+
+def test_a_harder_view_shows_the_same_image_otherwise():
+    pixels = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    before = pixels.clone()
+    view, again = (strong_view(pixels, np.random.default_rng(3)) for _ in range(2))
+    assert torch.equal(view, again) and torch.equal(pixels, before)
+    assert all((one - other).abs().mean() > 0.1 for one, other in zip(view, pixels))
+    assert not torch.equal(view, strong_view(pixels, np.random.default_rng(4)))
+
+
+def test_a_student_learns_from_its_own_guesses(tmp_path):
+    """Without any answers; with a confidence that any guess has, the loss of its guesses falls."""
+    train = rows(16, aspects=False, classless=tuple(range(4, 16)))
+    settings = {"num_train_epochs": 30, "per_device_train_batch_size": 16, "learning_rate": 3e-3, **STILL}
+    run = trainer(tmp_path, model=student(bank=None), train=train, self_training=0.2, **settings)
+    run.train()
+    losses = logged(run, "self_loss")
+    assert logged(run, "self_sure") == [1.0] * 30 and np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+    sure = trainer(tmp_path, model=student(bank=None), train=train, self_training=1.0, **settings)
+    sure.train()
+    assert logged(sure, "self_sure") == [0.0] * 30 == logged(sure, "self_loss")
+
+
 # In which order
 
 
@@ -141,9 +180,20 @@ def test_a_share_in_each_batch_is_trained_with_workers_and_after_a_stop_alike(tm
         (rows(8, classless=(5,), unlabelled=(5,)), {}, ("1 of the 8", "no class", "madkd label")),
         (rows(8, classless=(5,)), {"aspect_alpha": 0.0}, ("1 of the 8", "no class")),
         (rows(8), {"labelled_fraction": 0.5}, ("all 8", "leave it out")),
+        (rows(8), {"self_training": 0.95}, ("self_training", "have a class")),
+        (rows(8, classless=(5,)), {"self_training": 0.95, "mixup_alpha": 0.2}, ("self_training", "mixup")),
         (rows(8, classless=(5,)).to_iterable_dataset(), {"labelled_fraction": 0.5, "max_steps": 2}, ("interleave",)),
     ],
-    ids=["no class", "a class without image", "nothing to learn", "no aspects", "all have a class", "stream"],
+    ids=[
+        "no class",
+        "a class without image",
+        "nothing to learn",
+        "no aspects",
+        "all have a class",
+        "no guesses",
+        "mixup",
+        "stream",
+    ],
 )
 def test_rows_that_nothing_can_be_learned_from_are_refused(tmp_path, train, settings, words):
     with pytest.raises(ValueError) as error:
