@@ -78,6 +78,17 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
         )
 
 
+def check_posterior(rows: Dataset, args: Any) -> None:
+    """Raise ValueError where a regression from answers to classes would miss the answers about some of the images."""
+    if LOGITS not in rows.features or not stored(rows, LOGITS).null_count:
+        return
+    raise ValueError(
+        f"{stored(rows, LOGITS).null_count} of the {counted(len(rows), 'image')} of {args.train_split} have no "
+        "answers, and the posterior of images without a class is fitted on the answers about those with one: label "
+        f"them, too (madkd label --splits {' '.join(args.train_split.split('+'))})."
+    )
+
+
 def with_unlabelled(drawn: Dataset, others: list[Dataset], args: Any) -> Dataset:
     """The rows with a class, and after them those without one."""
     others = [rows for rows in others if len(rows)]

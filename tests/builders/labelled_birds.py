@@ -20,8 +20,9 @@ def birds(seed: int = 0) -> Dataset:
 
 
 def save_labelled(folder: Path, seed: int = 0) -> None:
-    """Three splits of the same birds; those of train have answers."""
+    """Three splits of the same birds; those of train and validation have answers."""
     answers = RecordedAnswers(np.random.default_rng(0).normal(size=(24, 3)), None, AspectBank.of_ids(["a", "b", "c"]))
-    splits = DatasetDict(dict.fromkeys(("train", "validation", "test"), birds(seed)))
-    attach_recorded_answers(splits, answers, splits="train").save_to_disk(folder)
+    splits = DatasetDict(dict.fromkeys(("train", "validation"), attach_recorded_answers(birds(seed), answers)))
+    splits["test"] = birds(seed)
+    splits.save_to_disk(folder)
     answers.bank.save(folder)

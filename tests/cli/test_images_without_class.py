@@ -153,6 +153,14 @@ def test_images_that_nobody_asked_about_are_refused(tmp_path, dataset):
     assert "images without a class have no answers" in said and "madkd label" in said
 
 
+def test_a_posterior_needs_answers_about_all_images_with_a_class(tmp_path):
+    train_set = concatenate_datasets([rows(12, 0), rows(12, 3, answers=False)])
+    dataset = saved(tmp_path / "toys", train=train_set, validation=rows(12, 1), test=rows(12, 2))
+    options = ["--images_per_class", "4", "--rest_unlabelled", "true", "--class_posterior", "true"]
+    said = refused(tmp_path, "--dataset", dataset, *options, aspect_alpha=1.0)
+    assert "12 of the 24 images" in said and "madkd label --splits train" in said
+
+
 def test_training_images_without_any_class_are_refused(tmp_path):
     train_set = hidden(rows(12, 0), *range(12))
     dataset = saved(tmp_path / "toys", train=train_set, validation=rows(12, 1), test=rows(12, 2))
