@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import special
 
+from ..aspects import UNPUBLISHED
 from ..report.figures import FAINT, GREY, PALE, STUDENT, TEACHER, WRONG, new_axes, new_figure, save, short
 from ..text import figure as drawn_text
 from .information import LOW_MASS, QuestionEvidence
@@ -96,7 +97,8 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
 def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, unit: str = "image") -> Path:
     """What each answer tells (bits) about the class, or where that is unknown about the `unit` ("image" or "object"),
     how often it is yes, its mass, and what is wrong; rows in the order given."""
-    texts = [textwrap.wrap(drawn_text(f"{row.id}: {row.question}"), 46, max_lines=3, placeholder=" …") for row in rows]
+    named = [row.id if row.question == UNPUBLISHED.format(id=row.id) else f"{row.id}: {row.question}" for row in rows]
+    texts = [textwrap.wrap(drawn_text(text), 46, max_lines=3, placeholder=" …") for text in named]
     heights = [0.16 + 0.15 * max(len(text), len(row.notes)) for text, row in zip(texts, rows)]  # inches
     y, total = np.cumsum(heights) - np.divide(heights, 2), sum(heights)
     classes = any(row.information is not None for row in rows)
