@@ -19,6 +19,12 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def child_hub():
+    """A Hub for child processes, with what others have left on it."""
+    return HUB
+
+
 @pytest.fixture
 def hub(monkeypatch):
     """A Hub with nothing on it, that this process can reach; its owner is logged in."""

@@ -42,7 +42,7 @@ def _read(split: str) -> tuple[dict[int, Path], dict[int, list[tuple[str, str]]]
     questions: dict[int, list[tuple[str, str]]] = {image_id: [] for image_id in sorted(paths)}
     for text, answer, image_id in zip(*getattr(easy_vqa, f"get_{split}_questions")(), strict=True):
         questions[image_id].append((text, answer))
-    return {image_id: Path(paths[image_id]).resolve() for image_id in questions}, questions
+    return {image_id: Path(paths[image_id]) for image_id in questions}, questions
 
 
 def facts(question: str, answer: str) -> Iterable[tuple[str, bool]]:

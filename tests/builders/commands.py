@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders.quick_python import quick_python, warm_python
+from builders.local_hub import LocalHub
+from builders.quick_python import online_python, warm_python
 
 from madkd_hf.cli.main import run
 
@@ -46,9 +47,10 @@ def refuse(name: str, *words: str | Path) -> str:
     return str(stopped.value)
 
 
-def command(*words: str | Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """`python` with these words, in a process of its own."""
-    python = quick_python() if environment else warm_python()
-    environment = environment or {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def command(*words: str | Path, hub: LocalHub | None = None) -> subprocess.CompletedProcess:
+    """`python` with these words, in a process of its own, which knows this Hub or none."""
+    python = online_python(hub) if hub else warm_python()
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = hub.environment(hub.home) if hub else offline
     words = [python, *map(str, words)]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)

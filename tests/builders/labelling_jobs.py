@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from builders import tiny
+from builders.children import START, be_quiet
 from builders.quick_python import warm_python
 from datasets import Dataset, Features, Image, IterableDataset, Value
 
@@ -32,9 +31,6 @@ ROWS, SHARD = 40, 6  # the last shard is shorter
 
 
 COLUMNS = ["aspect_logits", "aspect_mass", "aspect_bank"]
-
-
-START = multiprocessing.get_context("forkserver")
 
 
 class Logging(AspectTeacher):
@@ -94,7 +90,7 @@ def dies(name: str, call: int) -> Callable[[], None]:
 
 
 def child(folder: Path, stream: bool, arrangement: tuple[str, int] | None) -> None:
-    sys.stderr = open(os.devnull, "w")
+    be_quiet()
     if arrangement:
         dies(*arrangement)()
     label(folder, stream)

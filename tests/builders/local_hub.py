@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 import threading
 import time
 import traceback
@@ -315,6 +316,12 @@ class LocalHub:
             self._repos.clear()
             self._faults.clear()
             self.requests.clear()
+
+    @cached_property
+    def home(self) -> Path:
+        """Caches that child processes may share."""
+        self._home = tempfile.TemporaryDirectory(prefix="home")
+        return Path(self._home.name)
 
     def environment(self, home: Path, token: str | None = OWN_TOKEN) -> dict[str, str]:
         """The environment of a child process that knows this Hub only, with its caches in `home`."""

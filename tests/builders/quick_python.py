@@ -31,6 +31,11 @@ import tempfile
 import threading
 import types
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+if TYPE_CHECKING:
+    from builders.local_hub import LocalHub
 
 
 LARGE = """
@@ -68,10 +73,20 @@ def quick_python(more: str = "", **settings: str) -> str:
 
 
 @functools.cache
-def warm_python() -> str:
-    """The path of one that has imported our commands, too: for what shares this process's caches and Hub, offline."""
+def warm_python(more: str = "builders.commands_imported builders.demo_read", **settings: str) -> str:
+    """The path of one that has imported our commands, too.
+
+    Args:
+        settings: of the environment; without them, for what shares this process's caches and Hub, offline.
+    """
     places = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return quick_python("builders.commands_imported", PYTHONPATH=places, HF_HUB_OFFLINE="1")
+    return quick_python(more, **{"PYTHONPATH": places, "HF_HUB_OFFLINE": "1", **settings})
+
+
+def online_python(hub: LocalHub) -> str:
+    """The path of one for what shares the caches in `hub.home`, with any token: for `hub.environment(hub.home)`."""
+    settings = {name: value for name, value in hub.environment(hub.home, None).items() if name.startswith("HF_")}
+    return warm_python("builders.commands_imported", **settings, HF_HUB_OFFLINE="0")
 
 
 def quick_bin(folder: Path, python: str | None = None) -> Path:
@@ -94,6 +109,8 @@ def ask(place: str, words: list[str]) -> int:
         connection.connect(place)
         connection.sendmsg([b"f"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)])
         connection.sendall(request + b"\n")
+        for number in (signal.SIGINT, signal.SIGTERM):  # they are for the fork
+            signal.signal(number, lambda number, _: connection.sendall(bytes([number])))
         code = int(connection.recv(16) or 1)
     if code < 0:
         with contextlib.suppress(OSError):  # nobody handles SIGKILL
@@ -167,10 +184,11 @@ def serve(place: str, command: str, *more: str) -> None:
 
 
 def wait_for(fork: int, connection: socket.socket) -> None:
-    """Tell the command how the fork ended; if the command is killed, so is the fork."""
+    """Hand on signals, and tell the command how the fork ended; if the command is killed, so is the fork."""
     ended = os.pidfd_open(fork)
-    if ended not in select.select([ended, connection], [], [])[0]:
-        os.kill(fork, signal.SIGKILL)
+    while ended not in select.select([ended, connection], [], [])[0]:
+        number = connection.recv(1)
+        os.kill(fork, number[0] if number else signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1])
     try:
         connection.sendall(str(code).encode())
@@ -181,6 +199,7 @@ def wait_for(fork: int, connection: socket.socket) -> None:
 def become(command: str, words: list[str], folder: str, environment: dict[str, str]) -> None:
     """In the fork: do what `python` would do with these words."""
     faulthandler.enable()  # what a library says that does not survive a fork
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the server does with it
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -371,7 +371,7 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
         "--hub_model_id",
         "you/shapes",
     ]
-    done = command(*argv, environment=hub.environment(tmp_path / "home"))
+    done = command(*argv, hub=hub)
     assert done.returncode == 0, done.stderr
     assert f"Published: {hub.url}/you/shapes\n" in done.stdout
     assert (run / "cells" / "base-0" / "cell.json").stat().st_mtime_ns == kept

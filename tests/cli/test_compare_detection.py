@@ -82,8 +82,7 @@ def test_compare_reports_detectors_keeps_those_that_are_finished_and_publishes(h
     ]
     kept = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/cell.json")}
     to = ["--push_to_hub", "--hub_model_id", "you/finder", "--hub_license", "mit"]
-    environment = hub.environment(tmp_path / "home")
-    done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml", *to, environment=environment)
+    done = command("recipes/compare.py", "--config", tmp_path / "compare.yaml", *to, hub=hub)
     assert done.returncode == 0, done.stderr
     assert len(kept) == 12 and {path: path.stat().st_mtime_ns for path in run.glob("cells/*/cell.json")} == kept
     assert json.loads((run / "report.json").read_text())["map"] == found["map"]

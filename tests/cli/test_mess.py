@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from builders.quick_python import quick_python
+from builders.quick_python import warm_python
 from datasets import load_from_disk
 from PIL import Image
 
@@ -74,7 +74,7 @@ def yamls(tmp_path_factory) -> Path:
 
 def command(name: str, *argv: str | Path) -> subprocess.CompletedProcess:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    line = [quick_python(), f"recipes/{name}.py", *map(str, argv)]
+    line = [warm_python(), f"recipes/{name}.py", *map(str, argv)]
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 

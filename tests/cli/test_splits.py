@@ -152,7 +152,7 @@ def test_label_takes_several_splits_by_the_same_sign(tmp_path):
 def test_a_comparison_on_all_labelled_images_says_what_it_cannot_show(quick, hub, tmp_path):
     argv = [*words_of("compare", quick, labelled(tmp_path / "data"), tmp_path / "run"), *ALL, "--seeds", "2"]
     argv += ["--conditions", "base", "madkd", "--images_per_class", "6", "--push_to_hub", "--hub_model_id", "you/pets"]
-    done = command("recipes/compare.py", *argv, environment=hub.environment(tmp_path / "home"))
+    done = command("recipes/compare.py", *argv, hub=hub)
     assert done.returncode == 0, done.stderr
     splits = load_from_disk(tmp_path / "run" / "labelled")
     assert numbers(splits) == {"train+validation": [*range(6), *range(100, 106)], "test": [*range(200, 208)]}

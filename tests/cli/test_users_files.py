@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from builders.commands import EASY_VQA, ROOT, recipe, refuse
 from builders.files import tree
+from builders.quick_python import warm_python
+from builders.scenes import make_scenes
 from datasets import DatasetDict, IterableDatasetDict, load_from_disk
 
 from madkd_hf import AspectBank, attach_aspects, files
@@ -50,6 +52,11 @@ def birds(tmp_path) -> Path:
         (folder / name).write_text(f"mine: {name}")
     (tmp_path / "link").symlink_to(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Path:
+    return small_of(tmp_path_factory.mktemp("few"), "train", "validation", "test")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -116,7 +123,7 @@ def test_a_bank_is_not_written_over_by_what_it_is_read_for(tmp_path):
     ],
 )
 @pytest.mark.parametrize("kind", ["file", "folder", "link", "broken link"])
-def test_what_a_user_has_under_a_name_that_is_written_is_refused_by_name(command, name, kind, tmp_path, birds):
+def test_what_a_user_has_under_a_name_that_is_written_is_refused_by_name(command, name, kind, tmp_path, birds, few):
     if name == "figures" and kind == "folder":
         return  # it has room for ours
     out = tmp_path / "out"
@@ -129,7 +136,7 @@ def test_what_a_user_has_under_a_name_that_is_written_is_refused_by_name(command
     else:
         (out / name).symlink_to(birds if kind == "link" else tmp_path / "nowhere")
     before = tree(tmp_path)
-    argv = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
+    argv = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", few]
     said = refuse(command, *COMMANDS[command], *argv, "--output_dir", out)
     assert str(out / name) in said, said
     assert "move it away" in said or "link" in said or command == "generate_questions", said
@@ -216,8 +223,8 @@ def _not_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # by what a shell runs with "&"
 
 
-def start(*argv: str | Path, **environment: str) -> subprocess.Popen:
-    argv = [sys.executable, *map(str, argv)]
+def start(*argv: str | Path, python: str = sys.executable, **environment: str) -> subprocess.Popen:
+    argv = [python, *map(str, argv)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(argv, cwd=ROOT, env=environment, start_new_session=True, preexec_fn=_not_ignored, **pipes)
@@ -228,7 +235,8 @@ def test_a_second_job_on_a_folder_is_refused_in_a_sentence(command, tmp_path):
     argv = ["--class_names", "a", "b"] if command == "generate_questions" else ["--dataset", DATA]
     options = [word for word in COMMANDS[command] if word != "--dry_run"] + MAKES_A_JOB.get(command, [])
     if command == "train_detector":
-        argv = []
+        make_scenes().save_to_disk(tmp_path / "scenes")
+        argv = ["--dataset", tmp_path / "scenes", "--scenes", "6"]
     code = "import sys, time; sys.path.insert(0, sys.argv[2]); from madkd_hf import files\n"
     code += "with files.locked(sys.argv[1]): print('held', flush=True); time.sleep(600)"
     argv = [*options, *argv, "--output_dir", tmp_path / "out"]
@@ -242,7 +250,7 @@ def test_a_second_job_on_a_folder_is_refused_in_a_sentence(command, tmp_path):
 @pytest.mark.parametrize(("sent", "code", "word"), [("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "stopped")])
 def test_a_stopped_labelling_says_what_is_kept_and_exits_as_shells_expect(sent, code, word, tmp_path):
     argv = ["--config", EASY_VQA / "attach.yaml", "--work_dir", tmp_path / "work", "--shard_size", "4"]
-    with start("recipes/attach_aspects.py", *argv, "--output_dir", tmp_path / "out") as job:
+    with start("recipes/attach_aspects.py", *argv, "--output_dir", tmp_path / "out", python=warm_python()) as job:
         while not list(tmp_path.glob("work/shards/*.arrow")) and job.poll() is None:
             time.sleep(0.1)
         os.kill(job.pid, signal.Signals[sent])

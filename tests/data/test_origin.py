@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import tiny
-from builders.quick_python import quick_python
+from builders.quick_python import online_python
 from datasets import (
     Audio,
     ClassLabel,
@@ -291,10 +291,8 @@ def strangers_repo(hub, victim, folder) -> Path:
 def attach(hub, tmp_path: Path, dataset: str, *words: str) -> subprocess.CompletedProcess:
     recipe = Path(__file__).parents[2] / "recipes/attach_aspects.py"
     named = ["--dataset", dataset, "--teacher", "teacher", "--bank", "aspects.json", "--output_dir", "out"]
-    command = [quick_python(), str(recipe), *named, "--push_to_hub", "--hub_dataset_id", "you/labelled", *words]
-    return subprocess.run(
-        command, env=hub.environment(tmp_path / "home"), cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [online_python(hub), str(recipe), *named, "--push_to_hub", "--hub_dataset_id", "you/labelled", *words]
+    return subprocess.run(command, env=hub.environment(hub.home), cwd=tmp_path, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
@@ -309,7 +307,7 @@ def test_a_stranger_s_dataset_publishes_nothing_of_the_victim(hub, strangers_rep
     done = attach(hub, victim, dataset, "--streaming", streaming, "--on_error", "skip", "--output_dir", "out2")
     assert done.returncode == 0, done.stderr
     sent = hub.received[received:]
-    made = everything_in(victim / "out", victim / "out2", victim / "home")
+    made = everything_in(victim / "out", victim / "out2", hub.home)
     for content in (SECRET, png(5), png(7)):
         assert content not in sent and content not in made
     published = pq.read_table(io.BytesIO(hub.files("you/labelled", "dataset")["data/test-00000-of-00001.parquet"]))
@@ -321,14 +319,14 @@ def test_a_stranger_s_dataset_publishes_nothing_of_the_victim(hub, strangers_rep
 @pytest.mark.parametrize("recipe", ["train_student", "select_questions"])
 def test_other_commands_read_no_strange_file_either(hub, strangers_repo, victim, recipe):
     command = [
-        quick_python(),
+        online_python(hub),
         str(Path(__file__).parents[2] / f"recipes/{recipe}.py"),
         "--dataset",
         str(strangers_repo),
     ]
     done = subprocess.run(
         [*command, "--output_dir", "out", *(["--backbone", "none"] if recipe == "train_student" else [])],
-        env=hub.environment(victim / "home"), cwd=victim, capture_output=True, text=True,
+        env=hub.environment(hub.home), cwd=victim, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and "row 1 of split 'test'" in done.stderr.strip().splitlines()[-1]
 

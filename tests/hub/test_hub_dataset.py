@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from builders import tiny
-from builders.quick_python import quick_python
+from builders.quick_python import online_python
 from builders.student_files import student_files
 from datasets import Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset
 from huggingface_hub import DatasetCard
@@ -79,9 +79,9 @@ def parquet(hub, split):
 
 
 def child(hub, tmp_path, code):
-    """What a fresh Python process with an empty cache prints."""
-    env = hub.environment(tmp_path / "home")
-    done = subprocess.run([quick_python(), "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    """What a fresh Python process prints."""
+    env = hub.environment(hub.home)
+    done = subprocess.run([online_python(hub), "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -389,8 +389,8 @@ def attach(hub, tmp_path, *words, **environment):
     named = ["--dataset", "museum/birds", "--teacher", "museum/teacher", "--bank", "aspects.json"]
     named += ["--output_dir", "out", "--push_to_hub", "--hub_dataset_id", ID]
     return subprocess.run(
-        [quick_python(), str(recipe), *named, *words],
-        env=hub.environment(tmp_path / "home") | environment,
+        [online_python(hub), str(recipe), *named, *words],
+        env=hub.environment(hub.home) | environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -413,7 +413,7 @@ def test_the_recipe_publishes_and_pins(hub, museum, tmp_path):
     token = hub.token.encode()
     assert token not in hub.received
     assert hub.token not in done.stdout + done.stderr + again.stderr
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and "home" not in path.parts]
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in written if token in path.read_bytes()] == []
     assert not list((tmp_path / "out").glob(".publish*"))
 

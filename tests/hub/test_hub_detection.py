@@ -12,7 +12,7 @@ import torch
 from builders import tiny
 from builders.detectors import CLASSES, SIDE, N, detector, pixels, processor
 from builders.labelled_objects import BANK, COCO, attach, in_format, pictures, rows
-from builders.quick_python import quick_python
+from builders.quick_python import online_python, quick_python
 from datasets import DatasetDict, Features, Value, concatenate_datasets
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import AutoModelForObjectDetection, RTDetrImageProcessorPil, YolosImageProcessorPil
@@ -66,10 +66,11 @@ def card(hub) -> DatasetCard:
 
 
 def child(hub, folder: Path, code: str, *words) -> str:
-    """What a fresh Python process with an empty cache prints."""
+    """What a fresh Python process prints; a stranger's has not heard of our package."""
+    python = quick_python() if code == STRANGER else online_python(hub)
     done = subprocess.run(
-        [quick_python(), "-c", code, *map(str, words)],
-        env=hub.environment(folder / "home"), cwd=folder, capture_output=True, text=True, timeout=240,
+        [python, "-c", code, *map(str, words)],
+        env=hub.environment(hub.home), cwd=folder, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -238,8 +239,8 @@ def test_the_recipe_publishes_objects(hub, tmp_path):
     given += ["--boxes_column", "objects", "--label_column", "category", "--output_dir", tmp_path / "out"]
     given += ["--push_to_hub", "--hub_dataset_id", DATA, "--hub_license", "mit"]
     done = subprocess.run(
-        [quick_python(), "recipes/attach_aspects.py", *map(str, given)],
-        env=hub.environment(tmp_path / "home"), cwd=ROOT, capture_output=True, text=True, timeout=240,
+        [online_python(hub), "recipes/attach_aspects.py", *map(str, given)],
+        env=hub.environment(hub.home), cwd=ROOT, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert f"Published: {hub.url}/datasets/{DATA}" in done.stdout, done.stdout + done.stderr
     assert "answered 11 questions about 18 objects." in (tmp_path / "out" / "questions.md").read_text()

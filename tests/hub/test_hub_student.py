@@ -15,7 +15,7 @@ import pytest
 import torch
 from builders import tiny
 from builders.local_hub import LocalHub
-from builders.quick_python import quick_python
+from builders.quick_python import online_python, quick_python
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, ViTImageProcessorPil
@@ -270,10 +270,11 @@ def test_a_comparison_about_other_questions_and_none_are_refused(tmp_path):
 
 
 def child(hub: LocalHub, folder: Path, code: str, *words, token: str | None = TOKEN) -> subprocess.CompletedProcess:
-    """Code in a process that has never heard of anything but this Hub."""
-    environment = hub.environment(folder / "home", token=token) | {"PYTHONPATH": str(ROOT)}
+    """Code in a process that has never heard of anything but this Hub; a stranger's, not of our package either."""
+    environment = hub.environment(hub.home, token=token) | {"PYTHONPATH": str(ROOT)}
+    python = quick_python() if code == STRANGER else online_python(hub)
     return subprocess.run(
-        [quick_python(), "-c", code, *map(str, words)],
+        [python, "-c", code, *map(str, words)],
         cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
@@ -292,9 +293,9 @@ def recipe(*words):
 
 
 @pytest.fixture(scope="module")
-def hub():
-    with LocalHub() as hub:
-        yield hub
+def hub(child_hub):
+    child_hub.reset()
+    return child_hub
 
 
 @pytest.fixture(scope="module")
@@ -309,12 +310,12 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def words(place: Path, *more: str) -> list[str]:
+def words(place: Path, *more: str | Path) -> list[str]:
     """Options of train_student.py: a student in a second."""
     given = ["--dataset", place / "data", "--backbone", place / "backbone", "--pretrained", "false", "--do_predict"]
     given += ["--max_steps", "3", "--per_device_train_batch_size", "6", "--use_cpu", "--report_to", "none"]
     given += ["--disable_tqdm", "true", "--output_dir", place / "birds", "--push_to_hub", "--save_strategy", "no"]
-    return [*map(str, given), *more]
+    return [*map(str, [*given, *more])]
 
 
 TWICE = """
@@ -633,8 +634,8 @@ def test_two_processes_publish_once_or_say_once_why_not(hub, place, token):
     out = place / f"two-{token == TOKEN}"
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     done = subprocess.run(
-        [quick_python(), "-m", *launch, ROOT / "recipes/train_student.py", *words(place, "--output_dir", str(out))],
-        cwd=place, env=hub.environment(place / "home", token=token), capture_output=True, text=True, timeout=240,
+        [online_python(hub), "-m", *launch, ROOT / "recipes/train_student.py", *words(place, "--output_dir", out)],
+        cwd=place, env=hub.environment(hub.home, token=token), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     if token == TOKEN:
         assert done.returncode == 0, done.stderr

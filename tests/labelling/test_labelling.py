@@ -849,9 +849,9 @@ def _label(cache, begun):
 
 
 def test_of_two_processes_on_one_job_in_the_cache_one_waits_for_the_other(cache):
-    spawn = multiprocessing.get_context("spawn")
-    told = spawn.Queue()
-    jobs = [spawn.Process(target=_label, args=(cache, told)) for _ in range(2)]
+    fork = multiprocessing.get_context("fork")
+    told = fork.Queue()
+    jobs = [fork.Process(target=_label, args=(cache, told)) for _ in range(2)]
     for job in jobs:
         job.start()
     results = [result for result in (told.get(timeout=120) for _ in range(4)) if result]

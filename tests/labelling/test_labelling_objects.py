@@ -1,10 +1,7 @@
 """Labels for object detection: the same job asks about every object, cut out by its box."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -12,9 +9,10 @@ import numpy as np
 import pytest
 from builders import labelling_jobs as test_resume
 from builders import tiny
+from builders.children import be_quiet
+from builders.commands import command
 from builders.labelled_objects import BANK, COCO, STRUCT, attach, in_format, pictures, rows
 from builders.labelling import Asleep, Counting, encoded, shards, teacher
-from builders.quick_python import quick_python
 from datasets import (
     ClassLabel,
     Dataset,
@@ -37,7 +35,6 @@ from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.teachers import UnreadableImageError
 
 
-ROOT = Path(__file__).parents[2]
 COLUMNS = ["aspect_logits", "aspect_mass", "aspect_bank"]
 CROPS = [  # left, top, right, bottom with a margin of a tenth, worked out by hand
     [(0, 0, 22, 11), (9, 2, 24, 28), (29, 19, 40, 30)],
@@ -301,7 +298,7 @@ def label_objects(folder: Path, stream: bool = False):
 
 
 def child(folder: Path, stream: bool, arrangement: tuple[str, int] | None) -> None:
-    sys.stderr = open(os.devnull, "w")
+    be_quiet()
     if arrangement:
         test_resume.dies(*arrangement)()
     label_objects(folder, stream)
@@ -510,9 +507,7 @@ def test_the_recipe_labels_objects_and_says_what_each_question_is_worth(tmp_path
     words += ["--boxes_column", "objects", "--box_margin", "0.2", "--label_column", "category"]
 
     def recipe(*more):
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        command = [quick_python(), "recipes/attach_aspects.py", *map(str, [*words, *more])]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        return command("recipes/attach_aspects.py", *words, *more)
 
     done = recipe("--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work")
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from builders import tiny
 from builders.coco import coco_rows
 from builders.labelled_birds import birds, save_labelled
 from builders.openai_server import OpenAIServer
-from builders.quick_python import quick_bin, quick_python
+from builders.quick_python import online_python, quick_bin
 from builders.student_files import student_files
 from transformers import AutoModelForImageClassification, Dinov2Config, ViTImageProcessorPil
 
@@ -82,7 +82,7 @@ class Writer:
 
 
 @pytest.fixture
-def folder(tmp_path, hub, python):
+def folder(tmp_path, hub):
     """What pages take for granted: a checkout with small settings, and small things under the names of large ones."""
     for path in sorted((ROOT / "recipes").rglob("*")):
         copy = tmp_path / path.relative_to(ROOT)
@@ -95,7 +95,7 @@ def folder(tmp_path, hub, python):
             copy.symlink_to(path)
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     (tmp_path / "aspects.json").write_text(BIRDS, encoding="utf-8")
-    quick_bin(tmp_path / "bin", python)
+    quick_bin(tmp_path / "bin", online_python(hub))
     birds = {}
     for i, image in enumerate(tiny.images(48, 64)):
         image.save(tmp_path / "photo.jpg")
@@ -113,19 +113,6 @@ def dinov2(folder: Path) -> Path:
     AutoModelForImageClassification.from_config(config).save_pretrained(folder)
     ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory):
-    """Caches that all pages share."""
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="session")
-def python(home):
-    """One that has imported what commands import, with these caches."""
-    places = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return quick_python("builders.commands_imported", PYTHONPATH=places, HF_HOME=str(home), HF_HUB_OFFLINE="0")
 
 
 def run_block(language: str, code: str, folder: Path, environment: dict[str, str]) -> str:
@@ -150,8 +137,8 @@ def run_page(page: str, marks: tuple[str, ...], folder: Path, environment: dict[
 
 
 @pytest.mark.parametrize("page", [page for page in BLOCKS if to_run(page, "")])
-def test_blocks_of_a_page_run_in_order(page, folder, hub, home):
-    printed = run_page(page, ("",), folder, hub.environment(home))
+def test_blocks_of_a_page_run_in_order(page, folder, hub):
+    printed = run_page(page, ("",), folder, hub.environment(hub.home))
     if page == "docs/hub.md":
         assert f"Published: {hub.url}/datasets/you/birds-aspects" in printed
         assert "Does the bird have a hooked beak?" in printed and "hooked beak: " in printed
@@ -159,8 +146,8 @@ def test_blocks_of_a_page_run_in_order(page, folder, hub, home):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in BLOCKS if to_run(page, "long")])
-def test_long_blocks_run_with_small_settings(page, folder, hub, home):
-    run_page(page, ("", "long") if page == "README.md" else ("long",), folder, hub.environment(home))
+def test_long_blocks_run_with_small_settings(page, folder, hub):
+    run_page(page, ("", "long") if page == "README.md" else ("long",), folder, hub.environment(hub.home))
 
 
 @pytest.fixture
@@ -198,8 +185,8 @@ def test_command_lines_in_yaml_files_name_their_file():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("line", "path"), IN_YAML, ids=[path for _, path in IN_YAML])
-def test_command_lines_in_yaml_files_run(line, path, folder, hub, home, on_the_hub):
-    run_block("bash", line, folder, hub.environment(home))
+def test_command_lines_in_yaml_files_run(line, path, folder, hub, on_the_hub):
+    run_block("bash", line, folder, hub.environment(hub.home))
 
 
 def test_marks_of_blocks_are_known():

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 from builders import detector_training as detectors
 from builders.classifier_training import StopAfter, logged, rows, trainer
 from builders.detectors import ARCHITECTURES
-from builders.quick_python import quick_python
+from builders.quick_python import warm_python
 
 from madkd_hf import MadkdTrainingArguments
 from madkd_hf.students.base.checkpoints import last_whole
@@ -150,10 +151,10 @@ def run(folder: Path, processes: int, names: Iterable[str]) -> dict[str, dict]:
 def launch(folder: Path, *names: str) -> list[dict]:
     """What each of two processes found."""
     path = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    environment = {**os.environ, "HF_DATASETS_CACHE": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     words = ["accelerate.commands.launch", "--config_file", ROOT / "recipes" / "accelerate" / "cpu_2proc.yaml"]
     done = subprocess.run(
-        [quick_python(), "-m", *words, __file__, folder, *names],
+        [warm_python(), "-m", *words, __file__, folder, *names],
         env=environment,
         capture_output=True,
         text=True,
@@ -246,6 +247,7 @@ def test_two_processes_train_as_one_with_rarer_batches(tmp_path):
 
 
 if __name__ == "__main__":
+    datasets.config.HF_DATASETS_CACHE = Path(sys.argv[1])
     state = MadkdTrainingArguments(sys.argv[1])  # says nothing of the CPU, and both are one training all the same
     assert state.world_size == 2
     found = run(Path(sys.argv[1]), state.world_size, sys.argv[2:])

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
 import signal
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny
+from builders.children import START, be_quiet
 from builders.classifier_training import StopAfter, assert_same_weights, logged, rows, student, trainer, vit
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from madkd_hf import MadkdForImageClassification
@@ -31,7 +29,6 @@ from madkd_hf.students.base.resuming import find_start
 EVERY = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2, "image_store": "none"}
 PARTIAL = ".checkpoint@*.partial"
 LOSSES = ("loss", "class_loss", "aspect_loss")
-START = multiprocessing.get_context("fork")
 
 
 def made(folder: Path, **settings):
@@ -230,8 +227,7 @@ def die_in_save(after: int | None, size: int | None) -> None:
 
 
 def child(folder: Path, after: int | None, size: int | None) -> None:
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    tqdm.set_lock(threading.RLock())  # the one that all processes share would stay held by one that is killed
+    be_quiet()
     run = made(folder)
     die_in_save(after, size)
     run.train(resume_from_checkpoint=bool(last_whole(folder, quick=True)[0]))
@@ -366,7 +362,7 @@ def test_as_many_are_kept_as_the_limit_says_and_damaged_ones_do_not_count(copy, 
 
 def on_a_full_disk(folder: Path, size: int, steps: int, resume: bool, said) -> None:
     """A child whose files cannot grow larger than so many bytes; what it says goes into a pipe."""
-    sys.stdout = sys.stderr = open(os.devnull, "w")
+    be_quiet()
     run = made(folder, save_steps=2)
     run.add_callback(StopAfter(steps))
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

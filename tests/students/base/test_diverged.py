@@ -12,7 +12,7 @@ from builders import detector_training as detection
 from builders import lora as test_lora
 from builders import tiny
 from builders.classifier_training import assert_same_weights, logged, rows, student, trainer
-from builders.quick_python import quick_python
+from builders.quick_python import warm_python
 
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.cli.outputs import STUDENT
@@ -165,7 +165,7 @@ def test_a_command_ends_with_1_and_keeps_the_earlier_student(tmp_path, script):
     words += ["--dataset", tmp_path / "data", "--aspect_alpha", "0", "--output_dir", tmp_path / "out"]
     words += ["--per_device_train_batch_size", "4", "--use_cpu", "true", "--num_train_epochs", "2"]
     words += ["--learning_rate", "1e25"]
-    command = [quick_python(), ROOT / "recipes" / f"{script}.py", *words, "--save_strategy", "no"]
+    command = [warm_python(), ROOT / "recipes" / f"{script}.py", *words, "--save_strategy", "no"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
     bad = subprocess.run(list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True)
