@@ -7,7 +7,7 @@ extras = {
     "gguf": ["gguf>=0.10"],
     "openai": ["openai>=3.0"],
     "peft": ["peft>=0.18"],
-    "test": ["pytest>=8.2", "pytest-xdist>=3.5", "import-linter>=2.1"],
+    "test": ["pytest>=8.2", "pytest-xdist>=3.8", "import-linter>=2.1"],
     "quality": ["ruff>=0.9"],
 }
 extras["dev"] = [requirement for group in extras.values() for requirement in group]

@@ -19,6 +19,16 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+LONG = """test_documents test_strategies test_users_files test_commands test_compare_detection test_hub_student
+test_hub_dataset test_preflight test_labelling test_train_detection test_resume test_hub_detection test_lazy_import
+test_labelling_objects test_hostile test_checkpoints test_two_processes""".split()
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take long come first, so that nobody waits for one in the end."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def child_hub():
     """A Hub for child processes, with what others have left on it."""

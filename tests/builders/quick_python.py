@@ -53,7 +53,8 @@ def quick_python(more: str = "", **settings: str) -> str:
     """The path of the command; it takes `-c code`, `-m module` or a file, and their words.
 
     Args:
-        more: modules to import beside what is large, with these settings in the environment.
+        more: modules to import beside what is large.
+        settings: of the environment meanwhile; with `more`, PYTHONPATH is to lead here.
     """
     if sys.platform != "linux":  # elsewhere large libraries do not all survive a fork
         return sys.executable
@@ -63,7 +64,10 @@ def quick_python(more: str = "", **settings: str) -> str:
     command.chmod(0o700)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads die in a fork
     environment |= settings
-    words = [sys.executable, "-P", __file__, "--serve", place, command, *more.split()]
+    words = [sys.executable, "-P", __file__, "--serve", place, command]
+    if more:  # another fork of what is large
+        code = "import sys; from builders.quick_python import serve; serve(*sys.argv[1:])"
+        words = [quick_python(), "-c", code, place, command, *more.split()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     server = subprocess.Popen(words, env=environment, start_new_session=True, **pipes)
     atexit.register(folder.cleanup)

@@ -334,7 +334,7 @@ def quick_comparison(tmp_path: Path) -> None:
     }
     for name in ("baseline", "distill"):
         quick = yaml.safe_load((EASY_VQA / f"{name}.yaml").read_text())
-        quick |= {"max_steps": 4, "eval_steps": 2, "logging_steps": 2}
+        quick |= {"max_steps": 2, "eval_steps": 1, "logging_steps": 1}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(quick))
         config[name] = str(tmp_path / f"{name}.yaml")
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(config))

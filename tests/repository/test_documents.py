@@ -54,6 +54,7 @@ SMALLER = [  # in YAML files and in blocks
     (r"(\bseeds\W+)\d+", r"\g<1>2"),
     (r"((?:images_per_class|scenes): )\d+", r"\g<1>2"),
     (r"(sample: )\d+", r"\g<1>48"),
+    (r"(--bank \S*candidates\S* --limit )\d+|(--limit )60|(range\()120", r"\1\2\g<3>48"),
     (r'"train": \d{4}(?:, "validation": 400, "test": 600)?', '"train": 48, "validation": 24, "test": 24'),
     (r"\[5, 10, 20, 50\]|\[2, 4, 8, 12, 16\]", "[1, 2]"),
     (r"\[10, 20, 40\]", "[10]"),

@@ -254,7 +254,7 @@ BROKEN = {
     [
         ("internvl", torch.float32),
         ("qwen2_vl", torch.float32),
-        ("gemma3", torch.float32),
+        pytest.param("gemma3", torch.float32, marks=pytest.mark.slow),
         ("internvl", torch.bfloat16),
         pytest.param("qwen2_vl", torch.bfloat16, marks=pytest.mark.slow),
         pytest.param("gemma3", torch.bfloat16, marks=pytest.mark.slow),  # processors without bfloat16 emulate it
@@ -282,7 +282,12 @@ def lower(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return lowered
 
 
-@pytest.mark.parametrize("name", MLLMS)
+OF_EACH_KIND = {"internvl", "qwen2_vl", "sliding_llava", "gemma3", *PREFIX_LM, *STATEFUL, *CHUNKED}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in OF_EACH_KIND else pytest.mark.slow) for name in MLLMS]
+)
 def test_the_choice_in_bfloat16_is_that_in_float32(name):
     model, processor = mllm(name)
     teacher = AspectTeacher(lower(model, torch.bfloat16), processor)
