@@ -13,12 +13,6 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XE
 os.environ.pop("HF_TOKEN", None)
 
 
-def pytest_collection_finish():
-    """Each training collects garbage first: it need not look through all that was imported."""
-    gc.collect()
-    gc.freeze()
-
-
 LONG = """test_documents test_strategies test_users_files test_commands test_compare_detection test_hub_student
 test_hub_dataset test_preflight test_labelling test_train_detection test_resume test_hub_detection test_lazy_import
 test_labelling_objects test_hostile test_checkpoints test_two_processes""".split()
@@ -27,6 +21,13 @@ test_labelling_objects test_hostile test_checkpoints test_two_processes""".split
 def pytest_collection_modifyitems(items):
     """Files that take long come first, so that nobody waits for one in the end."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_no_garbage():
+    """Each training looks for garbage first: not in all that was imported before this file."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

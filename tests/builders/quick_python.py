@@ -77,20 +77,20 @@ def quick_python(more: str = "", **settings: str) -> str:
 
 
 @functools.cache
-def warm_python(more: str = "builders.commands_imported builders.demo_read", **settings: str) -> str:
-    """The path of one that has imported our commands, too.
+def warm_python(**settings: str) -> str:
+    """The path of one that has imported our commands, too, and has read the demo's questions.
 
     Args:
         settings: of the environment; without them, for what shares this process's caches and Hub, offline.
     """
-    places = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    return quick_python(more, **{"PYTHONPATH": places, "HF_HUB_OFFLINE": "1", **settings})
+    settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1", **settings}
+    return quick_python("builders.commands_imported builders.demo_read", **settings)
 
 
 def online_python(hub: LocalHub) -> str:
     """The path of one for what shares the caches in `hub.home`, with any token: for `hub.environment(hub.home)`."""
     settings = {name: value for name, value in hub.environment(hub.home, None).items() if name.startswith("HF_")}
-    return warm_python("builders.commands_imported", **settings, HF_HUB_OFFLINE="0")
+    return warm_python(**settings, HF_HUB_OFFLINE="0")
 
 
 def quick_bin(folder: Path, python: str | None = None) -> Path:

@@ -98,9 +98,9 @@ def folder(tmp_path, hub):
     (tmp_path / "aspects.json").write_text(BIRDS, encoding="utf-8")
     quick_bin(tmp_path / "bin", online_python(hub))
     birds = {}
-    for i, image in enumerate(tiny.images(48, 64)):
+    for i, image in enumerate(tiny.images(24, 64)):
         image.save(tmp_path / "photo.jpg")
-        name = f"{'train' if i < 36 else 'test'}/{['finch', 'heron'][i % 2]}/{i}.jpg"
+        name = f"{'train' if i < 16 else 'test'}/{['finch', 'heron'][i % 2]}/{i}.jpg"
         birds[name] = (tmp_path / "photo.jpg").read_bytes()
     hub.add_repo("you/birds", birds, "dataset")
     hub.add_repo("microsoft/resnet-18", student_files(tmp_path))
