@@ -274,7 +274,7 @@ def test_a_comparison_draws_its_test_once_and_says_so(quick, hub, tmp_path, answ
     argv = [*words_of("compare", quick, folder, tmp_path / "run"), "--seeds", "2", "--conditions", "madkd"]
     argv += [] if answered else ["--teacher", EASY_VQA / "teacher", "--bank", EASY_VQA / "aspects.json"]
     argv += ["--test_fraction", "0.2", "--push_to_hub", "--hub_model_id", "you/pets"]
-    done = command("recipes/compare.py", *argv, environment=hub.environment(tmp_path / "home"))
+    done = command("recipes/compare.py", *argv, hub=hub)
     assert done.returncode == 0, done.stderr
     splits, expected = load_from_disk(tmp_path / "run" / "labelled"), drawn(folder, 0, test_fraction=0.2)
     assert numbers(splits) == numbers(expected)
