@@ -32,7 +32,14 @@ from .arguments import SplitArguments, files_from, load_splits
 from .splits import check_columns, check_test_split, with_test, with_validation
 from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
-from .unlabelled import answers_needed, check_posterior, check_unlabelled, learned_columns, load_with_unlabelled
+from .unlabelled import (
+    answers_needed,
+    check_mix,
+    check_posterior,
+    check_unlabelled,
+    learned_columns,
+    load_with_unlabelled,
+)
 
 
 logger = text.get_logger(__name__)
@@ -87,6 +94,9 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             problems.step(check_unlabelled, ready.splits, args, learned_columns(training_args, args, train_set))
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
+            if hasattr(args, "label_column"):
+                num_classes = command.classes(train_set, args).num_classes
+                problems.step(check_mix, ready.splits, args, training_args, num_classes)
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
         problems.raise_all()
@@ -135,7 +145,10 @@ def check_comparison(
                 problems.step(check_unevaluated, training_args)
             if test == "unused":
                 problems.add("Validation images give the score here, and none are kept: raise --validation_fraction.")
-        problems.step(check_unlabelled, ready.splits, args, [LOGITS] if getattr(args, "unlabelled", None) else [])
+        learned = set(args.controls()) & set(command.of_unlabelled)
+        if learned and UNLABELLED in ready.splits:
+            args.unlabelled = UNLABELLED  # where the students find those of the training split, too
+        problems.step(check_unlabelled, ready.splits, args, [LOGITS] if learned else [])
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)

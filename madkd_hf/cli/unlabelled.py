@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..data.columns import CLASS_LOGITS, LOGITS, stored
+from ..data.columns import BANK, CLASS_LOGITS, LOGITS, stored
 from ..data.duplicates import same_images
 from ..data.unlabelled import LEARNED, UNLABELLED, joined, without_others
 from ..text import counted
-from .arguments import load_splits
+from .arguments import load_splits, split_names
 from .splits import load_joined
 
 
@@ -31,7 +31,7 @@ def load_with_unlabelled(args: Any) -> DatasetDict:
     if not name:
         splits.pop(UNLABELLED, None)
         return splits
-    if name in (args.train_split, args.eval_split, args.test_split):
+    if name in split_names([args.train_split, args.eval_split, args.test_split]):
         raise ValueError(
             f"--unlabelled {name} is a split that serves something else: training images without a class are learned "
             "from in any case; pass another split, or another dataset."
@@ -64,17 +64,52 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
             )
     if not learns:
         raise ValueError(
-            f"{counted(len(rows), 'image')} of the training images have no class, and the students learn classes "
-            "alone: pass --aspect_alpha, --class_posterior true or, to compare, --unlabelled; or drop them."
+            f"{counted(len(rows), 'training image')} without a class, and the students learn classes alone: pass "
+            "--aspect_alpha or --class_posterior true or, to compare, --rest_unlabelled true with --images_per_class; "
+            "or drop them."
         )
     answered = [LOGITS in part.features for part in (train_set, rows)]
     if not any(answered) and args.bank and args.teacher:
         return  # the teacher looks at both
+    if all(answered):
+        banks = {bank for part in (train_set, rows) for bank in stored(part, BANK).unique().to_pylist() if bank}
+        if len(banks) > 1:
+            raise ValueError(
+                "The images without a class have answers to other questions than those with one (bank "
+                f"{' and '.join(sorted(banks))}): label both with the same aspects.json."
+            )
+        null = stored(rows, LOGITS).null_count
+        if null and learns == [LOGITS]:
+            raise ValueError(
+                f"{null} of the {counted(len(rows), 'image')} without a class have no "
+                "answers: label them, too, or drop them."
+            )
     needs = LOGITS in learns or (CLASS_LOGITS in learns and CLASS_LOGITS not in rows.features)
     if needs and not all(answered):
         which = "images without a class have" if answered[0] else "images with a class have"
         raise ValueError(
             f"The {which} no answers to learn from: label them with the same questions (madkd label --bank ...)."
+        )
+
+
+def check_mix(splits: DatasetDict, args: Any, training_args: Any, num_classes: int) -> None:
+    """Raise ValueError where options of images without a class find none, or a class only such images."""
+    rows, there = splits[args.train_split], UNLABELLED in splits or getattr(args, "rest_unlabelled", False)
+    for name in ("labelled_fraction", "self_training", "class_posterior"):
+        value = getattr(training_args, name, None) or getattr(args, name, None)
+        if value and not there:
+            raise ValueError(
+                f"{name}={value} is about images without a class, and all {len(rows)} training images have one: leave "
+                "it out, or pass --unlabelled, or --rest_unlabelled true with --images_per_class."
+            )
+    if training_args.self_training and training_args.mixup_alpha:
+        raise ValueError("self_training and mixup_alpha do not go together: leave one of them out.")
+    shown = set(rows[args.label_column])
+    if there and len(shown) < num_classes:
+        names = [name for index, name in enumerate(rows.features[args.label_column].names) if index not in shown]
+        raise ValueError(
+            f"No training image with a class shows {', '.join(map(repr, names[:5]))}: images without a class cannot "
+            "teach what a class is; give each class at least one image, or leave it out."
         )
 
 
@@ -117,6 +152,8 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior
     posterior = fit_posterior(answers[labelled], labels[labelled], feature.num_classes, feature.names)
     scores = np.full((len(rows), feature.num_classes), np.nan, dtype=np.float32)
     scores[~labelled] = posterior.class_logits(answers[~labelled])
+    if CLASS_LOGITS in rows.features:
+        print(f"The posterior takes the place of the {CLASS_LOGITS} that the dataset has.", flush=True)
     return with_class_targets(rows, scores, "posterior", feature.names), posterior
 
 

@@ -134,14 +134,14 @@ def bad_boxes(rows: Dataset, image_column: str, boxes: Boxes, split: str) -> lis
     return [Unreadable(index, name, reason) for name, (index, reason) in zip(names, bad)]
 
 
-def rows_without_class(rows: Dataset, column: str, trained_on: bool) -> list[int]:
-    """Rows whose class is not said; -1 says nothing where classes are named, nor in rows that are not trained on."""
+def rows_without_class(rows: Dataset, column: str, hides: bool = True) -> list[int]:
+    """Rows whose class is not said: null, no class that the column names, and where it `hides` classes -1."""
     feature = rows.features[column]
     values = stored(rows, column).to_pylist()
     if isinstance(feature, ClassLabel):
         known = range(feature.num_classes)
         return [row for row, value in enumerate(values) if value not in known]
-    return [row for row, value in enumerate(values) if value is None or (value == -1 and not trained_on)]
+    return [row for row, value in enumerate(values) if value is None or (value == -1 and hides)]
 
 
 def check_without_class(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
@@ -19,7 +20,8 @@ logger = get_logger(__name__)
 def count_without_class(rows: Dataset, column: str) -> int:
     """How many rows have no class: null, or the -1 that datasets hide labels behind."""
     values = stored(rows, column)
-    hidden = pc.sum(pc.equal(values, -1)).as_py() if isinstance(rows.features[column], ClassLabel) else 0
+    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
+    hidden = pc.sum(pc.equal(values, -1)).as_py() if is_number else 0
     return values.null_count + (hidden or 0)
 
 

@@ -119,8 +119,10 @@ def treated_of(report: Mapping[str, Any]) -> str:
 
 
 def role(terms: Terms, condition: str) -> str:
-    """What a condition is in the comparison: "base", "treated" or "control"."""
-    return "base" if condition == "base" else "treated" if condition in terms.shuffled else "control"
+    """What a condition is in the comparison: "base", "treated", "control", or "rival", another way to the same end."""
+    if condition in ("base", "selftrain"):
+        return "base" if condition == "base" else "rival"
+    return "treated" if condition in terms.shuffled else "control"
 
 
 def paired_gain(treated: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
 
     Returns:
         `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `roles`:
-        condition -> "base", "treated" or "control"; `treated`: the condition whose gain counts; `gain`: its own over
+        condition -> its `role`; `treated`: the condition whose gain counts; `gain`: its own over
         base, see `paired_gain`; `gains`: treated condition -> the same over base, over its shuffled control and over
         label smoothing, by their names; `controls`: control -> its gain over base. What was not run is left out.
     """
@@ -183,7 +185,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     if treated in gains and "base" in scores:
         summary["gain"] = gains[treated]["base"]
     summary["gains"] = {name: gains_over for name, gains_over in gains.items() if gains_over}
-    controls = [name for name, kind in kinds.items() if kind == "control" and "base" in scores]
+    controls = [name for name, kind in kinds.items() if kind in ("control", "rival") and "base" in scores]
     summary["controls"] = {name: paired_gain(scores[name], scores["base"]) for name in controls}
     return summary
 

@@ -102,6 +102,28 @@ def test_images_of_another_dataset_and_training_images_without_a_class_are_learn
     assert sorted(answers) == sorted([*splits["train"]["aspect_logits"][:], *loose["aspect_logits"][:]])
 
 
+def test_numbers_hide_a_class_behind_minus_one_unless_it_is_one_of_two_classes(tmp_path):
+    numbers = {"train": [0, 1, 2, -1] * 6, "validation": [0, 1, 2] * 4, "test": [0, 1, 2] * 4}
+    splits = {name: rows(len(values), len(values)).remove_columns("label") for name, values in numbers.items()}
+    splits["test"] = rows(12, 3).remove_columns("label")
+    splits = {name: splits[name].add_column("label", values) for name, values in numbers.items()}
+    run = trained(tmp_path, "--dataset", saved(tmp_path / "toys", **splits), aspect_alpha=1.0)
+    assert run.model.config.num_labels == 3 and run.train_dataset["label"][:].count(None) == 6
+    signs = {name: rows(12, 3).remove_columns("label").add_column("label", [-1, 1] * 6) for name in splits}
+    run = trained(tmp_path, "--dataset", saved(tmp_path / "signs", **signs), aspect_alpha=1.0)
+    assert sorted(run.model.config.id2label.values()) == ["-1", "1"] and None not in run.train_dataset["label"][:]
+
+
+def test_other_questions_about_images_without_a_class_are_refused(tmp_path, dataset):
+    other = AspectBank([Aspect(name, f"Is it {name}?") for name in "abcde"])
+    loose = rows(6, 5, answers=False)
+    columns = {"aspect_logits": [[0.5] * 5] * 6, "aspect_mass": [[1.0] * 5] * 6}
+    answers = Dataset.from_dict(columns | {"aspect_bank": [other.fingerprint] * 6}, aspect_features(other))
+    folder = saved(tmp_path / "loose", train=concatenate_datasets([loose, answers], axis=1))
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=1.0)
+    assert "answers to other questions" in said and other.fingerprint in said
+
+
 def test_a_split_of_the_dataset_can_be_learned_from_without_its_classes(tmp_path):
     splits = {"train": rows(12, 0), "more": rows(6, 3), "validation": rows(12, 1), "test": rows(12, 2)}
     run = trained(tmp_path, "--dataset", saved(tmp_path / "toys", **splits), "--unlabelled", "more", aspect_alpha=1.0)
@@ -135,11 +157,12 @@ def test_test_images_are_not_learned_from(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "argv", "words"),
     [
-        ({"aspect_alpha": 0.0}, [], ("9 images", "classes alone", "--class_posterior")),
+        ({"aspect_alpha": 0.0}, [], ("9 training images", "classes alone", "--class_posterior")),
         ({"aspect_alpha": 1.0, "labelled_fraction": 1.2}, [], ("labelled_fraction must be", "received 1.2")),
         ({"aspect_alpha": 1.0}, ["--rest_unlabelled", "true"], ("--rest_unlabelled", "--images_per_class")),
+        ({"aspect_alpha": 1.0, "self_training": 0.9, "mixup_alpha": 0.1}, [], ("self_training and mixup_alpha",)),
     ],
-    ids=["no aspects", "fraction", "no rest"],
+    ids=["no aspects", "fraction", "no rest", "mixup"],
 )
 def test_what_nothing_can_be_learned_from_is_refused(tmp_path, dataset, settings, argv, words):
     folder = saved(tmp_path / "loose", train=rows(9, 5))
@@ -184,7 +207,7 @@ def test_a_comparison_has_rivals_and_controls_of_images_without_a_class(tmp_path
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["roles"] == {
         **{"base": "base", "madkd": "treated", "posterior": "treated", "both": "treated"},
-        **{"both_shuffled": "control", "selftrain": "control"},
+        **{"both_shuffled": "control", "selftrain": "rival"},
     }
     assert report["treated"] == "both" and report["unlabelled"] == 12
     text = (tmp_path / "out" / "report.md").read_text()

@@ -29,11 +29,15 @@ from .options import CompareArguments, check_given
 
 
 LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects
+OF_UNLABELLED = (  # options of students that learn from images without a class
+    *("labelled_fraction", "self_training", "class_alpha", "class_target_loss", "temperature"),
+    *("standardize_logits", "target_confidence", "target_ramp_up"),
+)
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neither
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
     *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
-    *("validation_fraction", "test_fraction"),
+    *("validation_fraction", "test_fraction", "unlabelled", "rest_unlabelled", "class_posterior"),
 }
 
 
@@ -123,6 +127,7 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
         settings.pop("aspects", None)
         argv = student_argv(args, condition, 0, args.output_dir)
         student, training = train.parse([*argv, *(f"--{k}={v}" for k, v in settings.items())])
+        check_unlabelled_settings(args, condition, training)
         if "smoothing" in args.controls() and condition == "base":
             check_smoothing(args, training)
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
@@ -138,6 +143,22 @@ def check_aspect_count(count: Any, bank: AspectBank) -> None:
         raise ValueError(f"The grid asks for {count} aspects; the bank has {len(bank)}.")
 
 
+def check_unlabelled_settings(args: CompareArguments, condition: str, training: MadkdTrainingArguments) -> None:
+    """Raise ValueError for settings with which students of this condition could not be trained, or learn nothing."""
+    of_unlabelled = condition in args.command.of_unlabelled
+    if training.labelled_fraction and not of_unlabelled:
+        raise ValueError(
+            f"labelled_fraction={training.labelled_fraction} is for students that learn from images without a class, "
+            f"and those of {condition!r} do not: put it into a YAML of its own, --distill_unlabelled."
+        )
+    name = condition.removesuffix("_shuffled")
+    for weight, names in {"aspect_alpha": ("unlabelled", "both"), "class_alpha": ("posterior", "both")}.items():
+        if of_unlabelled and name in names and not getattr(training, weight):
+            raise ValueError(f"With {weight} 0, {condition!r} is nothing new: set it in --distill_unlabelled.")
+    if condition == "selftrain" and training.mixup_alpha:
+        raise ValueError("self_training and mixup_alpha do not go together: leave selftrain out of --conditions.")
+
+
 def check_smoothing(args: CompareArguments, of_base: MadkdTrainingArguments) -> None:
     """Raise ValueError where students with smoothed labels would be the base students once more."""
     if args.smoothing == of_base.label_smoothing_factor:
@@ -150,6 +171,10 @@ def check_smoothing(args: CompareArguments, of_base: MadkdTrainingArguments) -> 
 def of_condition(args: CompareArguments, point: dict[str, Any], condition: str) -> dict[str, Any]:
     """The point's options that are about these students."""
     others = OF_ASPECTS if condition in args.command.without_aspects else ()
+    if condition in args.command.of_unlabelled:
+        others = others[:1]  # of fewer questions, a posterior knows the answers to these
+    else:
+        others += OF_UNLABELLED
     others += ("label_smoothing_factor",) if condition == "smoothing" else ()
     return {option: value for option, value in point.items() if option not in others}
 

@@ -17,6 +17,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ...data.check import drop_rows, listed, rows_without_class
+from ...data.columns import stored
 from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
@@ -103,6 +104,9 @@ class Classification(TaskCommand):
     ) -> DatasetDict | None:
         column, splits = args.label_column, DatasetDict(splits)
         feature = splits[args.train_split].features.get(column)
+        is_number = getattr(feature, "dtype", "").startswith("int") and not isinstance(feature, ClassLabel)
+        values = set(stored(splits[args.train_split], column).unique().to_pylist()) - {None} if is_number else set()
+        hides = values != {-1, 1}  # these are two classes, not one and images without any
         for split in [split for split in used if split != UNLABELLED] if feature else []:
             rows = splits[split]
             if column not in rows.features:
@@ -115,7 +119,7 @@ class Classification(TaskCommand):
                     f"{args.train_split!r} {feature}: give both the same classes in the same order."
                 )
                 continue
-            missing = rows_without_class(rows, column, split == args.train_split)
+            missing = rows_without_class(rows, column, hides)
             if split == args.train_split:
                 splits, missing = self._moved(problems, splits, args, missing)
                 rows = splits[split]
@@ -141,7 +145,8 @@ class Classification(TaskCommand):
         """The training rows without a class (null or -1) are in a split of their own; and the rows that are left of
         those whose class is missing."""
         rows = splits[args.train_split]
-        hidden = [row for row in missing if rows[args.label_column][row] in (None, -1)]
+        labels = stored(rows, args.label_column).to_pylist() if missing else []
+        hidden = [row for row in missing if labels[row] in (None, -1)]
         if not hidden or len(hidden) == len(rows):
             return splits, missing
         others = without_others(rows.select(hidden), args.image_column)
@@ -149,7 +154,7 @@ class Classification(TaskCommand):
         moved = problems.step(joined, parts)
         splits = DatasetDict(splits) | ({UNLABELLED: moved} if moved is not None else {})
         splits = DatasetDict(splits) | {args.train_split: drop_rows(rows, hidden)}
-        return DatasetDict(splits), rows_without_class(splits[args.train_split], args.label_column, True)
+        return DatasetDict(splits), rows_without_class(splits[args.train_split], args.label_column, hides=False)
 
     def drawn(self, args: ClassArguments) -> int | None:
         return args.images_per_class
@@ -189,8 +194,8 @@ class Classification(TaskCommand):
 
     def student_options(self, args: Any, condition: str) -> list[str]:
         options = ["--label_smoothing_factor", str(args.smoothing)] if condition == "smoothing" else []
-        if condition not in self.of_unlabelled:
-            return options
+        if condition not in self.of_unlabelled:  # without targets that the dataset may have from elsewhere
+            return [*options, "--class_alpha", "0", "--class_posterior", "false", "--self_training", "0"]
         options += ["--unlabelled", UNLABELLED] if args.unlabelled else []
         options += ["--rest_unlabelled", "true"] if args.rest_unlabelled else []
         if condition == "selftrain":

@@ -64,7 +64,7 @@ def _check_values(report: Mapping[str, Any], key: str) -> None:
     for gain in filter(None, gains):
         low, high = gain["ci95"]
         numbers += [gain["mean"]] if low is None and high is None else [gain["mean"], low, high]
-    counts = ("classes", "images_per_class", "scenes", "smoothing")
+    counts = ("classes", "images_per_class", "unlabelled", "scenes", "smoothing")
     numbers += [report[name] for name in counts if report.get(name) is not None]
     numbers += [value for value in (report.get("aspect_auroc") or {}).values() if value is not None]
     texts = [report[name] for name in ("dataset", "commit", "bank", "train_split") if report.get(name) is not None]
@@ -95,6 +95,7 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
     dataset += f" ({'; '.join(details)})" if dataset and details else ""
     count = report.get("images_per_class")
     images = f", {count:d} image{'s' * (count > 1)} per class" if count else ""
+    images += f", some also on {report['unlabelled']:,d} without a class" if report.get("unlabelled") else ""
     images += f", {report['scenes']:d} labelled images each" if report.get("scenes") else ""
     is_it = "is it" if students == 1 else "is one of them"
     parts.append(
@@ -112,6 +113,10 @@ def comparison_text(report: Mapping[str, Any], link: Any, among: bool) -> str:
         "image_shuffled": "gives each image the answers of another",
         "shuffled": f"gives each {terms.about} the answers of another",
         "constant": f"gives all {terms.about}s the same answers",
+        **{
+            f"{name}_shuffled": f"is `{name}` with the answers of other images"
+            for name in ("unlabelled", "posterior", "both")
+        },
         "smoothing": f"learns the classes alone, with labels smoothed{strength}",
     }
     meanings = ", ".join(f"`{name}` {text}" for name, text in controls.items() if name in scores)

@@ -192,6 +192,8 @@ class MadkdTrainingArguments(TrainingArguments):
         optimizer = ["optim", *(["optim_args"] if self.optim_args else []), "weight_decay"]
         names = ["aspect_alpha", "learning_rate", length, *schedule, *optimizer]
         names += ["label_smoothing_factor", "mixup_alpha", "crop_scale", "horizontal_flip", "seed"]
+        of_targets = ("labelled_fraction", "self_training", "by_mass", "standardize_logits", "target_confidence")
+        names += [name for name in (*of_targets, "target_ramp_up", "temperature") if getattr(self, name)]
         names += ["early_stopping_patience"] if self.early_stopping_patience else []
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"

@@ -13,7 +13,7 @@ class MixedSampler(Sampler[int]):
     """Rows such that each batch has the same share of rows with a class.
 
     Both kinds are gone through in random order, again and again; what an epoch leaves over comes first in the next
-    one. An epoch ends when one kind was seen once. So no row comes twice in an epoch, however rare its kind is.
+    one. An epoch ends when one kind was seen once, however rare the other one is.
     All follows from seed and epoch: more workers, more processes and a resumed run see the same rows.
 
     Args:
@@ -38,12 +38,9 @@ class MixedSampler(Sampler[int]):
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        # how many rows with a class there are in front of each batch, rounded down
-        batches = np.arange(self.length) // self.batch_size
-        places = np.arange(self.length) % self.batch_size
-        due = [
-            math.floor(batch * self.fraction * self.batch_size + 1e-9) for batch in range(batches.max(initial=0) + 2)
-        ]
+        batches, places = np.divmod(np.arange(self.length), self.batch_size)
+        ends = np.minimum(np.arange(batches.max(initial=-1) + 2) * self.batch_size, self.length)
+        due = np.floor(ends * self.fraction + 1e-9).astype(int)  # rows with a class in front of each batch
         labelled = places < np.diff(due)[batches]
         order = np.empty(self.length, dtype=np.int64)
         for kind, at in enumerate((labelled, ~labelled)):

@@ -129,7 +129,10 @@ class MadkdTrainer(DistillingTrainer):
     def _look_for_classes(self) -> None:
         """Refuse rows that nothing can be learned from; a sampler, where each batch is to have some with a class."""
         fraction, rows = self.args.labelled_fraction, self.train_dataset
-        if not isinstance(rows, Dataset) or self.label_column not in rows.features:
+        readable = isinstance(rows, Dataset) and self.label_column in rows.features
+        if readable and not rows.features[self.label_column].dtype.startswith(("int", "uint")):
+            return  # the collator says what it expects; one of the user's may take them
+        if not readable:
             if fraction is not None:
                 raise ValueError(
                     f"labelled_fraction={fraction} chooses rows by number; received a training dataset of "
@@ -153,12 +156,18 @@ class MadkdTrainer(DistillingTrainer):
             raise ValueError(
                 f"labelled_fraction={fraction}, and all {len(rows)} training images have a class: leave it out."
             )
-        places, seed = (labelled.nonzero()[0], (~labelled).nonzero()[0]), self.args.data_seed or self.args.seed
+        places, seed = (labelled.nonzero()[0], (~labelled).nonzero()[0]), self.args.data_seed
+        seed = self.args.seed if seed is None else seed
         self._sampler = MixedSampler(*places, fraction, self.args.per_device_train_batch_size, seed)
         if not len(self._sampler):
             raise ValueError(
                 f"labelled_fraction={fraction} of {len(places[0])} images with a class and {len(places[1])} without "
                 "leaves no epoch: choose another one."
+            )
+        if self.args.dataloader_drop_last and len(self._sampler) < self.args.train_batch_size * self.args.world_size:
+            raise ValueError(
+                f"With labelled_fraction={fraction} an epoch has {len(self._sampler)} images, and "
+                "dataloader_drop_last leaves out batches that are not full: leave it out, or take smaller batches."
             )
         self.add_callback(TellEpoch(self._sampler))
 
@@ -246,6 +255,8 @@ class MadkdTrainer(DistillingTrainer):
             count = (inputs["labels"] == NO_CLASS).sum() if rows is None else rows["no_class"]
             losses |= self_training_loss(weak, strong, self.args.self_training, count)
             losses["loss"] = losses["loss"] + self.args.class_alpha * losses["self_loss"]
+        elif model.training and self.args.self_training:  # each process logs the same names
+            losses |= dict.fromkeys(("self_loss", "self_sure"), losses["loss"].new_zeros(()))
         return losses, outputs
 
     def _harder_views(self, model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:

@@ -115,7 +115,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
                 f"An image store keeps images of one size, and those of detectors have many; received "
                 f"image_store={self.args.image_store!r}: leave it at auto, or set none."
             )
-        for name in ("mixup_alpha", "label_smoothing_factor"):
+        for name in ("mixup_alpha", "label_smoothing_factor", "labelled_fraction", "self_training"):
             if getattr(self.args, name):
                 raise ValueError(
                     f"A detector's loss has no {name}; received {getattr(self.args, name)}: leave it at 0, it is for "

@@ -124,7 +124,7 @@ class DKDLoss(TargetLoss):
 
 def _this_or_other(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """[n, 2] logits of "this class" and "any other", from [n, C]."""
-    return torch.stack([scores[own], scores[~own].reshape(len(scores), -1).logsumexp(dim=1)], dim=1)
+    return torch.stack([scores[own], scores[~own].reshape(len(scores), scores.shape[1] - 1).logsumexp(dim=1)], dim=1)
 
 
 class MLKDLoss(TargetLoss):

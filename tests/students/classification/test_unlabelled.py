@@ -19,6 +19,7 @@ from builders.classifier_training import (
 from madkd_hf.data.columns import with_class_targets
 from madkd_hf.students.base.augmentation import strong_view
 from madkd_hf.students.classification.sampling import MixedSampler
+from madkd_hf.students.losses import TARGET_LOSSES
 from madkd_hf.students.losses.self_training import self_training_loss
 
 
@@ -50,6 +51,16 @@ def test_accumulated_batches_are_one_batch_whatever_rows_they_hold(tmp_path, ste
     for name in PARTS:
         assert logged(many, name) == pytest.approx(logged(one, name), abs=1e-5)
         assert min(logged(one, name)) > 0
+
+
+@pytest.mark.parametrize("name", TARGET_LOSSES)
+def test_a_batch_without_class_targets_is_trained_and_evaluated(tmp_path, name):
+    train = mixed(8, classless=(), without=(0, 1, 2, 3))
+    settings = {"per_device_train_batch_size": 1, "class_target_loss": name, "standardize_logits": True}
+    run = trainer(tmp_path, train=train, per_device_eval_batch_size=2, **settings)
+    run.train()
+    losses = logged(run, f"{name}_loss")
+    assert len(losses) == 8 and np.isfinite(losses).all() and np.isfinite(run.evaluate(train)["eval_loss"])
 
 
 def test_what_is_lost_without_the_class_of_a_row_is_its_class_loss_alone(tmp_path):
@@ -131,6 +142,15 @@ def test_each_batch_has_its_share_of_rows_with_a_class():
     assert len(order) == len(sampler) == 40
     assert [sum(row < 10 for row in order[start : start + 8]) for start in range(0, 40, 8)] == [2] * 5
     assert len(set(order)) == 40  # none twice
+
+
+@pytest.mark.parametrize(
+    ("labelled", "others", "fraction", "batch"), [(10, 1000, 0.25, 128), (50, 1000, 0.5, 128), (5, 100, 0.5, 8)]
+)
+def test_an_epoch_of_few_rows_has_its_share_too(labelled, others, fraction, batch):
+    order = list(MixedSampler(range(labelled), range(labelled, labelled + others), fraction, batch, seed=0))
+    assert len(set(order)) == len(order) == round(labelled / fraction)
+    assert sum(row < labelled for row in order) == labelled
 
 
 def test_a_share_of_a_row_holds_on_average():
