@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
 
@@ -20,8 +19,7 @@ logger = get_logger(__name__)
 def count_without_class(rows: Dataset, column: str) -> int:
     """How many rows have no class: null, or the -1 that datasets hide labels behind."""
     values = stored(rows, column)
-    is_number = pa.types.is_integer(values.type) or pa.types.is_floating(values.type)
-    hidden = pc.sum(pc.equal(values, -1)).as_py() if is_number else 0
+    hidden = pc.sum(pc.equal(values, -1)).as_py() if isinstance(rows.features[column], ClassLabel) else 0
     return values.null_count + (hidden or 0)
 
 
@@ -74,10 +72,10 @@ def with_class_labels(splits: DatasetDict, label_column: str, train_split: str) 
             f"There is no column {label_column!r}: the dataset has {list(features)}; pass --label_column"
             + (f" {candidates[0]}." if len(candidates) == 1 else ", or put the images into a folder for each class.")
         )
-    if (missing := count_without_class(splits[train_split], label_column)) and missing == len(splits[train_split]):
+    if missing := count_without_class(splits[train_split], label_column):
         raise ValueError(
-            f"None of the {missing} rows of split {train_split!r} has a class in the column {label_column!r}: give "
-            "some of each class theirs."
+            f"{missing} of the {len(splits[train_split])} rows of split {train_split!r} have no class in the column "
+            f"{label_column!r}: label them, or drop those rows."
         )
     if isinstance(features[label_column], ClassLabel):
         return splits

@@ -25,7 +25,7 @@ from madkd_hf.cli.comparison.cells import Cell, run_cells
 from madkd_hf.cli.comparison.conditions import CompareArguments, check, label, load_checked, save_subset, student_cell
 from madkd_hf.cli.outputs import COMPARING, COMPARISON, working_in
 from madkd_hf.cli.preflight import Ready
-from madkd_hf.cli.tasks.classification import draw
+from madkd_hf.cli.tasks.classification import drawn_rows
 from madkd_hf.data.columns import read_answers, read_labels
 from madkd_hf.data.problems import Problems
 from madkd_hf.selection.choice import select_questions
@@ -58,7 +58,7 @@ def choose(method: str, count: int, seed: int, rows: Dataset, bank: AspectBank, 
     if method == "random":
         return [bank.ids[q] for q in np.random.default_rng(seed).permutation(len(bank))[:count]]
     if args.images_per_class is not None:
-        rows = draw(rows, args.label_column, args.images_per_class, seed)
+        rows = rows.select(drawn_rows(rows, args.label_column, args.images_per_class, seed))
     logits, mass, _ = read_answers(rows, bank)
     labels, _ = read_labels(rows, args.label_column)
     return select_questions(logits, mass, labels, bank, count, CRITERIA[method]).bank.ids
