@@ -1,6 +1,7 @@
 """What our commands import, for a Python whose forks need not do it again."""
 
 import tempfile
+from pathlib import Path
 
 import accelerate.commands.launch  # noqa: F401
 import albumentations  # noqa: F401
@@ -22,6 +23,7 @@ from madkd_hf import *  # noqa: F403
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.cli import choose, compare, label, preflight, student, train, tune  # noqa: F401
 from madkd_hf.cli.tasks import classification, detection  # noqa: F401
+from madkd_hf.report import figures
 
 
 logging.disable_progress_bar()  # which would leave a thread
@@ -29,4 +31,5 @@ with tempfile.TemporaryDirectory() as folder:  # the first model that is saved a
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic")
     MadkdForImageClassification.from_backbone(config, {0: "cat", 1: "dog"}).save_pretrained(folder)
     AutoModelForImageClassification.from_pretrained(folder)
+    figures.save(figures.new_figure(1, 1, "So does the first picture"), Path(folder, "figure.png"))
 logging.enable_progress_bar()

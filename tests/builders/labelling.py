@@ -13,7 +13,8 @@ from madkd_hf.files import LOCK_FILE
 
 
 def teacher(**settings) -> AspectTeacher:
-    return AspectTeacher(tiny.internvl(), tiny.processor(), **settings)
+    """One that is read without looking first which way is right, which takes longer than to read a few images."""
+    return AspectTeacher(tiny.internvl(), tiny.processor(), **{"strategy": "full", **settings})
 
 
 class Counting(AspectTeacher):

@@ -50,7 +50,7 @@ def rows() -> Dataset:
 
 
 def label(folder: Path, stream: bool = False):
-    teacher = Logging(tiny.internvl(), tiny.processor())
+    teacher = Logging(tiny.internvl(), tiny.processor(), "full")
     teacher.log = folder / "log.txt"
     source = rows()
     if stream:

@@ -72,7 +72,7 @@ def poison(folder: Path, path: str, split: str = "test") -> None:
 
 @pytest.fixture(scope="module")
 def teacher() -> AspectTeacher:
-    return AspectTeacher(tiny.internvl(), tiny.processor())
+    return AspectTeacher(tiny.internvl(), tiny.processor(), "full")
 
 
 def everything_in(*folders: Path) -> bytes:

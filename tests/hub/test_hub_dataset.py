@@ -31,7 +31,7 @@ ID, REPO = "you/birds", ("you/birds", "dataset")
 
 @pytest.fixture(scope="module")
 def teacher():
-    return AspectTeacher(tiny.internvl(), tiny.processor())
+    return AspectTeacher(tiny.internvl(), tiny.processor(), "full")
 
 
 @pytest.fixture(scope="module")

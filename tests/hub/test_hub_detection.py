@@ -43,7 +43,7 @@ BACKBONE = "PekingU/rtdetr_r18vd"  # of the dataset card's snippet
 
 @pytest.fixture(scope="module")
 def bank() -> AspectBank:
-    teacher = AspectTeacher(tiny.internvl(), tiny.processor())
+    teacher = AspectTeacher(tiny.internvl(), tiny.processor(), "full")
     teacher.prepare(tiny.images(2), BANK)
     source = {"id": "museum/scenes", "config": None, "revision": None, "commit": None}
     return AspectBank(BANK.aspects, {**teacher.provenance, "box_margin": 0.1, "dataset": source})

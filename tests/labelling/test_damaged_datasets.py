@@ -88,7 +88,7 @@ def test_a_dataset_that_others_saved_is_looked_at_as_far_as_that_goes(tmp_path):
 
 def test_damaged_shards_of_a_stream_are_named(tmp_path):
     rows = Dataset.from_dict({"image": tiny.images(5, 20)}, features=Features({"image": Image()}))
-    teacher = AspectTeacher(tiny.internvl(), tiny.processor())
+    teacher = AspectTeacher(tiny.internvl(), tiny.processor(), "full")
     label(rows.to_iterable_dataset(), tiny.bank(2), teacher, work_dir=tmp_path, shard_size=2)
     check_saved(tmp_path)
     path = tmp_path / "data" / "train-00001.parquet"

@@ -32,7 +32,7 @@ class Counting(AspectTeacher):
         return super().read(images, bank)
 
 
-TEACHER = Counting(tiny.internvl(), tiny.processor())
+TEACHER = Counting(tiny.internvl(), tiny.processor(), "full")
 
 
 def label(folder: Path, stream: bool, bank=BANK, source: Dataset = SOURCE) -> tuple[pa.Table, int]:

@@ -256,17 +256,17 @@ def test_a_second_split_with_the_same_rows_is_no_second_split(tmp_path):
 def test_a_job_goes_on_with_its_own_shard_size_and_plan(tmp_path):
     attach_aspects(rows(8), BANK, teacher(strategy="full"), work_dir=tmp_path, shard_size=3)
     (tmp_path / "shards" / "train-00001.arrow").unlink()
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "auto")
     labelled = attach_aspects(rows(8), BANK, counting, work_dir=tmp_path)
     assert_answers(labelled, expected(rows(8), teacher(strategy="full")))
     assert counting.count == 3 and counting.plan["strategy"] == "full"
 
 
 def test_the_plan_does_not_depend_on_what_the_teacher_read_before(tmp_path):
-    experienced = teacher()
+    experienced = teacher(strategy="auto")
     experienced.prepare(tiny.images(2, 20, seed=9), BANK)
     experienced.plan["batch_size"] = 1
-    for who, folder in ((experienced, "one"), (teacher(), "two")):
+    for who, folder in ((experienced, "one"), (teacher(strategy="auto"), "two")):
         attach_aspects(rows(), BANK, who, work_dir=tmp_path / folder)
     plans = [json.loads((tmp_path / name / "manifest.json").read_text())["plan"] for name in ("one", "two")]
     assert plans[0] == plans[1]
@@ -362,7 +362,7 @@ def test_another_job_in_the_same_work_dir_is_refused(tmp_path, other, message):
 
 def test_another_split_of_the_same_job_joins_it(tmp_path):
     attach_aspects(splits(), BANK, teacher(), splits="train", work_dir=tmp_path)
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "full")
     labelled = attach_aspects(splits(), BANK, counting, work_dir=tmp_path)
     assert counting.count == 3
     assert_answers(labelled["train"], expected(splits()["train"]))
@@ -500,7 +500,7 @@ def of_pictures() -> Dataset:
 @pytest.mark.parametrize("choosy", [False, True])
 def test_what_can_be_read_is_read_and_the_rest_is_skipped(tmp_path, stream, choosy):
     source = of_pictures().to_iterable_dataset() if stream else of_pictures()
-    who = (Choosy if choosy else AspectTeacher)(tiny.internvl(), tiny.processor())
+    who = (Choosy if choosy else AspectTeacher)(tiny.internvl(), tiny.processor(), "full")
     labelled = attach_aspects(source, BANK, who, work_dir=tmp_path, on_error="skip", shard_size=5)
     bad = [name.startswith("bad") or (choosy and name == "1 x 4000") for name in pictures()]
     assert skipped_rows(labelled) == [row for row, is_bad in enumerate(bad) if is_bad]
@@ -529,7 +529,7 @@ def test_skipping_after_an_error_keeps_what_was_done_and_an_error_after_skipping
     settings = {"work_dir": tmp_path, "shard_size": 2}
     with pytest.raises(ValueError, match=r"row 2 of split 'train' cannot be decoded .*or pass on_error='skip'"):
         attach_aspects(of_pictures(), BANK, teacher(), **settings)
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "full")
     attach_aspects(of_pictures(), BANK, counting, on_error="skip", **settings)
     assert counting.count == 6
     with pytest.raises(ValueError, match="row 2 of split 'train'"):
@@ -538,7 +538,7 @@ def test_skipping_after_an_error_keeps_what_was_done_and_an_error_after_skipping
 
 def test_a_refusal_by_the_processor_names_the_row(tmp_path):
     source = of_pictures().select([0, 1, 9])
-    choosy = Choosy(tiny.internvl(), tiny.processor())
+    choosy = Choosy(tiny.internvl(), tiny.processor(), "full")
     with pytest.raises(ValueError, match="row 2 of split 'train' is refused by the teacher's processor .*ratio"):
         attach_aspects(source, BANK, choosy, work_dir=tmp_path)
 
@@ -662,7 +662,7 @@ def test_swapped_and_foreign_shards_are_made_again(tmp_path, stream):
     second.rename(first)
     (tmp_path / "swap").rename(second)
     third.write_bytes((tmp_path / "b" / third.relative_to(tmp_path / "a")).read_bytes())
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "full")
     again = attach_aspects(source(), BANK, counting, work_dir=tmp_path / "a")
     assert [row["aspect_logits"] for row in again] == values and counting.count == 6
 
@@ -705,7 +705,7 @@ def test_a_stream_stores_the_bytes_that_were_read_and_no_null_in_place_of_a_file
             paths[1].unlink(missing_ok=True)
             return super().read(images, bank)
 
-    who = Vanishing(tiny.internvl(), tiny.processor())
+    who = Vanishing(tiny.internvl(), tiny.processor(), "full")
     labelled = attach_aspects(source.to_iterable_dataset(), BANK, who, work_dir=tmp_path / "a")
     assert np.array_equal(np.array(list(labelled)[1]["image"]), np.array(tiny.images(4)[1]))
     both = IterableDatasetDict(train=rows(2).to_iterable_dataset(), test=source.to_iterable_dataset())
@@ -833,7 +833,7 @@ class Slow(Counting):
 
 def test_of_several_on_one_job_in_the_cache_one_works_and_the_others_wait(cache, caplog):
     dataset = rows(6)
-    slow = [Slow(tiny.internvl(), tiny.processor()) for _ in range(3)]
+    slow = [Slow(tiny.internvl(), tiny.processor(), "full") for _ in range(3)]
     calls = [partial(attach_aspects, dataset, BANK, each, shard_size=2) for each in slow]
     for labelled in at_once(calls):
         assert_answers(labelled, expected(dataset))
@@ -843,7 +843,7 @@ def test_of_several_on_one_job_in_the_cache_one_works_and_the_others_wait(cache,
 
 def _label(cache, begun):
     datasets.config.HF_DATASETS_CACHE = cache
-    slow = Slow(tiny.internvl(), tiny.processor())
+    slow = Slow(tiny.internvl(), tiny.processor(), "full")
     begun.put(None)
     begun.put((attach_aspects(rows(), BANK, slow)["aspect_logits"][:], slow.count))
 
@@ -876,7 +876,7 @@ def test_a_second_run_in_a_work_dir_is_refused_while_there_is_work_to_do(tmp_pat
         finally:
             go_on.set()
 
-    stopped = Stopped(tiny.internvl(), tiny.processor())
+    stopped = Stopped(tiny.internvl(), tiny.processor(), "full")
     first, refused = at_once([lambda: attach_aspects(rows(), BANK, stopped, work_dir=tmp_path), second])
     assert_answers(first, expected(rows()))
     assert isinstance(refused, ValueError)

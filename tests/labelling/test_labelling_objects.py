@@ -223,7 +223,7 @@ def test_a_second_run_costs_nothing(cache):
 def test_other_settings_are_other_work(cache, other):
     source = rows().add_column("things", rows()["objects"][:], feature=STRUCT)
     attach(source, None)
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "full")
     attach(source, None, counting, **other)
     assert counting.count == (6 if other.get("boxes_column", "") is not None else 4)
 
@@ -247,7 +247,7 @@ def test_what_looks_the_same_is_read_once(tmp_path):
     twice = [*COCO[0], COCO[0][1]]
     image = pictures()[0]
     source = rows([twice, COCO[0], COCO[2]], images=[image, image, pictures()[2]])
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "full")
     labelled = attach(source, tmp_path, counting)
     first, _, third, _ = by_hand()
     assert_same(labelled, [first[[0, 1, 2, 1]], first, third])
@@ -272,7 +272,7 @@ def test_an_interrupted_job_goes_on_and_ends_with_the_same_bits(tmp_path, monkey
     assert [name for name in shards(tmp_path / "work") if name.startswith("train")] == [
         name for name in shards(tmp_path / "undisturbed") if name.startswith("train")
     ][:2]
-    counting = Counting(tiny.internvl(), tiny.processor())
+    counting = Counting(tiny.internvl(), tiny.processor(), "full")
     labelled = attach(source(), tmp_path / "work", counting)
     assert counting.count == 3
     assert list(labelled.remove_columns("image")) == expected
@@ -291,7 +291,7 @@ def busy_rows() -> Dataset:
 
 
 def label_objects(folder: Path, stream: bool = False):
-    who = test_resume.Logging(tiny.internvl(), tiny.processor())
+    who = test_resume.Logging(tiny.internvl(), tiny.processor(), "full")
     who.log = folder / "log.txt"
     source = busy_rows().to_iterable_dataset() if stream else busy_rows()
     return attach(source, folder / "work", who, shard_size=SHARD)
@@ -448,7 +448,7 @@ def test_a_row_of_which_something_cannot_be_read_is_named_or_skipped(tmp_path, d
     if damage == "no image":
         images[3], who, words = {"bytes": b"no", "path": None}, teacher(), "The image in row 3 .* cannot be decoded"
     else:
-        who = Choosy(tiny.internvl(), tiny.processor())
+        who = Choosy(tiny.internvl(), tiny.processor(), "full")
         words = "Object 1 of the image in row 3 of split 'train' is refused by the teacher's processor .*too small"
     with pytest.raises(ValueError, match=words):
         attach(rows(images=images), tmp_path, who)
