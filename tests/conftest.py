@@ -13,7 +13,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": HUB.url, "HF_HUB_DISABLE_XE
 os.environ.pop("HF_TOKEN", None)
 
 
-LONG = """test_documents test_strategies test_users_files test_commands test_compare_detection test_hub_student
+LONG = """test_documents test_strategies test_users_files test_compare test_compare_detection test_hub_student
 test_hub_dataset test_preflight test_labelling test_train_detection test_resume test_hub_detection test_lazy_import
 test_labelling_objects test_hostile test_checkpoints test_two_processes""".split()
 
