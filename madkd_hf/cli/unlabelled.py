@@ -59,8 +59,9 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
     for split in (args.test_split, args.eval_split):
         if split in splits and (count := same_images(rows, splits[split], args.image_column)):
             raise ValueError(
-                f"{count} of the {counted(len(rows), 'image')} without a class are also in the split {split!r}, byte "
-                "for byte: drop them from one of the two, or the student is scored on what it has learned."
+                f"Of {counted(len(rows), 'image')} without a class, {count} {'is' if count == 1 else 'are'} also in "
+                f"the split {split!r}, byte for byte: drop them from one of the two, or the student is scored on what "
+                "it has learned."
             )
     if not learns:
         raise ValueError(

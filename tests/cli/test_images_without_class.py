@@ -149,7 +149,7 @@ def test_test_images_are_not_learned_from(tmp_path):
     dataset = saved(tmp_path / "toys", train=rows(12, 0), validation=rows(12, 1), test=test)
     folder = saved(tmp_path / "loose", train=concatenate_datasets([rows(5, 7), test.select([0, 3])]))
     said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=1.0, do_predict=True)
-    assert "2 of the 7 images" in said and "'test'" in said and "byte for byte" in said
+    assert "Of 7 images without a class, 2 are" in said and "'test'" in said and "byte for byte" in said
     said = refused(tmp_path, "--dataset", dataset, "--unlabelled", "test", aspect_alpha=1.0)
     assert "--unlabelled test" in said and "serves something else" in said
 

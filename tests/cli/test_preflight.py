@@ -422,7 +422,7 @@ def test_hidden_labels_of_the_test_split_are_predicted_but_not_compared(quick, t
 @pytest.mark.parametrize(
     ("split", "values", "feature", "expected"),
     [
-        ("train", [None, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "split 'train' has no class (null"),
+        ("train", [None, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "1 image without a class"),
         ("validation", [-1, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "0.jpg"),
         ("test", [-1, 0] + [0, 1] * 5, ClassLabel(names=["a", "b"]), "split 'test' has no class"),
         ("test", [0, 1] * 6, ClassLabel(names=["b", "a"]), "give both the same classes in the same order"),

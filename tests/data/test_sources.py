@@ -508,12 +508,12 @@ def test_a_fraction_that_is_too_small_is_told_with_one_that_is_not(tmp_path):
 def test_classes_with_too_few_images_are_all_named(tmp_path):
     rows = load(str(draw(tmp_path / "birds", "a 5, b 1, c 2"))).splits["train"]
     with pytest.raises(ValueError) as refused:
-        classification.draw(rows, "label", 3, seed=0)
+        classification.drawn_rows(rows, "label", 3, seed=0)
     said = (
         "The class 'b' has 1 image and --images_per_class asks for 3; too few have 'c' (2) as well: ask for fewer, or"
     )
     assert str(refused.value).startswith(said)
-    assert sorted(classification.draw(rows, "label", 1, seed=0)["label"]) == [0, 1, 2]
+    assert sorted(rows.select(classification.drawn_rows(rows, "label", 1, seed=0))["label"]) == [0, 1, 2]
 
 
 def test_rows_are_named_by_their_file_and_the_number_that_the_user_knows(tmp_path):
