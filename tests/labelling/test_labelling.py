@@ -1,26 +1,18 @@
 """The map job: the same rows with three more columns, computed once."""
 
 import json
-import multiprocessing
 import os
 import pickle
-import re
-import threading
-import time
-from contextlib import ExitStack
-from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 import datasets
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from builders import tiny
-from builders.labelling import Asleep, Counting, encoded, shards, teacher
+from builders.labelled_rows import BANK, COLUMNS, assert_answers, expected, rows, splits
+from builders.labelling import Asleep, Counting, shards, teacher
 from datasets import (
-    ClassLabel,
     Dataset,
     DatasetDict,
     Features,
@@ -32,46 +24,9 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
-from tokenizers import normalizers
 
-from madkd_hf import Aspect, AspectBank, AspectTeacher, attach_aspects, files
-from madkd_hf.data.columns import skipped_rows
-from madkd_hf.files import LOCK_FILE, read_record, remove_stale
-from madkd_hf.labelling import Workers, reading
-from madkd_hf.labelling.job import _Job
+from madkd_hf import Aspect, AspectBank, attach_aspects
 from madkd_hf.labelling.shards import WorkDir
-from madkd_hf.labelling.sources import sources_of
-from madkd_hf.teachers import UnreadableImageError
-
-
-BANK = tiny.bank(3)
-COLUMNS = ["aspect_logits", "aspect_mass", "aspect_bank"]
-
-
-def rows(count: int = 5, seed: int = 0) -> Dataset:
-    features = Features({"image": Image(), "label": ClassLabel(names=["cat", "dog"])})
-    columns = {"image": tiny.images(count, 20, seed), "label": [i % 2 for i in range(count)]}
-    return Dataset.from_dict(columns, features=features)
-
-
-def splits() -> DatasetDict:
-    return DatasetDict({"train": rows(5), "test": rows(3, seed=1)})
-
-
-def expected(dataset: Dataset, of: AspectTeacher | None = None, bank: AspectBank = BANK) -> torch.Tensor:
-    return (of or teacher()).read(dataset["image"][:], bank).logits
-
-
-def assert_answers(dataset: Dataset, values: torch.Tensor) -> None:
-    answers = torch.tensor(dataset["aspect_logits"][:], dtype=torch.float32)
-    torch.testing.assert_close(answers, values, atol=1e-5, rtol=0)
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """The datasets cache, empty."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    return tmp_path
 
 
 # What comes out
@@ -272,119 +227,7 @@ def test_the_plan_does_not_depend_on_what_the_teacher_read_before(tmp_path):
     assert plans[0] == plans[1]
 
 
-# What the model reads
-
-
-def dated(day: int, monkeypatch: pytest.MonkeyPatch, who: type = AspectTeacher, **settings) -> AspectTeacher:
-    """A teacher whose chat template writes something else on each day, on that day."""
-
-    class Today(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return cls(2026, 1, day, tzinfo=tz)
-
-    monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Today)
-    processor = tiny.processor()
-    words = "{{ ['red', 'blue', 'big'][strftime_now('%d') | int % 3] }} "
-    processor.chat_template = words + processor.chat_template
-    return who(tiny.internvl(), processor, **settings)
-
-
-class Killed(Counting):
-    """Is stopped after the first call."""
-
-    def read(self, images, bank):
-        if self.count:
-            raise KeyboardInterrupt
-        return super().read(images, bank)
-
-
-@pytest.mark.parametrize("where", [None, "work"])
-def test_a_job_killed_before_midnight_is_found_and_goes_on_after_it(cache, monkeypatch, where):
-    monkeypatch.setattr("madkd_hf.labelling.job.READ_BATCH", 1)
-    folder = where and cache / where
-    with pytest.raises(KeyboardInterrupt):
-        attach_aspects(rows(4), BANK, dated(1, monkeypatch, Killed, batch_size=3), work_dir=folder, shard_size=1)
-    counting = dated(2, monkeypatch, Counting, batch_size=3)
-    labelled = attach_aspects(rows(4), BANK, counting, work_dir=folder, shard_size=1)
-    assert counting.count == 3
-    assert_answers(labelled, expected(rows(4), dated(3, monkeypatch)))
-
-
-def test_other_prompts_are_another_job(cache, monkeypatch):
-    attach_aspects(rows(), BANK, dated(1, monkeypatch), work_dir=cache / "work")
-    with pytest.raises(ValueError, match=r"its prompts are others \('blue user : .*here 'big user.*another --date"):
-        attach_aspects(rows(), BANK, dated(1, monkeypatch, Asleep, date="2026-01-02"), work_dir=cache / "work")
-    attach_aspects(rows(), BANK, dated(1, monkeypatch))
-    counting = dated(1, monkeypatch, Counting, date="2026-01-02")
-    labelled = attach_aspects(rows(), BANK, counting)
-    assert counting.count == 5
-    assert_answers(labelled, expected(rows(), counting))
-
-
-def test_a_tokenizer_changed_in_the_same_folder_is_another_job(tmp_path):
-    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-    for change in ("normalizer", "word"):
-        processor = tiny.processor()
-        if change == "normalizer":
-            processor.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "blue")
-        else:
-            processor.tokenizer.add_tokens(["blue ?"])
-        with pytest.raises(ValueError, match="its teacher tokenizer is .*pass another work_dir"):
-            attach_aspects(rows(), BANK, Asleep(tiny.internvl(), processor), work_dir=tmp_path)
-
-
 # What is refused
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        ({"seed": 1}, 'its teacher weights is ".*", here ".*"; pass another work_dir'),
-        ({"prompt": "{question} yes or no ?"}, "its teacher prompt is .*here .*yes or no"),
-        ({"bank": AspectBank(reversed(list(BANK)))}, "its bank fingerprint is"),
-        ({"source": rows(seed=2)}, "its rows of split 'train' fingerprint is"),
-        ({"source": rows(4)}, r"its split 'train' has 5 rows, here 4 \(another --limit\?\)"),
-        ({"image_column": "photo", "source": rows().rename_column("image", "photo")}, 'image_column is "image", here'),
-    ],
-    ids=["weights", "prompt", "bank", "images", "rows", "column"],
-)
-def test_another_job_in_the_same_work_dir_is_refused(tmp_path, other, message):
-    settings = dict(other)
-    bank, source, seed = settings.pop("bank", BANK), settings.pop("source", rows()), settings.pop("seed", 0)
-    column = settings.pop("image_column", "image")
-    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-    asleep = Asleep(tiny.internvl(seed), tiny.processor(), **settings)
-    with pytest.raises(ValueError, match=f"{tmp_path} holds another labelling job: .*{message}"):
-        attach_aspects(source, bank, asleep, column, work_dir=tmp_path)
-    attach_aspects(rows(), BANK, Asleep(tiny.internvl(), tiny.processor()), work_dir=tmp_path)
-
-
-def test_another_split_of_the_same_job_joins_it(tmp_path):
-    attach_aspects(splits(), BANK, teacher(), splits="train", work_dir=tmp_path)
-    counting = Counting(tiny.internvl(), tiny.processor(), "full")
-    labelled = attach_aspects(splits(), BANK, counting, work_dir=tmp_path)
-    assert counting.count == 3
-    assert_answers(labelled["train"], expected(splits()["train"]))
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"format_version": 2}', "\x00\x00", None])
-def test_a_manifest_that_is_none_is_told_in_one_sentence(tmp_path, content):
-    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-    manifest = tmp_path / "manifest.json"
-    manifest.unlink() if content is None else manifest.write_text(content)
-    with pytest.raises(
-        ValueError, match=r"(no manifest of a labelling job|holds shards/\S+ and no) .*pass another work_dir"
-    ):
-        attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-
-
-def test_a_manifest_of_a_later_version_is_refused(tmp_path):
-    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-    content = json.loads((tmp_path / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 3, "checksum": "another kind"}))
-    with pytest.raises(ValueError, match="has format 3, this version of madkd_hf reads 2"):
-        attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -423,124 +266,6 @@ def test_a_labelled_dataset_is_refused_with_the_way_to_drop_its_labels(tmp_path)
     with pytest.raises(ValueError, match=r"labelled already.*remove_columns\(\['aspect_logits'"):
         attach_aspects(labelled, BANK, teacher(), work_dir=tmp_path)
     attach_aspects(labelled.remove_columns(COLUMNS), BANK, teacher(), work_dir=tmp_path / "other")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "no image", "gone"])
-def test_an_image_that_cannot_be_decoded_is_named_and_leaves_nothing_half_written(tmp_path, damage):
-    pictures, work = tmp_path / "pictures", tmp_path / "work"
-    pictures.mkdir()
-    paths = [pictures / f"{i}.png" for i in range(5)]
-    for path, image in zip(paths, tiny.images(5, 40)):
-        image.save(path)
-    whole = paths[3].read_bytes()
-    source = Dataset.from_dict({"image": [str(path) for path in paths]}).cast_column("image", Image())
-    source = DatasetDict({"train": source.select([0, 1]), "dev": source})
-
-    if damage == "gone":
-        paths[3].unlink()
-    else:
-        paths[3].write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"no image")
-    with pytest.raises(ValueError, match=r"pictures/3.png \(row 3 of split 'dev'\) cannot be decoded.*repair the"):
-        attach_aspects(source, BANK, teacher(), work_dir=work, shard_size=2)
-    assert shards(work) == ["dev-00000.arrow", "train-00000.arrow"]
-
-    paths[3].write_bytes(whole)
-    labelled = attach_aspects(source, BANK, teacher(), work_dir=work)
-    assert_answers(labelled["dev"], teacher().read(tiny.images(5, 40), BANK).logits)
-
-
-def test_a_row_without_an_image_is_named(tmp_path):
-    source = Dataset.from_dict({"image": [tiny.images(1)[0], None]}, features=Features({"image": Image()}))
-    with pytest.raises(ValueError, match="image in row 1 of split 'train' cannot be decoded"):
-        attach_aspects(source, BANK, teacher(), work_dir=tmp_path)
-    assert shards(tmp_path) == []
-
-
-# Real pictures
-
-
-def pictures() -> dict[str, dict | None]:
-    """Name -> what a dataset stores; those whose name starts with "bad" cannot be read."""
-    colour = tiny.images(1, 40)[0]
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    deep = PIL.Image.fromarray((np.arange(1600).reshape(40, 40) * 40).astype(np.uint16))
-    whole = encoded(colour)["bytes"]
-    return {
-        "colour": encoded(colour),
-        "palette": encoded(colour.convert("P"), "GIF"),
-        "bad: truncated": {"bytes": whole[: len(whole) // 2], "path": None},
-        "alpha": encoded(colour.convert("RGBA")),
-        "CMYK": encoded(colour.convert("CMYK"), "JPEG"),
-        "bad: zero bytes": {"bytes": b"", "path": None},
-        "16 bits": encoded(deep),
-        "grey": encoded(colour.convert("L")),
-        "turned": encoded(colour, "JPEG", exif=exif),
-        "1 x 4000": encoded(colour.resize((1, 4000))),
-        "bad: null": None,
-        "bad: no file": {"bytes": None, "path": "nowhere.png"},
-    }
-
-
-class Choosy(AspectTeacher):
-    """Its processor refuses narrow images."""
-
-    def read(self, images, bank):
-        for index, image in enumerate(images):
-            if image.width == 1:
-                raise UnreadableImageError(index, ValueError("absolute aspect ratio must be smaller than 200"))
-        return super().read(images, bank)
-
-
-def of_pictures() -> Dataset:
-    return Dataset.from_dict({"image": list(pictures().values())}, features=Features({"image": Image()}))
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
-@pytest.mark.parametrize("choosy", [False, True])
-def test_what_can_be_read_is_read_and_the_rest_is_skipped(tmp_path, stream, choosy):
-    source = of_pictures().to_iterable_dataset() if stream else of_pictures()
-    who = (Choosy if choosy else AspectTeacher)(tiny.internvl(), tiny.processor(), "full")
-    labelled = attach_aspects(source, BANK, who, work_dir=tmp_path, on_error="skip", shard_size=5)
-    bad = [name.startswith("bad") or (choosy and name == "1 x 4000") for name in pictures()]
-    assert skipped_rows(labelled) == [row for row, is_bad in enumerate(bad) if is_bad]
-    for row, is_bad in zip(labelled.cast_column("image", Image(decode=False)), bad):
-        assert (row["aspect_logits"] is None) == (row["aspect_mass"] is None) == is_bad
-        assert row["aspect_bank"] == BANK.fingerprint
-
-
-def test_images_that_look_the_same_get_the_same_answers(tmp_path):
-    colour = tiny.images(1, 40)[0]
-    clear = colour.convert("RGBA")
-    clear.paste((0, 0, 0, 0), (0, 0, 20, 40))
-    white = colour.copy()
-    white.paste((255, 255, 255), (0, 0, 20, 40))
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    turned = encoded(colour.transpose(PIL.Image.Transpose.ROTATE_90), exif=exif)
-    images = [encoded(clear), encoded(white), turned, encoded(colour)]
-    source = Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
-    logits = attach_aspects(source, BANK, teacher(), work_dir=tmp_path)["aspect_logits"][:]
-    np.testing.assert_allclose(logits[0], logits[1], atol=1e-5)
-    np.testing.assert_allclose(logits[2], logits[3], atol=1e-5)
-
-
-def test_skipping_after_an_error_keeps_what_was_done_and_an_error_after_skipping_names_the_row(tmp_path):
-    settings = {"work_dir": tmp_path, "shard_size": 2}
-    with pytest.raises(ValueError, match=r"row 2 of split 'train' cannot be decoded .*or pass on_error='skip'"):
-        attach_aspects(of_pictures(), BANK, teacher(), **settings)
-    counting = Counting(tiny.internvl(), tiny.processor(), "full")
-    attach_aspects(of_pictures(), BANK, counting, on_error="skip", **settings)
-    assert counting.count == 6
-    with pytest.raises(ValueError, match="row 2 of split 'train'"):
-        attach_aspects(of_pictures(), BANK, teacher(), **settings)
-
-
-def test_a_refusal_by_the_processor_names_the_row(tmp_path):
-    source = of_pictures().select([0, 1, 9])
-    choosy = Choosy(tiny.internvl(), tiny.processor(), "full")
-    with pytest.raises(ValueError, match="row 2 of split 'train' is refused by the teacher's processor .*ratio"):
-        attach_aspects(source, BANK, choosy, work_dir=tmp_path)
 
 
 # Streams
@@ -620,116 +345,6 @@ def test_a_stream_that_does_not_know_its_columns_is_told_how_to_say_them(tmp_pat
     assert len(list(attach_aspects(source, BANK, teacher(), work_dir=tmp_path, stream_name="two"))) == 2
 
 
-def test_workers_that_read_other_rows_stop(tmp_path):
-    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers())
-    (told,) = sources_of(rows(), None, "image")
-    (other,) = sources_of(rows(seed=1), None, "image")
-    manifest = {"splits": {"train": told.state}, "teacher": teacher().identity, "prompts": teacher().prompts(BANK)}
-    job._compare(manifest, [told])
-    with pytest.raises(
-        ValueError,
-        match="Worker 0 does not label what the main process labels: its rows of split 'train' .*shuffle a seed",
-    ):
-        job._compare(manifest, [other])
-    job = _Job(BANK, teacher(system="it is red ."), "image", "raise", 2, False, Workers(1, 2))
-    with pytest.raises(ValueError, match="Worker 1 .*: its teacher system is .*the same files"):
-        job._compare(manifest, [told])
-    manifest["prompts"] = {"tokens": "other", "example": "user : <image>C'est rouge ?"}
-    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers(1, 2))
-    with pytest.raises(ValueError, match="Worker 1 .*its prompts are others .*packages and locale"):
-        job._compare(manifest, [told])
-
-
-def test_shards_that_are_not_done_are_gone_before_the_workers_look(tmp_path):
-    attach_aspects(of_pictures(), BANK, teacher(), on_error="skip", work_dir=tmp_path, shard_size=2)
-    (tmp_path / "shards" / "train-00000.arrow").write_bytes(b"")
-    (source,) = sources_of(of_pictures(), None, "image")
-    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers())
-    with ExitStack() as locks:
-        _, done = job._begin(tmp_path, [source], locks)
-    there = {path.name for path in (tmp_path / "shards").iterdir()}
-    assert there == {f"train-{index:05d}.arrow" for index in done["train"]} and sorted(done["train"]) == [3, 4]
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
-def test_swapped_and_foreign_shards_are_made_again(tmp_path, stream):
-    source = lambda: rows(6).to_iterable_dataset() if stream else rows(6)  # noqa: E731
-    kinds = {"shard_size": 2, "teacher": teacher()}
-    values = [row["aspect_logits"] for row in attach_aspects(source(), BANK, work_dir=tmp_path / "a", **kinds)]
-    attach_aspects(source(), tiny.bank(2), work_dir=tmp_path / "b", **kinds)
-    first, second, third = sorted(path for path in tmp_path.glob("a/*/train-*"))
-    first.rename(tmp_path / "swap")
-    second.rename(first)
-    (tmp_path / "swap").rename(second)
-    third.write_bytes((tmp_path / "b" / third.relative_to(tmp_path / "a")).read_bytes())
-    counting = Counting(tiny.internvl(), tiny.processor(), "full")
-    again = attach_aspects(source(), BANK, counting, work_dir=tmp_path / "a")
-    assert [row["aspect_logits"] for row in again] == values and counting.count == 6
-
-
-@pytest.mark.parametrize("moment", ["before the manifest", "after it"])
-def test_of_two_jobs_that_begin_at_once_one_is_refused(tmp_path, monkeypatch, moment):
-    begin, others = remove_stale, iter([teacher()])
-
-    def meanwhile(folder):
-        begin(folder)
-        for other in others:
-            attach_aspects(rows(), BANK, other, work_dir=tmp_path)
-
-    monkeypatch.setattr("madkd_hf.labelling.shards.remove_stale", meanwhile)
-    late = Asleep(tiny.internvl(1 if moment == "before the manifest" else 0), tiny.processor())
-    if moment == "after it":  # the same job: it takes what is there
-        attach_aspects(rows(), BANK, late, work_dir=tmp_path)
-    else:
-        with pytest.raises(ValueError, match="holds another labelling job: its teacher weights"):
-            attach_aspects(rows(), BANK, late, work_dir=tmp_path)
-
-
-def test_what_two_jobs_settle_adds_up(tmp_path):
-    attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-    manifest = read_record(tmp_path / "manifest.json", "manifest", "")
-    one, two = (WorkDir(tmp_path, {**manifest, "complete": {name: 1}}) for name in "ab")
-    one.save()
-    two.save()
-    assert json.loads((tmp_path / "manifest.json").read_text())["complete"] == {"a": 1, "b": 1}
-
-
-def test_a_stream_stores_the_bytes_that_were_read_and_no_null_in_place_of_a_file(tmp_path):
-    paths = [tmp_path / f"{i}.png" for i in range(4)]
-    for path, image in zip(paths, tiny.images(4)):
-        image.save(path)
-    source = Dataset.from_dict({"image": list(map(str, paths))}).cast_column("image", Image())
-
-    class Vanishing(AspectTeacher):
-        def read(self, images, bank):
-            paths[1].unlink(missing_ok=True)
-            return super().read(images, bank)
-
-    who = Vanishing(tiny.internvl(), tiny.processor(), "full")
-    labelled = attach_aspects(source.to_iterable_dataset(), BANK, who, work_dir=tmp_path / "a")
-    assert np.array_equal(np.array(list(labelled)[1]["image"]), np.array(tiny.images(4)[1]))
-    both = IterableDatasetDict(train=rows(2).to_iterable_dataset(), test=source.to_iterable_dataset())
-    with pytest.raises(
-        ValueError, match=r"row 1 of split 'test' names the file '.*1.png', which is not read \(there is no such"
-    ):
-        attach_aspects(both, BANK, teacher(), splits="train", work_dir=tmp_path / "b")
-
-
-@pytest.mark.parametrize("error", [MemoryError(), OSError(116, "Stale file handle"), PermissionError(13, "no")])
-def test_what_passes_stops_the_job_and_is_not_skipped(tmp_path, monkeypatch, error):
-    calls, decode_one = iter(range(100)), reading.decode
-
-    def decode(stored, origin):
-        if next(calls) == 3:
-            raise error
-        return decode_one(stored, origin)
-
-    monkeypatch.setattr(reading, "decode", decode)
-    with pytest.raises(OSError, match="row 3 of split 'train' cannot be read now .*run the same command again"):
-        attach_aspects(rows(), BANK, teacher(), on_error="skip", work_dir=tmp_path)
-    assert skipped_rows(attach_aspects(rows(), BANK, teacher(), on_error="skip", work_dir=tmp_path)) == []
-
-
 @pytest.mark.parametrize("name", ["a b é", "fold-1.v2"])
 def test_split_names_with_many_characters_go_on(tmp_path, name):
     attach_aspects(DatasetDict({name: rows()}), BANK, teacher(), work_dir=tmp_path)
@@ -777,108 +392,3 @@ def test_an_unfinished_stream_is_not_taken_for_a_finished_one(tmp_path, monkeypa
     attach_aspects(source(), BANK, teacher(), work_dir=tmp_path / "out", shard_size=2)
     assert len(load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))["train"]) == 6
     assert "not finished" not in (tmp_path / "out" / "README.md").read_text()
-
-
-def test_a_manifest_that_is_a_folder_is_told_in_one_sentence(tmp_path):
-    (tmp_path / "manifest.json").mkdir()
-    with pytest.raises(ValueError, match="manifest of a labelling job.*pass another work_dir"):
-        attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-
-
-# More than one at once
-
-
-def at_once(calls: list) -> list[Dataset | Exception]:
-    """What each call returns or raises, of threads that begin at the same moment."""
-    barrier, results = threading.Barrier(len(calls)), [None] * len(calls)
-
-    def run(place: int) -> None:
-        barrier.wait(60)
-        try:
-            results[place] = calls[place]()
-        except Exception as error:
-            results[place] = error
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    return results
-
-
-@pytest.mark.parametrize("where", [None, "work"])
-def test_a_finished_job_is_read_by_many_at_once(cache, where):
-    work_dir, dataset = where and cache / where, rows()
-    values = expected(dataset)
-    attach_aspects(dataset, BANK, teacher(), work_dir=work_dir)
-    asleep = [Asleep(tiny.internvl(), tiny.processor()) for _ in range(4)]
-    for _ in range(4):
-        for labelled in at_once([partial(attach_aspects, dataset, BANK, each, work_dir=work_dir) for each in asleep]):
-            assert_answers(labelled, values)
-    (lock,) = cache.rglob(LOCK_FILE)
-    with files.locked(lock.parent):  # such as by a run that labels another split
-        (labelled,) = at_once([lambda: attach_aspects(dataset, BANK, asleep[0], work_dir=work_dir)])
-    assert_answers(labelled, values)
-
-
-class Slow(Counting):
-    """Takes long enough for others to come by."""
-
-    def read(self, images, bank):
-        if self.count == 0:
-            time.sleep(1)
-        return super().read(images, bank)
-
-
-def test_of_several_on_one_job_in_the_cache_one_works_and_the_others_wait(cache, caplog):
-    dataset = rows(6)
-    slow = [Slow(tiny.internvl(), tiny.processor(), "full") for _ in range(3)]
-    calls = [partial(attach_aspects, dataset, BANK, each, shard_size=2) for each in slow]
-    for labelled in at_once(calls):
-        assert_answers(labelled, expected(dataset))
-    assert sorted(each.count for each in slow) == [0, 0, 6]
-    assert caplog.text.count("this one waits until it is over") == 2
-
-
-def _label(cache, begun):
-    datasets.config.HF_DATASETS_CACHE = cache
-    slow = Slow(tiny.internvl(), tiny.processor(), "full")
-    begun.put(None)
-    begun.put((attach_aspects(rows(), BANK, slow)["aspect_logits"][:], slow.count))
-
-
-def test_of_two_processes_on_one_job_in_the_cache_one_waits_for_the_other(cache):
-    fork = multiprocessing.get_context("fork")
-    told = fork.Queue()
-    jobs = [fork.Process(target=_label, args=(cache, told)) for _ in range(2)]
-    for job in jobs:
-        job.start()
-    results = [result for result in (told.get(timeout=120) for _ in range(4)) if result]
-    for job in jobs:
-        job.join(60)
-    assert sorted(count for _, count in results) == [0, 5] and results[0][0] == results[1][0]
-
-
-def test_a_second_run_in_a_work_dir_is_refused_while_there_is_work_to_do(tmp_path):
-    begun, go_on = threading.Event(), threading.Event()
-
-    class Stopped(AspectTeacher):
-        def read(self, images, bank):
-            begun.set()
-            assert go_on.wait(60)
-            return super().read(images, bank)
-
-    def second() -> Dataset:
-        assert begun.wait(60)
-        try:
-            return attach_aspects(rows(), BANK, teacher(), work_dir=tmp_path)
-        finally:
-            go_on.set()
-
-    stopped = Stopped(tiny.internvl(), tiny.processor(), "full")
-    first, refused = at_once([lambda: attach_aspects(rows(), BANK, stopped, work_dir=tmp_path), second])
-    assert_answers(first, expected(rows()))
-    assert isinstance(refused, ValueError)
-    assert re.search(f"Another run is at work in {tmp_path}: it labels.* pass another work_dir", str(refused))
-    assert_answers(second(), expected(rows()))

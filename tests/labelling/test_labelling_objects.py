@@ -68,12 +68,6 @@ def assert_same(labelled, values: list[np.ndarray]) -> None:
         np.testing.assert_allclose(each, value, atol=1e-5)
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    return tmp_path
-
-
 # What comes out
 
 
