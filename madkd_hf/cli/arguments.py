@@ -41,14 +41,8 @@ def _argument_parser() -> type:
 
 
 HfArgumentParser = _argument_parser()
-FILES = (
-    "answers",
-    "baseline",
-    "distill",
-    "distill_unlabelled",
-    "comparison",
-    "class_names_file",
-)  # options that name what must be here
+# options that name what must be here
+FILES = ("answers", "baseline", "distill", "distill_unlabelled", "comparison", "class_names_file")
 READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
 WRITTEN = ("output_dir", "work_dir")
 GROUPS = {  # command -> its groups of options, in its module; those of a training depend on its task
@@ -312,17 +306,17 @@ def load_splits(
     )
     if os.environ.get("RANK", "0") == "0":
         print(terminal_lines(loaded.summary), flush=True)
-    folder = files_from(args) if name is None else folder_of(name)
+    folder = files_from(args) if name is None else existing_folder(name)
     own = check_files_of_splits(loaded.splits, folder, getattr(args, "on_error", "raise"))
     return type(loaded.splits)(own)
 
 
 def files_from(args: DatasetArguments) -> Path | None:
     """The folder of the dataset, where it is one: what its rows name may lie there."""
-    return folder_of(args.dataset)
+    return existing_folder(args.dataset)
 
 
-def folder_of(name: str) -> Path | None:
+def existing_folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     return path if name and path.exists() else None
 

@@ -95,8 +95,7 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
             if hasattr(args, "label_column"):
-                num_classes = command.classes(train_set, args).num_classes
-                problems.step(check_mix, ready.splits, args, training_args, num_classes)
+                problems.step(check_mix, ready.splits, args, training_args)
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
         problems.raise_all()
@@ -149,6 +148,8 @@ def check_comparison(
         if learned and UNLABELLED in ready.splits:
             args.unlabelled = UNLABELLED  # where the students find those of the training split, too
         problems.step(check_unlabelled, ready.splits, args, [LOGITS] if learned else [])
+        for student, training_args in students if learned else []:
+            problems.step(check_mix, ready.splits, student, training_args)
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)

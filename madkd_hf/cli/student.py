@@ -34,7 +34,7 @@ from .preflight import Ready
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
 from .teachers import attach
-from .unlabelled import about, answers_needed, with_posterior, with_unlabelled
+from .unlabelled import answers_needed, posterior_sentence, with_posterior, with_unlabelled
 
 
 logger = get_logger(__name__)
@@ -116,7 +116,7 @@ def prepare(
     if getattr(args, "class_posterior", False):
         train_set, posterior = with_posterior(train_set, args.label_column)
         if training_args.process_index == 0:
-            print(about(posterior), flush=True)
+            print(posterior_sentence(posterior), flush=True)
     return train_set, bank if training_args.aspect_alpha else None
 
 

@@ -60,6 +60,11 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 def main() -> None:
     (args,) = CommandParser(TuneArguments, description=__doc__).parse()
     check_given(args)
+    if args.unlabelled or args.rest_unlabelled:
+        raise ValueError(
+            "madkd tune trains base and distilled students on images with a class: leave --unlabelled and "
+            "--rest_unlabelled out."
+        )
     from . import train
     from .comparison.conditions import check, load_checked
 

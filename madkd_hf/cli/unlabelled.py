@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from ..data.check import check_all_shown
 from ..data.columns import BANK, CLASS_LOGITS, LOGITS, stored
 from ..data.duplicates import same_images
-from ..data.unlabelled import LEARNED, UNLABELLED, joined, without_others
+from ..data.unlabelled import LEARNED, UNLABELLED, concatenated, select_learned
 from ..text import counted
 from .arguments import load_splits, split_names
 from .splits import load_joined
@@ -43,7 +44,7 @@ def load_with_unlabelled(args: Any) -> DatasetDict:
         rows = others[args.train_split] if len(others) > 1 else next(iter(others.values()))
     else:
         rows = splits.pop(name)
-    splits[UNLABELLED] = without_others(rows, args.image_column)
+    splits[UNLABELLED] = select_learned(rows, args.image_column)
     return splits
 
 
@@ -82,8 +83,8 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
         null = stored(rows, LOGITS).null_count
         if null and learns == [LOGITS]:
             raise ValueError(
-                f"{null} of the {counted(len(rows), 'image')} without a class have no "
-                "answers: label them, too, or drop them."
+                f"{null} of the {counted(len(rows), 'image')} without a class have no answers: label them, too, or "
+                "drop them."
             )
     needs = LOGITS in learns or (CLASS_LOGITS in learns and CLASS_LOGITS not in rows.features)
     if needs and not all(answered):
@@ -93,7 +94,7 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
         )
 
 
-def check_mix(splits: DatasetDict, args: Any, training_args: Any, num_classes: int) -> None:
+def check_mix(splits: DatasetDict, args: Any, training_args: Any) -> None:
     """Raise ValueError where options of images without a class find none, or a class only such images."""
     rows, there = splits[args.train_split], UNLABELLED in splits or getattr(args, "rest_unlabelled", False)
     for name in ("labelled_fraction", "self_training", "class_posterior"):
@@ -105,13 +106,8 @@ def check_mix(splits: DatasetDict, args: Any, training_args: Any, num_classes: i
             )
     if training_args.self_training and training_args.mixup_alpha:
         raise ValueError("self_training and mixup_alpha do not go together: leave one of them out.")
-    shown = set(rows[args.label_column])
-    if there and len(shown) < num_classes:
-        names = [name for index, name in enumerate(rows.features[args.label_column].names) if index not in shown]
-        raise ValueError(
-            f"No training image with a class shows {', '.join(map(repr, names[:5]))}: images without a class cannot "
-            "teach what a class is; give each class at least one image, or leave it out."
-        )
+    if there:
+        check_all_shown(set(rows[args.label_column]), rows.features[args.label_column].names)
 
 
 def check_posterior(rows: Dataset, args: Any) -> None:
@@ -131,7 +127,7 @@ def with_unlabelled(drawn: Dataset, others: list[Dataset], args: Any) -> Dataset
     if not others:
         return drawn
     names = [name for name in drawn.column_names if name in (args.image_column, args.label_column, *LEARNED)]
-    return joined([drawn.select_columns(names), *others])
+    return concatenated([drawn.select_columns(names), *others])
 
 
 def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior]:
@@ -146,8 +142,9 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior
     from ..selection.posterior import fit_posterior
 
     feature: ClassLabel = rows.features[label_column]
-    width = rows.features[LOGITS].length
-    answers = matrix(stored(rows, LOGITS), LOGITS, width)
+    column = stored(rows, LOGITS)
+    width = next(len(answers) for answers in column if answers.is_valid)  # lists may have no fixed length
+    answers = matrix(column, LOGITS, width)
     labelled = rows_with_class(rows, label_column)
     labels = np.where(labelled, np.array([-1 if label is None else label for label in rows[label_column][:]]), -1)
     posterior = fit_posterior(answers[labelled], labels[labelled], feature.num_classes, feature.names)
@@ -158,7 +155,7 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior
     return with_class_targets(rows, scores, "posterior", feature.names), posterior
 
 
-def about(posterior: Posterior) -> str:
+def posterior_sentence(posterior: Posterior) -> str:
     """How far the answers tell the class, in a sentence."""
     if posterior.accuracy is None:
         return (

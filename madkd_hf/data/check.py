@@ -144,6 +144,15 @@ def rows_without_class(rows: Dataset, column: str, hides: bool = True) -> list[i
     return [row for row, value in enumerate(values) if value is None or (value == -1 and hides)]
 
 
+def check_all_shown(shown: set[int], classes: Sequence[str]) -> None:
+    """Raise ValueError where no image with a class shows some of the classes, which others cannot teach."""
+    if missing := [name for index, name in enumerate(classes) if index not in shown]:
+        raise ValueError(
+            f"No training image with a class shows {listed([repr(name) for name in missing])}: images without a class "
+            "cannot teach what a class is; give each class at least one image, or leave it out."
+        )
+
+
 def check_without_class(
     rows: Dataset, labelled: np.ndarray, column: str, classes: Sequence[str], targets: Sequence[str] | None
 ) -> None:
@@ -159,12 +168,7 @@ def check_without_class(
         return
     if not labelled.any():
         raise ValueError(f"None of the {len(rows)} training images has a class: give some of each class theirs.")
-    shown = set(np.asarray(rows[column][:], dtype=object)[labelled].tolist())
-    if missing := [name for index, name in enumerate(classes) if index not in shown]:
-        raise ValueError(
-            f"No training image with a class shows {listed([repr(name) for name in missing])}: images without a class "
-            "cannot teach what a class is; give each class at least one image, or leave it out."
-        )
+    check_all_shown(set(np.asarray(rows[column][:], dtype=object)[labelled].tolist()), classes)
     if targets is None:
         return
     useless = ~labelled

@@ -62,6 +62,11 @@ def check_class_targets(rows: Dataset, classes: Sequence[str]) -> None:
             f"classes, or of classes in another order, than the {len(classes)} of the student: make it again with "
             "this dataset's classes, or remove the column."
         )
+    scores = stored(rows, CLASS_LOGITS).drop_null().combine_chunks().flatten()
+    if not pc.all(pc.is_finite(scores), min_count=0).as_py():
+        raise ValueError(
+            f"The column {CLASS_LOGITS!r} holds NaN or infinite scores: clip them, or leave those rows null."
+        )
 
 
 def with_class_targets(rows: Dataset, class_logits: np.ndarray, teacher: str, classes: Sequence[str]) -> Dataset:

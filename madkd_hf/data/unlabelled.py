@@ -13,7 +13,7 @@ UNLABELLED = "unlabelled"  # the split that they are in, once loaded
 LEARNED = (*ASPECT_COLUMNS, *CLASS_COLUMNS)  # what a student learns from beside the class
 
 
-def without_others(rows: Dataset, image_column: str) -> Dataset:
+def select_learned(rows: Dataset, image_column: str) -> Dataset:
     """The rows with the columns that are learned from, without their classes."""
     if image_column not in rows.features:
         raise ValueError(
@@ -23,7 +23,7 @@ def without_others(rows: Dataset, image_column: str) -> Dataset:
     return rows.select_columns([name for name in rows.column_names if name in (image_column, *LEARNED)])
 
 
-def joined(parts: list[Dataset]) -> Dataset:
+def concatenated(parts: list[Dataset]) -> Dataset:
     """The rows of all parts, with null in the columns that a part lacks, or has nothing but null in."""
     features: dict[str, Any] = {}
     for rows in parts:

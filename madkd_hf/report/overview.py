@@ -11,10 +11,11 @@ from typing import Any
 
 from ..files import write_whole
 from ..text import block, code, counted, jsonable, markdown
-from .comparison import ANSWERS, WITH_MLLM, gain_text, markdown_table, mean_text, points_text, terms_of
+from .comparison import ANSWERS, WITH_MLLM, gain_text, markdown_table, mean_text, points_text, terms_of, treated_of
 
 
-KEPT = ("task", "seeds", "accuracy", "map", "roles", "gain", "gains", "controls", "smoothing", "answers_alone")
+KEPT = ("task", "seeds", "accuracy", "map", "roles", "treated", "gain", "gains", "controls", "answers_alone")
+KEPT += ("smoothing",)
 ABOUT = ("dataset", "commit", "images_per_class", "scenes")
 
 
@@ -59,9 +60,9 @@ def _row(entry: Mapping[str, Any], controls: Sequence[str], shows_answers: bool)
     scores, point = entry[terms.key], ", ".join(f"{option} {value}" for option, value in entry["point"].items())
     name = markdown(entry["comparison"]) + (f" ({code(point)})" if point else "")
     images = f"{entry['scenes']} scenes" if entry.get("scenes") else str(entry.get("images_per_class") or "all")
-    means = [mean_text(scores[one], 2) if one in scores else "" for one in ("base", terms.treated)]
+    means = [mean_text(scores[one], 2) if one in scores else "" for one in ("base", treated_of(entry))]
     own = entry.get("controls") or {}
-    gains = [gain_text(entry, terms.treated), *(points_text(own[one]) if one in own else "" for one in controls)]
+    gains = [gain_text(entry, treated_of(entry)), *(points_text(own[one]) if one in own else "" for one in controls)]
     row = [name, markdown(entry.get("dataset") or ""), images, str(len(entry["seeds"])), *means, *gains]
     answers = _answers_alone(entry)
     return [*row, *([mean_text(answers) if answers else ""] if shows_answers else [])]

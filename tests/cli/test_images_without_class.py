@@ -218,6 +218,15 @@ def test_a_comparison_has_rivals_and_controls_of_images_without_a_class(tmp_path
     assert "'both'" in said and "--rest_unlabelled" in said
 
 
+def test_images_without_a_class_that_nobody_would_learn_from_are_refused(tmp_path, dataset):
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0}))
+    argv = ["--dataset", dataset, "--baseline", tmp_path / "student.yaml", "--output_dir", tmp_path / "out"]
+    argv += ["--images_per_class", "4", "--rest_unlabelled", "true"]
+    said = refuse("compare", *argv, "--conditions", "base", "madkd")
+    assert "base, madkd learns from images without a class" in said and "--rest_unlabelled out" in said
+    assert "leave --unlabelled and --rest_unlabelled out" in refuse("tune", *argv)
+
+
 def test_detectors_say_that_they_do_not_learn_from_them(tmp_path):
     said = refuse("compare", "--task", "detection", "--unlabelled", "more", "--output_dir", tmp_path)
     assert "unlabelled is for task: classification" in said

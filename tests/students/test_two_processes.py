@@ -117,6 +117,14 @@ def spoilt(folder: Path, processes: int) -> dict:
         return {"said": str(error)}
 
 
+def guessing(folder: Path, processes: int) -> dict:
+    """Only some batches of some processes have images without a class to guess about."""
+    settings = {"self_training": 0.3, "per_device_train_batch_size": 4 // processes}
+    run = trainer(folder, train=rows(16, classless=(12, 13)), **settings)
+    run.train()
+    return {key: logged(run, key) for key in ("loss", "self_loss", "self_sure")}
+
+
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
 BEST |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
 TRAININGS = {  # batches of 8
@@ -128,6 +136,7 @@ TRAININGS = {  # batches of 8
         {"count": 21, "batch": 4, "gradient_accumulation_steps": 2, "broken_off": 2}
         | {"image_store": "disk", "save_strategy": "steps", "save_steps": 1},
     ),
+    "half of each batch has a class": (classifier, {"count": 21, "labelled_fraction": 0.5}),
     "detector, a last batch of 3": (detector, {"count": 11, "num_train_epochs": 1}),
     "detector, about images": (detector, {"count": 8, "level": "image", "num_train_epochs": 1}),
 }
@@ -141,7 +150,8 @@ RARER = {
 }
 MEASURED = {"classifier": (measured_classifier, {}), "detector": (measured_detector, {})}
 STOPPED = {"spoilt": (spoilt, {})}
-ALL = TRAININGS | RARER | MEASURED | STOPPED
+GUESSING = {"guessing": (guessing, {})}
+ALL = TRAININGS | RARER | MEASURED | STOPPED | GUESSING
 
 
 def run(folder: Path, processes: int, names: Iterable[str]) -> dict[str, dict]:
@@ -171,7 +181,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_two(folder) -> list[dict]:
-    return launch(folder, *TRAININGS, *MEASURED, *STOPPED)
+    return launch(folder, *TRAININGS, *MEASURED, *STOPPED, *GUESSING)
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +262,10 @@ if __name__ == "__main__":
     assert state.world_size == 2
     found = run(Path(sys.argv[1]), state.world_size, sys.argv[2:])
     Path(sys.argv[1], f"process-{state.process_index}.json").write_text(json.dumps(found))
+
+
+def test_two_processes_log_their_guesses_whoever_has_images_to_guess_about(of_two):
+    for found in of_two:
+        guesses = found["guessing"]
+        assert len(guesses["self_loss"]) == len(guesses["self_sure"]) == len(guesses["loss"]) == 4
+        assert max(guesses["self_sure"]) > 0 and min(guesses["self_sure"]) == 0

@@ -113,7 +113,13 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
-    if of_unlabelled := set(args.controls()) & set(args.command.of_unlabelled):
+    of_unlabelled = set(args.controls()) & set(args.command.of_unlabelled)
+    if (args.unlabelled or args.rest_unlabelled) and not of_unlabelled:
+        raise ValueError(
+            f"None of the conditions {', '.join(args.controls())} learns from images without a class: leave "
+            "--unlabelled and --rest_unlabelled out, or add both, posterior or unlabelled to --conditions."
+        )
+    if of_unlabelled:
         if not (args.unlabelled or args.rest_unlabelled):
             raise ValueError(
                 f"The condition {min(of_unlabelled)!r} learns from images without a class: pass --unlabelled with a "

@@ -21,7 +21,7 @@ from ...data.columns import stored
 from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
-from ...data.unlabelled import UNLABELLED, joined, without_others
+from ...data.unlabelled import UNLABELLED, concatenated, select_learned
 from ...students.base.fields import option
 from ...students.tasks import TASKS
 from ...text import counted, get_logger
@@ -149,9 +149,9 @@ class Classification(TaskCommand):
         hidden = [row for row in missing if labels[row] in (None, -1)]
         if not hidden or len(hidden) == len(rows):
             return splits, missing
-        others = without_others(rows.select(hidden), args.image_column)
+        others = select_learned(rows.select(hidden), args.image_column)
         parts = [splits[UNLABELLED], others] if UNLABELLED in splits else [others]
-        moved = problems.step(joined, parts)
+        moved = problems.step(concatenated, parts)
         splits = DatasetDict(splits) | ({UNLABELLED: moved} if moved is not None else {})
         splits = DatasetDict(splits) | {args.train_split: drop_rows(rows, hidden)}
         return DatasetDict(splits), rows_without_class(splits[args.train_split], args.label_column, hides=False)
@@ -174,7 +174,7 @@ class Classification(TaskCommand):
             rows = splits[args.train_split]
             drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
             rest = np.setdiff1d(np.arange(len(rows)), drawn)
-            others.insert(0, without_others(rows.select(rest), args.image_column))
+            others.insert(0, select_learned(rows.select(rest), args.image_column))
         return others
 
     def classes(self, rows: Dataset, args: ClassArguments) -> ClassLabel:

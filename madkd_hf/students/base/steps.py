@@ -55,6 +55,6 @@ def _rows_of_last_batch(state: GradientState) -> int:
 
 def rows_per_batch(batches: list[dict[str, Any]], accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """Name of a target -> how many rows have it, on average over a step's batches in all processes; 1 for none."""
-    counts = torch.tensor([[rows_with(batch, name).sum() for name in COUNTED] for batch in batches])
+    counts = torch.stack([torch.stack([rows_with(batch, name).sum() for name in COUNTED]) for batch in batches])
     mean = accelerator.gather(counts.float().mean(dim=0, keepdim=True).to(accelerator.device)).mean(dim=0)
     return dict(zip(COUNTED, torch.where(mean > 0, mean, 1.0)))

@@ -106,7 +106,7 @@ class MadkdTrainer(DistillingTrainer):
         self._sampler: MixedSampler | None = None
         super().__init__(model, args, *data, **options, **kwargs)
         if self.train_dataset is not None:
-            self._look_for_classes()
+            self._check_training_classes()
 
     def _refuse_unfit(self) -> None:
         if self.args.image_store in ("disk", "device"):
@@ -126,11 +126,11 @@ class MadkdTrainer(DistillingTrainer):
                 "leave it out, the adapters need little memory."
             )
 
-    def _look_for_classes(self) -> None:
+    def _check_training_classes(self) -> None:
         """Refuse rows that nothing can be learned from; a sampler, where each batch is to have some with a class."""
         fraction, rows = self.args.labelled_fraction, self.train_dataset
         readable = isinstance(rows, Dataset) and self.label_column in rows.features
-        if readable and not rows.features[self.label_column].dtype.startswith(("int", "uint")):
+        if readable and not getattr(rows.features[self.label_column], "dtype", "").startswith(("int", "uint")):
             return  # the collator says what it expects; one of the user's may take them
         if not readable:
             if fraction is not None:

@@ -29,6 +29,8 @@ class MadkdLoss(Loss):
         by_mass: whether each answer weighs as much as the probability that the teacher put on yes and no together.
     """
 
+    parts = ("class_loss", "aspect_loss")
+
     def __init__(
         self,
         alpha: float,
@@ -39,7 +41,6 @@ class MadkdLoss(Loss):
     ):
         self.alpha, self.label_smoothing = alpha, label_smoothing
         self.target_loss, self.class_alpha, self.by_mass = target_loss, class_alpha, by_mass
-        self.parts = ("class_loss", "aspect_loss")
 
     def __call__(
         self, outputs: Any, batch: dict[str, torch.Tensor], rows: Mapping[str, torch.Tensor] | None = None

@@ -234,6 +234,14 @@ def test_class_targets_of_other_classes_are_refused(tmp_path, names):
         trainer(tmp_path, train=train)
 
 
+@pytest.mark.parametrize("score", [np.inf, -np.inf])
+def test_class_targets_that_are_no_numbers_are_refused(tmp_path, score):
+    scores = np.zeros((8, len(NAMES)))
+    scores[3, 1] = score
+    with pytest.raises(ValueError, match="class_logits.*finite.*clip"):
+        trainer(tmp_path, train=with_class_targets(rows(8), scores, "other", NAMES))
+
+
 def test_images_to_evaluate_on_need_their_class(tmp_path):
     with pytest.raises(ValueError, match="label None"):
         trainer(tmp_path).evaluate(rows(8, classless=(5,)))
