@@ -99,6 +99,9 @@ class ClassArguments(SplitArguments):
     rest_unlabelled: bool = option(
         False, "Learn also from the training images that images_per_class leaves over, without their class."
     )
+    unlabelled_images: int | None = option(
+        None, "Draw this many of the images without a class, by the seed; by default all are learned from."
+    )
     class_posterior: bool = option(
         False,
         "Give images without a class the classes that their answers speak for, by a logistic regression fitted on "

@@ -96,6 +96,7 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
                 problems.step(check_posterior, train_set, args)
             if hasattr(args, "label_column"):
                 problems.step(check_mix, ready.splits, args, training_args)
+                problems.step(command.count_without_class, ready.splits, args)
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
         problems.raise_all()
@@ -150,6 +151,7 @@ def check_comparison(
         problems.step(check_unlabelled, ready.splits, args, [LOGITS] if learned else [])
         for student, training_args in students if learned else []:
             problems.step(check_mix, ready.splits, student, training_args)
+            problems.step(command.count_without_class, ready.splits, student)
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)

@@ -1,4 +1,4 @@
-"""Choose training arguments for the base and the distilled student on validation images, over equal grids.
+"""Choose training arguments of base and distilled students, or of other conditions, on validation images.
 
 Trains every point of the grid with every seed, writes the table of all cells, and names the winners; they go into the
 YAML files by hand. The test images are not touched.
@@ -30,8 +30,13 @@ if TYPE_CHECKING:
 class TuneArguments(CompareArguments):
     """`madkd compare`'s, and the grid."""
 
-    grid: str = option("{}", "Option of the training -> values to try, for both students (JSON).")
-    distill_grid: str = option("{}", "More options, for the distilled student alone (JSON).")
+    conditions: list[str] = option(
+        ["base", "madkd"], "Whose settings are chosen: any conditions of `madkd compare`, each for itself."
+    )
+    grid: str = option(
+        "{}", "Option of the training -> values to try, for all students that know the option (JSON)."
+    )
+    distill_grid: str = option("{}", "More options, for the students of `madkd` alone (JSON).")
 
 
 def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
@@ -40,7 +45,7 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
     from .comparison.conditions import of_condition, read_grid, student_cell
 
     cells = {}
-    for condition in ("base", "madkd"):
+    for condition in args.controls():
         grid = read_grid(args.grid)
         if condition == "madkd":
             grid |= read_grid(args.distill_grid, "distill_grid")
@@ -60,11 +65,6 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 def main() -> None:
     (args,) = CommandParser(TuneArguments, description=__doc__).parse()
     check_given(args)
-    if args.unlabelled or args.rest_unlabelled:
-        raise ValueError(
-            "madkd tune trains base and distilled students on images with a class: leave --unlabelled and "
-            "--rest_unlabelled out."
-        )
     from . import train
     from .comparison.conditions import check, load_checked
 

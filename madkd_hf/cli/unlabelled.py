@@ -97,7 +97,7 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
 def check_mix(splits: DatasetDict, args: Any, training_args: Any) -> None:
     """Raise ValueError where options of images without a class find none, or a class only such images."""
     rows, there = splits[args.train_split], UNLABELLED in splits or getattr(args, "rest_unlabelled", False)
-    for name in ("labelled_fraction", "self_training", "class_posterior"):
+    for name in ("labelled_fraction", "self_training", "class_posterior", "unlabelled_images"):
         value = getattr(training_args, name, None) or getattr(args, name, None)
         if value and not there:
             raise ValueError(

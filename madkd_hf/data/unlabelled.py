@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
 
+from ..text import counted
 from .columns import ASPECT_COLUMNS, CLASS_COLUMNS, add_null_column, hidden_progress_bars
 
 
@@ -21,6 +23,22 @@ def select_learned(rows: Dataset, image_column: str) -> Dataset:
             "one that holds them."
         )
     return rows.select_columns([name for name in rows.column_names if name in (image_column, *LEARNED)])
+
+
+def check_count(count: int, there: int) -> None:
+    """Raise ValueError where there are fewer images without a class than are to be drawn."""
+    if not 0 < count <= there:
+        raise ValueError(
+            f"--unlabelled_images {count} is to draw from {counted(there, 'image')} without a class: pass a number "
+            "from 1 to that, or leave it out to learn from all."
+        )
+
+
+def draw_unlabelled(parts: list[Dataset], count: int, seed: int) -> Dataset:
+    """As many rows of all parts, by seed; those that fewer would be are among them."""
+    rows = concatenated(parts)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return rows.select(np.sort(order[:count]))
 
 
 def concatenated(parts: list[Dataset]) -> Dataset:

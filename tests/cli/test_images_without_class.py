@@ -13,6 +13,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concaten
 
 from madkd_hf import Aspect, AspectBank
 from madkd_hf.cli import student, train
+from madkd_hf.cli.comparison.cells import Cell
 from madkd_hf.data.columns import aspect_features
 
 
@@ -224,7 +225,46 @@ def test_images_without_a_class_that_nobody_would_learn_from_are_refused(tmp_pat
     argv += ["--images_per_class", "4", "--rest_unlabelled", "true"]
     said = refuse("compare", *argv, "--conditions", "base", "madkd")
     assert "base, madkd learns from images without a class" in said and "--rest_unlabelled out" in said
-    assert "leave --unlabelled and --rest_unlabelled out" in refuse("tune", *argv)
+    more = ["--conditions", "base", "--unlabelled_images", "3"]
+    assert "--rest_unlabelled and --unlabelled_images out" in refuse("compare", *argv, *more)
+    assert "leave --rest_unlabelled out" in refuse("tune", *argv)
+
+
+def test_fewer_of_the_images_without_a_class_are_drawn_among_the_more(tmp_path, dataset):
+    options = ["--dataset", dataset, "--images_per_class", "4", "--rest_unlabelled", "true"]
+    seen = []
+    for count in (3, 7):
+        run = trained(tmp_path, *options, "--unlabelled_images", str(count), "--seed", "5", aspect_alpha=2.0)
+        rows = run.train_dataset.filter(lambda label: label is None, input_columns="label")
+        assert len(run.train_dataset) == 12 + count == 12 + len(rows)
+        seen.append({tuple(answers) for answers in rows["aspect_logits"]})
+    assert seen[0] < seen[1]
+    said = refused(tmp_path, *options, "--unlabelled_images", "13", aspect_alpha=2.0)
+    assert "13" in said and "12 images without a class" in said
+
+
+def test_settings_of_students_of_images_without_a_class_are_chosen_too(tmp_path, dataset):
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0}))
+    argv = ["recipes/tune.py", "--dataset", dataset, "--baseline", tmp_path / "student.yaml", "--seeds", "1"]
+    argv += ["--images_per_class", "4", "--rest_unlabelled", "true", "--conditions", "base", "both", "--jobs", "1"]
+    grid = {"learning_rate": [1e-3, 1e-2], "class_target_loss": ["soft", "kd"]}
+    done = command(*argv, "--grid", json.dumps(grid), "--output_dir", tmp_path / "tuned")
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "tuned" / "tune.md").read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:8]] == ["base"] * 2 + ["both"] * 4  # it has no such loss
+    assert any(line.startswith("Best both: learning_rate") for line in lines)
+
+
+def test_students_that_see_no_image_without_a_class_stay_when_these_change(tmp_path):
+    splits = {"train": rows(12, 0), "validation": rows(12, 1), "test": rows(12, 2)}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT))
+    decides = []
+    for seed in (3, 4):
+        dataset = saved(tmp_path / "toys", **splits, unlabelled=rows(12, seed))
+        argv = ["--config", tmp_path / "student.yaml", "--dataset", dataset, "--output_dir", tmp_path / "student"]
+        both = [*argv, "--unlabelled", "unlabelled", "--aspect_alpha", "1"]
+        decides.append([Cell("one", tuple(map(str, words)), str(tmp_path)).decides for words in (argv, both)])
+    assert decides[0][0] == decides[1][0] and decides[0][1] != decides[1][1]
 
 
 def test_detectors_say_that_they_do_not_learn_from_them(tmp_path):

@@ -27,6 +27,7 @@ import madkd_hf
 from ... import AspectBank
 from ...aspects import BANK_FILE
 from ...data.decoding import count_cores
+from ...data.unlabelled import UNLABELLED
 from ...files import (
     check_folder,
     check_name,
@@ -85,7 +86,10 @@ class Cell:
         if (dataset / BANK_FILE).is_file():  # its answers are there: no teacher is asked
             options |= dict.fromkeys(("teacher", "teacher_revision"))
             options.pop("teacher_options", None)
-        if states := [*dataset.glob("state.json"), *dataset.glob("*/state.json")]:
+        states = [*dataset.glob("state.json"), *dataset.glob("*/state.json")]
+        if not options.get("unlabelled"):  # of images without a class it sees none
+            states = [state for state in states if state.parent.name != UNLABELLED]
+        if states:
             options["dataset"] = {str(state.parent.relative_to(dataset)): _fingerprint(state) for state in states}
         if bank and Path(bank).exists():
             options["bank"] = AspectBank.load(bank).fingerprint

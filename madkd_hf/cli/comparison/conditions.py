@@ -30,7 +30,7 @@ from .options import CompareArguments, check_given
 
 LABELLED, LABELLED_IMAGES = "labelled", "labelled_images"  # folders; the second one beside answers about objects
 OF_UNLABELLED = (  # options of students that learn from images without a class
-    *("labelled_fraction", "self_training", "class_alpha", "class_target_loss", "temperature"),
+    *("unlabelled_images", "labelled_fraction", "self_training", "class_alpha", "class_target_loss", "temperature"),
     *("standardize_logits", "target_confidence", "target_ramp_up"),
 )
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neither
@@ -114,10 +114,11 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
     of_unlabelled = set(args.controls()) & set(args.command.of_unlabelled)
-    if (args.unlabelled or args.rest_unlabelled) and not of_unlabelled:
+    given = [f"--{name}" for name in ("unlabelled", "rest_unlabelled", "unlabelled_images") if getattr(args, name)]
+    if given and not of_unlabelled:
         raise ValueError(
             f"None of the conditions {', '.join(args.controls())} learns from images without a class: leave "
-            "--unlabelled and --rest_unlabelled out, or add both, posterior or unlabelled to --conditions."
+            f"{' and '.join(given)} out, or add both, posterior or unlabelled to --conditions."
         )
     if of_unlabelled:
         if not (args.unlabelled or args.rest_unlabelled):

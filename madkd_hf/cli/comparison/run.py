@@ -17,7 +17,6 @@ from ... import report
 from ...data.limits import how_drawn
 from ...data.objects import flatten_objects
 from ...data.problems import Problems
-from ...data.unlabelled import UNLABELLED
 from ...files import new_folder
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts
@@ -141,9 +140,7 @@ def count_unlabelled(args: CompareArguments, labelled: DatasetDict) -> int | Non
     """How many images without a class some students learn from; None where none do."""
     if not set(args.controls()) & set(args.command.of_unlabelled):
         return None
-    rows = labelled[args.train_split]
-    drawn = args.command.classes(rows, args).num_classes * args.images_per_class if args.rest_unlabelled else len(rows)
-    return len(rows) - drawn + len(labelled[UNLABELLED] if UNLABELLED in labelled else ())
+    return args.command.count_without_class(labelled, args)
 
 
 def copy_student(args: CompareArguments) -> Path | None:

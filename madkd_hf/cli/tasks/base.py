@@ -123,6 +123,10 @@ class TaskCommand:
         """Beside those, rows to train on whose class is not known, or not looked at."""
         return []
 
+    def count_without_class(self, splits: DatasetDict, args: Any) -> int:
+        """How many these are; raises ValueError where more are asked for than there are."""
+        return 0
+
     def classes(self, rows: Dataset, args: Any) -> ClassLabel:
         """The classes that the rows name."""
         raise NotImplementedError

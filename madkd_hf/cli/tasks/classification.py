@@ -21,7 +21,7 @@ from ...data.columns import stored
 from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
-from ...data.unlabelled import UNLABELLED, concatenated, select_learned
+from ...data.unlabelled import UNLABELLED, check_count, concatenated, draw_unlabelled, select_learned
 from ...students.base.fields import option
 from ...students.tasks import TASKS
 from ...text import counted, get_logger
@@ -175,7 +175,16 @@ class Classification(TaskCommand):
             drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
             rest = np.setdiff1d(np.arange(len(rows)), drawn)
             others.insert(0, select_learned(rows.select(rest), args.image_column))
-        return others
+        return others if args.unlabelled_images is None else [draw_unlabelled(others, args.unlabelled_images, seed)]
+
+    def count_without_class(self, splits: DatasetDict, args: ClassArguments) -> int:
+        rows, count = splits[args.train_split], len(splits[UNLABELLED]) if UNLABELLED in splits else 0
+        if args.rest_unlabelled and args.images_per_class:
+            count += len(rows) - self.classes(rows, args).num_classes * args.images_per_class
+        if args.unlabelled_images is None or not count:
+            return count
+        check_count(args.unlabelled_images, count)
+        return args.unlabelled_images
 
     def classes(self, rows: Dataset, args: ClassArguments) -> ClassLabel:
         return rows.features[args.label_column]
@@ -198,6 +207,7 @@ class Classification(TaskCommand):
             return [*options, "--class_alpha", "0", "--class_posterior", "false", "--self_training", "0"]
         options += ["--unlabelled", UNLABELLED] if args.unlabelled else []
         options += ["--rest_unlabelled", "true"] if args.rest_unlabelled else []
+        options += ["--unlabelled_images", str(args.unlabelled_images)] if args.unlabelled_images is not None else []
         if condition == "selftrain":
             return [*options, "--class_posterior", "false", "--self_training", str(FIXMATCH)]
         options += ["--self_training", "0"]
