@@ -33,9 +33,7 @@ class TuneArguments(CompareArguments):
     conditions: list[str] = option(
         ["base", "madkd"], "Whose settings are chosen: any conditions of `madkd compare`, each for itself."
     )
-    grid: str = option(
-        "{}", "Option of the training -> values to try, for all students that know the option (JSON)."
-    )
+    grid: str = option("{}", "Option of the training -> values to try, for all students that know the option (JSON).")
     distill_grid: str = option("{}", "More options, for the students of `madkd` alone (JSON).")
 
 
