@@ -22,13 +22,17 @@ from .comparison import (
     markdown_table,
     mean_and_half_width,
     mean_text,
+    terms_of,
     tested_on,
+    treated_of,
 )
-from .figures import COLOURS, STYLES, new_axes, new_figure, save
+from .figures import COLOURS, STYLES, TEACHER, new_axes, new_figure, save
 
 
 LEGEND = "Dot: one student; line: mean; bar: 95% interval of the mean"
+MARKERS = "osD^vPX*<>"
 TITLES = {
+    "unlabelled_images": "images without a class",
     "images_per_class": "labelled images of each class",
     "aspect_alpha": "weight of the aspect loss, alpha",
     "aspects": "questions asked of each image",
@@ -75,23 +79,28 @@ def grid_answers_text(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
-    """In a sentence: at how many points distillation gains, and where its students are best on validation images."""
+    """In a sentence: at how many points distillation gains, and where its students are best on validation images.
+
+    Where students learn from images without a class, too, it is about those of the condition that counts.
+    """
     gained = [point for point in points if "gain" in point]
     if not gained:
         return "Nothing to compare: train both base and madkd."
+    treated = treated_of(gained[0])
+    students = "Distilled students" if treated == terms_of(gained[0]).treated else f"Students of `{treated}`"
     clear = [point for point in gained if (point["gain"]["ci95"][0] or -1) > 0]
     ahead = sum(point["gain"]["mean"] > 0 for point in gained)
     text = (
-        f"Distilled students are ahead of the base ones on average at {ahead} of {len(gained)} points, and clearly, "
+        f"{students} are ahead of the base ones on average at {ahead} of {len(gained)} points, and clearly, "
         f"with an interval above 0, at {len(clear)}."
     )
     if not gained[0]["validation"]:
         return f"{text} Without validation images no point is chosen."
-    best = max(gained, key=lambda point: np.mean(point["validation"]["madkd"]))
+    best = max(gained, key=lambda point: np.mean(point["validation"][treated]))
     setting = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
     return (
-        f"{text} On validation images they are best with {setting} ({np.mean(best['validation']['madkd']):.1f}%); on "
-        f"test images these reach {np.mean(best['accuracy']['madkd']):.1f}%, {gain_text(best, 'madkd')} points over "
+        f"{text} On validation images they are best with {setting} ({np.mean(best['validation'][treated]):.1f}%); on "
+        f"test images these reach {np.mean(best['accuracy'][treated]):.1f}%, {gain_text(best, treated)} points over "
         "the base ones there."
     )
 
@@ -133,7 +142,11 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
     panels: dict[tuple, list[Mapping[str, Any]]] = {}
     for point in points:
         panels.setdefault(tuple((k, v) for k, v in point["point"].items() if k != option), []).append(point)
-    drawn = new_figure(max(6.4, 4.6 * len(panels)), 4.8, f"Accuracy against {TITLES.get(option, figure(option))}")
+    drawn = new_figure(
+        max(6.4, 4.6 * len(panels)),
+        5.2 + 0.1 * len(points[0]["accuracy"]),
+        f"Accuracy against {TITLES.get(option, figure(option))}",
+    )
     axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (other_options, row) in zip(axes, panels.items()):
         values = [point["point"][option] for point in row]
@@ -143,20 +156,32 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
         subtitle = ", ".join(f"{name} {_number(value)}" for name, value in other_options)
         new_axes(drawn, figure(subtitle) or LEGEND, ax)
         names = [name for name in CONDITIONS if name in row[0]["accuracy"]]
+        pitch = min(0.06, 0.5 / len(names))
         for k, name in enumerate(names):
-            x = np.arange(len(row)) + (k - (len(names) - 1) / 2) * 0.06
+            x = np.arange(len(row)) + (k - (len(names) - 1) / 2) * pitch
             runs = [point["accuracy"][name] for point in row]
             means, halves = zip(*(mean_and_half_width(run) for run in runs))
             for place, run in zip(x, runs):
                 ax.scatter([place] * len(run), run, s=16, color=COLOURS[name], alpha=0.4, linewidth=0)
-            style = {"color": COLOURS[name], "linestyle": STYLES[name], "linewidth": 2, "capsize": 3}
+            style = {
+                "color": COLOURS[name],
+                "linestyle": STYLES[name],
+                "linewidth": 1.5,
+                "capsize": 2,
+                "markersize": 5,
+            }
             bars = [half or 0 for half in halves]
-            ax.errorbar(x, means, bars, marker="o", label=f"{name}: {CONDITIONS[name]}", **style)
+            marker = MARKERS[list(CONDITIONS).index(name) % len(MARKERS)]
+            ax.errorbar(x, means, bars, marker=marker, label=f"{name}: {CONDITIONS[name]}", **style)
+        if len(answered := _answers_alone(row)) == len(row):
+            means = [np.mean(found["accuracy"]) for found in answered]
+            ax.plot(np.arange(len(row)), means, ":", color=TEACHER, marker="_", label="the answers alone")
         ax.set_xticks(range(len(values)), [figure(_number(value)) for value in values])
         ax.set_xlabel(TITLES.get(option, figure(option)))
         ax.grid(axis="y", color="#EEEEEE")
     axes[0].set_ylabel("accuracy on the test images, %")
-    axes[-1].legend(frameon=False, fontsize=9, loc="lower right")
+    handles, labels = axes[-1].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return save(drawn, path)
 
 

@@ -58,6 +58,22 @@ def test_the_verdict_chooses_on_validation_images():
     assert "best with images_per_class 50, aspect_alpha 1 (75.0%); on test images these reach 61.3%" in text
 
 
+def test_the_verdict_is_about_the_condition_that_counts():
+    points = []
+    for k, gain in ((1, 4), (5, 9)):
+        accuracy = {"base": 30, "madkd": 25, "both": 30 + gain}
+        cells = [
+            {"condition": name, "seed": seed, "accuracy": value + seed}
+            for name, value in accuracy.items()
+            for seed in range(2)
+        ]
+        points.append({"point": {"images_per_class": k}, **summarise(cells), "validation": {}})
+    assert "Students of `both` are ahead of the base ones on average at 2 of 2 points" in grid_verdict(points)
+    points = [{**point, "validation": {"both": [40.0 + point["point"]["images_per_class"]]}} for point in points]
+    text = grid_verdict(points)
+    assert "best with images_per_class 5 (45.0%)" in text and "these reach 39.5%, +9.00 [+9.00, +9.00]" in text
+
+
 def test_a_grid_s_report_has_a_picture_for_each_option_that_varies(tmp_path):
     summary = {"points": POINTS, "dataset": "toys", "teacher": {"model": "m"}, "command": "python compare.py"}
     page = write_grid(summary, tmp_path).read_text()
