@@ -40,14 +40,14 @@ TITLES = {
 
 
 def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
-    """A line for each point and condition.
+    """A line for each point and condition; options with one value alone have no column, see `same_everywhere`.
 
     Args:
         points: what `comparison.summarise` returns for each, `validation` (condition -> per cent, in the order of the
             seeds; {} without validation images), `point`: option -> value, and where measured `answers_alone`, shown
             in the first line of a point.
     """
-    options = list(points[0]["point"])
+    options = _varied(points)
     head = [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
     rows = [[*head, ANSWERS] if _answers_alone(points) else head]
     for point in points:
@@ -59,6 +59,18 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
             rows.append(row[: len(rows[0])])
             answers = ""
     return markdown_table(rows, right=[k for k in range(len(rows[0])) if k != len(options)])
+
+
+def _varied(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The options with more than one value."""
+    return [option for option in points[0]["point"] if len({_number(point["point"][option]) for point in points}) > 1]
+
+
+def same_everywhere(points: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence on the options of the grid with one value alone; "" where there are none."""
+    fixed = [option for option in points[0]["point"] if option not in _varied(points)]
+    values = ", ".join(f"{markdown(option)} {markdown(_number(points[0]['point'][option]))}" for option in fixed)
+    return f"All students: {values}." if fixed else ""
 
 
 def _answers_alone(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -97,7 +109,7 @@ def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
     if not gained[0]["validation"]:
         return f"{text} Without validation images no point is chosen."
     best = max(gained, key=lambda point: np.mean(point["validation"][treated]))
-    setting = ", ".join(f"{option} {_number(value)}" for option, value in best["point"].items())
+    setting = ", ".join(f"{option} {_number(best['point'][option])}" for option in _varied(points) or best["point"])
     return (
         f"{text} On validation images they are best with {setting} ({np.mean(best['validation'][treated]):.1f}%); on "
         f"test images these reach {np.mean(best['accuracy'][treated]):.1f}%, {gain_text(best, treated)} points over "
@@ -115,11 +127,10 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
     seeds = len(points[0]["seeds"])
     model = (summary.get("teacher") or {}).get("model")  # answers that were given elsewhere may not say whose they are
     pictures = []
-    for option in points[0]["point"]:
-        if len({_number(point["point"][option]) for point in points}) > 1:
-            name = f"against_{option}.png"
-            plot_against(points, option, output_dir / "figures" / name)
-            pictures.append(f"![Accuracy against {option}](figures/{name})")
+    for option in _varied(points):
+        name = f"against_{option}.png"
+        plot_against(points, option, output_dir / "figures" / name)
+        pictures.append(f"![Accuracy against {option}](figures/{name})")
     lines = [
         f"# Multi-aspect knowledge distillation on {markdown(summary['dataset'])}",
         f"{len(points)} points, {counted(seeds, 'seed')}{f'; the teacher is {code(model)}' if model else ''}. Mean ± "
@@ -128,7 +139,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
         f"**{grid_verdict(points)}**",
         *pictures,
         grid_table(points),
-        *filter(None, [grid_answers_text(points)]),
+        *filter(None, [same_everywhere(points), grid_answers_text(points)]),
         *([left_out_sentence(summary["left_out"])] if summary.get("left_out") else []),
         *filter(None, [drawn_sentence(summary)]),
         f"## Reproduce\n\n{block(summary['command'], 'bash')}",
@@ -141,7 +152,8 @@ def plot_against(points: Sequence[Mapping[str, Any]], option: str, path: str | o
     """Test accuracy against one option, a panel for each setting of the others; dots are students, bars intervals."""
     panels: dict[tuple, list[Mapping[str, Any]]] = {}
     for point in points:
-        panels.setdefault(tuple((k, v) for k, v in point["point"].items() if k != option), []).append(point)
+        others = [name for name in _varied(points) if name != option]
+        panels.setdefault(tuple((name, point["point"][name]) for name in others), []).append(point)
     drawn = new_figure(
         max(6.4, 4.6 * len(panels)),
         5.2 + 0.1 * len(points[0]["accuracy"]),

@@ -10,7 +10,7 @@ from PIL import Image
 from madkd_hf.cli.comparison.conditions import CompareArguments, check, read_grid
 from madkd_hf.report import summarise
 from madkd_hf.report.classes import summarise_classes, write_classes
-from madkd_hf.report.grid import grid_table, grid_verdict, write_grid
+from madkd_hf.report.grid import grid_table, grid_verdict, same_everywhere, write_grid
 
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,12 @@ def test_the_verdict_is_about_the_condition_that_counts():
     points = [{**point, "validation": {"both": [40.0 + point["point"]["images_per_class"]]}} for point in points]
     text = grid_verdict(points)
     assert "best with images_per_class 5 (45.0%)" in text and "these reach 39.5%, +9.00 [+9.00, +9.00]" in text
+
+
+def test_an_option_with_one_value_is_said_once_and_has_no_column():
+    points = [{**point, "point": {**point["point"], "bf16": True}} for point in POINTS]
+    assert grid_table(points) == grid_table(POINTS)
+    assert same_everywhere(points) == "All students: bf16 True." and same_everywhere(POINTS) == ""
 
 
 def test_a_grid_s_report_has_a_picture_for_each_option_that_varies(tmp_path):
@@ -201,4 +207,4 @@ def test_a_grid_with_answers_of_somebody_unknown_names_no_teacher(tmp_path, abou
     ]
     page = write_grid({"points": points, "dataset": "toys", "command": "c", **about}, tmp_path).read_text()
     assert "2 points, 3 seeds. Mean" in page and "teacher" not in page
-    assert " False | madkd " in page and "against_pretrained" not in page
+    assert "All students: pretrained False." in page and "against_pretrained" not in page
