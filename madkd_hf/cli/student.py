@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import AspectBank, MadkdTrainingArguments
+from ..data.image_processors import load_image_processor
 from ..data.labels import warn_of_missing_classes
 from ..data.variants import control_answers
 from ..files import remove_folder, write_whole
@@ -23,7 +24,6 @@ from ..labelling import FailedOnOtherRankError
 from ..students.base import checkpoints
 from ..students.base.distilling import DistillingTrainer
 from ..students.base.finite import TrainingDivergedError
-from ..students.base.processors import load_image_processor
 from ..students.base.publishing import UNPUBLISHED
 from ..students.base.resuming import SavingError
 from ..students.base.settings import check_metric

@@ -138,7 +138,8 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior
     """
     import numpy as np
 
-    from ..data.columns import matrix, rows_with_class, with_class_targets
+    from ..data.class_targets import with_class_targets
+    from ..data.columns import matrix, rows_with_class
     from ..selection.posterior import fit_posterior
 
     feature: ClassLabel = rows.features[label_column]

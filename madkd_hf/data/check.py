@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 from ..aspects import AspectBank
 from ..text import counted, get_logger, terminal
 from .boxes import corners
-from .columns import is_labelled, skipped_rows, stored
+from .columns import skipped_rows, stored
 from .decoding import Unreadable, check_images
 from .image_columns import check_image_feature
 from .images import load_image
@@ -59,7 +59,7 @@ def find_unusable(
     left_out, doubtful, reports, failed = {}, [], [], []
     for split in names:
         rows = splits[split]
-        skipped = skipped_rows(rows) if is_labelled(rows.features) else []
+        skipped = skipped_rows(rows)
         bad = problems.step(_unusable, rows, skipped, image_column, split, more) or []
         images = f"{counted(len(rows), 'image')} of split {split!r}"
         if not bad and not skipped:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +21,7 @@ logger = get_logger(__name__)
 
 LOGITS, MASS, BANK = ASPECT_COLUMNS = ("aspect_logits", "aspect_mass", "aspect_bank")
 CLASS_LOGITS, CLASS_TEACHER = CLASS_COLUMNS = ("class_logits", "class_teacher")
+ANSWERS_AND_SOURCE = ((LOGITS, BANK), (CLASS_LOGITS, CLASS_TEACHER))  # what is read, and whose it is
 CLASS_TYPES = ("int", "uint", "string", "large_string", "bool")
 READ_ROWS = 10_000  # at a time
 
@@ -34,56 +34,6 @@ def aspect_features(bank: AspectBank, by_object: bool = False) -> Features:
     answers = List(Value("float32"), length=len(bank))
     answers = List(answers) if by_object else answers
     return Features({LOGITS: answers, MASS: answers, BANK: Value("string")})
-
-
-def class_features(num_classes: int) -> Features:
-    """The two columns of class targets: a teacher's scores of the C classes before the softmax, null in rows that it
-    has not seen; and which teacher, of which classes, see `class_teacher`."""
-    return Features({CLASS_LOGITS: List(Value("float32"), length=num_classes), CLASS_TEACHER: Value("string")})
-
-
-def class_teacher(teacher: str, classes: Sequence[str]) -> str:
-    """What stands in the column `class_teacher`: who gave the scores, and a digest of the classes in their order."""
-    digest = hashlib.sha256(json.dumps(list(classes), ensure_ascii=False).encode()).hexdigest()[:16]
-    return f"{teacher}:{digest}"
-
-
-def check_class_targets(rows: Dataset, classes: Sequence[str]) -> None:
-    """Refuse class targets that are scores of other classes, or of the same in another order."""
-    if CLASS_LOGITS not in rows.features:
-        return
-    length = getattr(rows.features[CLASS_LOGITS], "length", -1)
-    expected = class_teacher("", classes)
-    teachers = stored(rows, CLASS_TEACHER).unique().to_pylist() if CLASS_TEACHER in rows.features else []
-    others = [teacher for teacher in teachers if teacher is not None and not teacher.endswith(expected)]
-    if others or length not in (-1, len(classes)):
-        raise ValueError(
-            f"The column {CLASS_LOGITS!r} holds scores of {'other' if length in (-1, len(classes)) else length} "
-            f"classes, or of classes in another order, than the {len(classes)} of the student: make it again with "
-            "this dataset's classes, or remove the column."
-        )
-    scores = stored(rows, CLASS_LOGITS).drop_null().combine_chunks().flatten()
-    if not pc.all(pc.is_finite(scores), min_count=0).as_py():
-        raise ValueError(
-            f"The column {CLASS_LOGITS!r} holds NaN or infinite scores: clip them, or leave those rows null."
-        )
-
-
-def with_class_targets(rows: Dataset, class_logits: np.ndarray, teacher: str, classes: Sequence[str]) -> Dataset:
-    """The rows with the two columns of class targets in place of those there may be.
-
-    Args:
-        class_logits: [n, C], NaN in rows without.
-        teacher: who gave them.
-        classes: the C of them by name, in order.
-    """
-    there = ~np.isnan(class_logits).any(axis=1)
-    names = [class_teacher(teacher, classes) if row else None for row in there]
-    flat = pa.array(np.ascontiguousarray(class_logits, dtype=np.float32).ravel())
-    scores = pa.FixedSizeListArray.from_arrays(flat, len(classes), mask=pa.array(~there))
-    schema = class_features(len(classes)).arrow_schema
-    columns = Dataset(pa.table({CLASS_LOGITS: scores, CLASS_TEACHER: names}, schema=schema))
-    return add_answers(rows.remove_columns([name for name in CLASS_COLUMNS if name in rows.features]), columns)
 
 
 def rows_with_class(rows: Dataset, column: str) -> np.ndarray:
@@ -188,20 +138,24 @@ def check_answers(rows: Dataset, fingerprint: str | None, count: int, by_object:
 def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
     """The rows that could not be read, for their image or a box, and that `on_error="skip"` left without answers.
 
-    Such a row names its bank and has no answers; a row that was not labelled has neither.
+    Such a row names its bank and has no answers, or names its class teacher and has no class targets; a row that was
+    not labelled has neither.
     """
-    columns = labelled.select_columns([LOGITS, BANK]).with_format("arrow")
+    pairs = [pair for pair in ANSWERS_AND_SOURCE if set(pair) <= set(labelled.features)]
+    if not pairs:
+        return []
+    columns = labelled.select_columns([name for pair in pairs for name in pair]).with_format("arrow")
     rows, start = [], 0
     for table in columns.iter(READ_ROWS):
-        skipped = pc.and_(table[LOGITS].is_null(), table[BANK].is_valid())
-        rows += [start + row for row in pc.indices_nonzero(skipped).to_pylist()]
+        skipped = [pc.and_(table[answers].is_null(), table[source].is_valid()) for answers, source in pairs]
+        rows += [start + row for row in pc.indices_nonzero(functools.reduce(pc.or_, skipped)).to_pylist()]
         start += len(table)
     return rows
 
 
 def drop_skipped_rows(dataset: Dataset, name: str = "the dataset") -> Dataset:
     """The rows without `skipped_rows`, and a warning that says how many they were; refused where no row is left."""
-    skipped = skipped_rows(dataset) if is_labelled(dataset.features) else []
+    skipped = skipped_rows(dataset)
     if not skipped:
         return dataset
     if len(skipped) == len(dataset):

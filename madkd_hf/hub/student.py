@@ -136,7 +136,7 @@ def stage_student(
     if not (plain or (Path(folder) / "preprocessor_config.json").is_file()):
         raise ValueError(
             f"{type(processor).__name__} cannot be saved, and the student needs its image processor: pass "
-            "madkd_hf.students.base.processors.ordinary(processor)."
+            "madkd_hf.data.image_processors.ordinary(processor)."
         )
     write_card(folder, model, repo, facts, plain, metadata)
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from ... import AspectBank, MadkdDetectionTrainer, MadkdForImageClassification
 from ...data.columns import LOGITS, stored
+from ...data.image_processors import load_image_processor
 from ...data.images import load_image
 from ...data.objects import CATEGORY, flatten_objects
 from ...metrics import AspectAuroc
@@ -22,7 +23,6 @@ from ...report.classes import compared, summarise_classes, summarise_detected_cl
 from ...report.comparison import real_gain, terms_of
 from ...report.scenes import plot_examples, plot_scenes
 from ...selection.evidence import write_evidence
-from ...students.base.processors import load_image_processor
 from ...students.classification.data import AspectCollator
 from ...students.detection.data import DetectionCollator
 from ...students.detection.evaluation import SizedCollator, detection_metrics, frames_of, references

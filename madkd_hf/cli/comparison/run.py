@@ -14,6 +14,7 @@ from datasets import DatasetDict
 from huggingface_hub import ModelCard
 
 from ... import report
+from ...data.image_processors import load_image_processor
 from ...data.limits import how_drawn
 from ...data.objects import flatten_objects
 from ...data.problems import Problems
@@ -25,7 +26,6 @@ from ...hub.upload import HubRepo
 from ...report.classes import calibration_sentence
 from ...report.comparison import answers_alone_text, over_controls, verdict_of
 from ...report.grid import grid_answers_text, grid_table, grid_verdict, write_grid
-from ...students.base.processors import load_image_processor
 from ...students.base.saved import ADAPTER
 from ...text import terminal
 from ..arguments import command_line, source

@@ -15,10 +15,10 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...data.columns import check_answers, drop_skipped_rows
+from ...data.image_processors import ordinary
 from ...metrics import OF_ASPECTS
 from ..losses.base import Loss
 from .collator import TellEpoch
-from .processors import ordinary
 from .publishing import Publishing
 from .resuming import EarlyStopping
 from .safe_trainer import SafeTrainer

@@ -12,8 +12,8 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from ...data.image_processors import load_image_processor
 from ..models.aspects_of_madkd import AspectModel, inner_config
-from .processors import load_image_processor
 
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -12,9 +12,10 @@ from PIL import Image, ImageOps
 from transformers import BaseImageProcessor
 
 from ...data.columns import CLASS_LOGITS, LOGITS, MASS
+from ...data.image_processors import ordinary
 from ..base.augmentation import image_key, random_crops
 from ..base.collator import Collator
-from ..base.processors import check_same_size, options_without_resizing, ordinary, output_size
+from ..base.processors import check_same_size, options_without_resizing, output_size
 from ..losses import NO_CLASS
 
 

@@ -13,7 +13,8 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...data.check import check_without_class
-from ...data.columns import CLASS_LOGITS, LOGITS, check_class_targets, rows_with_class, stored
+from ...data.class_targets import check_class_targets
+from ...data.columns import CLASS_LOGITS, LOGITS, rows_with_class, stored
 from ...data.image_columns import check_image_feature
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup, strong_view

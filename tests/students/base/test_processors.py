@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from madkd_hf import MadkdTrainer
+from madkd_hf.data.image_processors import load_image_processor, ordinary
 from madkd_hf.data.images import load_image
-from madkd_hf.students.base.processors import load_image_processor, ordinary
 from madkd_hf.students.classification.data import AspectCollator
 from madkd_hf.students.classification.image_batches import pixel_scale
 from madkd_hf.students.detection.data import DetectionCollator

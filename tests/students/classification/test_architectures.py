@@ -11,7 +11,7 @@ from transformers import pipeline
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from madkd_hf import MadkdForImageClassification
-from madkd_hf.students.base.processors import ordinary
+from madkd_hf.data.image_processors import ordinary
 from madkd_hf.students.classification.data import AspectCollator
 from madkd_hf.students.classification.image_batches import pixel_scale
 

@@ -12,8 +12,8 @@ from builders.quick_python import quick_python
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessorPil
 
 from madkd_hf import MadkdForImageClassification
+from madkd_hf.data.image_processors import load_image_processor
 from madkd_hf.students.base.models import check_model
-from madkd_hf.students.base.processors import load_image_processor
 
 
 CLASSES = {0: "cat", 1: "dog"}
@@ -124,7 +124,7 @@ STUDENT = """
 import sys
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.students.base.models import check_model
-from madkd_hf.students.base.processors import load_image_processor
+from madkd_hf.data.image_processors import load_image_processor
 check = lambda name: check_model(MadkdForImageClassification, name)
 build = lambda name: MadkdForImageClassification.from_backbone(name, {0: "a"})
 for folder in sys.argv[1:]:

@@ -16,7 +16,7 @@ from builders.classifier_training import (
     trainer,
 )
 
-from madkd_hf.data.columns import with_class_targets
+from madkd_hf.data.class_targets import with_class_targets
 from madkd_hf.students.base.augmentation import strong_view
 from madkd_hf.students.classification.sampling import MixedSampler
 from madkd_hf.students.losses import TARGET_LOSSES

@@ -1,0 +1,64 @@
+"""Class targets: the columns in which a teacher's scores of the classes stand, and whose scores they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+
+from .columns import CLASS_COLUMNS, CLASS_LOGITS, CLASS_TEACHER, add_answers, stored
+
+
+def class_features(num_classes: int) -> Features:
+    """The two columns of class targets: a teacher's scores of the C classes before the softmax, null in rows that it
+    has not seen; and which teacher, of which classes, see `class_teacher`."""
+    return Features({CLASS_LOGITS: List(Value("float32"), length=num_classes), CLASS_TEACHER: Value("string")})
+
+
+def class_teacher(teacher: str, classes: Sequence[str]) -> str:
+    """What stands in the column `class_teacher`: who gave the scores, and a digest of the classes in their order."""
+    digest = hashlib.sha256(json.dumps(list(classes), ensure_ascii=False).encode()).hexdigest()[:16]
+    return f"{teacher}:{digest}"
+
+
+def check_class_targets(rows: Dataset, classes: Sequence[str]) -> None:
+    """Refuse class targets that are scores of other classes, or of the same in another order."""
+    if CLASS_LOGITS not in rows.features:
+        return
+    length = getattr(rows.features[CLASS_LOGITS], "length", -1)
+    expected = class_teacher("", classes)
+    teachers = stored(rows, CLASS_TEACHER).unique().to_pylist() if CLASS_TEACHER in rows.features else []
+    others = [teacher for teacher in teachers if teacher is not None and not teacher.endswith(expected)]
+    if others or length not in (-1, len(classes)):
+        raise ValueError(
+            f"The column {CLASS_LOGITS!r} holds scores of {'other' if length in (-1, len(classes)) else length} "
+            f"classes, or of classes in another order, than the {len(classes)} of the student: make it again with "
+            "this dataset's classes, or remove the column."
+        )
+    scores = stored(rows, CLASS_LOGITS).drop_null().combine_chunks().flatten()
+    if not pc.all(pc.is_finite(scores), min_count=0).as_py():
+        raise ValueError(
+            f"The column {CLASS_LOGITS!r} holds NaN or infinite scores: clip them, or leave those rows null."
+        )
+
+
+def with_class_targets(rows: Dataset, class_logits: np.ndarray, teacher: str, classes: Sequence[str]) -> Dataset:
+    """The rows with the two columns of class targets in place of those there may be.
+
+    Args:
+        class_logits: [n, C], NaN in rows without.
+        teacher: who gave them.
+        classes: the C of them by name, in order.
+    """
+    there = ~np.isnan(class_logits).any(axis=1)
+    names = [class_teacher(teacher, classes) if row else None for row in there]
+    flat = pa.array(np.ascontiguousarray(class_logits, dtype=np.float32).ravel())
+    scores = pa.FixedSizeListArray.from_arrays(flat, len(classes), mask=pa.array(~there))
+    schema = class_features(len(classes)).arrow_schema
+    columns = Dataset(pa.table({CLASS_LOGITS: scores, CLASS_TEACHER: names}, schema=schema))
+    return add_answers(rows.remove_columns([name for name in CLASS_COLUMNS if name in rows.features]), columns)
