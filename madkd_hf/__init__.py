@@ -14,7 +14,7 @@ from . import _on_import
 if TYPE_CHECKING:
     from .aspects import Aspect, AspectBank
     from .hub.dataset import push_aspect_dataset
-    from .labelling import attach_aspects
+    from .labelling import attach_aspects, attach_class_targets
     from .students.base.training_args import MadkdTrainingArguments
     from .students.classification.trainer import MadkdTrainer
     from .students.detection.trainer import MadkdDetectionTrainer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .students.models.modeling_madkd import MadkdForImageClassification
     from .students.models.modeling_madkd_detection import MadkdForObjectDetection
     from .teachers import Reading
+    from .teachers.class_teacher import ClassTeacher
     from .teachers.mllm import AspectTeacher
 
 
@@ -31,6 +32,7 @@ _MODULES = {  # what is public -> where it is
     "Aspect": "aspects",
     "AspectBank": "aspects",
     "AspectTeacher": "teachers.mllm",
+    "ClassTeacher": "teachers.class_teacher",
     "MadkdConfig": "students.models.configuration_madkd",
     "MadkdDetectionConfig": "students.models.configuration_madkd_detection",
     "MadkdDetectionTrainer": "students.detection.trainer",
@@ -40,12 +42,14 @@ _MODULES = {  # what is public -> where it is
     "MadkdTrainingArguments": "students.base.training_args",
     "Reading": "teachers",
     "attach_aspects": "labelling",
+    "attach_class_targets": "labelling",
     "push_aspect_dataset": "hub.dataset",
 }
 __all__ = [
     "Aspect",
     "AspectBank",
     "AspectTeacher",
+    "ClassTeacher",
     "MadkdConfig",
     "MadkdDetectionConfig",
     "MadkdDetectionTrainer",
@@ -55,6 +59,7 @@ __all__ = [
     "MadkdTrainingArguments",
     "Reading",
     "attach_aspects",
+    "attach_class_targets",
     "push_aspect_dataset",
 ]
 

@@ -43,7 +43,8 @@ def _argument_parser() -> type:
 HfArgumentParser = _argument_parser()
 # options that name what must be here
 FILES = ("answers", "baseline", "distill", "distill_unlabelled", "comparison", "class_names_file")
-READ = ("dataset", "bank", "teacher", "backbone", "detector", *FILES)  # options that may name a file or a folder
+# options that may name a file or a folder
+READ = ("dataset", "bank", "teacher", "class_teacher", "backbone", "detector", *FILES)
 WRITTEN = ("output_dir", "work_dir")
 GROUPS = {  # command -> its groups of options, in its module; those of a training depend on its task
     "label": ("LabelArguments",),

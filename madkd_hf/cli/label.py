@@ -21,6 +21,10 @@ Answers that were given elsewhere, in a file with one record an image (JSONL, JS
 
     madkd label --dataset photos --answers answers.jsonl --answers_field yes --answers_key file --output_dir ...
 
+Class targets beside the answers or without them, by an image classifier of the same classes, such as a larger student:
+
+    madkd label --dataset photos --class_teacher runs/large-student --output_dir ...
+
 For others, with a card that says what each question is worth (private, unless --hub_private_repo false):
 
     madkd label --config ... --output_dir ... --push_to_hub --hub_dataset_id you/birds-aspects
@@ -30,8 +34,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-import shlex
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +42,7 @@ from typing import TYPE_CHECKING
 
 from ..aspects import BANK_FILE, AspectBank
 from ..data.problems import FailedOnOtherRankError
+from ..data.target_facts import TARGETS_FILE, TargetFacts
 from ..files import (
     MARK_FILE,
     check_name,
@@ -55,27 +58,40 @@ from ..files import (
 from ..students.base.fields import option
 from ..text import terminal
 from .arguments import BoxArguments, CommandParser, DatasetArguments, HubArguments, files_from, source, split_names
+from .class_targets import (
+    ClassTargetArguments,
+    asks_questions,
+    bank_beside,
+    check_options,
+    facts_of_teacher,
+    load_class_teacher,
+    with_posterior,
+)
+from .label_report import KEPT, answers, tell
 from .outputs import DATASET, check_place, working_in
 from .recorded import RecordedArguments, attach_recorded, check_recorded
 from .teachers import TeacherArguments, load_bank_and_teacher
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
 
     from ..labelling import Workers
     from ..labelling.answer_files import RecordedAnswers
+    from ..labelling.labellers import ClassLabeller, Labeller
     from ..teachers import Teacher
 
     Splits = DatasetDict | IterableDatasetDict
 
 
 KIND, SPLIT = "labelled dataset", "split of a dataset"  # folders that we write, as their marks say
-KEPT = "the answers are kept, none is asked twice"
+CLASS_TARGETS = "class_targets"  # in --work_dir, the folder of the job for class targets
 
 
 @dataclass
-class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, RecordedArguments, HubArguments):
+class LabelArguments(
+    TeacherArguments, DatasetArguments, BoxArguments, RecordedArguments, ClassTargetArguments, HubArguments
+):
     """What to label, and how to read the answers."""
 
     _argument_group_name = "labelling"
@@ -99,44 +115,125 @@ class LabelArguments(TeacherArguments, DatasetArguments, BoxArguments, RecordedA
 
 def label(
     args: LabelArguments, splits: Splits, workers: Workers | None = None
-) -> tuple[Splits, AspectBank, Teacher | RecordedAnswers]:
-    """The labelled splits, the bank with its provenance, and who answered."""
-    if recorded := check_recorded(args):
-        bank = AspectBank(recorded.bank.aspects, {**recorded.provenance, "dataset": source(args)})
-        return attach_recorded(args, splits, recorded), bank, recorded
-    from ..labelling import Workers, attach_aspects
+) -> tuple[Splits, AspectBank | None, Teacher | RecordedAnswers | None]:
+    """The labelled splits, the bank with its provenance, and who answered; None where there are no answers."""
+    labelled = label_all(args, splits, workers)
+    return labelled.splits, labelled.bank, labelled.teacher
+
+
+@dataclass
+class Labelled:
+    """What a run has made, and by whom; None where nobody was asked for that."""
+
+    splits: Splits
+    bank: AspectBank | None
+    teacher: Teacher | RecordedAnswers | None
+    class_labeller: ClassLabeller | None
+
+
+def label_all(args: LabelArguments, splits: Splits, workers: Workers | None = None) -> Labelled:
+    """Answers and class targets as the options ask for them; the posterior is not among them."""
+    from ..labelling import Workers
 
     workers = workers or Workers()
+    recorded, bank, teacher = check_recorded(args), None, None
+    if recorded:
+        bank, teacher = AspectBank(recorded.bank.aspects, {**recorded.provenance, "dataset": source(args)}), recorded
+        splits = attach_recorded(args, splits, recorded)
+    elif not asks_questions(args):
+        bank = workers.agree(lambda: bank_beside(splits, args))
     if args.output_dir:
         workers.agree(lambda: check_splits(splits, Path(args.output_dir)))
-    bank, teacher = workers.agree(lambda: load_bank_and_teacher(args, workers))
-    same = ("image_column", "splits", "on_error", "shard_size", "boxes_column", *BoxArguments.__dataclass_fields__)
-    labelled = attach_aspects(
+    labellers, class_labeller = [], None
+    if asks_questions(args) and not recorded:
+        bank, teacher = workers.agree(lambda: load_bank_and_teacher(args, workers))
+        labellers = [_aspect_labeller(args, bank, teacher)]
+    if args.class_teacher:
+        class_labeller = workers.agree(lambda: _class_labeller(args, splits, workers))
+        labellers.append(class_labeller)
+    for together in [labellers] if args.streaming else [[labeller] for labeller in labellers]:
+        splits = _attach(args, splits, together, workers)
+    if asks_questions(args) and not recorded:
+        box_settings = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
+        bank = AspectBank(bank.aspects, {**teacher.provenance, **box_settings, "dataset": source(args)})
+    return Labelled(splits, bank, teacher, class_labeller)
+
+
+def _aspect_labeller(args: LabelArguments, bank: AspectBank, teacher: Teacher) -> Labeller:
+    from ..labelling.attach import boxes_of
+    from ..labelling.labellers import AspectLabeller
+
+    boxes = boxes_of(*(getattr(args, name) for name in ("boxes_column", *BoxArguments.__dataclass_fields__)))
+    return AspectLabeller(bank, teacher, boxes)
+
+
+def _class_labeller(args: LabelArguments, splits: Splits, workers: Workers) -> ClassLabeller:
+    from ..labelling.attach import classes_to_score
+    from ..labelling.labellers import ClassLabeller
+
+    teacher = load_class_teacher(args, workers)
+    return ClassLabeller(teacher, classes_to_score(splits, args.label_column, args.splits, teacher.classes))
+
+
+def _attach(args: LabelArguments, splits: Splits, labellers: list[Labeller], workers: Workers) -> Splits:
+    """The splits with the columns of these labellers, by one job; class targets of rows are a job of their own, so
+    that nobody is asked again for another class teacher."""
+    from ..data.columns import CLASS_COLUMNS
+    from ..labelling.attach import attach
+
+    work_dir = args.work_dir or (args.output_dir if args.streaming else None)
+    if args.work_dir and not args.streaming and labellers[0].columns == CLASS_COLUMNS:
+        work_dir = Path(args.work_dir).expanduser() / CLASS_TARGETS
+    return attach(
         splits,
-        bank,
-        teacher,
-        **{name: getattr(args, name) for name in same},
-        work_dir=args.work_dir or (args.output_dir if args.streaming else None),
-        distributed=workers.count > 1,
-        files_from=files_from(args),
-        stream_name=args.dataset if args.streaming else None,
+        labellers,
+        args.image_column,
+        args.splits,
+        work_dir,
+        args.on_error,
+        args.shard_size,
+        workers.count > 1,
+        files_from(args),
+        args.dataset if args.streaming else None,
+        boxes=getattr(labellers[0], "boxes", None),
     )
-    box_settings = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
-    return labelled, AspectBank(bank.aspects, {**teacher.provenance, **box_settings, "dataset": source(args)}), teacher
 
 
-def save(labelled: Splits, bank: AspectBank, output_dir: str | Path) -> None:
-    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete."""
+def class_targets(args: LabelArguments, labelled: Labelled) -> TargetFacts | None:
+    """What is known of the class targets; the posterior, where it is asked for, is put into the splits."""
+    from ..data.columns import CLASS_LOGITS
+
+    if args.class_posterior:
+        labelled.splits, facts = with_posterior(labelled.splits, args, labelled.bank)
+        return facts
+    if labelled.class_labeller:
+        parts = {split: answers(args, labelled.splits, split) for split in args.splits}
+        return facts_of_teacher(parts, args.label_column, labelled.class_labeller)
+    there = any(CLASS_LOGITS in rows.features for rows in labelled.splits.values())
+    return TargetFacts.load(args.dataset, args.dataset_revision) if there else None
+
+
+def save(
+    labelled: Splits, bank: AspectBank | None, output_dir: str | Path, targets: TargetFacts | None = None
+) -> None:
+    """Write dataset and bank; the bank comes last, so that a folder with a bank is complete.
+
+    `targets` is what is known of the dataset's class targets.
+    """
     from datasets import DatasetDict
 
     folder = Path(output_dir)
     check_splits(labelled, folder)
     with writing(output_dir, KEPT):
         own_folder(folder, KIND, DATASET)
-        (folder / BANK_FILE).unlink(missing_ok=True)
+        for name in (BANK_FILE, TARGETS_FILE):
+            (folder / name).unlink(missing_ok=True)
         if isinstance(labelled, DatasetDict):  # a stream's Parquet files are there
             _save_rows(labelled, folder)
-        bank.save(output_dir)
+        if targets:
+            targets.save(folder)
+        if bank:
+            bank.save(output_dir)
 
 
 def check_splits(labelled: Splits, folder: Path) -> None:
@@ -167,64 +264,6 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
         if mark.parent.name not in labelled:
             with contextlib.suppress(ValueError):  # of another kind, or with files of a user
                 remove_folder(mark.parent, SPLIT)
-
-
-def answers(args: LabelArguments, labelled: Splits, split: str) -> Dataset:
-    """Answers and classes of a labelled split, without the images beside them."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import Dataset
-
-    from ..data.columns import ASPECT_COLUMNS
-
-    rows = labelled[split]
-    names = [name for name in (*ASPECT_COLUMNS, args.label_column, args.boxes_column) if name in rows.features]
-    if isinstance(rows, Dataset):
-        return rows.select_columns(names)
-    folder = Path(args.work_dir or args.output_dir).expanduser() / "data"
-    files = sorted(file for file in folder.iterdir() if re.fullmatch(re.escape(split) + r"-\d+\.parquet", file.name))
-    return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
-
-
-def tell(args: LabelArguments, labelled: Splits, bank: AspectBank, teacher: Teacher | RecordedAnswers) -> None:
-    """Print what came out: what each question is worth, what was skipped, and what to do next."""
-    from datasets import concatenate_datasets
-
-    from ..data.columns import skipped_rows
-    from ..data.objects import flatten_objects
-    from ..selection.evidence import write_evidence
-
-    parts = {split: answers(args, labelled, split) for split in args.splits}
-    for split, rows in parts.items():
-        if skipped := skipped_rows(rows):
-            some = ", ".join(map(str, skipped[:5])) + (", ..." if len(skipped) > 5 else "")
-            fault, doubt = "that cannot be read", ""
-            if args.boxes_column:
-                fault += ", or a box in them"
-                many = 10 * len(skipped) > len(rows)
-                doubt = f" So many: is --box_format {args.box_format} right?" if many else ""
-            print(f"Skipped {len(skipped)} images of {split} {fault}: rows {some}.{doubt}")
-    everything, unit = concatenate_datasets(list(parts.values())), "image"
-    if args.boxes_column:
-        everything, unit = flatten_objects(everything, args.boxes_column, args.label_column), "object"
-    if not any(answer is not None for answer in everything["aspect_logits"]):
-        print(
-            f"No {unit} of {', '.join(args.splits)} has answers, so nothing can be said about the questions: the "
-            f"{sum(map(len, parts.values()))} rows in {args.output_dir} are without."
-        )
-        return
-    with writing(args.output_dir, KEPT):
-        evidence = write_evidence(everything, bank, args.output_dir, args.label_column, unit)
-    print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
-    if teacher.summary:
-        print(teacher.summary)
-    print(
-        f"{len(bank)} answers for each {unit} of {', '.join(args.splits)} are in {args.output_dir}; what each "
-        f"question is worth, with pictures: {evidence.path}."
-    )
-    if not args.boxes_column:
-        student = "--backbone microsoft/resnet-18 --output_dir runs/student"
-        print(f"Next:\n  madkd train --dataset {shlex.quote(args.output_dir)} {student}")
 
 
 def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
@@ -273,6 +312,7 @@ def check(args: LabelArguments) -> None:
 
     check_place(args.output_dir, args, KIND, DATASET)
     check_recorded(args)
+    check_options(args)
     folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
     if args.streaming and (folder / "dataset_dict.json").exists():
         raise ValueError(f"{folder} holds a dataset that was labelled without --streaming: {remedy}")
@@ -295,12 +335,13 @@ def main() -> None:
         try:
             splits = check_labelling(args, workers, partial(check, args), partial(check_hub, args))
             workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
-            labelled, bank, teacher = label(args, splits, workers)
+            labelled = label_all(args, splits, workers)
         except KeyboardInterrupt as stopped:
             raise (stopped if workers.is_main else FailedOnOtherRankError("The main process says so.")) from None
         if not workers.is_main:
             return
-        save(labelled, bank, args.output_dir)
-        tell(args, labelled, bank, teacher)
+        targets = class_targets(args, labelled)
+        save(labelled.splits, labelled.bank, args.output_dir, targets)
+        tell(args, labelled, targets)
         if args.push_to_hub:
-            publish(args, labelled, bank)
+            publish(args, labelled.splits, labelled.bank)

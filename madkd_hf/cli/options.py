@@ -19,7 +19,8 @@ from ..students.base.fields import CLASS_TARGET_LOSSES, IMAGE_STORES, option
 from ..students.tasks import TASKS
 
 
-NAMED = ("dataset", "bank", "teacher", "backbone", "detector")  # options that name something here or on the Hub
+# options that name something here or on the Hub
+NAMED = ("dataset", "bank", "teacher", "class_teacher", "backbone", "detector")
 
 
 class OptionParser(ArgumentParser):

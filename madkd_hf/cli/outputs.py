@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..aspects import BANK_FILE
+from ..data.target_facts import TARGETS_FILE
 from ..files import check_folder, check_output, locked, own_folder
 from .interrupts import BEGUN
 
 
-SOURCES = ("dataset", "teacher", "backbone", "detector", "comparison")  # options that may name a folder that is read
+# options that may name a folder that is read
+SOURCES = ("dataset", "teacher", "class_teacher", "backbone", "detector", "comparison")
 EVIDENCE = ("questions.md", "questions.json", "figures/questions.png", "figures/teacher.png")
-DATASET = (BANK_FILE, "dataset_dict.json", *EVIDENCE)  # its splits are folders with marks of their own
+DATASET = (BANK_FILE, TARGETS_FILE, "dataset_dict.json", *EVIDENCE)  # its splits are folders with marks of their own
 SELECTION = ("selection.md", "selection.json", "figures/selection.png")
 BANK = ("candidates.jsonl", "rejected.jsonl", "generation.json")
 COMPARISON = (

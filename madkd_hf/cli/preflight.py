@@ -29,6 +29,7 @@ from ..labelling import Workers
 from ..labelling.sources import sources_of
 from ..students.base.settings import check_unevaluated
 from .arguments import SplitArguments, files_from, load_splits
+from .class_targets import asks_questions, bank_beside, check_targets, new_columns
 from .splits import check_columns, check_test_split, with_test, with_validation
 from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
@@ -176,7 +177,7 @@ def check_labelling(args: Any, workers: Workers, *checks: Callable[[], Any]) -> 
         problems = Problems()
         for check in checks:
             problems.step(check)
-        bank = _load_bank(problems, args)
+        bank = _load_bank(problems, args) if asks_questions(args) else None
         boxes = Boxes(args.boxes_column, args.box_format) if args.boxes_column else None
         _raise_before_download(problems, args)
         splits = problems.step(load_splits, args, args.streaming)
@@ -216,7 +217,12 @@ def _check_columns(splits: DatasetDict | IterableDatasetDict, args: Any, boxes: 
     """Raise ValueError where the splits cannot be labelled, whatever their images are."""
     for rows in splits.values():
         check_image_column(rows.features, args.image_column)
-    sources_of(splits, args.splits, args.image_column, boxes, files_from(args), args.on_error)
+    sources_of(
+        splits, args.splits, args.image_column, boxes, files_from(args), args.on_error, new_columns=new_columns(args)
+    )
+    if not asks_questions(args):
+        bank_beside(splits, args)
+    check_targets(splits, args)
 
 
 def _check_beginnings(problems: Problems, splits: IterableDatasetDict, args: Any) -> None:

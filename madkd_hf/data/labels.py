@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, LargeList, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset, LargeList, List, Value
 
 from ..text import get_logger
 from .columns import CLASS_TYPES, stored
@@ -31,6 +32,38 @@ def with_whole_numbers(rows: Dataset, column: str) -> Dataset:
     values = stored(rows, column)
     only_whole = pc.all(pc.equal(pc.floor(values), values)).as_py()
     return rows.cast_column(column, Value("int64")) if only_whole is not False else rows
+
+
+def class_names(rows: Dataset | IterableDataset, column: str) -> list[str] | None:
+    """The classes in the order that a student learns them in, see `class_label`; None where the column says none.
+
+    Of a stream, they are known where they are declared as a ClassLabel.
+    """
+    feature = rows.features[column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    if not isinstance(rows, Dataset):
+        return None
+    rows = with_whole_numbers(rows, column)
+    if not getattr(rows.features[column], "dtype", "").startswith(CLASS_TYPES):
+        return None
+    values = set(stored(rows, column).unique().to_pylist()) - {None}
+    if rows.features[column].dtype.startswith("int") and values != {-1, 1}:
+        values -= {-1}  # which hides a class
+    return [_text(value) for value in sorted(values)] or None
+
+
+def class_indices(rows: Dataset, column: str, classes: Sequence[str]) -> np.ndarray:
+    """[n] the class of each row as a place among these names; -1 where it has none, or another one."""
+    place = {name: index for index, name in enumerate(classes)}
+    rows = with_whole_numbers(rows, column)
+    feature, values = rows.features[column], stored(rows, column).to_pylist()
+    if isinstance(feature, ClassLabel):
+        own = range(feature.num_classes)
+        names = [feature.names[value] if value in own else None for value in values]
+    else:
+        names = [None if value is None else _text(value) for value in values]
+    return np.array([place.get(name, -1) for name in names], dtype=np.int64)
 
 
 def class_label(

@@ -13,6 +13,7 @@ from ..text import first_difference
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 2  # 1 had shards that did not say whose they are
 SETTLED = ("shard_size", "plan", "complete", "finished")  # what the job itself decides while it runs
+WHAT = {"bank": "answers to questions", "class_teacher": "scores of classes"}  # entries that a job may do without
 REMEDY = "move what is there away, or pass another work_dir"
 
 
@@ -25,6 +26,7 @@ def read_manifest(folder: Path, keys: set[str]) -> dict[str, Any] | None:
     if version != FORMAT_VERSION:  # whose checksum may be of another kind
         raise ValueError(f"{path} has format {version!r}, this version of madkd_hf reads {FORMAT_VERSION}: {REMEDY}.")
     manifest = read_record(path, what, REMEDY)
+    manifest.setdefault("class_teacher", None)  # which earlier versions did not know
     if missing := {"splits", "shard_size", *keys} - set(manifest):
         raise ValueError(f"{path} is damaged, no {what} ({sorted(missing)[0]!r} is missing): {REMEDY}.")
     return manifest
@@ -60,6 +62,9 @@ def job_difference(then: Any, now: Any, name: str) -> str | None:
     """The first place where two labelling jobs part in an entry of their manifests, in words."""
     if name == "prompts" and then and now:
         return None if then["tokens"] == now["tokens"] else _of_prompts(then, now)
+    if name in WHAT and None in (then, now) and then != now:
+        words = [WHAT[name] if part else f"no {WHAT[name]}" for part in (then, now)]
+        return f"it asks for {words[0]}, here for {words[1]}"
     if name == "boxes" and None in (then, now) and then != now:
         levels = ["each image" if boxes is None else f"each object in {boxes['column']!r}" for boxes in (then, now)]
         return f"it asks about {levels[0]}, here about {levels[1]}"

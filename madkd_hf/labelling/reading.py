@@ -1,31 +1,26 @@
-"""Ask the teacher about the rows of a shard."""
+"""Ask the teachers about the rows of a shard."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from PIL.Image import Image
 
-from ..aspects import AspectBank
-from ..data.columns import aspect_features
 from ..data.decoding import is_broken
-from ..teachers import Teacher, UnreadableImageError
+from ..teachers import UnreadableImageError
+from .labellers import Answer, Labeller, all_features
 from .sources import Source, decode
-
-
-Answer = tuple[np.ndarray, np.ndarray]  # log-odds and mass, [Q] each
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What the teacher reads: an image, or one object of it; two with the same key get one answer."""
+    """What the teachers read: an image, or one object of it; two with the same key get one answer."""
 
     key: Hashable
     image: Image
@@ -36,8 +31,7 @@ class Unit:
 class Reader:
     """How the images of a split, or their objects, become answers, and what happens to those that cannot be read."""
 
-    bank: AspectBank
-    teacher: Teacher
+    labellers: Sequence[Labeller]
     source: Source
 
     def read(self, rows: Dataset, start: int, images_per_call: int, on_progress: Callable[[int], Any]) -> pa.Table:
@@ -47,7 +41,7 @@ class Reader:
         same rows always make the same calls.
         """
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
-        answers: dict[Hashable, Answer | None] = {}
+        answers: dict[Hashable, list[Answer] | None] = {}
         waiting: dict[Hashable, Unit] = {}
         for number, row in enumerate(rows.select_columns(self.source.columns), start):
             units = self._units(row, number)
@@ -82,36 +76,34 @@ class Reader:
         in_image = name.replace("The", "the", 1)
         return [Unit(_pixels(crop), crop, f"Object {index} of {in_image}") for index, crop in enumerate(crops)]
 
-    def _read(self, units: list[Unit]) -> dict[Hashable, Answer | None]:
-        """The answers by key, None for what the teacher's processor refuses."""
-        answers: dict[Hashable, Answer | None] = {}
-        while units:
-            try:
-                reading = self.teacher.read([unit.image for unit in units], self.bank)
-            except UnreadableImageError as error:
-                refused = units.pop(error.index)
-                answers[refused.key] = self._refuse(refused.name, "is refused by the teacher's processor", error)
-                continue
-            logits, mass = (np.asarray(part, dtype=np.float32) for part in (reading.logits, reading.mass))
-            expected = (len(units), len(self.bank))
-            if logits.shape != expected or mass.shape != expected or not np.isfinite([logits, mass]).all():
-                raise ValueError(
-                    f"The teacher gave log-odds of shape {logits.shape} and mass of shape {mass.shape} for "
-                    f"{len(units)} images: expected finite numbers of shape {expected}, one for each question."
-                )
-            return answers | dict(zip([unit.key for unit in units], zip(logits, mass)))
+    def _read(self, units: list[Unit]) -> dict[Hashable, list[Answer] | None]:
+        """The answers of each labeller by key; None for what one of the teachers' processors refuses."""
+        answers: dict[Hashable, list[Answer] | None] = {unit.key: [] for unit in units}
+        for labeller in self.labellers:
+            units = [unit for unit in units if answers[unit.key] is not None]
+            while units:
+                try:
+                    values = labeller.read([unit.image for unit in units])
+                except UnreadableImageError as error:
+                    refused = units.pop(error.index)
+                    answers[refused.key] = self._refuse(refused.name, "is refused by the teacher's processor", error)
+                    continue
+                for unit, value in zip(units, values):
+                    answers[unit.key].append(value)
+                break
         return answers
 
-    def _table(self, rows: list[list[Answer | None] | None]) -> pa.Table:
+    def _table(self, rows: list[list[list[Answer] | None] | None]) -> pa.Table:
         """The columns; a row of which something could not be read has no answers at all."""
-        schema = aspect_features(self.bank, self.source.boxes is not None).arrow_schema
-        columns: dict[str, list[Any]] = {"aspect_logits": [], "aspect_mass": []}
+        schema = all_features(self.labellers).arrow_schema
+        columns: dict[str, list[Any]] = {field.name: [] for field in schema}
         for row in rows:
-            answered = row is not None and all(answer is not None for answer in row)
-            for part, column in enumerate(columns.values()):
-                values = [answer[part] for answer in row] if answered else None
-                column.append(values if values is None or self.source.boxes else values[0])
-        columns["aspect_bank"] = [self.bank.fingerprint] * len(rows)
+            answered = row is not None and all(answers is not None for answers in row)
+            for place, labeller in enumerate(self.labellers):
+                for part, name in enumerate(labeller.columns[:-1]):
+                    values = [answers[place][part] for answers in row] if answered else None
+                    columns[name].append(values if values is None or self.source.boxes else values[0])
+                columns[labeller.columns[-1]].append(labeller.source)
         return pa.table({field.name: pa.array(columns[field.name], field.type) for field in schema}, schema=schema)
 
     def _refuse(self, name: str, what: str, error: Exception) -> None:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from datasets.table import MemoryMappedTable, Table, concat_tables
 from tqdm.auto import tqdm
 
+from ..data.columns import CLASS_LOGITS, LOGITS
 from ..files import refuse_link, remove_stale, whole_file, write_record
 from ..files.seals import OPEN_SEAL, is_whole, seal
 from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_another
@@ -60,7 +61,7 @@ class WorkDir:
 
     Attributes:
         folder: where it is; may be shared between machines.
-        manifest: what decides the answers (teacher, bank, image column, boxes, the splits' fingerprints), and what the
+        manifest: what decides the answers (teachers, bank, image column, boxes, fingerprints of splits), and what the
             job has settled since: `shard_size`, `plan` (how the teacher reads), `complete` (rows of finished streams),
             `finished` (shards of finished splits).
         streams: whether shards are Parquet files of whole rows, for a stream, or Arrow files of the new columns only.
@@ -190,7 +191,7 @@ class WorkDir:
 
     def skipped(self, split: str, index: int) -> int:
         """How many rows of a complete shard have no answers."""
-        return self._logits(split, index).null_count
+        return self._answers(split, index).null_count
 
     def progress(self, split: str | None = None) -> str:
         """What a job that stops here leaves to the next one, in words."""
@@ -206,14 +207,14 @@ class WorkDir:
         """How many digits the numbers of its shards have: a pattern with these finds no copies beside them."""
         return sorted({len(f"{index:05d}") for index in self.indexes(split)} or {5})
 
-    def _logits(self, split: str, index: int) -> pa.ChunkedArray:
-        path, column = self.path(split, index), "aspect_logits"
+    def _answers(self, split: str, index: int) -> pa.ChunkedArray:
+        path, column = self.path(split, index), LOGITS if self.manifest["bank"] else CLASS_LOGITS
         table = pq.read_table(path, columns=[column]) if self.streams else _open_arrow(path)
         return table[column]
 
     def _mark(self, split: str, index: int) -> bytes:
         decides = [self.manifest[name] for name in ("bank", "teacher", "prompts", "image_column", "shard_size")]
-        decides += [self.manifest["boxes"]] if self.manifest["boxes"] else []
+        decides += [self.manifest[name] for name in ("boxes", "class_teacher") if self.manifest[name]]
         job = hashlib.sha256(json.dumps([*decides, self.manifest["splits"][split]], sort_keys=True).encode())
         return json.dumps({"job": job.hexdigest(), "split": split, "index": index}).encode()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -249,15 +249,16 @@ def sources_of(
     files_from: str | os.PathLike | None = None,
     on_error: str = "raise",
     stream_name: str | None = None,
+    new_columns: Sequence[str] = ASPECT_COLUMNS,
 ) -> list[Rows | Stream]:
-    """The splits to read, checked before anything is."""
+    """The splits to read, checked before anything is; none may have one of the new columns."""
     if isinstance(dataset, (Dataset, IterableDataset)):
         parts = {split_name(dataset): dataset}
     elif isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         parts = dict(dataset)
     else:
         raise ValueError(
-            "attach_aspects takes a Dataset or a DatasetDict, or an IterableDataset or a dict of these; received "
+            "Labelling takes a Dataset or a DatasetDict, or an IterableDataset or a dict of these; received "
             f"{type(dataset).__name__}."
         )
     selected = list(parts) if splits is None else as_list(splits)
@@ -276,11 +277,11 @@ def sources_of(
         settings = (split, rows, image_column, split in selected, boxes, origin, on_error)
         sources.append(Rows(*settings) if isinstance(rows, Dataset) else Stream(*settings, stream_name))
     for source in sources:
-        _check(source.data.features, image_column, boxes)
+        _check(source.data.features, image_column, boxes, new_columns)
     return sources
 
 
-def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:
+def _check(features: Features, image_column: str, boxes: Boxes | None, new_columns: Sequence[str]) -> None:
     if image_column not in features:
         raise ValueError(
             f"There is no column {image_column!r}: the dataset has {list(features)}; "
@@ -293,10 +294,11 @@ def _check(features: Features, image_column: str, boxes: Boxes | None) -> None:
         )
     if boxes is not None:
         boxes.check(features)
-    if present := [name for name in ASPECT_COLUMNS if name in features]:
+    if present := [name for name in new_columns if name in features]:
         of_objects = about_objects(features)
         level = "" if of_objects == (boxes is not None) else f" by {'object' if of_objects else 'image'}"
+        has = f"is labelled already{level}" if present[0] in ASPECT_COLUMNS else "has class targets already"
         raise ValueError(
-            f"The dataset is labelled already{level}, it has the columns {present}: "
+            f"The dataset {has}, it has the columns {present}: "
             f"drop them with dataset.remove_columns({present}) to label it again."
         )

@@ -22,7 +22,8 @@ from tokenizers import normalizers
 from madkd_hf import AspectBank, AspectTeacher, attach_aspects, files
 from madkd_hf.files import LOCK_FILE, read_record, remove_stale
 from madkd_hf.labelling import Workers
-from madkd_hf.labelling.job import _Job
+from madkd_hf.labelling.job import Job
+from madkd_hf.labelling.labellers import AspectLabeller
 from madkd_hf.labelling.shards import WorkDir
 from madkd_hf.labelling.sources import sources_of
 
@@ -143,7 +144,7 @@ def test_a_manifest_of_a_later_version_is_refused(tmp_path):
 
 
 def test_workers_that_read_other_rows_stop(tmp_path):
-    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers())
+    job = Job([AspectLabeller(BANK, teacher())], "image", "raise", 2, False, Workers())
     (told,) = sources_of(rows(), None, "image")
     (other,) = sources_of(rows(seed=1), None, "image")
     manifest = {"splits": {"train": told.state}, "teacher": teacher().identity, "prompts": teacher().prompts(BANK)}
@@ -153,11 +154,11 @@ def test_workers_that_read_other_rows_stop(tmp_path):
         match="Worker 0 does not label what the main process labels: its rows of split 'train' .*shuffle a seed",
     ):
         job._compare(manifest, [other])
-    job = _Job(BANK, teacher(system="it is red ."), "image", "raise", 2, False, Workers(1, 2))
+    job = Job([AspectLabeller(BANK, teacher(system="it is red ."))], "image", "raise", 2, False, Workers(1, 2))
     with pytest.raises(ValueError, match="Worker 1 .*: its teacher system is .*the same files"):
         job._compare(manifest, [told])
     manifest["prompts"] = {"tokens": "other", "example": "user : <image>C'est rouge ?"}
-    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers(1, 2))
+    job = Job([AspectLabeller(BANK, teacher())], "image", "raise", 2, False, Workers(1, 2))
     with pytest.raises(ValueError, match="Worker 1 .*its prompts are others .*packages and locale"):
         job._compare(manifest, [told])
 
@@ -166,7 +167,7 @@ def test_shards_that_are_not_done_are_gone_before_the_workers_look(tmp_path):
     attach_aspects(of_pictures(), BANK, teacher(), on_error="skip", work_dir=tmp_path, shard_size=2)
     (tmp_path / "shards" / "train-00000.arrow").write_bytes(b"")
     (source,) = sources_of(of_pictures(), None, "image")
-    job = _Job(BANK, teacher(), "image", "raise", 2, False, Workers())
+    job = Job([AspectLabeller(BANK, teacher())], "image", "raise", 2, False, Workers())
     with ExitStack() as locks:
         _, done = job._begin(tmp_path, [source], locks)
     there = {path.name for path in (tmp_path / "shards").iterdir()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ...files import read_json
+from ..errors import one_sentence_errors
 from .processors import load_processor
 
 
@@ -59,16 +59,16 @@ def load(
     options = {"revision": commit or revision, "trust_remote_code": trust_remote_code}
     content = read_json(config_file, f"{CONFIG_NAME} of {place}", "download or save the model again")
     _check_code(place, content, trust_remote_code)
-    with _one_sentence_errors(place, "configuration"):
+    with one_sentence_errors(place, "configuration"):
         config = AutoConfig.from_pretrained(place, **options)
     auto = _auto_class(config, content)
     if auto is None:
         raise ValueError(f"{place} is {_kind(content)}: {EXPECTED}.")
-    with _one_sentence_errors(place, "processor"):
+    with one_sentence_errors(place, "processor"):
         processor = load_processor(place, **options)
     if getattr(processor, "image_processor", None) is None:
         raise ValueError(takes_no_images(place))
-    with _one_sentence_errors(place, "model"):
+    with one_sentence_errors(place, "model"):
         model = auto.from_pretrained(place, **options, **model_options)
     if not model.can_generate():
         raise ValueError(f"{place} is {_kind(content)}, which writes no text: {EXPECTED}.")
@@ -167,33 +167,6 @@ def _auto_class(config: PreTrainedConfig, content: dict[str, Any]) -> Any:
 def _kind(content: dict[str, Any]) -> str:
     names = content.get("architectures") or [content.get("model_type")]
     return f"a {names[0]}"
-
-
-@contextmanager
-def _one_sentence_errors(place: str, part: str) -> Iterator[None]:
-    """What goes wrong within, in one sentence."""
-    try:
-        yield
-    except (ImportError, OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        reason = _reason(error)
-        if "torchvision" in reason.lower():
-            remedy = "install the torchvision that was built for your torch"
-        elif isinstance(error, ImportError):
-            remedy = "install what it asks for"
-        elif "out of memory" in reason.lower():
-            remedy = "load it in a smaller dtype, quantized, or over several devices with device_map='auto'"
-        else:
-            remedy = "check its files and the options that you pass"
-        raise type(error if isinstance(error, (ImportError, OSError)) else ValueError())(
-            f"The {part} of {place} cannot be loaded ({reason}): {remedy}."
-        ) from error
-
-
-def _reason(error: BaseException) -> str:
-    """The beginning of what an error says, without its end."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    first = re.split(r"(?<=[^.A-Z])\. (?=[A-Z])", text)[0].rstrip(".:")
-    return first if len(first) <= 200 else f"{first[:197]}..."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
