@@ -266,7 +266,7 @@ def _save_rows(labelled: DatasetDict, folder: Path) -> None:
                 remove_folder(mark.parent, SPLIT)
 
 
-def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
+def publish(args: LabelArguments, labelled: Splits, bank: AspectBank, targets: TargetFacts | None = None) -> None:
     """Push the dataset, prepared beside it: there is room where it was written."""
     from ..hub.dataset import push_aspect_dataset
     from ..hub.retries import HubError
@@ -281,6 +281,7 @@ def publish(args: LabelArguments, labelled: Splits, bank: AspectBank) -> None:
             label_column=args.label_column,
             license=args.hub_license,
             work_dir=args.output_dir,
+            class_targets=targets,
             **args.repo_settings,
             **objects,
         )
@@ -344,4 +345,4 @@ def main() -> None:
         save(labelled.splits, labelled.bank, args.output_dir, targets)
         tell(args, labelled, targets)
         if args.push_to_hub:
-            publish(args, labelled.splits, labelled.bank)
+            publish(args, labelled.splits, labelled.bank, targets)

@@ -33,7 +33,7 @@ COMPARING_ALL = "comparisons"
 STUDENT = (
     *("config.json", "preprocessor_config.json", "processor_config.json", "model*.safetensors", "model.safetensors.*"),
     *("training_args.bin", "trainer_state.json", "*_results.json", "test_predictions.npz", "unpublished"),
-    *("*_madkd*.py", "adapter", "checkpoint-*"),
+    *("*_madkd*.py", "adapter", "checkpoint-*", TARGETS_FILE),
 )
 CELL = (*STUDENT, "log.txt", "cell.json", "runs")
 

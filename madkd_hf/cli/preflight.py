@@ -38,6 +38,7 @@ from .unlabelled import (
     check_mix,
     check_posterior,
     check_unlabelled,
+    known_targets,
     learned_columns,
     load_with_unlabelled,
 )
@@ -95,6 +96,8 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             problems.step(check_unlabelled, ready.splits, args, learned_columns(training_args, args, train_set))
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
+            else:
+                problems.step(known_targets, args, train_set)
             if hasattr(args, "label_column"):
                 problems.step(check_mix, ready.splits, args, training_args)
                 problems.step(command.count_without_class, ready.splits, args)

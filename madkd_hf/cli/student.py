@@ -16,6 +16,7 @@ from transformers.trainer_utils import IntervalStrategy
 from .. import AspectBank, MadkdTrainingArguments
 from ..data.image_processors import load_image_processor
 from ..data.labels import warn_of_missing_classes
+from ..data.target_facts import TARGETS_FILE, TargetFacts
 from ..data.variants import control_answers
 from ..files import remove_folder, write_whole
 from ..hub.cards.comparison import read_comparison
@@ -30,11 +31,12 @@ from ..students.base.settings import check_metric
 from ..text import get_logger
 from . import preflight
 from .arguments import DatasetArguments, source
+from .class_targets import told
 from .preflight import Ready
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
 from .teachers import attach
-from .unlabelled import answers_needed, posterior_sentence, with_posterior, with_unlabelled
+from .unlabelled import answers_needed, known_targets, with_posterior, with_unlabelled
 
 
 logger = get_logger(__name__)
@@ -49,7 +51,7 @@ def train(
     """
     command, ready = command_of(args.task), ready or check(args, training_args)
     set_seed(training_args.seed)
-    train_set, bank = prepare(args, training_args, ready)
+    train_set, bank, posterior = prepare(args, training_args, ready)
     pretrained_model = getattr(args, command.task.starts_from)
     trainer_options = command.trainer_options(args)
     model = command.task.build(
@@ -70,6 +72,7 @@ def train(
         **trainer_options,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.class_targets = posterior or known_targets(args, train_set)
     metrics = {"train": fit(trainer)}
     if args.eval_split in ready.splits:
         metrics["eval"] = trainer.evaluate()
@@ -102,8 +105,8 @@ def check(args: TrainArguments, training_args: MadkdTrainingArguments, *checks: 
 
 def prepare(
     args: TrainArguments, training_args: MadkdTrainingArguments, ready: Ready
-) -> tuple[Dataset, AspectBank | None]:
-    """The rows to train on, and the bank that their answers belong to."""
+) -> tuple[Dataset, AspectBank | None, TargetFacts | None]:
+    """The rows to train on, the bank that their answers belong to, and what is known of their posterior, if any."""
     command = command_of(args.task)
     with training_args.main_process_first(desc="preparing the data"):
         train_set = command.draw(ready.splits[args.train_split], args, training_args.seed)
@@ -113,11 +116,12 @@ def prepare(
         train_set, bank = attach(train_set, args, answers_needed(args, training_args), command.labelling_options(args))
     if args.aspect_control != "none":
         train_set = control_answers(train_set, args.aspect_control, training_args.seed)
+    facts = None
     if getattr(args, "class_posterior", False):
-        train_set, posterior = with_posterior(train_set, args.label_column)
+        train_set, facts = with_posterior(train_set, args.label_column)
         if training_args.process_index == 0:
-            print(posterior_sentence(posterior), flush=True)
-    return train_set, bank if training_args.aspect_alpha else None
+            print(told(facts), flush=True)
+    return train_set, bank if training_args.aspect_alpha else None, facts
 
 
 def fit(trainer: DistillingTrainer) -> dict[str, float]:
@@ -133,6 +137,9 @@ def fit(trainer: DistillingTrainer) -> dict[str, float]:
     if is_first:
         # of an earlier student: numbers, to which save_metrics would add, and what was to be uploaded
         (folder / "all_results.json").unlink(missing_ok=True)
+        (folder / TARGETS_FILE).unlink(missing_ok=True)
+        if targets := trainer.learned_targets():
+            targets.save(folder)
         remove_folder(folder / UNPUBLISHED, "student")
     return metrics
 

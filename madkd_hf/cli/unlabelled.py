@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ..data.check import check_all_shown
 from ..data.columns import BANK, CLASS_LOGITS, LOGITS, stored
 from ..data.duplicates import same_images
+from ..data.target_facts import TargetFacts
 from ..data.unlabelled import LEARNED, UNLABELLED, concatenated, select_learned
 from ..text import counted
-from .arguments import load_splits, split_names
+from .arguments import existing_folder, load_splits, split_names
+from .class_targets import facts_of_posterior
 from .splits import load_joined
-
-
-if TYPE_CHECKING:
-    from ..selection.posterior import Posterior
 
 
 SELF = "self_training"
@@ -130,7 +128,7 @@ def with_unlabelled(drawn: Dataset, others: list[Dataset], args: Any) -> Dataset
     return concatenated([drawn.select_columns(names), *others])
 
 
-def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior]:
+def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, TargetFacts]:
     """The rows, of which those without a class have the class targets that their answers speak for; and from what.
 
     Raises:
@@ -138,7 +136,7 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior
     """
     import numpy as np
 
-    from ..data.class_targets import with_class_targets
+    from ..data.class_targets import class_teacher, count_targets, with_class_targets
     from ..data.columns import matrix, rows_with_class
     from ..selection.posterior import fit_posterior
 
@@ -151,23 +149,23 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, Posterior
     posterior = fit_posterior(answers[labelled], labels[labelled], feature.num_classes, feature.names)
     scores = np.full((len(rows), feature.num_classes), np.nan, dtype=np.float32)
     scores[~labelled] = posterior.class_logits(answers[~labelled])
-    if CLASS_LOGITS in rows.features:
+    if count_targets(rows):
         print(f"The posterior takes the place of the {CLASS_LOGITS} that the dataset has.", flush=True)
-    return with_class_targets(rows, scores, "posterior", feature.names), posterior
+    made = with_class_targets(rows, scores, "posterior", feature.names)
+    name = class_teacher("posterior", feature.names)
+    return made, facts_of_posterior(posterior, name, {"train": count_targets(made).total()})
 
 
-def posterior_sentence(posterior: Posterior) -> str:
-    """How far the answers tell the class, in a sentence."""
-    if posterior.accuracy is None:
-        return (
-            f"The answers' posterior is fitted on {posterior.rows} images, one of each class: nothing tells how good "
-            "it is."
-        )
-    return (
-        f"The answers' posterior names the class of {posterior.accuracy:.1%} of {posterior.rows} images with a class, "
-        f"each left out of the fit in turn ({posterior.folds} folds, C = {posterior.C:g}; calibration error "
-        f"{posterior.calibration_error:.1%})."
-    )
+def known_targets(args: Any, rows: Dataset) -> TargetFacts | None:
+    """What was kept beside the dataset, or the one of images without a class, of the class targets in these rows."""
+    from ..data.class_targets import count_targets, facts_of
+
+    if not count_targets(rows):
+        return None
+    others = getattr(args, "unlabelled", None)
+    known = [TargetFacts.load(args.dataset, args.dataset_revision)]
+    known += [TargetFacts.load(others)] if others and existing_folder(others) else []
+    return facts_of({"train": count_targets(rows)}, known)
 
 
 def learned_columns(training_args: Any, args: Any, rows: Dataset) -> list[str]:

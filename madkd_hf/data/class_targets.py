@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
+from ..text import one_line
 from .columns import CLASS_COLUMNS, CLASS_LOGITS, CLASS_TEACHER, add_answers, stored
+from .target_facts import LONGEST, TargetFacts
 
 
 def class_features(num_classes: int) -> Features:
@@ -62,3 +66,34 @@ def with_class_targets(rows: Dataset, class_logits: np.ndarray, teacher: str, cl
     schema = class_features(len(classes)).arrow_schema
     columns = Dataset(pa.table({CLASS_LOGITS: scores, CLASS_TEACHER: names}, schema=schema))
     return add_answers(rows.remove_columns([name for name in CLASS_COLUMNS if name in rows.features]), columns)
+
+
+def count_targets(table: pa.Table | Dataset) -> Counter[str]:
+    """Class teacher -> how many rows have its scores; of rows that do not say whose they are, under ""."""
+    if CLASS_LOGITS not in table.column_names:
+        return Counter()
+    has_scores, *named = (
+        stored(table, name) if isinstance(table, Dataset) else table[name]
+        for name in (CLASS_LOGITS, CLASS_TEACHER)
+        if name in table.column_names
+    )
+    names = named[0].to_pylist() if named else [None] * len(has_scores)
+    return Counter(name or "" for name, there in zip(names, has_scores.is_valid().to_pylist()) if there)
+
+
+def facts_of(counts: Mapping[str, Counter[str]], known: Iterable[TargetFacts | None] = ()) -> TargetFacts | None:
+    """What is known of class targets, with the numbers of rows as they are; None where there are no targets.
+
+    Args:
+        counts: split -> what `count_targets` says of it.
+        known: what may have been kept of them; what is about the scores of others is not looked at.
+    """
+    total = sum(counts.values(), Counter())
+    if not total:
+        return None
+    rows = {split: sum(count.values()) for split, count in counts.items()}
+    for facts in known:
+        if facts is not None and set(total) == {facts.teacher}:
+            return replace(facts, rows=rows)
+    names = ", ".join(name or "unknown" for name, _ in total.most_common())
+    return TargetFacts(one_line(names, LONGEST), "other", rows)

@@ -21,7 +21,7 @@ TARGETS_FILE = "class_targets.json"
 FORMAT_VERSION = 1
 LARGEST_FILE = 1_000_000  # bytes
 LONGEST = 500  # characters of a name
-KINDS = {"posterior": "the answers' own posterior", "class teacher": "a class teacher"}
+KINDS = ("posterior", "class teacher", "other")  # of the answers, of a classifier, or given by the dataset's owner
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class TargetFacts:
 
     Attributes:
         teacher: what stands in the column `class_teacher`.
-        kind: a key of `KINDS`.
+        kind: one of `KINDS`.
         rows: split -> how many rows have class targets.
         fitted: how many rows a posterior was fitted on; None for a class teacher.
         tested: how many rows with a class accuracy and calibration error were measured on.
@@ -63,7 +63,7 @@ class TargetFacts:
                 return (
                     f"It was fitted on {self.fitted or 0:,} images, one of each class: nothing tells how good it is."
                 )
-            return "No image with a class tells how good they are."
+            return "Nothing tells how good they are."
         error = "" if self.calibration_error is None else f"; calibration error {self.calibration_error:.1%}"
         if self.kind == "posterior":
             return (

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -23,11 +24,13 @@ from tqdm.auto import tqdm
 
 from ..aspects import AspectBank
 from ..data.boxes import check_box_format
-from ..data.columns import ASPECT_COLUMNS, about_objects, check_bank
+from ..data.class_targets import count_targets, facts_of
+from ..data.columns import ASPECT_COLUMNS, CLASS_COLUMNS, about_objects, check_bank
 from ..data.embedding import embed_files
 from ..data.objects import BOX, count_objects, flatten_objects, object_fields
 from ..data.origin import Origin
 from ..data.rows import SPLIT_NAME, split_name
+from ..data.target_facts import TARGETS_FILE, TargetFacts
 from ..files import check_name, remove_stale, temporary
 from ..selection.evidence import write_evidence
 from ..text import get_logger
@@ -38,7 +41,8 @@ from .upload import HubRepo
 
 logger = get_logger(__name__)
 
-OWN_FILES = ("README.md", "aspects.json", "data/*-of-*.parquet", "figures/questions.png", "figures/teacher.png")
+OWN_FILES = ("README.md", "aspects.json", TARGETS_FILE, "data/*-of-*.parquet")
+OWN_FILES += ("figures/questions.png", "figures/teacher.png")
 ROW_GROUP = 100  # images that a reader of a stream loads at once
 SHARD_BYTES = 500_000_000
 DEFAULT_FORMAT = "coco"  # of boxes, that of attach_aspects
@@ -62,8 +66,11 @@ def push_aspect_dataset(
     create_pr: bool = False,
     commit_message: str = "Upload a dataset with aspects",
     work_dir: str | os.PathLike | None = None,
+    class_targets: TargetFacts | None = None,
 ) -> CommitInfo:
     """Publish a labelled dataset: one commit with all splits as Parquet (images inside), `aspects.json` and a card.
+
+    Where rows have class targets, `class_targets.json` says whose they are, and how good.
 
     `load_dataset(repo_id)`, as a stream or not, and `AspectBank.load(repo_id)` read it back. The same call again goes
     on after a failure, and replaces what an earlier one published.
@@ -87,6 +94,8 @@ def push_aspect_dataset(
         create_pr: open a pull request with the commit.
         commit_message: its title.
         work_dir: where all files are made first (as much room as the images need); by default a temporary folder.
+        class_targets: what is known of the class targets, as `TargetFacts.load` reads it beside a labelled dataset;
+            the numbers of rows are counted.
 
     Raises:
         ValueError: a dataset without answers, or with answers to other questions.
@@ -106,6 +115,10 @@ def push_aspect_dataset(
         if not infos:
             raise ValueError("The dataset has no rows: nothing is published.")
         bank.save(files)
+        counts = {info.name: _count_targets(files / "data", info.name) for info in infos}
+        targets = facts_of(counts, [class_targets])
+        if targets:
+            targets.save(files)
         answers = {info.name: _answers(files / "data", info.name, [label, boxes_column]) for info in infos}
         everything, about = concatenate_datasets(list(answers.values())), "image"
         if about_objects(features):
@@ -122,6 +135,7 @@ def push_aspect_dataset(
             label,
             {**terms, "license": license} if license else terms,
             _objects(answers, features, boxes_column, box_format),
+            targets,
         )
         dataset_card(facts, evidence).save(files / "README.md")
         (Path(folder) / "figures").rename(files / "figures")
@@ -262,6 +276,15 @@ def _by_shard(rows: Rows, split: str, features: Features) -> Iterator[tuple[int,
         yield size // SHARD_BYTES, table
         size += table.nbytes
         n_rows += len(table)
+
+
+def _count_targets(folder: Path, split: str) -> Counter[str]:
+    """Class teacher -> how many rows of a split have its scores."""
+    total: Counter[str] = Counter()
+    for path in sorted(folder.glob(f"{split}-*.parquet")):
+        names = [name for name in CLASS_COLUMNS if name in pq.read_schema(path).names]
+        total += count_targets(pq.read_table(path, columns=names)) if names else Counter()
+    return total
 
 
 def _answers(folder: Path, split: str, columns: Sequence[str | None]) -> Dataset:

@@ -43,7 +43,7 @@ def test_the_recipes_for_coco_go_on_behind_boxes_without_area(tmp_path, capsys, 
     for dataset, *more in ("labelled", "--bank", tmp_path / "labelled"), ("coco", "--aspect_alpha", "0"), ("coco",):
         given = parse([*map(str, [*train, "--dataset", tmp_path / dataset, *more])])
         ready = training.check(*given)
-        rows, bank = training.prepare(*given, ready)
+        rows, bank, _ = training.prepare(*given, ready)
         seen.append([rows["image_id"][:], ready.splits["validation"]["image_id"][:]])
         assert (bank is None) == ("--aspect_alpha" in more)
     assert seen[0] == seen[1] == seen[2] and set(sum(seen[0], [])) == set(range(10)) - {2}

@@ -18,6 +18,7 @@ from ...data.image_processors import load_image_processor
 from ...data.limits import how_drawn
 from ...data.objects import flatten_objects
 from ...data.problems import Problems
+from ...data.target_facts import TargetFacts
 from ...files import new_folder
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts
@@ -209,6 +210,7 @@ def publish(
         hyperparameters=args.command.task.trainer.hyperparameters(training_args)
         | args.command.hyperparameters(student_args),
         license=args.hub_license,
+        targets=TargetFacts.load(student),
     )
     commit = push_student(
         args.command.task.model.from_pretrained(student),

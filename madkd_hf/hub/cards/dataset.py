@@ -17,8 +17,9 @@ from huggingface_hub.errors import HTTPError, RemoteEntryNotFoundError
 
 from ...aspects import AspectBank
 from ...data.boxes import BOX_FORMATS
-from ...data.columns import CLASS_TYPES
+from ...data.columns import CLASS_LOGITS, CLASS_TEACHER, CLASS_TYPES
 from ...data.objects import BOX, CATEGORY, feature_path, object_fields
+from ...data.target_facts import TargetFacts
 from ...report.comparison import markdown_table
 from ...selection.evidence import Evidence, evidence_table, evidence_terms, evidence_warnings
 from ...text import as_list, code, front, markdown, python
@@ -56,6 +57,7 @@ class DatasetFacts:
         bank: the questions, and in its provenance who answered them about which images.
         label_column: of the classes; where the answers are about objects, a field of these.
         terms: of the front matter, what is not ours to say: license, language, gating, ...
+        targets: what is known of the class targets; None where there are none.
     """
 
     repo_id: str
@@ -68,6 +70,7 @@ class DatasetFacts:
     label_column: str | None
     terms: Mapping[str, Any]
     objects: ObjectFacts | None = None
+    targets: TargetFacts | None = None
 
     @property
     def by_object(self) -> bool:
@@ -133,6 +136,9 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
         classes=_classes(facts),
         objects=f"{sum(facts.objects.counts.values()):,} objects" if facts.objects else None,
         fields=_fields(facts),
+        n_scores=getattr(facts.features.get(CLASS_LOGITS), "length", -1) if facts.targets else None,
+        names_teacher=CLASS_TEACHER in facts.features,
+        targets=facts.targets and _targets(facts.targets),
         category_names=_category_names(facts),
         class_picture=(evidence.path.parent / "figures" / "teacher.png").is_file(),
         provenance=markdown_table([["What", "Value"], *facts_table]) if facts_table else "The bank does not say.",
@@ -211,6 +217,22 @@ def _front_matter(facts: DatasetFacts, source: Mapping[str, Any]) -> DatasetCard
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(front)
     return front
+
+
+def _targets(targets: TargetFacts) -> str:
+    """Whose the class targets are, how many, and how good."""
+    rows = {split: f"{count:,}" for split, count in targets.rows.items() if count}
+    table = markdown_table([["Split", "With class targets"], *map(list, rows.items())], right=[1])
+    provenance = {name: value for name, value in targets.provenance.items() if value is not None}
+    who = {
+        "posterior": f"The posterior of the answers ({code(targets.name)}): a multinomial logistic regression from "
+        f"`aspect_logits` to the classes, fitted on {targets.fitted or 0:,} images with a class. ",
+        "class teacher": f"Scores of an image classifier, {code(targets.name)}. ",
+        "other": f"By {code(targets.teacher)}. ",
+    }[targets.kind]
+    facts = [[markdown(name), code(value)] for name, value in provenance.items()]
+    parts = [who + targets.quality, table, *([markdown_table([["What", "Value"], *facts])] if facts else [])]
+    return "\n\n".join(parts)
 
 
 def _split_table(facts: DatasetFacts) -> str:

@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ...data.target_facts import TargetFacts
 from ...report.comparison import markdown_table, table
 from ...text import as_list, code, front, markdown, python
 from ..sources import HUB_ID, DataSource, link
@@ -42,6 +43,7 @@ class StudentFacts:
         tags: more tags.
         model_name: the card's title; by default the repo's name.
         finetuned_from: the weights it began with, where the student does not know it: a Hub id, or another name.
+        targets: the class targets that it learned from, if any.
     """
 
     dataset: DataSource | None = None
@@ -55,6 +57,7 @@ class StudentFacts:
     tags: Sequence[str] = ()
     model_name: str | None = None
     finetuned_from: str | None = None
+    targets: TargetFacts | None = None
 
 
 def dataset_facts(
@@ -124,6 +127,7 @@ def write_card(
         pictures=pictures,
         questions=_questions(config, evaluations),
         measured=any(evaluation.aspect_auroc for evaluation in evaluations),
+        targets=facts.targets and _targets(facts.targets),
         provenance=_provenance(model, facts),
         hyperparameters=markdown_table([["Setting", "Value"], *hyperparameters]) if hyperparameters else "",
         license=data.license,
@@ -214,6 +218,18 @@ def _provenance(model: PreTrainedModel, facts: StudentFacts) -> str:
         "Versions": ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
     }
     return markdown_table([["What", "Which"], *([key, value] for key, value in rows.items() if value)])
+
+
+def _targets(targets: TargetFacts) -> str:
+    """Which class targets the student learned from, in sentences."""
+    count = sum(targets.rows.values())
+    who = {
+        "posterior": "the classes that a multimodal LLM's answers speak for, by a logistic regression fitted on "
+        f"{targets.fitted or 0:,} images with a class ({code(targets.name)})",
+        "class teacher": f"the scores of an image classifier ({code(targets.name)})",
+        "other": f"scores by {code(targets.teacher)}",
+    }[targets.kind]
+    return f"Class targets of {count:,} training images: {who}. {targets.quality}"
 
 
 def _at(commit: str | None) -> str:

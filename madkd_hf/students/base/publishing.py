@@ -12,6 +12,7 @@ from huggingface_hub import CommitInfo
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...data.limits import how_drawn
+from ...data.target_facts import TargetFacts
 from ...hub.cards.results import Evaluation
 from ...hub.cards.student import StudentFacts, dataset_facts, write_card
 from ...hub.retries import HubError
@@ -28,6 +29,7 @@ class Publishing:
     """What a Trainer does with the Hub: it changes it by nothing but a push, one commit with student and card."""
 
     _evaluations: dict[tuple, Evaluation]  # by step, name and dataset
+    class_targets: TargetFacts | None = None  # what is known of the class targets beside their columns, for the card
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """See whether a push can succeed; nothing is made on the Hub before the push itself.
@@ -143,6 +145,10 @@ class Publishing:
         evaluation = Evaluation(name, metrics, output.num_samples, named_split, auroc, source, drawn)
         self._evaluations[self._step, name, source] = evaluation
 
+    def learned_targets(self) -> TargetFacts | None:
+        """The class targets of training images that the student learns from; None where it learns from none."""
+        return None
+
     def _facts(self, from_caller: dict[str, Any]) -> StudentFacts:
         """What the trainer knows of the student, and what the caller says, which wins."""
         facts = {name: value for name, value in from_caller.items() if value is not None and name != "tasks"}
@@ -160,6 +166,10 @@ class Publishing:
         hyperparameters = self.hyperparameters(self.args)
         hyperparameters |= self.model.hyperparameters() if is_adapted(self.model) else {}
         known = {"evaluations": evaluations, "hyperparameters": hyperparameters, "license": self.args.hub_license}
+        if targets := self.learned_targets():
+            names = ("class_alpha", "class_target_loss")
+            known["targets"] = targets
+            known["hyperparameters"] = hyperparameters | {name: getattr(self.args, name) for name in names}
         return StudentFacts(**{**known, **dataset_facts(source, **about), **facts})
 
 

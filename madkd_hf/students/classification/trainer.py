@@ -13,9 +13,10 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...data.check import check_without_class
-from ...data.class_targets import check_class_targets
+from ...data.class_targets import check_class_targets, count_targets, facts_of
 from ...data.columns import CLASS_LOGITS, LOGITS, rows_with_class, stored
 from ...data.image_columns import check_image_feature
+from ...data.target_facts import TargetFacts
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup, strong_view
 from ..base.collator import TellEpoch
@@ -171,6 +172,11 @@ class MadkdTrainer(DistillingTrainer):
                 "dataloader_drop_last leaves out batches that are not full: leave it out, or take smaller batches."
             )
         self.add_callback(TellEpoch(self._sampler))
+
+    def learned_targets(self) -> TargetFacts | None:
+        if not isinstance(self.train_dataset, Dataset) or not (self.args.class_alpha or self.loss):
+            return None
+        return facts_of({"train": count_targets(self.train_dataset)}, [self.class_targets])
 
     def _learns(self) -> list[str]:
         """The columns of targets that the usual loss looks at, beside the classes."""
