@@ -48,14 +48,16 @@ def grid_table(points: Sequence[Mapping[str, Any]]) -> str:
             in the first line of a point.
     """
     options = _varied(points)
-    head = [*map(markdown, options), "Condition", "Validation, %", "Test, %", "Gain over base, points [95% interval]"]
+    validated = any(point["validation"] for point in points)
+    head = [*map(markdown, options), "Condition", *(["Validation, %"] if validated else []), "Test, %"]
+    head.append("Gain over base, points [95% interval]")
     rows = [[*head, ANSWERS] if _answers_alone(points) else head]
     for point in points:
         answers = mean_text(found[0]["accuracy"]) if (found := _answers_alone([point])) else ""
         for name, values in point["accuracy"].items():
             settings = [markdown(_number(point["point"][option])) for option in options]
-            validation = mean_text(point["validation"][name]) if point["validation"] else ""
-            row = [*settings, name, validation, mean_text(values), gain_text(point, name), answers]
+            validation = [mean_text(point["validation"][name]) if point["validation"] else ""] if validated else []
+            row = [*settings, name, *validation, mean_text(values), gain_text(point, name), answers]
             rows.append(row[: len(rows[0])])
             answers = ""
     return markdown_table(rows, right=[k for k in range(len(rows[0])) if k != len(options)])

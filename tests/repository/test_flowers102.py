@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from madkd_hf import Aspect, AspectBank
 from madkd_hf.data.columns import aspect_features
-from recipes.flowers102 import prepare, questions
+from recipes.flowers102 import prepare, questions, summary
 
 
 @pytest.fixture
@@ -133,3 +133,15 @@ def test_questions_by_evidence_are_measured_against_random_ones(answered, tmp_pa
         with pytest.raises(SystemExit):
             questions.main()
         assert expected in capsys.readouterr().err
+
+
+def test_reports_of_several_numbers_of_labels_become_one_table_and_picture(tmp_path):
+    results = ROOT / "recipes/flowers102/results"
+    paths = [results / "k10/report.json", results / "report.json"]
+    page = summary.summarise(paths, tmp_path).read_text(encoding="utf-8")
+    rows = [line.split("|")[1:4] for line in page.splitlines() if line.startswith("| ") and "±" in line]
+    assert [int(row[0]) for row in rows] == [5] * 5 + [10] * 5  # in ascending order
+    assert [row[1].strip() for row in rows[:2]] == ["base", "madkd"] and "32.3 ± 0.8" in rows[0][2]
+    assert (tmp_path / "figures/against_images_per_class.png").is_file() and "3 to 5 seeds" in page
+    with pytest.raises(ValueError, match="different numbers"):
+        summary.summarise(paths[:1] * 2, tmp_path)
