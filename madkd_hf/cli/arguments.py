@@ -46,6 +46,7 @@ FILES = ("answers", "baseline", "distill", "distill_unlabelled", "comparison", "
 # options that may name a file or a folder
 READ = ("dataset", "bank", "teacher", "class_teacher", "backbone", "detector", *FILES)
 WRITTEN = ("output_dir", "work_dir")
+SEVERAL = ("teacher",)  # options of one text that may come as several words, which are put together with spaces
 GROUPS = {  # command -> its groups of options, in its module; those of a training depend on its task
     "label": ("LabelArguments",),
     "ask": ("ClassNameArguments", "QuestionArguments", "LLMArguments"),
@@ -146,7 +147,11 @@ class BankArguments:
     """Who asks, who answers, and what happens where nobody can."""
 
     bank: str | None = option(None, "The questions: an aspects.json, its folder, or a dataset id on the Hub.")
-    teacher: str | None = option(None, "The MLLM that answers: any image-text-to-text model, by Hub id or folder.")
+    teacher: str | None = option(
+        None,
+        "The MLLM that answers: any image-text-to-text model, by Hub id or folder; or the address of a server that "
+        "has one (http://host:8000/v1), or several addresses.",
+    )
     teacher_revision: str | None = option(None, "Branch, tag or commit of the teacher.")
     work_dir: str | None = option(
         None, "The folder of this one labelling job, to go on after a stop; by default in the datasets cache."
@@ -180,6 +185,9 @@ class CommandParser(HfArgumentParser):
     def __init__(self, *dataclass_types: type, description: str):
         super().__init__(dataclass_types, description=description, formatter_class=_Help, allow_abbrev=False)
         self.add_argument("--config", metavar="FILE.yaml", help="YAML with any of the options here as keys.")
+        for action in self._actions:
+            if action.dest in SEVERAL:
+                action.nargs = "+"
 
     @property
     def names(self) -> set[str]:
@@ -202,6 +210,9 @@ class CommandParser(HfArgumentParser):
             name = unknown[0].split("=")[0]
             raise ValueError(f"Unknown option {name}{self._suggest(name)}; --help lists them all.")
         for options in parsed:
+            for name in SEVERAL:
+                if isinstance(getattr(options, name, None), list):
+                    setattr(options, name, " ".join(getattr(options, name)))
             for name in (*READ, *WRITTEN):
                 if str(getattr(options, name, None)).startswith("~"):
                     setattr(options, name, os.path.expanduser(getattr(options, name)))

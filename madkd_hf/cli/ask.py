@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +38,7 @@ from ..aspects import BANK_FILE
 from ..data.problems import Problems
 from ..files import check_folder, check_output, own_folder, refuse_link
 from ..llm import LLM
+from ..llm.keys import key_in
 from ..llm.local import LocalLLM, split_gguf
 from ..questions import MANIFEST, Generated, Plan, Rules, Store, estimate, generate, open_store, saved_questions
 from ..students.base.fields import option
@@ -233,23 +233,11 @@ def load_llm(args: LLMArguments) -> LLM:
         return LocalLLM(args.llm, args.llm_revision, args.dtype, args.device, args.temperature, args.trust_remote_code)
     from ..llm.server import ROUTER, HubLLM, ServerLLM
 
-    key = None if args.dry_run else _api_key(args.api_key_env)
+    key = None if args.dry_run else key_in(args.api_key_env, "--api_key_env")
     options = {"timeout": args.timeout, "temperature": args.temperature, "retries": args.retries}
     if args.base_url or args.dry_run:
         return ServerLLM(args.llm, args.base_url or ROUTER, key, **options)
     return HubLLM(args.llm, args.provider, key, **options)
-
-
-def _api_key(variable: str | None) -> str | None:
-    if not variable:
-        return None
-    if key := os.environ.get(variable, "").strip():
-        return key
-    is_name = variable.replace("_", "a").isalnum() and len(variable) <= 30 and not variable.startswith(("hf_", "sk"))
-    shown = variable if is_name else "***"  # somebody passed the key itself
-    raise ValueError(
-        f"There is no key in the environment variable {shown}: set it, or pass the name of another by --api_key_env."
-    )
 
 
 def is_local(args: LLMArguments) -> bool:

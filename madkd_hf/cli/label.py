@@ -17,6 +17,10 @@ The objects of a detection dataset, each one cut out by its box:
 
     madkd label --dataset rishitdagli/cppe-5 --boxes_column objects --label_column category ...
 
+The teacher behind a server (vLLM and others), which needs the package openai; --dry_run tells what it will take:
+
+    madkd label --teacher http://localhost:8000/v1 --teacher_model Qwen/Qwen3-VL-8B-Instruct --dataset ...
+
 Answers that were given elsewhere, in a file with one record an image (JSONL, JSON, CSV or Parquet):
 
     madkd label --dataset photos --answers answers.jsonl --answers_field yes --answers_key file --output_dir ...
@@ -67,7 +71,7 @@ from .class_targets import (
     load_class_teacher,
     with_posterior,
 )
-from .label_report import KEPT, answers, tell
+from .label_report import KEPT, answers, count_not_answered, tell
 from .outputs import DATASET, check_place, working_in
 from .recorded import RecordedArguments, attach_recorded, check_recorded
 from .teachers import TeacherArguments, load_bank_and_teacher
@@ -155,7 +159,8 @@ def label_all(args: LabelArguments, splits: Splits, workers: Workers | None = No
         splits = _attach(args, splits, together, workers)
     if asks_questions(args) and not recorded:
         box_settings = {"box_margin": args.box_margin, "box_padding": args.box_padding} if args.boxes_column else {}
-        bank = AspectBank(bank.aspects, {**teacher.provenance, **box_settings, "dataset": source(args)})
+        missing = count_not_answered(args, splits)
+        bank = AspectBank(bank.aspects, {**teacher.provenance, **box_settings, **missing, "dataset": source(args)})
     return Labelled(splits, bank, teacher, class_labeller)
 
 

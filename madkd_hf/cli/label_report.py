@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files import writing
 from .class_targets import asks_questions, told
@@ -43,6 +44,23 @@ def answers(args: LabelArguments, labelled: Splits, split: str) -> Dataset:
     folder = Path(args.work_dir or args.output_dir).expanduser() / "data"
     files = sorted(file for file in folder.iterdir() if re.fullmatch(re.escape(split) + r"-\d+\.parquet", file.name))
     return Dataset(pa.concat_tables([pq.read_table(file, columns=names) for file in files]))
+
+
+def count_not_answered(args: LabelArguments, labelled: Splits) -> dict[str, Any]:
+    """How many answers the teacher did not give, and why, for provenance and card; nothing where it gave all."""
+    from ..data.columns import count_missing
+
+    counts = Counter()
+    for split in args.splits:
+        counts.update(count_missing(answers(args, labelled, split)))
+    return {"not_answered": dict(counts)} if counts["refused"] or counts["without_yes_or_no"] else {}
+
+
+def missing_sentence(counts: Mapping[str, int]) -> str:
+    """What share of the answers was refused, or was neither yes nor no among the likeliest tokens."""
+    parts = {"refused": "were refused", "without_yes_or_no": "came without yes or without no"}
+    shares = [f"{counts[name]:,} ({counts[name] / counts['answers']:.2%}) {what}" for name, what in parts.items()]
+    return f"Of {counts['answers']:,} answers, {' and '.join(shares)}: they are NaN, and teach nothing."
 
 
 def tell(args: LabelArguments, labelled: Labelled, targets: TargetFacts | None) -> None:
@@ -95,6 +113,8 @@ def tell_answers(args: LabelArguments, parts: Mapping[str, Dataset], labelled: L
     print("\n".join([evidence.table, *(f"Warning: {warning}" for warning in evidence.warnings)]))
     if labelled.teacher.summary:
         print(labelled.teacher.summary)
+    if missing := (labelled.bank.provenance or {}).get("not_answered"):
+        print(missing_sentence(missing))
     print(
         f"{len(labelled.bank)} answers for each {unit} of {', '.join(args.splits)} are in {args.output_dir}; what "
         f"each question is worth, with pictures: {evidence.path}."

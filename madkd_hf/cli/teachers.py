@@ -19,7 +19,30 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TeacherArguments(BankArguments):
+class ServedArguments:
+    """A teacher behind a server: --teacher http://host:8000/v1, or several addresses that share the work."""
+
+    teacher_model: str | None = option(None, "Of a teacher behind a server: the model's name there.")
+    teacher_tokenizer: str | None = option(
+        None, "The served model's tokenizer, a folder or a Hub id; by default the server is asked for its tokens."
+    )
+    teacher_dialect: str = option(
+        "auto", "How the server is asked: auto (the first that it speaks), chat-ids, chat-topk, systemone, decisions."
+    )
+    teacher_key_variable: str | None = option(
+        None, "The environment variable that holds the server's key; by default no key is sent."
+    )
+    teacher_plain_http: bool = option(False, "Send the key to another machine without TLS (http).")
+    teacher_requests: int | None = option(
+        None, "The most requests at once to one server; by default as many as bring more answers."
+    )
+    teacher_timeout: float = option(120.0, "Seconds that one answer of the server may take.")
+    teacher_retries: int = option(8, "How often a request is repeated while the server is busy.")
+    price_per_million: float | None = option(None, "What a million tokens cost at the server, in USD.")
+
+
+@dataclass
+class TeacherArguments(BankArguments, ServedArguments):
     """How the answers are read."""
 
     dtype: str = option("auto", "What the teacher computes in: auto, float32, bfloat16, ...")
@@ -68,10 +91,18 @@ class OwnTeacherArguments(BankArguments):
 def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[AspectBank, Teacher]:
     """What the arguments name; a teacher on this process's own device where there are several processes."""
     from ..teachers import load_teacher
+    from ..teachers.base import kind_of, takes_option
 
     bank = AspectBank.load(args.bank)
     own = [one for one in fields(TeacherArguments) if one.name not in BankArguments.__dataclass_fields__]
     options = {one.name: getattr(args, one.name) for one in own if getattr(args, one.name) != one.default}
+    given = [name for name in options if name in ServedArguments.__dataclass_fields__]
+    if given and kind_of(args.teacher)[0] != "served":
+        raise ValueError(
+            f"--{given[0]} is about a teacher behind a server, and --teacher is {args.teacher!r}: leave it out, or "
+            "pass an address, such as http://localhost:8000/v1."
+        )
+    options = {name.removeprefix("teacher_"): value for name, value in options.items()}
     options |= {"revision": args.teacher_revision} if args.teacher_revision else {}
     for name in {"device_map", "quantization_config"} & set(options):
         options[name] = _mapping(name, options[name], or_word=name == "device_map")
@@ -83,7 +114,8 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
                 f"device_map={args.device_map!r} spreads one teacher over all devices, and each of the "
                 f"{workers.count} processes loads its own: leave it out, or launch one process."
             )
-        options.setdefault("device", workers.device)
+        if takes_option(args.teacher, "device"):
+            options.setdefault("device", workers.device)
     device_map = options.get("device_map")
     placed = device_map.values() if isinstance(device_map, dict) else []
     _check_devices([options.get("device"), *(device for device in placed if device != "disk")])

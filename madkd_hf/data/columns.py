@@ -153,6 +153,31 @@ def skipped_rows(labelled: Dataset | IterableDataset) -> list[int]:
     return rows
 
 
+def count_missing(labelled: Dataset) -> dict[str, int]:
+    """How many answers a teacher was asked for and did not give: NaN in the lists of `aspect_logits`.
+
+    Returns:
+        `answers`, that it was asked for; of them `refused`, of which nothing is known, and `without_yes_or_no`: one of
+        the two was not among the likeliest tokens, so that there are no log-odds, but a mass.
+    """
+    counts = dict.fromkeys(("answers", "refused", "without_yes_or_no"), 0)
+    for table in labelled.select_columns([LOGITS, MASS]).with_format("arrow").iter(READ_ROWS):
+        logits, mass = (_numbers(table[name]) for name in (LOGITS, MASS))
+        missing, known = np.isnan(logits), np.isfinite(mass) if len(mass) == len(logits) else np.zeros(1, dtype=bool)
+        counts["answers"] += len(logits)
+        counts["refused"] += int((missing & ~known).sum())
+        counts["without_yes_or_no"] += int((missing & known).sum())
+    return counts
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """All numbers in a column of lists, or of lists of lists, of the rows that have some."""
+    values = column.combine_chunks()
+    while pa.types.is_nested(values.type):
+        values = values.drop_null().flatten()
+    return values.to_numpy(zero_copy_only=False)
+
+
 def drop_skipped_rows(dataset: Dataset, name: str = "the dataset") -> Dataset:
     """The rows without `skipped_rows`, and a warning that says how many they were; refused where no row is left."""
     skipped = skipped_rows(dataset)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ class Job:
                     continue
                 rows = source.fetched(rows)
                 if source.labelled:
-                    answers = reader.read(rows, index * size, images_per_call, bar.update)
+                    answers = reader.read(rows, index * size, images_per_call, partial(self._advance, bar))
                 else:
                     answers = null_answers(self.features, len(rows))
                     bar.update(len(rows))
@@ -213,6 +214,11 @@ class Job:
                 work.manifest["complete"][source.split] = sum(done.values())
             work.manifest["finished"][source.split] = len(done)
             work.save()
+
+    def _advance(self, bar: tqdm, rows: int) -> None:
+        """Show rows that are done, and what that has used up so far."""
+        bar.set_postfix_str(", ".join(filter(None, (one.progress for one in self.labellers))), refresh=False)
+        bar.update(rows)
 
 
 def _arrived(work: WorkDir, split: str, shards_of_others: dict[int, int], done: dict[int, int]) -> int:

@@ -22,7 +22,7 @@ from ..text import terminal
 
 READ_CLASSES = 32  # images in one forward pass of a class teacher
 
-Answer = tuple[np.ndarray, ...]  # of one image or object, a value for each column but the last
+Answer = tuple[np.ndarray | None, ...]  # of one image or object, a value for each column but the last; None is null
 
 
 class Labeller(ABC):
@@ -32,13 +32,14 @@ class Labeller(ABC):
         columns: names of the new columns; the last one says whose answers they are, in rows that were read and in rows
             that could not be read, whose other columns are null.
         source: what stands in that last column.
-        about: what it asks, for the progress bar.
+        about: what it asks, for the progress bar, and `progress` what that has used up so far.
         plan: how it reads, see `prepare`; a job that goes on sets what it began with.
     """
 
     columns: tuple[str, ...]
     source: str
     about: str
+    progress = ""
     plan: dict[str, Any] | None = None
 
     @property
@@ -99,6 +100,10 @@ class AspectLabeller(Labeller):
         return f"{len(self.bank)} questions an {'object' if self.boxes else 'image'}"
 
     @property
+    def progress(self) -> str:
+        return self.teacher.progress
+
+    @property
     def plan(self) -> dict[str, Any] | None:
         return self.teacher.plan
 
@@ -128,15 +133,19 @@ class AspectLabeller(Labeller):
         return -(-pairs // len(self.bank))
 
     def read(self, images: Sequence[Image]) -> list[Answer]:
+        """NaN only where the teacher says that it gave no answer; the mass is None where it is not known."""
         reading = self.teacher.read(images, self.bank)
-        logits, mass = (np.asarray(part, dtype=np.float32) for part in (reading.logits, reading.mass))
-        expected = (len(images), len(self.bank))
-        if logits.shape != expected or mass.shape != expected or not np.isfinite([logits, mass]).all():
+        logits = np.asarray(reading.logits, dtype=np.float32)
+        mass = None if reading.mass is None else np.asarray(reading.mass, dtype=np.float32)
+        missing = False if reading.missing is None else np.asarray(reading.missing, dtype=bool)
+        parts, expected = [logits] if mass is None else [logits, mass], (len(images), len(self.bank))
+        right = all(part.shape == expected for part in parts) and np.shape(missing) in ((), expected)
+        if not right or not all((np.isfinite(part) | (missing & np.isnan(part))).all() for part in parts):
             raise ValueError(
-                f"The teacher gave log-odds of shape {logits.shape} and mass of shape {mass.shape} for "
+                f"The teacher gave log-odds of shape {logits.shape} and mass of shape {np.shape(mass)} for "
                 f"{len(images)} images: expected finite numbers of shape {expected}, one for each question."
             )
-        return list(zip(logits, mass))
+        return list(zip(logits, [None] * len(images) if mass is None else mass))
 
 
 class ClassLabeller(Labeller):

@@ -38,8 +38,9 @@ class Reader:
         """The new columns for a shard whose first row is `start`; `on_progress` is told of each row.
 
         Images wait until there are enough of them for a call, and objects that look the same are read once. So the
-        same rows always make the same calls.
+        same rows always make the same calls. Rows count as progress when their images are read.
         """
+        waiting_rows = 0
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, list[Answer] | None] = {}
         waiting: dict[Hashable, Unit] = {}
@@ -47,10 +48,13 @@ class Reader:
             units = self._units(row, number)
             keys_of_rows.append(None if units is None else [unit.key for unit in units])
             waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
+            waiting_rows += 1
             while len(waiting) >= images_per_call:
                 answers |= self._read([waiting.pop(key) for key in list(itertools.islice(waiting, images_per_call))])
-            on_progress(1)
+                on_progress(waiting_rows)
+                waiting_rows = 0
         answers |= self._read(list(waiting.values()))
+        on_progress(waiting_rows)
         return self._table([None if keys is None else [answers[key] for key in keys] for keys in keys_of_rows])
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:

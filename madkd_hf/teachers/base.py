@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 TEACHERS = {  # kind -> its class; `--teacher KIND:NAME` and `load_teacher("KIND:NAME")` find it by this
     "mllm": "madkd_hf.teachers.mllm:AspectTeacher",
+    "served": "madkd_hf.teachers.served:ServedTeacher",
 }
+ADDRESSES = {"http": "served", "https": "served"}  # what a name can begin with in place of a kind
 DEFAULT_KIND = "mllm"  # of a name without a kind: a model of the Hub, or a folder
 
 
@@ -32,11 +34,14 @@ class Reading:
     Attributes:
         logits: [n, Q] float32 log-odds of yes against no, in the bank's order; the sigmoid is the target.
         mass: [n, Q] float32 in 0..1, how much of the teacher's answer was yes or no at all; where it is low, the
-            teacher was not answering the question. 1 for teachers that say nothing else.
+            teacher was not answering the question. 1 for teachers that say nothing else; None where it is not known.
+        missing: [n, Q] which questions the teacher gave no answer to, if any: there the log-odds are NaN, and so is
+            the mass where nothing is known of the answer at all.
     """
 
     logits: torch.Tensor
-    mass: torch.Tensor
+    mass: torch.Tensor | None
+    missing: torch.Tensor | None = None
 
 
 class UnreadableImageError(ValueError):
@@ -70,7 +75,7 @@ class Teacher(ABC):
             bank: Q questions.
 
         Returns:
-            Finite log-odds and their mass, [n, Q] each, on the CPU.
+            Log-odds and their mass, [n, Q] each, on the CPU; finite, but where an answer is `missing`.
 
         Raises:
             UnreadableImageError: an image cannot be read; the labelling names its row, or leaves it out.
@@ -103,6 +108,11 @@ class Teacher(ABC):
         return {**self.identity, **(self.plan or {})}
 
     @property
+    def progress(self) -> str:
+        """What it has used up so far, for a bar of progress; empty where there is nothing to say."""
+        return ""
+
+    @property
     def summary(self) -> str:
         """How it has read, in a sentence for its user; empty where there is nothing to say."""
         return ""
@@ -112,19 +122,41 @@ def load_teacher(name: str, **options: Any) -> Teacher:
     """The teacher of this name.
 
     Args:
-        name: `KIND:NAME` with a kind from `TEACHERS`, or a multimodal LLM by its Hub id or folder.
+        name: `KIND:NAME` with a kind from `TEACHERS`, the address of a server (or several, with spaces between them),
+            or a multimodal LLM by its Hub id or folder.
         options: of its class's `from_pretrained`.
 
     Raises:
         ValueError: an option that this kind of teacher does not have, or whatever its loading refuses.
     """
-    kind, separator, teacher_name = name.partition(":")
-    if kind not in TEACHERS or not separator:
-        kind, teacher_name = DEFAULT_KIND, name
-    module, _, class_name = TEACHERS[kind].partition(":")
-    load = getattr(importlib.import_module(module), class_name).from_pretrained
-    parameters = inspect.signature(load).parameters.values()
-    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-        if unknown := set(options) - {parameter.name for parameter in parameters}:
-            raise ValueError(f"The teacher {name} has no option {sorted(unknown)[0]!r}: leave it out.")
+    load, teacher_name = _loader(name)
+    if unknown := [option for option in sorted(options) if not _takes(load, option)]:
+        raise ValueError(f"The teacher {name} has no option {unknown[0]!r}: leave it out.")
     return load(teacher_name, **options)
+
+
+def takes_option(name: str, option: str) -> bool:
+    """Whether the teacher of this name has an option, as one that computes on a device has `device`."""
+    return _takes(_loader(name)[0], option)
+
+
+def kind_of(name: str) -> tuple[str, str]:
+    """Of which kind the teacher of this name is, and what its class is given."""
+    kind, separator, teacher_name = name.partition(":")
+    if separator and kind in ADDRESSES:
+        return ADDRESSES[kind], name
+    if separator and kind in TEACHERS:
+        return kind, teacher_name
+    return DEFAULT_KIND, name
+
+
+def _loader(name: str) -> tuple[Callable[..., Teacher], str]:
+    """What loads the teacher, and the name that it is given."""
+    kind, teacher_name = kind_of(name)
+    module, _, class_name = TEACHERS[kind].partition(":")
+    return getattr(importlib.import_module(module), class_name).from_pretrained, teacher_name
+
+
+def _takes(load: Callable[..., Teacher], option: str) -> bool:
+    parameters = inspect.signature(load).parameters
+    return option in parameters or any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())

@@ -141,10 +141,26 @@ def dataset_card(facts: DatasetFacts, evidence: Evidence) -> DatasetCard:
         targets=facts.targets and _targets(facts.targets),
         category_names=_category_names(facts),
         class_picture=(evidence.path.parent / "figures" / "teacher.png").is_file(),
+        not_answered=not_answered(provenance.get("not_answered")),
         provenance=markdown_table([["What", "Value"], *facts_table]) if facts_table else "The bank does not say.",
         train_split=train,
         first=facts.answered[train][0],
         eval_split=next((split for split in ("validation", "test") if split in facts.answered), None),
+    )
+
+
+def not_answered(counts: Any) -> str | None:
+    """What share of the questions got no answer, and why; None where all did, or where the bank does not say."""
+    names = ("answers", "refused", "without_yes_or_no")
+    if not isinstance(counts, Mapping) or not all(type(counts.get(name)) is int for name in names):
+        return None
+    total, refused, one_sided = (counts[name] for name in names)
+    if not total:
+        return None
+    return (
+        f"Of {total:,} answers {refused:,} ({refused / total:.2%}) were refused by the model, and {one_sided:,} "
+        f"({one_sided / total:.2%}) came without yes or without no among its likeliest tokens: they are NaN in the "
+        "lists."
     )
 
 

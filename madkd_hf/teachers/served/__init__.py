@@ -1,0 +1,6 @@
+"""Teachers behind a server."""
+
+from .teacher import ServedTeacher
+
+
+__all__ = ["ServedTeacher"]
