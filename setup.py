@@ -5,7 +5,7 @@ extras = {
     "demo": ["easy-vqa>=1.0"],
     "detection": ["albumentations>=2.0.5", "pycocotools>=2.0.8"],
     "gguf": ["gguf>=0.10"],
-    "openai": ["openai>=3.0"],
+    "openai": ["openai[aiohttp]>=3.0"],
     "peft": ["peft>=0.18"],
     "test": ["pytest>=8.2", "pytest-xdist>=3.8", "import-linter>=2.1"],
     "quality": ["ruff>=0.9"],

@@ -24,11 +24,10 @@ from .client import (
 )
 
 
-try:  # aiohttp needs a third of the time that httpx takes for a request
-    import aiohttp  # noqa: F401
-
+try:  # it needs half of the time that httpx takes for a request
+    openai.DefaultAioHttpClient()
     Client = openai.DefaultAioHttpClient
-except ImportError:
+except RuntimeError:  # without aiohttp
     Client = openai.DefaultAsyncHttpxClient
 
 MOST_CONNECTIONS = 1024
