@@ -53,6 +53,7 @@ GROUPS = {  # command -> its groups of options, in its module; those of a traini
     "choose": ("ChooseArguments",),
     "compare": ("CompareArguments", "TaskArguments"),
     "tune": ("TuneArguments",),
+    "view": ("ViewArguments",),
 }
 TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 

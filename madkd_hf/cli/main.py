@@ -18,6 +18,7 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "train": "Train a classifier or a detector on classes and answers.",
     "compare": "Compare students with and without answers over seeds, and write a report.",
     "tune": "Choose training arguments on validation images, over equal grids.",
+    "view": "Make a page to look through a labelled dataset, the likeliest mistakes of its labels first.",
 }
 LAUNCHED = ("label", "train")  # run in several processes
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"

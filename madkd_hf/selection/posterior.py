@@ -98,25 +98,73 @@ def fit_posterior(
     return Posterior(model, x.shape[1], num_classes, len(y), best, folds, accuracy, error)
 
 
+def held_out_logits(answers: np.ndarray, labels: Sequence[int | None], num_classes: int) -> np.ndarray:
+    """What the answers about each row say of its class, by a regression that was fitted without that row.
+
+    The strength of the regression is chosen as in `fit_posterior`, and the folds are the same. Of very many rows, each
+    regression is fitted on some.
+
+    Args:
+        answers, labels, num_classes: as in `fit_posterior`; here a class may have no row.
+
+    Returns:
+        Log-probabilities of the classes, float32 [n, C]; -inf for a class without rows. NaN in rows that lack an
+        answer or a class, or are the only one of their class; in all, where fewer than two classes have two rows.
+
+    Raises:
+        ValueError: sizes that differ, or fewer than two classes.
+    """
+    x = np.asarray(answers)
+    y = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    _check(x, y, num_classes)
+    result = np.full((len(y), num_classes), np.nan, dtype=np.float32)
+    usable = np.flatnonzero(~np.isnan(x).any(axis=1) & (y >= 0))
+    present, codes = np.unique(y[usable], return_inverse=True)
+    if (np.bincount(codes, minlength=1) > 1).sum() < 2:
+        return result
+    x = _finite(x[usable])
+    few_x, few_codes = _some(x, codes, max(MOST_CHOSEN_ON // len(present), 2 * len(present)))
+    _, held, logits = _hold_out(few_x, few_codes, STRENGTHS)
+    best = _lowest_loss(logits, held, few_codes)
+    if len(few_codes) < len(codes):
+        _, held, logits = _hold_out(x, codes, (best,))
+    result[usable[held]] = -np.inf
+    result[np.ix_(usable[held], present)] = logits[best][held]
+    return result
+
+
 def _choose(x: np.ndarray, y: np.ndarray) -> tuple[float, int, float | None, float | None]:
     """C with the lowest log loss on rows held out, and the folds, accuracy and calibration error of it."""
-    counts = np.bincount(y)
-    held = np.flatnonzero(counts[y] > 1)
-    if not len(held):
+    folds, held, logits = _hold_out(x, y, STRENGTHS)
+    if not folds:
         return FIXED, 0, None, None
-    folds = int(min(FOLDS, counts[counts > 1].min()))
-    splits = list(StratifiedKFold(folds, shuffle=True, random_state=0).split(held, y[held]))
-    logits = {strength: np.empty((len(y), len(counts))) for strength in STRENGTHS}
-    for _, part in splits:
-        tested = held[part]
-        trained = np.setdiff1d(np.arange(len(y)), tested)
-        for strength in STRENGTHS:
-            model = _fit(x[trained], y[trained], strength)
-            logits[strength][tested] = _log_posteriors(model, x[tested])
-    best = min(STRENGTHS, key=lambda strength: -logits[strength][held, y[held]].mean())
+    best = _lowest_loss(logits, held, y)
     held_out = logits[best][held]
     error = CalibrationError(keep_in_memory=True).compute(predictions=held_out, references=y[held])
     return best, folds, float((held_out.argmax(axis=1) == y[held]).mean()), error["calibration_error"]
+
+
+def _hold_out(
+    x: np.ndarray, y: np.ndarray, strengths: Sequence[float]
+) -> tuple[int, np.ndarray, dict[float, np.ndarray]]:
+    """The folds, the rows that are held out in one of them, and for each strength the log-probabilities [n, C]."""
+    counts = np.bincount(y)
+    held = np.flatnonzero(counts[y] > 1)
+    if not len(held):
+        return 0, held, {}
+    folds = int(min(FOLDS, counts[counts > 1].min()))
+    logits = {strength: np.empty((len(y), len(counts))) for strength in strengths}
+    for _, part in StratifiedKFold(folds, shuffle=True, random_state=0).split(held, y[held]):
+        tested = held[part]
+        trained = np.setdiff1d(np.arange(len(y)), tested)
+        fitted_x, fitted_y = _some(x[trained], y[trained], max(MOST_FITTED // len(counts), 2 * len(counts)))
+        for strength in strengths:
+            logits[strength][tested] = _log_posteriors(_fit(fitted_x, fitted_y, strength), x[tested])
+    return folds, held, logits
+
+
+def _lowest_loss(logits: dict[float, np.ndarray], held: np.ndarray, y: np.ndarray) -> float:
+    return min(logits, key=lambda strength: -logits[strength][held, y[held]].mean())
 
 
 def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> Pipeline:

@@ -25,6 +25,7 @@ from madkd_hf.data.variants import control_answers
         "generate_questions",
         "select_questions",
         "questions_curve",
+        "view",
     ],
 )
 def test_help_teaches(name, capsys):

@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from builders.labelled_birds import save_labelled
 
-from benchmarks import exactness, startup, training
+from benchmarks import exactness, label_mistakes, startup, training
 
 
 def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
@@ -39,3 +40,14 @@ def test_the_table_of_startup(tmp_path, capsys, monkeypatch):
     assert "| madkd label --help |" in capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["madkd --help"]["ratio"] == 1 < rows["madkd label --help"]["ratio"]
+
+
+def test_the_table_of_wrong_labels(tmp_path, capsys, monkeypatch):
+    save_labelled(tmp_path / "birds")
+    words = ["--labelled", str(tmp_path / "birds"), "--share", "0.2", "--seeds", "2", "--folds", "0"]
+    monkeypatch.setattr("sys.argv", ["label_mistakes.py", *words, "--json", str(tmp_path / "rows.json")])
+    label_mistakes.main()
+    assert f"| {label_mistakes.OURS}" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert rows[0]["name"] == label_mistakes.OURS and len(rows[0]["auroc"]) == 2
+    assert all(0 <= value <= 1 for row in rows for value in (*row["auroc"], *row["top"]))

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import logsumexp
 
 from madkd_hf.selection import posterior
-from madkd_hf.selection.posterior import STRENGTHS, fit_posterior
+from madkd_hf.selection.posterior import STRENGTHS, fit_posterior, held_out_logits
 
 
 def flowers(per_class: int, seed: int = 0, classes: int = 4, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +84,32 @@ def test_of_very_many_rows_some_of_each_class_are_taken(monkeypatch):
     answers, labels = flowers(30)
     fitted = fit_posterior(answers, labels, 4)
     assert fitted.rows == 40 and (fitted.class_logits(answers).argmax(axis=1) == labels).mean() > 0.9
+
+
+def test_held_out_rows_are_told_by_regressions_that_have_not_seen_them():
+    answers, labels = flowers(8)
+    logits = held_out_logits(answers, labels, 4)
+    np.testing.assert_allclose(logsumexp(logits, axis=1), 0, atol=1e-5)
+    assert (logits.argmax(axis=1) == labels).mean() == pytest.approx(fit_posterior(answers, labels, 4).accuracy)
+    changed = np.where(np.arange(32) == 5, 3, labels)  # the label of a row is not in what is said of it
+    assert held_out_logits(answers, changed, 4)[5].argmax() == labels[5]
+
+
+def test_of_what_cannot_be_held_out_nothing_is_said():
+    answers, labels = flowers(6)
+    answers[1] = np.nan
+    labels = np.where(labels == 2, 3, labels)
+    logits = held_out_logits(np.vstack([answers, answers[:2]]), [None, *labels[1:], 4, -1], 6)
+    assert np.flatnonzero(np.isnan(logits).any(axis=1)).tolist() == [0, 1, 24, 25]  # 24 is the only one of its class
+    assert (logits[2:24, [2, 5]] == -np.inf).all() and np.isfinite(logits[2:24][:, [0, 1, 3, 4]]).all()
+    assert np.isnan(held_out_logits(answers, [0, 1, 2] + [None] * 21, 3)).all()
+
+
+def test_of_very_many_rows_all_are_told_by_regressions_on_some(monkeypatch):
+    monkeypatch.setattr(posterior, "MOST_CHOSEN_ON", 4 * 20)
+    monkeypatch.setattr(posterior, "MOST_FITTED", 4 * 40)
+    answers, labels = flowers(30)
+    assert (held_out_logits(answers, labels, 4).argmax(axis=1) == labels).mean() > 0.9
 
 
 @pytest.mark.parametrize(
