@@ -12,6 +12,10 @@ comparison. (The token is HF_TOKEN, or the one that `hf auth login` stored.)
     madkd compare --config recipes/easy_vqa/compare.yaml --output_dir runs/demo
     madkd compare --config recipes/easy_vqa/detect_compare.yaml --output_dir runs/detect
 
+With a larger classifier as class teacher, the students of its scores (knowledge distillation) are rivals:
+
+    madkd compare --config recipes/easy_vqa/compare.yaml --class_teacher larger.yaml --output_dir runs/rivals
+
 Several files are compared after each other, each in a folder of its own, and end in one table; other options hold for
 all of them:
 
@@ -41,7 +45,7 @@ def parse(args: list[str] | None = None) -> CompareArguments:
     compared, compared.objects = CommandParser(CompareArguments, TaskArguments, description=__doc__).parse(args)
     if compared.detects:
         unusable = [name for name in ClassArguments.__annotations__ if _changed(compared, name)]
-        unusable += [name for name in ("grid", "smoothing") if _changed(compared, name)]
+        unusable += [name for name in ("grid", "smoothing", "class_teacher") if _changed(compared, name)]
     else:
         unusable = [name for name in ObjectArguments.__dataclass_fields__ if _changed(compared.objects, name)]
     if unusable:

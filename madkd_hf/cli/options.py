@@ -95,7 +95,13 @@ def check_paths(argv: list[str]) -> None:
     """Refuse paths that do not exist, without asking the Hub for them; the message names a similar one."""
     given = vars(OptionParser(*(f"--{name}" for name in NAMED)).parse_known_args(argv)[0])
     for name, value in given.items():
-        if value and ":" not in value and not Path(value).expanduser().exists() and looks_like_path(value):
+        if (
+            value
+            and not value.endswith((".yaml", ".yml"))
+            and ":" not in value
+            and not Path(value).expanduser().exists()
+            and looks_like_path(value)
+        ):
             alternatives = "a Hub id, or module:function" if name == "dataset" else "or a Hub id"
             remedy = f"pass --{name} with a folder that exists, {alternatives}"
             raise ValueError(f"There is no folder {value} here{similar(Path(value))}: {remedy}.")

@@ -47,6 +47,7 @@ def check_place(output_dir: str, args: Any, kind: str, names: Sequence[str]) -> 
         kind, names: what will be written there, see `madkd_hf.files.own_folder`.
     """
     sources = [getattr(args, name, None) for name in SOURCES]
+    sources = [source for source in sources if not str(source).endswith((".yaml", ".yml"))]  # settings, no source
     bank = getattr(args, "bank", None)
     if bank and BANK_FILE in names:
         file = Path(bank) / BANK_FILE if os.path.isdir(bank) else Path(bank)

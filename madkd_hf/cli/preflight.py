@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
-from ..data.columns import LOGITS, is_labelled, warn_of_unanswered
+from ..data.columns import CLASS_TEACHER, LOGITS, is_labelled, warn_of_unanswered
 from ..data.decoding import Unreadable, check_first
 from ..data.image_columns import check_image_column
 from ..data.limits import how_drawn
@@ -149,16 +149,18 @@ def check_comparison(
                 problems.step(check_unevaluated, training_args)
             if test == "unused":
                 problems.add("Validation images give the score here, and none are kept: raise --validation_fraction.")
-        learned = set(args.controls()) & set(command.of_unlabelled)
+        learned = args.learning_unlabelled
+        learns = [CLASS_TEACHER] if set(learned) <= {*command.of_class_teacher} - {"kd_aspects"} else [LOGITS]
         if learned and UNLABELLED in ready.splits:
             args.unlabelled = UNLABELLED  # where the students find those of the training split, too
-        problems.step(check_unlabelled, ready.splits, args, [LOGITS] if learned else [])
+        problems.step(check_unlabelled, ready.splits, args, learns if learned else [])
         for student, training_args in students if learned else []:
             problems.step(check_mix, ready.splits, student, training_args)
             problems.step(command.count_without_class, ready.splits, student)
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
-        problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir)
+        times = 1 + args.seeds * bool(set(args.controls()) & set(command.of_class_teacher))
+        problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir, times)
     problems.raise_all()
     return ready
 

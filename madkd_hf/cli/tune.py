@@ -63,6 +63,11 @@ def plan(args: TuneArguments) -> dict[tuple[str, str], list[Cell]]:
 def main() -> None:
     (args,) = CommandParser(TuneArguments, description=__doc__).parse()
     check_given(args)
+    if taught := set(args.controls()) & set(args.command.of_class_teacher):
+        raise ValueError(
+            f"The students of {min(taught)} need a class teacher that is trained already: tune those of posterior or "
+            "madkd, and compare."
+        )
     from . import train
     from .comparison.conditions import check, load_checked
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,11 @@ CONDITIONS = {
     "both": "aspects and posterior",
     "both_shuffled": "of other images",
     "selftrain": "own guesses, no LLM",
+    "class_teacher": "larger classifier, classes only",
+    "kd": "classes + its scores",
+    "kd_aspects": "classes + its scores + aspects",
 }
+RIVALS = ("selftrain", "class_teacher", "kd")
 SUBJECTS = {  # of the verdict, where it is not about the aspects alone
     "unlabelled": "aspects of labelled and unlabelled images",
     "both": "aspects of all images and the posterior of unlabelled ones",
@@ -53,7 +57,9 @@ class Terms:
         conditions: name -> what its students learn from, the base ones first.
         treated: the condition whose gain counts, where none of `foremost` was run.
         foremost: conditions that do more, the first of which counts.
-        shuffled: each treated condition -> its own control. What is neither `base` nor a key here is a control.
+        shuffled: each treated condition -> its own control. What is neither `base` nor a key here or in `added_to`,
+            nor one of `RIVALS`, is a control.
+        added_to: each treated condition that is a rival with aspects -> that rival.
         about: what the answers of `treated` are about, "image" or "object".
         key: of the scores in cells and report.
         score, in_table, are: their name in a sentence, at the head of a column, and before "on the test images".
@@ -70,6 +76,7 @@ class Terms:
     are: str
     unit: str
     foremost: Sequence[str] = ()
+    added_to: Mapping[str, str] = field(default_factory=dict)
 
     def treated_among(self, conditions: Iterable[str]) -> str:
         """The one of these conditions whose gain counts."""
@@ -94,6 +101,7 @@ TERMS = {
         are="Accuracies are",
         unit="%",
         foremost=("both", "unlabelled"),
+        added_to={"kd_aspects": "kd"},
     ),
     "detection": Terms(
         DETECTORS,
@@ -120,9 +128,9 @@ def treated_of(report: Mapping[str, Any]) -> str:
 
 def role(terms: Terms, condition: str) -> str:
     """What a condition is in the comparison: "base", "treated", "control", or "rival", another way to the same end."""
-    if condition in ("base", "selftrain"):
+    if condition == "base" or condition in RIVALS:
         return "base" if condition == "base" else "rival"
-    return "treated" if condition in terms.shuffled else "control"
+    return "treated" if condition in (*terms.shuffled, *terms.added_to) else "control"
 
 
 def paired_gain(treated: Sequence[float], control: Sequence[float]) -> dict[str, Any]:
@@ -161,8 +169,9 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     Returns:
         `task`; `seeds`: ascending; `accuracy` (or `map`): condition -> per cent, in the order of the seeds; `roles`:
         condition -> its `role`; `treated`: the condition whose gain counts; `gain`: its own over
-        base, see `paired_gain`; `gains`: treated condition -> the same over base, over its shuffled control and over
-        label smoothing, by their names; `controls`: control -> its gain over base. What was not run is left out.
+        base, see `paired_gain`; `gains`: treated condition -> the same over base, over its shuffled control or the
+        rival that it adds aspects to, and over label smoothing, by their names; `controls`: control -> its gain over
+        base. What was not run is left out.
     """
     terms = TERMS[task]
     by_condition: dict[str, dict[int, float]] = {name: {} for name in terms.conditions}
@@ -177,7 +186,7 @@ def summarise(cells: Sequence[Mapping[str, Any]], task: str = "classification") 
     kinds = {name: role(terms, name) for name in scores}
     gains = {name: {} for name, kind in kinds.items() if kind == "treated"}
     for name, gains_over in gains.items():
-        for other in ("base", terms.shuffled[name], "smoothing"):
+        for other in ("base", terms.shuffled.get(name) or terms.added_to[name], "smoothing"):
             if other in scores:
                 gains_over[other] = paired_gain(scores[name], scores[other])
     treated = terms.treated_among(scores)
@@ -238,11 +247,14 @@ def mean_text(values: Sequence[float], digits: int = 1) -> str:
 
 
 def over_controls(report: Mapping[str, Any]) -> str:
-    """What each treated condition gains over its own shuffled control, and over label smoothing, a sentence each; ""
-    where none was run."""
-    own, sentences = terms_of(report).shuffled, []
-    for title, control in (("its own shuffled control", own), ("label smoothing", dict.fromkeys(own, "smoothing"))):
-        gains = {name: over.get(control[name]) for name, over in (report.get("gains") or {}).items() if name in own}
+    """What each treated condition gains over its own shuffled control, over the same without aspects, and over label
+    smoothing, a sentence each; "" where none was run."""
+    terms, sentences = terms_of(report), []
+    smoothing = dict.fromkeys((*terms.shuffled, *terms.added_to), "smoothing")
+    titles = {"its own shuffled control": terms.shuffled, "the same without aspects": terms.added_to}
+    for title, control in {**titles, "label smoothing": smoothing}.items():
+        found = (report.get("gains") or {}).items()
+        gains = {name: over.get(control[name]) for name, over in found if name in control}
         if texts := [f"`{name}` {points_text(gain)}" for name, gain in gains.items() if gain]:
             sentences.append(f"Over {title}, in points [95% interval]: {', '.join(texts)}.")
     return " ".join(sentences)
@@ -279,7 +291,8 @@ def real_gain(report: Mapping[str, Any]) -> str:
     """How to tell a real gain from a control's, without a full stop; "" without a gain or without controls."""
     terms = terms_of(report)
     kinds = {name: role(terms, name) for name in report[terms.key]}
-    treated, controls = ([name for name in kinds if kinds[name] == kind] for kind in ("treated", "control"))
+    treated = [name for name in kinds if name in terms.shuffled]
+    controls = [name for name, kind in kinds.items() if kind == "control"]
     if not report.get("gain") or not controls:
         return ""
     lifted = " or ".join(f"`{name}`" for name in treated)

@@ -32,6 +32,8 @@ OF_UNLABELLED = {"unlabelled": "#D55E00", "posterior": "#6A51A3", "both": "#B01E
 COLOURS |= OF_UNLABELLED | {f"{name}_shuffled": colour for name, colour in OF_UNLABELLED.items()}
 STYLES |= dict.fromkeys(OF_UNLABELLED, "-") | {f"{name}_shuffled": "--" for name in OF_UNLABELLED}
 COLOURS["selftrain"], STYLES["selftrain"] = "#7A6A00", ":"
+COLOURS |= {"class_teacher": "#222222", "kd": "#00788A", "kd_aspects": "#3B4CC0"}
+STYLES |= {"class_teacher": ":", "kd": "--", "kd_aspects": "-"}
 GREY, PALE, FAINT = "#666666", "#DDDDDD", "#CFE2F0"
 
 

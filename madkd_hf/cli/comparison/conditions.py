@@ -12,7 +12,7 @@ from typing import Any
 from datasets import DatasetDict
 
 from ... import AspectBank, MadkdTrainingArguments
-from ...data.columns import is_labelled
+from ...data.columns import CLASS_COLUMNS, CLASS_LOGITS, is_labelled
 from ...data.problems import Problems
 from ...data.unlabelled import UNLABELLED
 from ...data.variants import subset
@@ -33,6 +33,8 @@ OF_UNLABELLED = (  # options of students that learn from images without a class
     *("unlabelled_images", "labelled_fraction", "self_training", "class_alpha", "class_target_loss", "temperature"),
     *("standardize_logits", "target_confidence", "target_ramp_up"),
 )
+OF_LABELLED = ("class_alpha", "temperature", "standardize_logits")  # which are no less about images with a class
+DRAWS = ("images_per_class",)  # the one option of a grid that a class teacher knows
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neither
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
@@ -57,6 +59,7 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Asp
     One that is labelled already needs no teacher.
     Of detectors, the objects in them; a second dataset there has the images labelled, for the conditions about images.
     """
+    splits = _without_class_targets(splits)
     if is_labelled(splits[args.train_split].features):
         bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
         label_command.save(splits, bank, Path(args.output_dir) / LABELLED)
@@ -75,6 +78,15 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Asp
         results[place] = label_command.label(label_args, splits)
         label_command.save(*results[place][:2], Path(args.output_dir) / place)
     return results[LABELLED]
+
+
+def _without_class_targets(splits: DatasetDict) -> DatasetDict:
+    """The splits without class targets that the dataset has: those of a comparison are of its own draws."""
+    there = {split: [name for name in CLASS_COLUMNS if name in rows.features] for split, rows in splits.items()}
+    if not any(there.values()):
+        return splits
+    print(f"The {CLASS_LOGITS} that the dataset has are left out: each seed of a comparison has its own.", flush=True)
+    return DatasetDict({split: rows.remove_columns(there[split]) for split, rows in splits.items()})
 
 
 def read_grid(text: str, name: str = "grid") -> dict[str, list[Any]]:
@@ -114,8 +126,9 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
     of_unlabelled = set(args.controls()) & set(args.command.of_unlabelled)
+    check_class_teacher(args)
     given = [f"--{name}" for name in ("unlabelled", "rest_unlabelled", "unlabelled_images") if getattr(args, name)]
-    if given and not of_unlabelled:
+    if given and not args.learning_unlabelled:
         raise ValueError(
             f"None of the conditions {', '.join(args.controls())} learns from images without a class: leave "
             f"{' and '.join(given)} out, or add both, posterior or unlabelled to --conditions."
@@ -144,6 +157,20 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     return students
 
 
+def check_class_teacher(args: CompareArguments) -> None:
+    """Raise ValueError for students of a class teacher without one, and the other way round."""
+    taught = [name for name in args.controls() if name in (args.command.class_teacher, *args.command.of_class_teacher)]
+    if taught and not args.class_teacher:
+        raise ValueError(
+            f"The condition {taught[0]!r} needs a class teacher: pass --class_teacher with the YAML of its training."
+        )
+    if args.class_teacher and not taught:
+        raise ValueError(
+            f"None of the conditions {', '.join(args.controls())} needs a class teacher: leave --class_teacher out, "
+            "or add class_teacher, kd or kd_aspects to --conditions."
+        )
+
+
 def check_aspect_count(count: Any, bank: AspectBank) -> None:
     """Raise ValueError where a grid asks for more questions than there are, or for a part of one."""
     if count not in range(1, len(bank) + 1):
@@ -152,16 +179,19 @@ def check_aspect_count(count: Any, bank: AspectBank) -> None:
 
 def check_unlabelled_settings(args: CompareArguments, condition: str, training: MadkdTrainingArguments) -> None:
     """Raise ValueError for settings with which students of this condition could not be trained, or learn nothing."""
-    of_unlabelled = condition in args.command.of_unlabelled
+    of_unlabelled = condition in args.learning_unlabelled
     if training.labelled_fraction and not of_unlabelled:
         raise ValueError(
             f"labelled_fraction={training.labelled_fraction} is for students that learn from images without a class, "
             f"and those of {condition!r} do not: put it into a YAML of its own, --distill_unlabelled."
         )
     name = condition.removesuffix("_shuffled")
-    for weight, names in {"aspect_alpha": ("unlabelled", "both"), "class_alpha": ("posterior", "both")}.items():
-        if of_unlabelled and name in names and not getattr(training, weight):
-            raise ValueError(f"With {weight} 0, {condition!r} is nothing new: set it in --distill_unlabelled.")
+    kd = args.command.of_class_teacher
+    weights = {"aspect_alpha": ("unlabelled", "both", *kd[1:]), "class_alpha": ("posterior", "both", *kd)}
+    for weight, names in weights.items():
+        if name in names and not getattr(training, weight):
+            file = "--distill_unlabelled" if of_unlabelled else "--distill"
+            raise ValueError(f"With {weight} 0, {condition!r} is nothing new: set it in {file}.")
     if condition == "selftrain" and training.mixup_alpha:
         raise ValueError("self_training and mixup_alpha do not go together: leave selftrain out of --conditions.")
 
@@ -177,8 +207,14 @@ def check_smoothing(args: CompareArguments, of_base: MadkdTrainingArguments) -> 
 
 def of_condition(args: CompareArguments, point: dict[str, Any], condition: str) -> dict[str, Any]:
     """The point's options that are about these students."""
+    if condition == args.command.class_teacher:
+        return {option: value for option, value in point.items() if option in DRAWS}
     others = OF_ASPECTS if condition in args.command.without_aspects else ()
-    if condition in args.command.of_unlabelled:
+    if condition in args.command.of_class_teacher:
+        others += ("class_target_loss", "self_training")  # which are given
+        about = () if condition in args.learning_unlabelled else OF_UNLABELLED
+        others += tuple(name for name in about if name not in OF_LABELLED)
+    elif condition in args.command.of_unlabelled:
         others = others[:1]  # of fewer questions, a posterior knows the answers to these
     else:
         others += OF_UNLABELLED
@@ -195,13 +231,29 @@ def plan(
         for condition in args.controls():
             settings = of_condition(args, point, condition)
             name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
-            more = []
-            if (count := settings.pop("aspects", len(bank))) != len(bank):
+            more, count = [], settings.pop("aspects", len(bank))
+            if condition in args.command.of_class_teacher:
+                folder = str(targets_folder(args, teacher_cell(args, point, seed), count, bank))
+                more = ["--dataset", folder, "--bank", folder]
+            elif count != len(bank):
                 check_aspect_count(count, bank)
                 more = save_subset(labelled, bank, bank.ids[:count], args)
             more += [f"--{option}={value}" for option, value in settings.items()]
             cells[condition, seed] = student_cell(args, condition, seed, name, more)
     return cells
+
+
+def teacher_cell(args: CompareArguments, point: dict[str, Any], seed: int) -> Cell:
+    """The class teacher of a seed at a point of the grid."""
+    condition = args.command.class_teacher
+    settings = of_condition(args, point, condition)
+    name = cell_name(condition, *(f"{option}_{value}" for option, value in settings.items()), seed)
+    return student_cell(args, condition, seed, name, [f"--{option}={value}" for option, value in settings.items()])
+
+
+def targets_folder(args: CompareArguments, teacher: Cell, count: int, bank: AspectBank) -> Path:
+    """The folder of the dataset with the class targets of a class teacher, and `count` answers an image."""
+    return Path(args.output_dir) / "sets" / f"{teacher.name}{'' if count == len(bank) else f'-{count}'}"
 
 
 def student_cell(
@@ -227,8 +279,12 @@ def student_argv(args: CompareArguments, condition: str, seed: int, folder: str)
     about_image = condition in command.about_images
     labelled = str(Path(args.output_dir) / (LABELLED_IMAGES if about_image else LABELLED))
     no_aspects, config = condition in command.without_aspects, args.distill
-    if condition in command.of_unlabelled:
+    if condition in args.learning_unlabelled:
         config = args.distill_unlabelled
+    elif condition == command.class_teacher:
+        config = args.class_teacher
+    elif condition in command.of_class_teacher:
+        config = args.distill
     elif no_aspects:
         config = args.baseline
     argv = ["--task", command.task.name, "--config", config]

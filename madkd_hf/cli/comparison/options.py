@@ -40,10 +40,16 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     distill_unlabelled: str = option(
         "", "Likewise for those that learn from images without a class; by default that of the distilled ones."
     )
+    class_teacher: str = option(
+        "",
+        "Likewise for a larger classifier, trained on the same labelled images: its class scores of all training "
+        "images teach the students of kd (by the KD loss) and kd_aspects.",
+    )
     conditions: list[str] = option(
         [],
         "For classification: base, madkd, shuffled, constant by default, and smoothing; with --unlabelled or "
-        "--rest_unlabelled also unlabelled, posterior, both, each with _shuffled behind it, and selftrain; for "
+        "--rest_unlabelled also unlabelled, posterior, both, each with _shuffled behind it, and selftrain; with "
+        "--class_teacher also class_teacher, kd and kd_aspects; for "
         "detection: base, image, image_shuffled, object, shuffled, constant, all by default.",
     )
     smoothing: float = option(
@@ -74,6 +80,12 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
         return command_of(self.objects.task)
 
     @property
+    def learning_unlabelled(self) -> list[str]:
+        """The conditions among those asked for whose students learn from images without a class."""
+        kd = self.command.of_class_teacher if self.unlabelled or self.rest_unlabelled else ()
+        return [name for name in self.controls() if name in (*self.command.of_unlabelled, *kd)]
+
+    @property
     def treated(self) -> str:
         """The condition whose gain counts: its students learn aspects, of detectors those of each object."""
         from ...report.comparison import TERMS
@@ -95,7 +107,7 @@ def check_given(args: CompareArguments) -> None:
     for name in ("output_dir", "baseline"):
         if not getattr(args, name):
             raise ValueError(f"No {name} given: pass --{name} (see --help).")
-    for name in ("baseline", "distill", "distill_unlabelled"):
+    for name in ("baseline", "distill", "distill_unlabelled", *(["class_teacher"] if args.class_teacher else [])):
         if not Path(getattr(args, name)).is_file():
             raise ValueError(
                 f"There is no file {getattr(args, name)}: pass --{name} with the YAML of a training that exists."

@@ -35,7 +35,8 @@ from ..preflight import Ready
 from ..student import about_dataset
 from ..train import parse as parse_student
 from .answers import AnswersAlone
-from .cells import Cell, run_cells
+from .cells import Cell
+from .class_teachers import train_all
 from .conditions import check, label, load_checked, plan, points, read_grid, student_argv
 from .options import CompareArguments
 from .pictures import draw_figures
@@ -72,7 +73,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     labelled, bank, teacher = label(args, ready.splits)
     started.append(time.perf_counter())
     planned = [(point, plan(args, point, labelled, bank)) for point in points(args)]
-    results = run_cells(list({cell.name: cell for _, cells in planned for cell in cells.values()}.values()), args.jobs)
+    results = train_all(args, planned, labelled, bank)
     about = {
         "dataset": args.dataset,
         "commit": source(args)["commit"],
@@ -139,7 +140,7 @@ def report_points(
 
 def count_unlabelled(args: CompareArguments, labelled: DatasetDict) -> int | None:
     """How many images without a class some students learn from; None where none do."""
-    if not set(args.controls()) & set(args.command.of_unlabelled):
+    if not args.learning_unlabelled:
         return None
     return args.command.count_without_class(labelled, args)
 

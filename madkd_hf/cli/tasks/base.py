@@ -54,6 +54,8 @@ class TaskCommand:
         without_aspects: those conditions whose students learn no aspects, and are trained by the baseline's YAML.
         on_request: those that are compared only where `--conditions` names them.
         of_unlabelled: those whose students learn from images without a class.
+        class_teacher: that whose students give class targets to those of `of_class_teacher`; "" where there is none.
+        of_class_teacher: those whose students learn from the class targets of a larger classifier.
         about_images: those conditions whose students learn answers about images where others learn of objects.
         shared_options: those of a comparison that all its students are given as they are.
     """
@@ -66,6 +68,8 @@ class TaskCommand:
     without_aspects: Sequence[str] = ("base",)
     on_request: Sequence[str] = ()
     of_unlabelled: Sequence[str] = ()
+    class_teacher: str = ""
+    of_class_teacher: Sequence[str] = ()
     about_images: Sequence[str] = ()
     shared_options: Sequence[str] = ()
 
@@ -159,7 +163,8 @@ class TaskCommand:
 
     def default_conditions(self, args: Any) -> list[str]:
         """Those that are compared where `--conditions` names none."""
-        return [name for name in self.controls if name not in (*self.on_request, *self.of_unlabelled)]
+        others = (*self.on_request, *self.of_unlabelled, self.class_teacher, *self.of_class_teacher)
+        return [name for name in self.controls if name not in others]
 
     def student_options(self, args: Any, condition: str) -> list[str]:
         """The words of a student's command line that follow from the condition and this task alone."""

@@ -77,9 +77,11 @@ class Classification(TaskCommand):
     controls = {"base": "none", "madkd": "none", "shuffled": "shuffled", "constant": "constant", "smoothing": "none"}
     controls |= {"unlabelled": "none", "unlabelled_shuffled": "shuffled", "posterior": "none"}
     controls |= {"posterior_shuffled": "shuffled", "both": "none", "both_shuffled": "shuffled", "selftrain": "none"}
-    without_aspects = ("base", "smoothing", "posterior", "posterior_shuffled", "selftrain")
-    on_request = ("smoothing",)
     of_unlabelled = tuple(controls)[tuple(controls).index("unlabelled") :]
+    class_teacher, of_class_teacher = "class_teacher", ("kd", "kd_aspects")
+    controls |= dict.fromkeys((class_teacher, *of_class_teacher), "none")
+    without_aspects = ("base", "smoothing", "posterior", "posterior_shuffled", "selftrain", "class_teacher", "kd")
+    on_request = ("smoothing",)
     shared_options = ("label_column", "images_per_class")
 
     def check_model(self, args: StudentArguments) -> None:
@@ -203,7 +205,8 @@ class Classification(TaskCommand):
 
     def student_options(self, args: Any, condition: str) -> list[str]:
         options = ["--label_smoothing_factor", str(args.smoothing)] if condition == "smoothing" else []
-        if condition not in self.of_unlabelled:  # without targets that the dataset may have from elsewhere
+        with_targets = (*self.of_unlabelled, *self.of_class_teacher)
+        if condition not in with_targets:  # nor those that the dataset may have from elsewhere
             return [*options, "--class_alpha", "0", "--class_posterior", "false", "--self_training", "0"]
         options += ["--unlabelled", UNLABELLED] if args.unlabelled else []
         options += ["--rest_unlabelled", "true"] if args.rest_unlabelled else []
@@ -211,10 +214,13 @@ class Classification(TaskCommand):
         if condition == "selftrain":
             return [*options, "--class_posterior", "false", "--self_training", str(FIXMATCH)]
         options += ["--self_training", "0"]
+        if condition in self.of_class_teacher:
+            return [*options, "--class_posterior", "false", "--class_target_loss", "kd"]
         return [*options, "--class_posterior", str(not condition.startswith("unlabelled")).lower()]
 
     def default_conditions(self, args: Any) -> list[str]:
         more = self.of_unlabelled if args.unlabelled or args.rest_unlabelled else ()
+        more += (self.class_teacher, *self.of_class_teacher) if getattr(args, "class_teacher", "") else ()
         return [*super().default_conditions(args), *more]
 
     def predicted_arrays(self, output: Any) -> dict[str, np.ndarray]:
