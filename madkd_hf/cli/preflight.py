@@ -35,12 +35,14 @@ from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
 from .unlabelled import (
     answers_needed,
+    check_covered,
     check_mix,
     check_posterior,
     check_unlabelled,
     known_targets,
     learned_columns,
     load_with_unlabelled,
+    warn_of_repeated,
 )
 
 
@@ -93,7 +95,9 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             if problems.step(bank_of, train_set, args, answers_needed(args, training_args)):
                 warn_of_unanswered(train_set, args.train_split)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
-            problems.step(check_unlabelled, ready.splits, args, learned_columns(training_args, args, train_set))
+            learns = learned_columns(training_args, args, ready.splits)
+            problems.step(check_unlabelled, ready.splits, args, learns)
+            problems.step(check_covered, ready.splits, args, learns)
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
             else:
@@ -101,6 +105,7 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             if hasattr(args, "label_column"):
                 problems.step(check_mix, ready.splits, args, training_args)
                 problems.step(command.count_without_class, ready.splits, args)
+                problems.step(warn_of_repeated, command, ready.splits, args, training_args.seed)
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
         problems.raise_all()
@@ -154,6 +159,9 @@ def check_comparison(
         if learned and UNLABELLED in ready.splits:
             args.unlabelled = UNLABELLED  # where the students find those of the training split, too
         problems.step(check_unlabelled, ready.splits, args, learns if learned else [])
+        if learned:
+            problems.step(check_covered, ready.splits, args, learns)
+            problems.step(warn_of_repeated, command, ready.splits, args, 0)
         for student, training_args in students if learned else []:
             problems.step(check_mix, ready.splits, student, training_args)
             problems.step(command.count_without_class, ready.splits, student)

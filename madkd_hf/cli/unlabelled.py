@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ..data.check import check_all_shown
@@ -11,11 +12,17 @@ from ..data.columns import BANK, CLASS_LOGITS, LOGITS, stored
 from ..data.duplicates import same_images
 from ..data.target_facts import TargetFacts
 from ..data.unlabelled import LEARNED, UNLABELLED, concatenated, select_learned
-from ..text import counted
+from ..text import counted, get_logger
 from .arguments import existing_folder, load_splits, split_names
 from .class_targets import facts_of_posterior
 from .splits import load_joined
 
+
+if TYPE_CHECKING:
+    from .tasks.base import TaskCommand
+
+
+logger = get_logger(__name__)
 
 SELF = "self_training"
 
@@ -78,18 +85,57 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
                 "The images without a class have answers to other questions than those with one (bank "
                 f"{' and '.join(sorted(banks))}): label both with the same aspects.json."
             )
-        null = stored(rows, LOGITS).null_count
-        if null and learns == [LOGITS]:
-            raise ValueError(
-                f"{null} of the {counted(len(rows), 'image')} without a class have no answers: label them, too, or "
-                "drop them."
-            )
-    needs = LOGITS in learns or (CLASS_LOGITS in learns and CLASS_LOGITS not in rows.features)
-    if needs and not all(answered):
+    has_targets = CLASS_LOGITS in learns and CLASS_LOGITS in rows.features
+    has_targets = has_targets and not getattr(args, "class_posterior", False)
+    if {LOGITS, CLASS_LOGITS} & set(learns) and not has_targets and not all(answered):
         which = "images without a class have" if answered[0] else "images with a class have"
         raise ValueError(
             f"The {which} no answers to learn from: label them with the same questions (madkd label --bank ...)."
         )
+
+
+def check_covered(splits: DatasetDict, args: Any, learns: list[str]) -> None:
+    """Raise ValueError where images without a class have nothing that could be learned from them, and warn where some
+    of them have no answers.
+
+    Args:
+        learns: see `check_unlabelled`.
+    """
+    if not {LOGITS, CLASS_LOGITS} & set(learns):
+        return
+    parts = {UNLABELLED: "images without a class"}
+    parts |= (
+        {args.train_split: "training images, of which some are learned from without a class,"} if _rest(args) else {}
+    )
+    for split, name in parts.items():
+        rows = splits.get(split)
+        if rows is None or (LOGITS not in rows.features and args.bank and args.teacher):  # who looks at all
+            continue
+        unanswered, untaught = (
+            stored(rows, column).is_null().to_numpy() if column in rows.features else np.ones(len(rows), dtype=bool)
+            for column in (LOGITS, CLASS_LOGITS)
+        )
+        untaught = unanswered if getattr(args, "class_posterior", False) else untaught
+        useless = np.ones(len(rows), dtype=bool)
+        for column, missing in ((LOGITS, unanswered), (CLASS_LOGITS, untaught)):
+            useless &= missing if column in learns else True
+        if useless.any() and SELF not in learns:
+            raise ValueError(
+                f"{useless.sum()} of the {len(rows)} {name} have nothing that the student learns from, no answers or "
+                "no class targets: label them, too (madkd label), or drop them."
+            )
+        if unanswered.any() and LOGITS in learns:
+            logger.warning("%d of the %d %s have no answers, and teach no aspects.", unanswered.sum(), len(rows), name)
+
+
+def warn_of_repeated(command: TaskCommand, splits: DatasetDict, args: Any, seed: int) -> None:
+    """Say how many images without a class are left out because their image is learned from already."""
+    if UNLABELLED in splits and (count := command.count_repeated(splits, args, seed)):
+        logger.warning(
+            "%d of the %s without a class are left out: they repeat, byte for byte, an image that is learned from "
+            "already.",
+            count, counted(len(splits[UNLABELLED]), "image"),
+        )  # fmt: skip
 
 
 def check_mix(splits: DatasetDict, args: Any, training_args: Any) -> None:
@@ -134,8 +180,6 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, TargetFac
     Raises:
         ValueError: see `selection.posterior.fit_posterior`.
     """
-    import numpy as np
-
     from ..data.class_targets import class_teacher, count_targets, with_class_targets
     from ..data.columns import matrix, rows_with_class
     from ..selection.posterior import fit_posterior
@@ -168,10 +212,11 @@ def known_targets(args: Any, rows: Dataset) -> TargetFacts | None:
     return facts_of({"train": count_targets(rows)}, known)
 
 
-def learned_columns(training_args: Any, args: Any, rows: Dataset) -> list[str]:
+def learned_columns(training_args: Any, args: Any, splits: DatasetDict) -> list[str]:
     """The columns that a student learns from beside the classes, those that are there, or to come; its own guesses are
     called SELF."""
-    targets = getattr(args, "class_posterior", False) or CLASS_LOGITS in rows.features
+    parts = [splits[split] for split in (args.train_split, UNLABELLED) if split in splits]
+    targets = getattr(args, "class_posterior", False) or any(CLASS_LOGITS in rows.features for rows in parts)
     names = [LOGITS] if training_args.aspect_alpha else []
     names += [SELF] if training_args.self_training else []
     return names + ([CLASS_LOGITS] if training_args.class_alpha and targets else [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -11,32 +11,72 @@ import xxhash
 from datasets import Dataset
 from PIL import Image
 
+from .columns import LOGITS, stored
+
 
 SIDE = 32  # pixels of a signature
 NEAREST = 5  # images that each one is compared with
 MOST_DIFFERENCE = 24  # of 255: copies of photographs differ by less than 20, other photographs by 50 and more
+MOST_KEPT = 8  # datasets whose digests are remembered: commands ask for the same ones again and again
+_DIGESTS: dict[tuple[str, str], list[bytes | None]] = {}
 
 
 def same_images(rows: Dataset, others: Dataset, image_column: str) -> int:
     """How many of the rows have an image whose file is that of another row's, byte for byte."""
-    there = set(_digests(others, image_column))
-    return sum(digest in there for digest in _digests(rows, image_column))
+    there = set(digests(others, image_column)) - {None}
+    return sum(digest in there for digest in digests(rows, image_column))
 
 
-def _digests(rows: Dataset, image_column: str) -> Iterator[bytes]:
-    """Of the image files; of pixels that are no files, nothing is said."""
+def first_of_each(rows: Dataset, others: Sequence[Dataset], image_column: str) -> np.ndarray:
+    """[n] which rows to learn from, so that no image file counts twice: not those of `others`, and each once.
+
+    An answered row stays where no other one of the same image is answered.
+    """
+    seen: dict[bytes, bool] = {}  # image -> whether one of `others` that shows it is answered
+    for part in others:
+        for digest, answered in zip(digests(part, image_column), _answered(part)):
+            if digest is not None:
+                seen[digest] = seen.get(digest, False) or answered
+    own, answers = digests(rows, image_column), _answered(rows)
+    chosen: dict[bytes, int] = {}
+    for row, (digest, answered) in enumerate(zip(own, answers)):
+        if digest is not None and (digest not in chosen or (answered and not answers[chosen[digest]])):
+            chosen[digest] = row
+    kept = [
+        digest is None or (chosen[digest] == row and (digest not in seen or (answered and not seen[digest])))
+        for row, (digest, answered) in enumerate(zip(own, answers))
+    ]
+    return np.array(kept, dtype=bool)
+
+
+def _answered(rows: Dataset) -> list[bool]:
+    return stored(rows, LOGITS).is_valid().to_pylist() if LOGITS in rows.features else [False] * len(rows)
+
+
+def digests(rows: Dataset, image_column: str) -> list[bytes | None]:
+    """[n] of the image files; None of pixels that are no file, and of what cannot be read, which is told elsewhere."""
+    key = rows._fingerprint, image_column
+    if key not in _DIGESTS:
+        while len(_DIGESTS) >= MOST_KEPT:
+            _DIGESTS.pop(next(iter(_DIGESTS)))
+        _DIGESTS[key] = _read(rows, image_column)
+    return _DIGESTS[key]
+
+
+def _read(rows: Dataset, image_column: str) -> list[bytes | None]:
     if not isinstance(rows.features.get(image_column), datasets.Image):
-        return
+        return [None] * len(rows)
     images = (
         rows.with_format(None).select_columns(image_column).cast_column(image_column, datasets.Image(decode=False))
     )
-    for row in images:
-        stored = row[image_column]
-        try:
-            content = stored["bytes"] or Path(stored["path"]).read_bytes()
-        except (OSError, TypeError):  # null, or on the web: that is told elsewhere
-            continue
-        yield xxhash.xxh3_128(content).digest()
+    return [_digest(row[image_column]) for row in images]
+
+
+def _digest(image: dict | None) -> bytes | None:
+    try:
+        return xxhash.xxh3_128(image["bytes"] or Path(image["path"]).read_bytes()).digest()
+    except (OSError, TypeError):  # null, or on the web
+        return None
 
 
 def signature(image: Image.Image) -> np.ndarray:

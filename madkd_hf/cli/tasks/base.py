@@ -127,6 +127,10 @@ class TaskCommand:
         """Beside those, rows to train on whose class is not known, or not looked at."""
         return []
 
+    def count_repeated(self, splits: DatasetDict, args: Any, seed: int) -> int:
+        """How many rows without a class are left out because their image is learned from already."""
+        return 0
+
     def count_without_class(self, splits: DatasetDict, args: Any) -> int:
         """How many these are; raises ValueError where more are asked for than there are."""
         return 0

@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from ...data.check import drop_rows, listed, rows_without_class
 from ...data.columns import stored
+from ...data.duplicates import first_of_each
 from ...data.labels import check_images_per_class, with_class_labels
 from ...data.problems import Problems
 from ...data.rows import row_names
@@ -171,22 +172,40 @@ class Classification(TaskCommand):
         return rows.select(drawn_rows(rows, args.label_column, args.images_per_class, seed))
 
     def without_class(self, splits: DatasetDict, args: ClassArguments, seed: int) -> list[Dataset]:
-        others = [splits[UNLABELLED]] if UNLABELLED in splits else []
-        if args.rest_unlabelled:
-            rows = splits[args.train_split]
-            drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
-            rest = np.setdiff1d(np.arange(len(rows)), drawn)
-            others.insert(0, select_learned(rows.select(rest), args.image_column))
+        others, _ = self._once(splits, args, seed)
         return others if args.unlabelled_images is None else [draw_unlabelled(others, args.unlabelled_images, seed)]
 
     def count_without_class(self, splits: DatasetDict, args: ClassArguments) -> int:
-        rows, count = splits[args.train_split], len(splits[UNLABELLED]) if UNLABELLED in splits else 0
-        if args.rest_unlabelled and args.images_per_class:
-            count += len(rows) - self.classes(rows, args).num_classes * args.images_per_class
+        others, repeated = self._once(splits, args, 0)
+        count = sum(map(len, others))
+        if repeated and not count:
+            raise ValueError(
+                f"All {counted(repeated, 'image')} without a class are training images, too, byte for byte: leave "
+                "--unlabelled out, or pass other ones."
+            )
         if args.unlabelled_images is None or not count:
             return count
         check_count(args.unlabelled_images, count)
         return args.unlabelled_images
+
+    def count_repeated(self, splits: DatasetDict, args: ClassArguments, seed: int) -> int:
+        return self._once(splits, args, seed)[1]
+
+    def _once(self, splits: DatasetDict, args: ClassArguments, seed: int) -> tuple[list[Dataset], int]:
+        """The rows without a class, none of which repeats an image that is learned from; how many rows would have."""
+        rows, others, repeated = splits[args.train_split], [], 0
+        learned = [rows]
+        if args.images_per_class is not None and (args.rest_unlabelled or UNLABELLED in splits):
+            drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
+            learned = [rows.select(drawn)]
+            if args.rest_unlabelled:
+                rest = select_learned(rows.select(np.setdiff1d(np.arange(len(rows)), drawn)), args.image_column)
+                others, learned = [rest], [rows]
+        if UNLABELLED in splits:
+            kept = first_of_each(splits[UNLABELLED], learned, args.image_column)
+            repeated = int((~kept).sum())
+            others.append(drop_rows(splits[UNLABELLED], np.flatnonzero(~kept)))
+        return [part for part in others if len(part)], repeated
 
     def classes(self, rows: Dataset, args: ClassArguments) -> ClassLabel:
         return rows.features[args.label_column]
