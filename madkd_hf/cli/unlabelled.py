@@ -104,9 +104,8 @@ def check_covered(splits: DatasetDict, args: Any, learns: list[str]) -> None:
     if not {LOGITS, CLASS_LOGITS} & set(learns):
         return
     parts = {UNLABELLED: "images without a class"}
-    parts |= (
-        {args.train_split: "training images, of which some are learned from without a class,"} if _rest(args) else {}
-    )
+    if getattr(args, "rest_unlabelled", False):
+        parts[args.train_split] = "training images, of which some are learned from without a class,"
     for split, name in parts.items():
         rows = splits.get(split)
         if rows is None or (LOGITS not in rows.features and args.bank and args.teacher):  # who looks at all
