@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from builders import classifiers
 from builders.labelled_birds import save_labelled
 
-from benchmarks import exactness, label_mistakes, startup, training
+from benchmarks import exactness, faithfulness, label_mistakes, startup, training
+from madkd_hf import AspectBank, MadkdForImageClassification
 
 
 def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
@@ -51,3 +53,19 @@ def test_the_table_of_wrong_labels(tmp_path, capsys, monkeypatch):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert rows[0]["name"] == label_mistakes.OURS and len(rows[0]["auroc"]) == 2
     assert all(0 <= value <= 1 for row in rows for value in (*row["auroc"], *row["top"]))
+
+
+def test_the_table_of_faithfulness(tmp_path, capsys, monkeypatch):
+    save_labelled(tmp_path / "birds")
+    bank = AspectBank(["Is it red?", "Is it blue?", "Is it wet?"])
+    names = {0: "finch", 1: "heron"}
+    student = MadkdForImageClassification.from_backbone(classifiers.config("resnet"), names, bank, pretrained=False)
+    student.save_pretrained(tmp_path / "student")
+    classifiers.processor("resnet").save_pretrained(tmp_path / "student")
+    words = ["--student", str(tmp_path / "student"), "--dataset", str(tmp_path / "birds"), "--images", "8"]
+    monkeypatch.setattr("sys.argv", ["faithfulness.py", *words, "--json", str(tmp_path / "rows.json")])
+    faithfulness.main()
+    assert "| smallest change " in capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["name"], row["removed"]) for row in rows] == [(name, 1) for name in faithfulness.REMOVALS]
+    assert all(row["images"] == 8 and row["top"] <= row["random"] <= row["last"] for row in rows[:1])
