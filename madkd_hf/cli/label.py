@@ -71,6 +71,7 @@ from .class_targets import (
     load_class_teacher,
     with_posterior,
 )
+from .dry_run import check_dry_run, dry_run
 from .label_report import KEPT, answers, count_not_answered, tell
 from .outputs import DATASET, check_place, working_in
 from .recorded import RecordedArguments, attach_recorded, check_recorded
@@ -112,6 +113,10 @@ class LabelArguments(
         False, "Read the dataset as a stream, and leave Parquet files with images and answers: memory stays flat."
     )
     shard_size: int = option(512, "Images between two saves: what a kill can cost, and the rows of a Parquet file.")
+    dry_run: bool = option(
+        False,
+        "Tell requests, tokens, price and time of a teacher behind a server, measured on three images.",
+    )
     push_to_hub: bool = option(False, "Publish the labelled dataset, with its bank and a card.")
     hub_dataset_id: str | None = option(None, "Where: owner/name, or a name of your own.")
     hub_license: str | None = option(None, "A licence, as the Hub calls it; by default the source dataset's.")
@@ -318,6 +323,7 @@ def check(args: LabelArguments) -> None:
 
     check_place(args.output_dir, args, KIND, DATASET)
     check_recorded(args)
+    check_dry_run(args)
     check_options(args)
     folder, remedy = Path(args.work_dir or args.output_dir).expanduser(), "pass another folder, or delete that one."
     if args.streaming and (folder / "dataset_dict.json").exists():
@@ -340,6 +346,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         try:
             splits = check_labelling(args, workers, partial(check, args), partial(check_hub, args))
+            if args.dry_run:
+                workers.from_main(lambda: print(dry_run(args, splits)))
+                return
             workers.from_main(lambda: stack.enter_context(working_in(args.output_dir, args, KIND, DATASET)) and None)
             labelled = label_all(args, splits, workers)
         except KeyboardInterrupt as stopped:

@@ -44,6 +44,18 @@ class Reading:
     missing: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a teacher behind a server takes: requests and tokens for one image, and requests a second."""
+
+    model: str
+    dialect: str
+    precision: str
+    requests: float
+    tokens: float
+    rate: float
+
+
 class UnreadableImageError(ValueError):
     """The teacher refuses an image; `index` is its place among the images that were to be read."""
 
@@ -101,6 +113,10 @@ class Teacher(ABC):
             Anything that JSON holds. `batch_size` is how many image-question pairs one call of `read` should have.
         """
         return {}
+
+    def measure(self, images: Sequence[Image], bank: AspectBank) -> Cost | None:
+        """What the answers about an image take, measured on these; None for a teacher that nobody is paid for."""
+        return None
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class LLMServer:
         tokenizes: whether there is /tokenize.
         port: 0 takes any.
         root: what it says that the model is.
+        keeps: whether the bodies of requests are kept, in `requests`.
     """
 
     def __init__(
@@ -102,11 +103,12 @@ class LLMServer:
         tokenizes: bool = True,
         port: int = 0,
         root: str = "/models/tiny-tiny",
+        keeps: bool = True,
     ):
         self.model, self.dialects, self.name, self.key = model or Model(), dialects, name, key
         self.seconds, self.at_once, self.fault, self.mangle = seconds, at_once, fault, mangle
         self.most, self.decimals, self.tokenizes, self.port = most, decimals, tokenizes, port
-        self.root = root
+        self.root, self.keeps = root, keeps
         self.requests: list[tuple[str, dict]] = []  # for answers
         self.headers: list[dict[str, str]] = []
         self.now = self.most_at_once = 0
@@ -148,7 +150,8 @@ class LLMServer:
                 headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in head[1:] if line}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 path = head[0].split()[1]
-                self.headers.append({**headers, "path": path})
+                if self.keeps:
+                    self.headers.append({**headers, "path": path})
                 answer = await self._answer(path, headers, json.loads(body) if body else {})
                 if answer == "drop":
                     return
@@ -187,7 +190,7 @@ class LLMServer:
         if kind is None or not any(name.startswith(kind) for name in self.dialects):
             return Fault(404, "Not Found")
         number = len(self.requests)
-        self.requests.append((path, body))
+        self.requests.append((path, body if self.keeps else {}))
         self.now += 1
         self.most_at_once = max(self.most_at_once, self.now)
         try:

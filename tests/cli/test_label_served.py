@@ -11,10 +11,11 @@ import time
 import numpy as np
 import pytest
 from builders import tiny
+from builders.coco import coco_rows
 from builders.commands import ROOT, recipe, refuse
 from builders.llm_server import LLMServer, Model
 from builders.quick_python import warm_python
-from datasets import load_from_disk
+from datasets import DatasetDict, load_from_disk
 from PIL import Image
 
 from madkd_hf import AspectBank
@@ -170,6 +171,45 @@ def test_an_image_that_is_too_large_is_named_or_left_out(place):
         recipe("label", *words(place, server), "--on_error", "skip")
     logits = load_from_disk(place / "out")["train"]["aspect_logits"][:]
     assert sum(row is None for row in logits) == 1 and len(logits) == IMAGES + 1
+
+
+def test_a_dry_run_tells_what_it_will_take_and_labels_nothing(place, capfd):
+    with LLMServer() as server:
+        recipe("label", *words(place, server), "--dry_run", "--price_per_million", "2.5")
+        assert len(server.requests) == PROBE + 3 * 3
+        tokens = sum(
+            101 + len(body["messages"][0]["content"][1]["text"].split()) for _, body in server.requests[PROBE:]
+        )
+    told = capfd.readouterr().out
+    assert "tiny, asked by chat-ids (as sent, no rounding seen): 20 images, 3 questions each, 60 requests." in told
+    total = round(tokens / 3 * IMAGES)
+    assert f"About {total:,} tokens ({tokens / 3:,.0f} an image, measured on 3 images)." in told
+    assert f"About {total * 2.5 / 1e6:,.4f} USD at 2.5 USD for a million tokens." in told
+    assert "requests a second of the measurement" in told and not (place / "out").exists()
+    local = ["--teacher", ROOT / "recipes" / "easy_vqa" / "teacher", "--dry_run"]
+    argv = [word for word in words(place) if word not in ("--teacher", "--teacher_model", "tiny")]
+    assert "--dry_run tells what a teacher behind a server will take" in refuse("label", *argv, *local)
+
+
+def test_a_dry_run_counts_objects(tmp_path, capfd):
+    scenes = DatasetDict(train=coco_rows(4))
+    scenes.save_to_disk(tmp_path / "scenes")
+    tiny.bank(3).save(tmp_path / "aspects.json")
+    objects = sum(len(row["objects"]["bbox"]) for row in scenes["train"])
+    with LLMServer(dialects=("systemone",)) as server:
+        argv = [
+            "--dataset",
+            tmp_path / "scenes",
+            "--bank",
+            tmp_path / "aspects.json",
+            "--output_dir",
+            tmp_path / "out",
+        ]
+        argv += ["--boxes_column", "objects", "--box_format", "pascal_voc", "--label_column", "category"]
+        argv += ["--output_dir", tmp_path / "out"]
+        recipe("label", *argv, "--teacher", server.url, "--teacher_model", "tiny", "--dry_run")
+        assert len(server.requests) == PROBE + 3
+    assert f"{objects} objects, 3 questions each, {objects} requests." in capfd.readouterr().out
 
 
 @pytest.mark.slow

@@ -38,6 +38,11 @@ class Limiter:
         """Seconds until the next request may be sent."""
         return max(0.0, self.resume_at - self._clock())
 
+    @property
+    def rate(self) -> float:
+        """Answers a second, as far as that has been found out; 0 before the first window has ended."""
+        return self._rate
+
     def busy(self, seconds: float | None) -> None:
         """The server says that it has too much to do, and perhaps how long."""
         now = self._clock()

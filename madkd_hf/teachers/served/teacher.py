@@ -22,7 +22,7 @@ from ...aspects import AspectBank
 from ...llm import LLMError
 from ...llm.keys import key_in
 from ...text import counted, get_logger
-from ..base import Reading, Teacher, UnreadableImageError
+from ..base import Cost, Reading, Teacher, UnreadableImageError
 from . import words as spelling
 from .asking import ImageRefusedError, TooManyQuestionsError, ask
 from .dialects import DIALECTS, Answer, Dialect, Words
@@ -211,6 +211,16 @@ class ServedTeacher(Teacher):
         with self._lock:
             return self.plan if self.plan is not None else self._plan(images, bank)
 
+    def measure(self, images: Sequence[Image], bank: AspectBank) -> Cost:
+        """Ask every question about these images, and tell what that took."""
+        begun, before = time.monotonic(), self.tokens
+        self.prepare(images, bank)
+        seconds, count = time.monotonic() - begun, math.ceil(len(bank) / self.questions_per_request)
+        found = sum(endpoint.limiter.rate for endpoint in self.endpoints)
+        rate = max(found, len(images) * count / max(seconds, 1e-6))
+        tokens = (self.tokens - before) / len(images)
+        return Cost(self.endpoints[0].model, self.dialect.name, self.plan["precision"], count, tokens, rate)
+
     def _plan(self, images: Sequence[Image], bank: AspectBank) -> dict[str, Any]:
         answers = self._answers(images, bank, keep=True) if len(images) else []
         flat = [answer for row in answers for answer in row]
@@ -333,16 +343,15 @@ class ServedTeacher(Teacher):
     @property
     def progress(self) -> str:
         """Tokens and money so far."""
-        tokens = sum(endpoint.usage.tokens for endpoint in self.endpoints)
-        text = f"{tokens:,} tokens" if tokens else ""
-        if tokens and self.price is not None:
-            text += f", {self.cost:.2f} USD"
+        text = f"{self.tokens:,} tokens" if self.tokens else ""
+        if self.tokens and self.price is not None:
+            text += f", {self.tokens * self.price / 1e6:.2f} USD"
         return text
 
     @property
-    def cost(self) -> float:
-        """USD so far."""
-        return sum(endpoint.usage.tokens for endpoint in self.endpoints) * (self.price or 0.0) / 1e6
+    def tokens(self) -> int:
+        """Read and written by the servers so far."""
+        return sum(endpoint.usage.tokens for endpoint in self.endpoints)
 
     @property
     def summary(self) -> str:
