@@ -96,6 +96,7 @@ class AsyncServer:
         url = parse_address(base_url, option, key_option)
         self.url = url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions") or "/v1")
         self.name, self.timeout, self._option = name_of(self.url), timeout, option
+        self._urls: dict[str, str] = {}  # by path
         self._client = openai.AsyncOpenAI(
             api_key="not sent",
             base_url=str(self.url),
@@ -114,11 +115,13 @@ class AsyncServer:
         return await self._answer(self._client.get, path, options={"max_retries": 0})
 
     async def _answer(self, method: Callable, path: str, **request: Any) -> dict[str, Any]:
-        url = self.url.copy_with(path=path[1:] if path.startswith("//") else self.url.path + path)
+        if path not in self._urls:
+            below = path[1:] if path.startswith("//") else self.url.path + path
+            self._urls[path] = str(self.url.copy_with(path=below))
         try:
-            response = await method(str(url), cast_to=httpx2.Response, **request)
+            response = await method(self._urls[path], cast_to=httpx2.Response, **request)
         except openai.OpenAIError as error:
-            raise what_failed(error, url, self.name, self._option) from None
+            raise what_failed(error, httpx2.URL(self._urls[path]), self.name, self._option) from None
         try:
             answer = json.loads(response.content)
         except (ValueError, RecursionError):

@@ -82,11 +82,11 @@ class Limits:
     def prepare(self, request: httpx2.Request) -> bool:
         """Set the headers; returns whether the same was sent before."""
         is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
-        for name in set(request.headers) - SENT_HEADERS:
-            del request.headers[name]
-        request.headers |= {"User-Agent": "madkd_hf", "Accept-Encoding": "identity"}
+        headers = {name: value for name, value in request.headers.items() if name in SENT_HEADERS}
+        headers |= {"User-Agent": "madkd_hf", "Accept-Encoding": "identity"}
         if self.key:
-            request.headers["Authorization"] = f"Bearer {self.key}"
+            headers["Authorization"] = f"Bearer {self.key}"
+        request.headers = httpx2.Headers(headers)
         return is_retry
 
     def failed(self, error: httpx2.TransportError, request: httpx2.Request, is_retry: bool) -> Exception:
@@ -106,11 +106,12 @@ class Limits:
         """The answer with this body, and of its headers those that are read."""
         self.has_answered = True
         headers = {name: answer.headers[name] for name in READ_HEADERS if name in answer.headers}
-        final = answer.status_code == 501 or NO_CREDIT.search(body.decode(errors="replace"))
-        headers |= {"x-should-retry": "false"} if final else {}
-        if is_busy(answer.status_code):
-            reason = excerpt(error_of(body.decode(errors="replace"))[0], 100)
-            logger.warning("The server answers %d: %s", answer.status_code, reason)
+        if answer.status_code >= 400:
+            text = body.decode(errors="replace")
+            final = answer.status_code == 501 or NO_CREDIT.search(text)
+            headers |= {"x-should-retry": "false"} if final else {}
+            if is_busy(answer.status_code):
+                logger.warning("The server answers %d: %s", answer.status_code, excerpt(error_of(text)[0], 100))
         return httpx2.Response(answer.status_code, headers=headers, content=bytes(body), request=answer.request)
 
 

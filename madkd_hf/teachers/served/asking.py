@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
 
 from ...llm import LLMError
 from ...llm.async_client import RequestFailedError
@@ -26,18 +25,23 @@ class TooManyQuestionsError(ValueError):
     """The server takes fewer questions in one request."""
 
 
-async def ask(endpoint: Endpoint, dialect: Dialect, image: Encoded, questions: Sequence[str]) -> list[Answer] | None:
-    """The answers, in the order of the questions; None where another server may have them.
+async def ask(
+    endpoint: Endpoint, dialect: Dialect, image: Encoded, request: tuple[bytes, bytes], count: int
+) -> list[Answer] | None:
+    """The answers to the `count` questions of a request, in their order; None where another server may have them.
+
+    Args:
+        request: what stands before and behind the image, see `Dialect.request`.
 
     Raises:
         ImageRefusedError, TooManyQuestionsError: see there.
         LLMError: there is no answer to be had, in one sentence.
     """
-    before, after = dialect.request(questions)
+    before, after = request
     for turn in range(TRIES):
         try:
             response = await endpoint.post(dialect.path, before + image.base64 + after)
-            return dialect.answers(response, len(questions))
+            return dialect.answers(response, count)
         except UnusableAnswerError as error:
             if error.permanent or turn == TRIES - 1:
                 times = "" if error.permanent else f" {TRIES} times in a row"
@@ -47,8 +51,8 @@ async def ask(endpoint: Endpoint, dialect: Dialect, image: Encoded, questions: S
                 ) from None
         except RequestFailedError as failed:
             if is_refusal(failed):
-                return [REFUSED] * len(questions)
-            if len(questions) > 1 and failed.status in (400, 413, 422) and TOO_MANY.search(failed.reason):
+                return [REFUSED] * count
+            if count > 1 and failed.status in (400, 413, 422) and TOO_MANY.search(failed.reason):
                 raise TooManyQuestionsError(str(failed)) from None
             if is_about_image(failed):
                 raise ImageRefusedError(str(failed)) from None

@@ -381,6 +381,9 @@ class _Call:
         self.teacher, self.images, self.bank = teacher, images, bank
         size, count = teacher.questions_per_request, len(bank)
         self.parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        texts = [[bank.questions[q] for q in part] for part in self.parts]
+        self.requests = [teacher.dialect.request(questions) for questions in texts]  # the same about every image
+        self.left = [len(self.parts)] * len(images)  # requests
         self.encoded: dict[int, asyncio.Future[Encoded]] = {}
         self.answers: list[list[Answer | None]] = [[None] * count for _ in images]
         self.refused: dict[int, ImageRefusedError] = {}
@@ -405,8 +408,7 @@ class _Call:
         known = self.teacher._known.setdefault((image.key, self.bank.fingerprint), [None] * len(self.bank))
         if index not in self.refused and any(known[q] is None for q in questions):
             try:
-                texts = [self.bank.questions[q] for q in questions]
-                answers = await ask(endpoint, self.teacher.dialect, image, texts)
+                answers = await ask(endpoint, self.teacher.dialect, image, self.requests[part], len(questions))
             except ImageRefusedError as error:
                 self.refused[index] = error
                 answers = [None] * len(questions)
@@ -417,6 +419,7 @@ class _Call:
                 known[q] = answer
         for q in questions:
             self.answers[index][q] = known[q]
-        if None not in self.answers[index]:
+        self.left[index] -= 1
+        if not self.left[index]:
             self.encoded[index] = None  # its bytes are no longer needed
         return True
