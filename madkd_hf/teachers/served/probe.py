@@ -138,7 +138,7 @@ def _check(
     endpoint: Endpoint, dialect: Dialect, found: Probe, answers: Sequence[Answer], response: dict[str, Any]
 ) -> None:
     model = endpoint.model
-    if isinstance(dialect, Chat):
+    if isinstance(dialect, Chat) and response:  # else it was refused
         said = first_words(response)
         if any(mark in said.lower() for mark in THINKS) or _thought(response):
             raise ValueError(

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import json
 import math
 import threading
 import time
-import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,18 +21,16 @@ from ...llm.keys import key_in
 from ...text import counted, get_logger
 from ..base import Cost, Reading, Teacher, UnreadableImageError
 from . import words as spelling
-from .asking import ImageRefusedError, TooManyQuestionsError, ask
+from .asking import ImageRefusedError, TooManyQuestionsError
+from .background import Background
+from .call import Call
 from .dialects import DIALECTS, Answer, Dialect, Words
 from .endpoint import KEY_OPTION, Endpoint
-from .images import Encoded, encode
 from .probe import Probe, probe
-from .schedule import Job, Schedule
 
 
 logger = get_logger(__name__)
-Result = TypeVar("Result")
 
-AHEAD = 4  # images that are encoded before their turn
 CALL = 40  # times the requests in flight: what one call of `read` should have, so that its end costs little
 REST = 60.0  # seconds, after which a server that was out of order is tried again
 MOST_IMAGES = 128  # in one call: they are in memory, decoded
@@ -77,17 +72,15 @@ class ServedTeacher(Teacher):
             raise ValueError(f"answer_tokens takes two words, as in ('Yes', 'No'); received {answer_tokens!r}.")
         self.endpoints, self.price = list(endpoints), price
         self.plan: dict[str, Any] | None = None
-        self._known: dict[tuple[bytes, str], list[Answer]] = {}  # answers that are paid for, and not given out yet
+        self.known: dict[tuple[bytes, str], list[Answer]] = {}  # answers that are paid for, and not given out yet
         self._compared: dict[str, Any] | None = None  # the probe of a plan that these servers fit
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(2)
-        self._loop = asyncio.new_event_loop()  # of its own: notebooks have one that runs already
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        self._close = weakref.finalize(self, _close, self._loop, self.endpoints)
+        self.pool = ThreadPoolExecutor(2)
+        self._background = Background(*(endpoint.server.close for endpoint in self.endpoints))
         try:
-            self._wait(self._connect(dialect, tokenizer, prompt, system, answer_tokens, revision))
+            self._background.run(self._connect(dialect, tokenizer, prompt, system, answer_tokens, revision))
         except BaseException:
-            self._close()
+            self._background.close()
             raise
 
     @classmethod
@@ -174,15 +167,6 @@ class ServedTeacher(Teacher):
                     f"({difference}): pass servers of the same model."
                 )
 
-    def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Let the loop do something, and wait for it; Ctrl-C stops both."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
     def read(self, images: Sequence[Image], bank: AspectBank) -> Reading:
         """Ask every question of the bank about every image.
 
@@ -250,12 +234,12 @@ class ServedTeacher(Teacher):
         self._compared = self.plan["probe"]
 
     def _answers(self, images: Sequence[Image], bank: AspectBank, keep: bool = False) -> list[list[Answer]]:
-        rows, refused = self._wait(self._ask_all(images, bank))
+        rows, refused = self._background.run(self._ask_all(images, bank))
         if refused:
             index, reason = next(iter(sorted(refused.items())))
             raise UnreadableImageError(index, reason)
         if not keep:
-            self._known.clear()
+            self.known.clear()
         return rows
 
     async def _ask_all(
@@ -264,7 +248,7 @@ class ServedTeacher(Teacher):
         """The answers about each image, and which images are not taken."""
         await self._revive()
         while True:
-            call = _Call(self, images, bank)
+            call = Call(self, images, bank)
             try:
                 answers = await call.run()
                 for endpoint in self.endpoints:
@@ -360,66 +344,3 @@ class ServedTeacher(Teacher):
         precision = f" ({self.plan['precision']})" if self.plan else ""
         spent = f", {self.progress}" if self.progress else ""
         return f"Asked by {self.dialect.name}{precision}: {counted(requests, 'request')} in this run{spent}."
-
-
-def _close(loop: asyncio.AbstractEventLoop, endpoints: Sequence[Endpoint]) -> None:
-    """Close the connections, and end the thread."""
-
-    async def close() -> None:
-        for endpoint in endpoints:
-            await endpoint.server.close()
-
-    with contextlib.suppress(Exception):
-        asyncio.run_coroutine_threadsafe(close(), loop).result(5)
-    loop.call_soon_threadsafe(loop.stop)
-
-
-class _Call:
-    """The questions of one call of `read`, and their answers."""
-
-    def __init__(self, teacher: ServedTeacher, images: Sequence[Image], bank: AspectBank):
-        self.teacher, self.images, self.bank = teacher, images, bank
-        size, count = teacher.questions_per_request, len(bank)
-        self.parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
-        texts = [[bank.questions[q] for q in part] for part in self.parts]
-        self.requests = [teacher.dialect.request(questions) for questions in texts]  # the same about every image
-        self.left = [len(self.parts)] * len(images)  # requests
-        self.encoded: dict[int, asyncio.Future[Encoded]] = {}
-        self.answers: list[list[Answer | None]] = [[None] * count for _ in images]
-        self.refused: dict[int, ImageRefusedError] = {}
-
-    async def run(self) -> tuple[list[list[Answer]], dict[int, ImageRefusedError]]:
-        endpoints = self.teacher.endpoints
-        alone = self.teacher.dialect.shares_prefix and len(self.parts) > 1
-        await Schedule([len(self.parts)] * len(self.images), endpoints, alone, self._send).run()
-        return self.answers, self.refused
-
-    def _image(self, index: int) -> asyncio.Future[Encoded]:
-        """An image, encoded in another thread, and the next ones on their way."""
-        loop = asyncio.get_running_loop()
-        for number in range(index, min(index + AHEAD, len(self.images))):
-            if number not in self.encoded:
-                self.encoded[number] = loop.run_in_executor(self.teacher._pool, encode, self.images[number])
-        return self.encoded[index]
-
-    async def _send(self, endpoint: Endpoint, job: Job) -> bool:
-        index, part = job
-        image, questions = await self._image(index), self.parts[part]
-        known = self.teacher._known.setdefault((image.key, self.bank.fingerprint), [None] * len(self.bank))
-        if index not in self.refused and any(known[q] is None for q in questions):
-            try:
-                answers = await ask(endpoint, self.teacher.dialect, image, self.requests[part], len(questions))
-            except ImageRefusedError as error:
-                self.refused[index] = error
-                answers = [None] * len(questions)
-            if answers is None:
-                logger.warning(f"{endpoint.dead} What it was to answer goes to the other servers, if there are any.")
-                return False
-            for q, answer in zip(questions, answers):
-                known[q] = answer
-        for q in questions:
-            self.answers[index][q] = known[q]
-        self.left[index] -= 1
-        if not self.left[index]:
-            self.encoded[index] = None  # its bytes are no longer needed
-        return True
