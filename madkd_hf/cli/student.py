@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import AspectBank, MadkdTrainingArguments
+from ..data.class_targets import count_targets
 from ..data.image_processors import load_image_processor
 from ..data.labels import warn_of_missing_classes
 from ..data.target_facts import TARGETS_FILE, TargetFacts
@@ -116,6 +117,12 @@ def prepare(
         train_set, bank = attach(train_set, args, answers_needed(args, training_args), command.labelling_options(args))
     if args.aspect_control != "none":
         train_set = control_answers(train_set, args.aspect_control, training_args.seed)
+        if count_targets(train_set) and training_args.class_alpha and not getattr(args, "class_posterior", False):
+            logger.warning(
+                "--aspect_control %s changes aspects alone: the class targets that the dataset has stay those of each "
+                "image; pass --class_alpha 0 to leave them out.",
+                args.aspect_control,
+            )
     facts = None
     if getattr(args, "class_posterior", False):
         train_set, facts = with_posterior(train_set, args.label_column)

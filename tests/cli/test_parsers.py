@@ -76,6 +76,7 @@ def test_the_help_of_a_comparison_names_all_conditions():
     for task in TASKS:
         command = command_of(task)
         others = [*command.on_request, *(name for name in command.of_unlabelled if "_" not in name)]
+        others += [name for name in (command.class_teacher, *command.of_class_teacher) if name]
         default = ", ".join(name for name in command.controls if name not in (*others, *command.of_unlabelled))
         assert f"or {task}: {default}" in conditions and all(name in conditions for name in others)
 

@@ -46,7 +46,8 @@ class Comparison:
     def decides(self) -> dict[str, Any]:
         """All that decides what comes out: options, students, rows and questions, and the versions of the code."""
         args, students = self.args, {}
-        for point, condition in itertools.product(points(args), args.controls()):
+        conditions = [*args.controls(), *([args.command.class_teacher] if args.class_teacher else [])]
+        for point, condition in itertools.product(points(args), dict.fromkeys(conditions)):
             settings = of_condition(args, point, condition)
             settings.pop("aspects", None)
             more = [f"--{option}={value}" for option, value in settings.items()]
