@@ -5,6 +5,7 @@ extras = {
     "demo": ["easy-vqa>=1.0"],
     "detection": ["albumentations>=2.0.5", "pycocotools>=2.0.8"],
     "gguf": ["gguf>=0.10"],
+    "onnx": ["onnx>=1.21", "onnxruntime>=1.23", "onnxscript>=0.7"],
     "openai": ["openai[aiohttp]>=3.0"],
     "peft": ["peft>=0.18"],
     "test": ["pytest>=8.2", "pytest-xdist>=3.8", "import-linter>=2.1"],

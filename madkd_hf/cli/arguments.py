@@ -54,6 +54,7 @@ GROUPS = {  # command -> its groups of options, in its module; those of a traini
     "compare": ("CompareArguments", "TaskArguments"),
     "tune": ("TuneArguments",),
     "view": ("ViewArguments",),
+    "export": ("ExportArguments",),
 }
 TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 
@@ -183,7 +184,9 @@ class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
 class CommandParser(HfArgumentParser):
     """An `HfArgumentParser` that reads a YAML file first and the command line over it, and refuses unknown names."""
 
-    def __init__(self, *dataclass_types: type, description: str):
+    def __init__(self, *dataclass_types: type, description: str, first: str | None = None):
+        """With `first`, the first word of the command line may be the value of that option, without its name."""
+        self.first = first
         super().__init__(dataclass_types, description=description, formatter_class=_Help, allow_abbrev=False)
         self.add_argument("--config", metavar="FILE.yaml", help="YAML with any of the options here as keys.")
         for action in self._actions:
@@ -202,6 +205,8 @@ class CommandParser(HfArgumentParser):
     def parse(self, args: list[str] | None = None) -> tuple[Any, ...]:
         """One instance of each dataclass; `args` is the command line by default."""
         args = sys.argv[1:] if args is None else args
+        if self.first and args and not args[0].startswith("-"):
+            args = [f"--{self.first}", *args]
         config = OptionParser("--config").parse_known_args(args)[0].config
         from_file = [] if config is None else self._read(Path(config).expanduser(), args)
         *parsed, _, unknown = self.parse_args_into_dataclasses(

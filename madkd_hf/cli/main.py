@@ -19,6 +19,7 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "compare": "Compare students with and without answers over seeds, and write a report.",
     "tune": "Choose training arguments on validation images, over equal grids.",
     "view": "Make a page to look through a labelled dataset, the likeliest mistakes of its labels first.",
+    "export": "Export a student to ONNX, OpenVINO or ExecuTorch, compared with PyTorch.",
 }
 LAUNCHED = ("label", "train")  # run in several processes
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"

@@ -20,7 +20,7 @@ from ..students.tasks import TASKS
 
 
 # options that name something here or on the Hub
-NAMED = ("dataset", "bank", "teacher", "class_teacher", "backbone", "detector")
+NAMED = ("dataset", "student", "bank", "teacher", "class_teacher", "backbone", "detector")
 
 
 class OptionParser(ArgumentParser):

@@ -15,11 +15,10 @@ from .interrupts import BEGUN
 
 
 # options that may name a folder that is read
-SOURCES = ("dataset", "teacher", "class_teacher", "backbone", "detector", "comparison")
+SOURCES = ("dataset", "student", "teacher", "class_teacher", "backbone", "detector", "comparison")
 EVIDENCE = ("questions.md", "questions.json", "figures/questions.png", "figures/teacher.png")
 DATASET = (BANK_FILE, TARGETS_FILE, "dataset_dict.json", *EVIDENCE)  # its splits are folders with marks of their own
 SELECTION = ("selection.md", "selection.json", "figures/selection.png")
-VIEW = ("index.html", "view.js", "view.css", "data.js", "suspects.jsonl", "thumbs/*/*/*.jpg")
 BANK = ("candidates.jsonl", "rejected.jsonl", "generation.json")
 COMPARISON = (
     *("cells", "sets", "student", "labelled", "labelled_images", "report.md", "report.json", "classes.md", "tune.md"),

@@ -3,7 +3,7 @@
 Leaves in --output_dir an index.html that opens from a disk, without a server and without the web, with a thumbnail of
 each image beside it; and suspects.jsonl, the rows whose label is doubtful:
 
-    madkd view --dataset runs/labelled --output_dir runs/view
+    madkd view runs/labelled --output_dir runs/view
 
 A regression from the answers to the classes, fitted without the image it judges, says how probable its label is. The
 images of a split without answers are shown, too: a picture that is there twice with two labels is found in any split.
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 from ..aspects import AspectBank
 from ..students.base.fields import option
 from ..text import counted, markdown
+from ..viewer import KIND, NAMES, SUSPECTS
 from .arguments import CommandParser, DatasetArguments, existing_folder, load_splits, split_names
-from .outputs import VIEW, check_place, working_in
+from .options import check_paths
+from .outputs import check_place, working_in
 
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from ..viewer.page import View
 
 
-KIND = "view of a dataset"
 SMALLEST, LARGEST = 32, 1024  # pixels of a thumbnail
 HEAD = 10  # lines of the table that are printed
 
@@ -52,7 +53,8 @@ def check(args: ViewArguments) -> None:
         raise ValueError(
             f"--thumbnail_size is {args.thumbnail_size}: expected {SMALLEST} to {LARGEST} pixels, as 192."
         )
-    check_place(args.output_dir, args, KIND, VIEW)
+    check_paths(["--dataset", args.dataset])
+    check_place(args.output_dir, args, KIND, NAMES)
 
 
 def selected(args: ViewArguments, splits: DatasetDict) -> DatasetDict:
@@ -94,11 +96,11 @@ def tell(view: View, folder: str) -> None:
         f"{counted(pairs, 'picture')} with two labels."
         + (f" {counted(view.unreadable, 'image')} could not be read." if view.unreadable else "")
     )
-    print(f"Open {view.path} in a browser; the doubtful rows are in {Path(folder) / 'suspects.jsonl'}.")
+    print(f"Open {view.path} in a browser; the doubtful rows are in {Path(folder) / SUSPECTS}.")
 
 
 def main() -> None:
-    (args,) = CommandParser(ViewArguments, description=__doc__).parse()
+    (args,) = CommandParser(ViewArguments, description=__doc__, first="dataset").parse()
     check(args)
     splits = selected(args, load_splits(args))
     bank = AspectBank.load(args.bank or args.dataset, None if args.bank else args.dataset_revision)
@@ -106,7 +108,7 @@ def main() -> None:
 
     folder = existing_folder(args.dataset)
     title = args.dataset if folder is None else folder.resolve().name
-    with working_in(args.output_dir, args, KIND, VIEW):
+    with working_in(args.output_dir, args, KIND, NAMES):
         view = write_view(
             splits, bank, args.output_dir, title, args.image_column, args.label_column, args.thumbnail_size
         )

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import Future
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitInfo, run_as_future
@@ -43,6 +43,8 @@ OWN_FILES = (
     "training_args.bin",  # a plain Trainer pushes this pickle
     *(f"adapter/{name}" for name in ADAPTER_FILES),
     *(f"figures/{name}" for name in FIGURES),
+    "because.json",
+    *("onnx/*", "openvino/*", "executorch/*"),  # of `push_exported`
 )
 
 
@@ -106,6 +108,35 @@ def push_student(
         with contextlib.suppress(ValueError):
             remove_folder(unpublished, "student")
     return commit
+
+
+def push_exported(
+    exported: str | os.PathLike,
+    model: PreTrainedModel,
+    repo: HubRepo,
+    facts: StudentFacts | None = None,
+    commit_message: str = "Upload an exported student",
+) -> CommitInfo:
+    """Publish what `exporting.export_student` left, with the plain weights beside it, in one commit.
+
+    Args:
+        exported: its folder.
+        model: the student that was exported, for the card.
+        repo, facts, commit_message: as for `push_student`.
+
+    Raises:
+        HubError: it cannot be published; the repo is as it was.
+    """
+    repo = repo.check(facts and facts.license)
+    with tempfile.TemporaryDirectory(prefix="madkd-export-") as staged:
+        files = [path for path in Path(exported).rglob("*") if path.is_file() and not path.name.startswith(".")]
+        for path in files:
+            name = path.relative_to(exported)
+            if any(PurePosixPath(name.as_posix()).match(pattern) for pattern in OWN_FILES):
+                (Path(staged) / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, Path(staged) / name)
+        write_card(staged, model, repo, facts, True, repo.manual_metadata())
+        return repo.push(staged, commit_message, OWN_FILES)
 
 
 def _upload_command(repo: HubRepo, folder: str | os.PathLike) -> str:

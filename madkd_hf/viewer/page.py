@@ -20,14 +20,11 @@ from ..data.rows import row_names, row_number
 from ..files import own_folder, write_whole, writing
 from ..selection.information import LOW_MASS
 from ..text import one_line
+from . import DATA, KIND, NAMES, PAGE, STATIC, SUSPECTS
 from .suspects import SAME_PICTURE, Judged, judge
-from .thumbnails import FOLDER, remove_thumbnails, write_thumbnails
+from .thumbnails import remove_thumbnails, write_thumbnails
 
 
-KIND = "view of a dataset"
-PAGE, DATA, SUSPECTS = "index.html", "data.js", "suspects.jsonl"
-STATIC = ("view.js", "view.css", PAGE)  # the page comes last: where it is, all is there
-NAMES = (*STATIC, DATA, SUSPECTS, f"{FOLDER}/*/*/*.jpg")
 STEPS, NONE = 250, 255  # a probability in one byte: 0 to 250, and 255 where there is none
 LONGEST = 300  # characters of a class, a question or a file's name
 

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from ..data.decoding import check_images, count_cores
 from ..data.duplicates import SIDE, signature
 from ..data.images import load_image
+from . import THUMBNAILS
 
 
-FOLDER = "thumbs"
 IN_A_FOLDER = 1000
 QUALITY = 80  # of the JPEG files
 CHUNK = 64  # images handed to the threads at once
@@ -27,13 +27,13 @@ CHUNK = 64  # images handed to the threads at once
 
 def thumbnail_path(split: int, row: int) -> str:
     """Where the thumbnail of a row lies: by numbers alone, whatever split and image are called."""
-    return f"{FOLDER}/{split}/{row // IN_A_FOLDER}/{row}.jpg"
+    return f"{THUMBNAILS}/{split}/{row // IN_A_FOLDER}/{row}.jpg"
 
 
 def remove_thumbnails(folder: Path, sizes: Sequence[int]) -> None:
     """Remove thumbnails of an older page, of rows that the splits of these sizes do not have."""
-    for path in folder.glob(f"{FOLDER}/*/*/*.jpg"):
-        split, thousand, row = path.relative_to(folder / FOLDER).with_suffix("").parts
+    for path in folder.glob(f"{THUMBNAILS}/*/*/*.jpg"):
+        split, thousand, row = path.relative_to(folder / THUMBNAILS).with_suffix("").parts
         if not (split + thousand + row).isdecimal():
             continue  # none of ours
         if int(split) >= len(sizes) or int(row) >= sizes[int(split)]:

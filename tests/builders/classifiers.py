@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import transformers
-from transformers import CONFIG_MAPPING, BaseImageProcessor, PretrainedConfig
+from transformers import CONFIG_MAPPING, BaseImageProcessor, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
@@ -87,6 +88,19 @@ SIDES = {"mobilevitv2": 64}  # a larger image where strides leave nothing of a s
 def config(name: str) -> PretrainedConfig:
     settings = (SETTINGS | OTHERS | {key: value for key, (_, value) in LIBRARIES.items()})[name]
     return CONFIG_MAPPING[name](**settings)
+
+
+def settle(model: PreTrainedModel, pixels: torch.Tensor) -> None:
+    """Take the statistics of batch norms from these images: with those of new weights, deep models give the same
+    outputs for all images."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over the passes
+    model.train()
+    with torch.no_grad():
+        model(pixels)
+    model.eval()
 
 
 def processor(name: str) -> BaseImageProcessor:

@@ -16,7 +16,7 @@ def test_it_leaves_a_page_and_says_where(labelled, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"Open {tmp_path}/page/index.html in a browser" in said and "30 images, 30 with answers" in said
     assert len([*(tmp_path / "page").glob("thumbs/0/0/*.jpg")]) == 30
-    recipe("view", *argv)  # all splits now, in the same folder
+    recipe("view", labelled, *argv[2:])  # all splits now, in the same folder; the first word is the dataset
     assert "90 images, 30 with answers" in capsys.readouterr().out
     assert len([*(tmp_path / "page").glob("thumbs/*/0/*.jpg")]) == 90
 
@@ -46,6 +46,7 @@ def test_pictures_with_two_labels_are_printed_first(tmp_path, capsys):
         (["--dataset", "{birds}", "--image_column", "photo"], "There is no column 'photo'"),
         (["--dataset", "{birds}", "--bank", str(EASY_VQA)], "questions or their order differ"),
         (["--dataset", "recipes.easy_vqa.data:load_easy_vqa"], "has answers: label the dataset first"),
+        (["nowhere/at/all"], "There is no folder nowhere/at/all here"),
         (["--dataset", "{birds}", "--label_colum", "label"], "did you mean 'label_column'?"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from builders import classifiers
 from builders.labelled_birds import save_labelled
 
-from benchmarks import exactness, faithfulness, label_mistakes, startup, training
+from benchmarks import exactness, exporting, faithfulness, label_mistakes, startup, training
 from madkd_hf import AspectBank, MadkdForImageClassification
 
 
@@ -69,3 +69,13 @@ def test_the_table_of_faithfulness(tmp_path, capsys, monkeypatch):
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["name"], row["removed"]) for row in rows] == [(name, 1) for name in faithfulness.REMOVALS]
     assert all(row["images"] == 8 and row["top"] <= row["random"] <= row["last"] for row in rows[:1])
+
+
+def test_the_table_of_exports(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("onnxscript")
+    words = ["exporting.py", "--architectures", "resnet", "--json", str(tmp_path / "rows.json")]
+    monkeypatch.setattr("sys.argv", words)
+    exporting.main()
+    assert "| resnet " in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["difference"] < 1e-4 < 10 * row["spread"] and row["classes"] == row["answers"] == 1

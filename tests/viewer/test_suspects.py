@@ -18,7 +18,7 @@ def answers(per_class: int = 30, classes: int = 4, noise: float = 1.0) -> tuple[
 
 
 def test_exchanged_labels_come_first():
-    x, labels = answers()
+    x, labels = answers(noise=0.5)
     wrong = np.array([3, 40, 70, 100, 115])
     labels[wrong] = (labels[wrong] + 1) % 4
     judged = judge(x, labels, 4)

@@ -25,6 +25,7 @@ from .results import Evaluation, eval_results, measured_on, published_evaluation
 
 
 TEMPLATE = Path(__file__).with_name("student.md")
+EXPORTED, BECAUSE = ("onnx/*.onnx", "openvino/*.xml", "executorch/*.pte"), "because.json"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def write_card(
         about="image" if not detects else config.aspect_level,
         what="An object detector" if detects else "An image classifier",
         auto_class="AutoModelForObjectDetection" if detects else "AutoModelForImageClassification",
+        exports=exported_files(folder),
+        answered=(folder / BECAUSE).is_file(),  # an export with aspects has reasons beside it
         files=sorted(path.name for path in folder.glob("*.py")),  # all that `trust_remote_code` runs
         classes=config.num_labels,
         aspects=config.num_aspects,
@@ -133,6 +136,12 @@ def write_card(
         license=data.license,
     )
     card.save(folder / "README.md")
+
+
+def exported_files(folder: Path) -> list[str]:
+    """The models of other runtimes in a folder, see `exporting`."""
+    found = [path for name in EXPORTED for path in folder.glob(name)]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _front_matter(
