@@ -267,7 +267,7 @@ def test_options_that_are_named_exist():
     """As fields of the arguments of some command, or as options of a script."""
     known = {"help", "config", "config_file", "num_processes", *MadkdTrainingArguments.__dataclass_fields__}
     scripts = (ROOT / "benchmarks").glob("*.py"), (ROOT / "madkd_hf/cli").rglob("*.py")
-    own = ROOT / "recipes/easy_vqa/questions_curve.py", ROOT / "recipes/flowers102/prepare.py"
+    own = [ROOT / "recipes/easy_vqa/questions_curve.py", *(ROOT / "recipes/flowers102").glob("*.py")]
     for script in itertools.chain(*scripts, own):
         found = re.findall(r'"--(\w+)"|^    (\w+): .*= option\(', script.read_text(encoding="utf-8"), re.MULTILINE)
         known |= {name for names in found for name in names}
