@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification, BaseImageProcessor, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForImageClassification,
+    BaseImageProcessor,
+    PreTrainedModel,
+)
 
 from ..data.image_processors import load_image_processor
 from ..files import own_folder, write_whole, writing
@@ -80,9 +86,12 @@ def load_for_export(source: str, aspects: bool = False, **kwargs: Any) -> tuple[
         raise ValueError(
             f"{source} is no student ({reason}): pass the folder that `madkd train` wrote, or a Hub id."
         ) from error
-    if config.model_type == "madkd_detection":
-        raise ValueError(f"{source} is a detector, and only image classifiers are exported so far: pass a classifier.")
     is_student = config.model_type == "madkd"
+    if not is_student and type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        raise ValueError(
+            f"{source} is a {config.model_type} model, and only image classifiers are exported so far, no detectors: "
+            "pass a classifier."
+        )
     if aspects and not (is_student and config.num_aspects):
         raise ValueError(
             f"{source} has no aspects: leave out --aspects, or pass a student that was trained with them."

@@ -68,13 +68,26 @@ def test_push_to_hub_puts_it_beside_the_weights_in_one_commit(student, tmp_path,
     assert set(hub.files(name)) == PLAIN | {"onnx/model.onnx"} and len(hub.commits(name)) == 3
 
 
+def test_a_plain_model_is_exported_and_not_published(student, tmp_path, hub):
+    plain = MadkdForImageClassification.from_pretrained(student).to_plain()
+    plain.save_pretrained(tmp_path / "plain")
+    classifiers.processor("resnet").save_pretrained(tmp_path / "plain")
+    argv = [tmp_path / "plain", "--output_dir", tmp_path / "out"]
+    said = refuse("export", *argv, "--push_to_hub", "true", "--hub_model_id", "plain")
+    assert "is a plain model, and only students are published from here" in said and not hub.repos()
+    said = refuse("export", *argv, "--aspects", "true")
+    assert "has no aspects: leave out --aspects" in said and not (tmp_path / "out").exists()
+    recipe("export", *argv)
+    assert (tmp_path / "out/onnx/model.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         ([], "No student given: pass its folder or its Hub id"),
         (["nowhere/student"], "nowhere/student is no student"),
         (["--student", "nowhere/at/all"], "There is no folder nowhere/at/all here"),
-        ([str(EASY_VQA / "detector")], "is no student|image classifier|image processor"),
+        ([str(EASY_VQA / "detector")], "only image classifiers are exported so far, no detectors"),
         (["{student}", "--int8", "true"], "pass --dataset with some, or leave out --int8"),
         (["{student}", "--split", "train"], "pass --dataset"),
         (["{student}", "--format", "tflite"], "invalid choice: 'tflite'"),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from builders import classifiers, tiny
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from madkd_hf import AspectBank, MadkdForImageClassification
+from madkd_hf import AspectBank, MadkdDetectionConfig, MadkdForImageClassification
 from madkd_hf.exporting import student as exporting
 from madkd_hf.exporting.formats import FORMATS, Format, can_export
 from madkd_hf.exporting.student import export_student, load_for_export, made_up_images
@@ -184,8 +184,11 @@ def test_students_and_plain_models_are_loaded_and_others_refused(tmp_path):
     with pytest.raises(ValueError, match="is no student.*pass the folder that `madkd train` wrote"):
         load_for_export(str(tmp_path / "nothing"))
     detector = Path(__file__).parents[2] / "recipes/easy_vqa/detector"
-    with pytest.raises(ValueError, match="cannot be loaded as an image classifier|has no image processor"):
+    with pytest.raises(ValueError, match="only image classifiers are exported so far, no detectors"):
         load_for_export(str(detector))
+    MadkdDetectionConfig(AutoConfig.from_pretrained(detector)).save_pretrained(tmp_path / "detector")
+    with pytest.raises(ValueError, match="a madkd_detection model.*no detectors: pass a classifier"):
+        load_for_export(str(tmp_path / "detector"))
 
 
 def test_every_format_has_a_name_and_what_it_needs():
