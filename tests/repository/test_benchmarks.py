@@ -6,7 +6,7 @@ import pytest
 from builders import classifiers
 from builders.labelled_birds import save_labelled
 
-from benchmarks import exactness, exporting, faithfulness, label_mistakes, startup, training
+from benchmarks import exactness, exporting, faithfulness, label_mistakes, served, startup, training
 from madkd_hf import AspectBank, MadkdForImageClassification
 
 
@@ -79,3 +79,12 @@ def test_the_table_of_exports(tmp_path, capsys, monkeypatch):
     assert "| resnet " in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["difference"] < 1e-4 < 10 * row["spread"] and row["classes"] == row["answers"] == 1
+
+
+def test_the_table_of_a_server(tmp_path, capsys, monkeypatch):
+    few = ["--images", "4", "--questions", "3", "--seconds", "0.001"]
+    monkeypatch.setattr("sys.argv", ["served.py", *few, "--json", str(tmp_path / "rows.json")])
+    served.main()
+    assert "| chat-ids, 4 images, 3 questions | 12 |" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["requests"] == 12 and 0 < row["ratio"] < 1
