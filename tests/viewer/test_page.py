@@ -188,7 +188,9 @@ def test_a_browser_shows_it_filters_it_and_is_led_by_the_keyboard(page):
         tab.wait_for_selector(".card")
         assert tab.locator("#count").inner_text() == "42 of 42 images" and tab.title() == "birds"
         first = tab.locator(".card").first
-        assert "same picture: " in first.inner_text() and first.locator("img").evaluate("e => e.complete")
+        assert "same picture: " in first.inner_text() and first.locator("img").evaluate(
+            "e => e.decode().then(() => e.naturalWidth)"
+        )
         tab.select_option("#show", "suspect")
         assert "Label: finch" in (text := tab.locator(".card").first.inner_text()) and "Answers say: heron" in text
         tab.select_option("#show", "low")
@@ -210,7 +212,7 @@ def test_a_browser_shows_it_filters_it_and_is_led_by_the_keyboard(page):
         tab.keyboard.press("ArrowRight")
         assert tab.locator("#one-title").inner_text() != title
         tab.keyboard.press("Escape")
-        assert tab.evaluate("document.activeElement.parentElement === document.querySelectorAll('#results > li')[3]")
+        tab.locator("#results > li:nth-child(4) .card:focus").wait_for()
     assert all(note.startswith("request: file://") for note in noted), noted
 
 
