@@ -61,7 +61,7 @@ def test_push_to_hub_puts_it_beside_the_weights_in_one_commit(student, tmp_path,
     assert files["model.safetensors"] == (tmp_path / "out/model.safetensors").read_bytes()
     assert json.loads(files["config.json"])["aspect_questions"] == ["Is it red?", "Does it fly?"]
     card = ModelCard(files["README.md"].decode())
-    assert card.data.license == "mit" and "onnx" in card.data.tags and "transformers.js" in card.text
+    assert card.data.license == "mit" and "onnx" in card.data.tags and "AutoModel.from_pretrained" in card.text
     recipe("export", *argv)  # the same again: nothing new
     assert len(hub.commits(name)) == 2
     recipe("export", *argv[:3], *argv[5:])  # without aspects: what belongs to them goes
