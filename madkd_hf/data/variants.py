@@ -15,6 +15,7 @@ from .columns import (
     ASPECT_COLUMNS,
     BANK,
     LOGITS,
+    MASS,
     about_objects,
     add_answers,
     aspect_features,
@@ -70,6 +71,20 @@ def _fixed_lists(values: np.ndarray, null: pa.ChunkedArray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1], mask=mask)
 
 
+def _with_mass_of(rows: Dataset, known: Sequence[int], order: np.ndarray) -> Dataset:
+    """The rows whose masses go where their answers go: answers in place i come from place order[i], of `known` ones.
+
+    Masses of objects stay: no training weighs these by them.
+    """
+    if MASS not in rows.features or about_objects(rows.features):
+        return rows
+    column = rows[MASS][:]
+    masses = list(column)
+    for i, place in zip(known, order):
+        masses[i] = column[known[place]]
+    return rows.remove_columns(MASS).add_column(MASS, masses, feature=rows.features[MASS])
+
+
 def control_answers(rows: Dataset, control: str, seed: int) -> Dataset:
     """Answers that say nothing about their own image or object: what a real gain must beat.
 
@@ -82,10 +97,13 @@ def control_answers(rows: Dataset, control: str, seed: int) -> Dataset:
     known = [i for i, answer in enumerate(answers) if answer is not None]
     logits = np.array([answers[i] for i in known], dtype=float)
     if control == "shuffled":
-        logits = np.random.default_rng(seed).permutation(logits)
+        order = np.random.default_rng(seed).permutation(len(known))
+        logits, rows = logits[order], _with_mass_of(rows, known, order)
     else:
-        means = expit(logits).mean(axis=0).clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
-        logits = np.broadcast_to(logit(means), logits.shape)
+        given = np.isfinite(logits)
+        means = np.where(given, expit(logits), 0).sum(axis=0) / given.sum(axis=0).clip(min=1)
+        means = means.clip(1e-6, 1 - 1e-6)  # a mean of exactly 1 has no finite log-odds
+        logits = np.where(given, logit(means), np.nan)
     for i, answer in zip(known, logits.tolist()):
         answers[i] = answer
     if about_objects(rows.features):

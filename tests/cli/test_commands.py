@@ -125,6 +125,19 @@ def test_controls_keep_the_answers_marginals_and_leave_unlabelled_rows_alone(con
         assert len(np.unique(after, axis=0)) == 1
 
 
+def test_a_control_of_other_images_answers_has_their_masses_and_of_a_refused_answer_none():
+    values = np.random.default_rng(0).normal(size=(8, 2)).round(3)
+    values[3, 1] = np.nan
+    features = Features({name: List(Value("float32"), length=2) for name in ("aspect_logits", "aspect_mass")})
+    rows = Dataset.from_dict({"aspect_logits": values.tolist(), "aspect_mass": values.tolist()}, features=features)
+    shuffled = control_answers(rows, "shuffled", seed=0)
+    np.testing.assert_array_equal(shuffled["aspect_mass"][:], np.array(shuffled["aspect_logits"][:]))
+    assert not np.array_equal(shuffled["aspect_mass"][:], values.astype("float32"), equal_nan=True)
+    constant = np.array(control_answers(rows, "constant", seed=0)["aspect_logits"][:])
+    assert np.argwhere(np.isnan(constant)).tolist() == [[3, 1]]
+    np.testing.assert_allclose(expit(constant[0, 1]), np.nanmean(expit(values[:, 1])), atol=1e-6)
+
+
 def test_a_typo_in_yaml_is_refused_with_a_suggestion(tmp_path):
     (tmp_path / "typo.yaml").write_text("aspect_alhpa: 4\n")
     said = refuse("train_student", "--config", tmp_path / "typo.yaml")
