@@ -21,6 +21,7 @@ TARGETS_FILE = "class_targets.json"
 FORMAT_VERSION = 1
 LARGEST_FILE = 1_000_000  # bytes
 LONGEST = 500  # characters of a name
+DEEPEST = 20  # levels of a provenance
 KINDS = ("posterior", "class teacher", "other")  # of the answers, of a classifier, or given by the dataset's owner
 
 
@@ -93,7 +94,7 @@ class TargetFacts:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls._checked(content)
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
             reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
             raise ValueError(
                 f"{terminal(path)} does not say whose the class targets are ({terminal(reason, 100)}): delete it, or "
@@ -112,6 +113,7 @@ class TargetFacts:
             raise ValueError(f"kind is {values['kind']!r}")
         if not isinstance(values.get("rows"), dict) or not isinstance(values.get("provenance", {}), dict):
             raise ValueError("rows and provenance are objects")
+        _check_depth(values.get("provenance"))
         for split, count in values["rows"].items():
             _check_text("split", split)
             _check_count(f"rows of {split!r}", count)
@@ -124,6 +126,15 @@ class TargetFacts:
             if value is not None and not (is_number and 0 <= value <= 1):
                 raise ValueError(f"{name} is {value!r}, expected 0 to 1")
         return cls(**values)
+
+
+def _check_depth(value: Any, most: int = DEEPEST) -> None:
+    if not isinstance(value, (dict, list)):
+        return
+    if not most:
+        raise ValueError("provenance is nested too deeply")
+    for item in value.values() if isinstance(value, dict) else value:
+        _check_depth(item, most - 1)
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -12,6 +12,10 @@ from madkd_hf.data.target_facts import LARGEST_FILE, TARGETS_FILE, TargetFacts
 FACTS = TargetFacts("posterior@1:2", "posterior", {"train": 4, "test": 0}, 20, 20, 5, 0.85, 0.1, {"model": "m"})
 
 
+def deep(levels: int) -> dict:
+    return {"a": deep(levels - 1)} if levels else {}
+
+
 def test_what_is_saved_is_loaded(tmp_path):
     assert TargetFacts.load(tmp_path) is None and TargetFacts.load(tmp_path / "nowhere") is None
     FACTS.save(tmp_path)
@@ -49,8 +53,10 @@ def test_quality_is_a_sentence():
         {"accuracy": float("nan")},
         {"calibration_error": -0.1},
         {"provenance": "me"},
+        {"accuracy": 10**400},
+        {"provenance": deep(100)},
     ],
-    ids=str,
+    ids=lambda change: str(change)[:60],
 )
 def test_what_it_cannot_say_is_refused_in_one_sentence(tmp_path, change):
     FACTS.save(tmp_path)
