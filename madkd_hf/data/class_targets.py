@@ -7,11 +7,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, LargeList, List, Value
 
 from ..text import one_line
 from .columns import CLASS_COLUMNS, CLASS_LOGITS, CLASS_TEACHER, add_answers, stored
@@ -34,21 +35,36 @@ def check_class_targets(rows: Dataset, classes: Sequence[str]) -> None:
     """Refuse class targets that are scores of other classes, or of the same in another order."""
     if CLASS_LOGITS not in rows.features:
         return
-    length = getattr(rows.features[CLASS_LOGITS], "length", -1)
+    feature, column = rows.features[CLASS_LOGITS], stored(rows, CLASS_LOGITS).drop_null()
+    if not isinstance(feature, (List, LargeList)) or not _is_number(feature.feature):
+        raise ValueError(f"The column {CLASS_LOGITS!r} holds {feature}: expected a list of {len(classes)} scores.")
     expected = class_teacher("", classes)
     teachers = stored(rows, CLASS_TEACHER).unique().to_pylist() if CLASS_TEACHER in rows.features else []
     others = [teacher for teacher in teachers if teacher is not None and not teacher.endswith(expected)]
-    if others or length not in (-1, len(classes)):
+    lengths = {length for length in pc.list_value_length(column).unique().to_pylist() if length != len(classes)}
+    if others or lengths:
         raise ValueError(
-            f"The column {CLASS_LOGITS!r} holds scores of {'other' if length in (-1, len(classes)) else length} "
+            f"The column {CLASS_LOGITS!r} holds scores of {min(lengths) if lengths else 'other'} "
             f"classes, or of classes in another order, than the {len(classes)} of the student: make it again with "
             "this dataset's classes, or remove the column."
         )
-    scores = stored(rows, CLASS_LOGITS).drop_null().combine_chunks().flatten()
-    if not pc.all(pc.is_finite(scores), min_count=0).as_py():
+    scores = column.combine_chunks().flatten()
+    if scores.null_count or not pc.all(pc.is_finite(scores), min_count=0).as_py():
         raise ValueError(
-            f"The column {CLASS_LOGITS!r} holds NaN or infinite scores: clip them, or leave those rows null."
+            f"The column {CLASS_LOGITS!r} holds NaN, infinite or missing scores: clip them, or leave those rows null."
         )
+
+
+def _is_number(feature: Any) -> bool:
+    return getattr(feature, "dtype", "").startswith(("float", "int", "uint"))
+
+
+def without_class_targets(splits: DatasetDict) -> DatasetDict:
+    """The splits without the class targets that they have; themselves where there are none."""
+    there = {split: [name for name in CLASS_COLUMNS if name in rows.features] for split, rows in splits.items()}
+    if not any(there.values()):
+        return splits
+    return DatasetDict({split: rows.remove_columns(there[split]) for split, rows in splits.items()})
 
 
 def with_class_targets(rows: Dataset, class_logits: np.ndarray, teacher: str, classes: Sequence[str]) -> Dataset:

@@ -15,6 +15,7 @@ from datasets import load_from_disk
 from madkd_hf import ClassTeacher
 from madkd_hf.cli import compare
 from madkd_hf.cli.comparison.conditions import of_condition, plan, points, student_argv
+from madkd_hf.cli.train import parse
 from madkd_hf.data.class_targets import check_class_targets, with_class_targets
 from madkd_hf.report import table
 from madkd_hf.report.comparison import over_controls, summarise
@@ -105,10 +106,38 @@ def test_each_student_sees_what_it_is_to_learn_from(words):
     for name in ("kd", "kd_aspects"):
         assert argv[name]["--class_target_loss"] == "kd" and argv[name]["--class_posterior"] == "false"
         assert argv[name]["--rest_unlabelled"] == "true" and argv[name]["--self_training"] == "0"
-    assert "--rest_unlabelled" not in argv["class_teacher"]
+    assert argv["class_teacher"]["--rest_unlabelled"] == "false"
     args = compare.parse(words)
     args.distill = args.distill_unlabelled = "distill.yaml"
     assert options(student_argv(args, "kd", 0, "out"))["--config"] == "distill.yaml"
+
+
+def test_students_of_labelled_images_alone_see_no_others_whatever_their_yaml_says(words, tmp_path):
+    settings = yaml.safe_load((tmp_path / "student.yaml").read_text()) | {"rest_unlabelled": True}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(settings))
+    args = compare.parse([*words, "--rest_unlabelled", "true"])
+    args.distill = args.distill_unlabelled = args.baseline
+    learned = {name: parse(student_argv(args, name, 0, "out"))[0].rest_unlabelled for name in args.controls()}
+    assert {name for name, rest in learned.items() if not rest} == {
+        *("base", "madkd", "shuffled", "constant", "class_teacher")
+    }
+    args = compare.parse(words)
+    args.distill = args.distill_unlabelled = args.baseline
+    assert not parse(student_argv(args, "kd", 0, "out"))[0].rest_unlabelled
+
+
+@pytest.mark.parametrize(
+    ("file", "setting", "said"),
+    [
+        ("student.yaml", {"unlabelled": "loose"}, "students of 'base' sets unlabelled: loose"),
+        ("larger.yaml", {"images_per_class": 2}, "images_per_class all by 'base' and 2 by 'class_teacher'"),
+    ],
+)
+def test_all_students_are_of_the_same_images(words, tmp_path, file, setting, said):
+    settings = yaml.safe_load((tmp_path / file).read_text()) | setting
+    (tmp_path / file).write_text(yaml.safe_dump(settings))
+    place = words.index("--images_per_class")
+    assert said in refuse("compare", *words[:place], *words[place + 2 :], "--conditions", "base", "class_teacher")
 
 
 def test_a_grid_trains_one_class_teacher_for_each_draw(words, tmp_path):

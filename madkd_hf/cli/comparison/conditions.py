@@ -12,7 +12,8 @@ from typing import Any
 from datasets import DatasetDict
 
 from ... import AspectBank, MadkdTrainingArguments
-from ...data.columns import CLASS_COLUMNS, CLASS_LOGITS, is_labelled
+from ...data.class_targets import without_class_targets
+from ...data.columns import CLASS_LOGITS, is_labelled
 from ...data.problems import Problems
 from ...data.unlabelled import UNLABELLED
 from ...data.variants import subset
@@ -82,11 +83,11 @@ def label(args: CompareArguments, splits: DatasetDict) -> tuple[DatasetDict, Asp
 
 def _without_class_targets(splits: DatasetDict) -> DatasetDict:
     """The splits without class targets that the dataset has: those of a comparison are of its own draws."""
-    there = {split: [name for name in CLASS_COLUMNS if name in rows.features] for split, rows in splits.items()}
-    if not any(there.values()):
-        return splits
-    print(f"The {CLASS_LOGITS} that the dataset has are left out: each seed of a comparison has its own.", flush=True)
-    return DatasetDict({split: rows.remove_columns(there[split]) for split, rows in splits.items()})
+    if (without := without_class_targets(splits)) is not splits:
+        print(
+            f"The {CLASS_LOGITS} that the dataset has are left out: each seed of a comparison has its own.", flush=True
+        )
+    return without
 
 
 def read_grid(text: str, name: str = "grid") -> dict[str, list[Any]]:
@@ -141,7 +142,7 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
             )
     if "smoothing" in args.controls() and not 0 < args.smoothing <= 1:
         raise ValueError(f"--smoothing must be above 0 and at most 1, mostly 0.1; received {args.smoothing:g}.")
-    students = []
+    students, draws = [], {}
     for point, condition in itertools.product(points(args), args.controls()):
         settings = of_condition(args, point, condition)
         settings.pop("aspects", None)
@@ -152,9 +153,30 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
             check_smoothing(args, training)
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append((student, training))
+        check_own_images(args, condition, student, draws.setdefault(str(point), {}))
     check_place(args.output_dir, args, COMPARING, COMPARISON)
     check_removable(Path(args.output_dir) / "student", "student")
     return students
+
+
+def check_own_images(args: CompareArguments, condition: str, student: Any, draws: dict[int | None, str]) -> None:
+    """Raise ValueError where the YAML of these students names images that those compared with them do not see.
+
+    Args:
+        draws: how many training images are drawn for the students before at this point -> whose condition.
+    """
+    named = getattr(student, "unlabelled", None)
+    if named and not (args.unlabelled and condition in args.learning_unlabelled):
+        raise ValueError(
+            f"The YAML of the students of {condition!r} sets unlabelled: {named}: leave it out there, and pass "
+            "--unlabelled to the comparison, which says who learns from it."
+        )
+    count = args.command.drawn(student)
+    draws.setdefault(count, condition)
+    if len(draws) > 1:
+        said = " and ".join(f"{'all' if number is None else number} by {name!r}" for number, name in draws.items())
+        option = "scenes" if args.detects else "images_per_class"
+        raise ValueError(f"The students draw other images, {option} {said}: pass --{option} to the comparison.")
 
 
 def check_class_teacher(args: CompareArguments) -> None:
@@ -187,7 +209,7 @@ def check_unlabelled_settings(args: CompareArguments, condition: str, training: 
         )
     name = condition.removesuffix("_shuffled")
     kd = args.command.of_class_teacher
-    weights = {"aspect_alpha": ("unlabelled", "both", *kd[1:]), "class_alpha": ("posterior", "both", *kd)}
+    weights = {"aspect_alpha": ("unlabelled", "both", *kd[1:]), "class_alpha": ("posterior", "both", "selftrain", *kd)}
     for weight, names in weights.items():
         if name in names and not getattr(training, weight):
             file = "--distill_unlabelled" if of_unlabelled else "--distill"
