@@ -97,6 +97,8 @@ def check_targets(splits: Splits, args: Any) -> None:
     from ..labelling.labellers import class_order
     from ..teachers.class_teacher import load_config
 
+    if not (args.class_teacher or args.class_posterior):
+        kept_facts(splits, args)
     if args.class_teacher:
         own = load_config(args.class_teacher, args.class_teacher_revision)
         class_order(own, classes_to_score(splits, args.label_column, args.splits, own), args.class_teacher)
@@ -114,6 +116,14 @@ def check_targets(splits: Splits, args: Any) -> None:
         raise ValueError(
             f"--class_posterior is for images without a class, and all of {', '.join(others)} have one: leave it out."
         )
+
+
+def kept_facts(splits: Splits, args: Any) -> TargetFacts | None:
+    """What is kept beside a dataset that has class targets already; ValueError where it is damaged."""
+    from ..data.columns import CLASS_LOGITS
+
+    there = any(CLASS_LOGITS in (rows.features or {}) for rows in splits.values())
+    return TargetFacts.load(args.dataset, args.dataset_revision) if there else None
 
 
 def classes_of(splits: Splits, args: Any) -> list[str]:

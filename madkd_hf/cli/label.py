@@ -68,6 +68,7 @@ from .class_targets import (
     bank_beside,
     check_options,
     facts_of_teacher,
+    kept_facts,
     load_class_teacher,
     with_posterior,
 )
@@ -211,7 +212,9 @@ def _attach(args: LabelArguments, splits: Splits, labellers: list[Labeller], wor
 
 def class_targets(args: LabelArguments, labelled: Labelled) -> TargetFacts | None:
     """What is known of the class targets; the posterior, where it is asked for, is put into the splits."""
-    from ..data.columns import CLASS_LOGITS
+    from datasets import Dataset
+
+    from ..data.class_targets import count_targets, facts_of
 
     if args.class_posterior:
         labelled.splits, facts = with_posterior(labelled.splits, args, labelled.bank)
@@ -219,8 +222,10 @@ def class_targets(args: LabelArguments, labelled: Labelled) -> TargetFacts | Non
     if labelled.class_labeller:
         parts = {split: answers(args, labelled.splits, split) for split in args.splits}
         return facts_of_teacher(parts, args.label_column, labelled.class_labeller)
-    there = any(CLASS_LOGITS in rows.features for rows in labelled.splits.values())
-    return TargetFacts.load(args.dataset, args.dataset_revision) if there else None
+    facts = kept_facts(labelled.splits, args)
+    if not all(isinstance(rows, Dataset) for rows in labelled.splits.values()):
+        return facts
+    return facts_of({split: count_targets(rows) for split, rows in labelled.splits.items()}, [facts])
 
 
 def save(

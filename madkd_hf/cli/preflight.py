@@ -35,11 +35,11 @@ from .tasks.base import TaskCommand, TestUse
 from .teachers import bank_of, check_control
 from .unlabelled import (
     answers_needed,
+    check_class_scores,
     check_covered,
     check_mix,
     check_posterior,
     check_unlabelled,
-    known_targets,
     learned_columns,
     load_with_unlabelled,
     warn_of_repeated,
@@ -100,11 +100,11 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             problems.step(check_covered, ready.splits, args, learns)
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
-            else:
-                problems.step(known_targets, args, train_set)
             if hasattr(args, "label_column"):
+                classes = command.classes(train_set, args).names
+                problems.step(check_class_scores, ready.splits, args, training_args, classes)
                 problems.step(check_mix, ready.splits, args, training_args)
-                problems.step(command.count_without_class, ready.splits, args)
+                problems.step(command.count_without_class, ready.splits, args, training_args.seed)
                 problems.step(warn_of_repeated, command, ready.splits, args, training_args.seed)
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
@@ -164,7 +164,8 @@ def check_comparison(
             problems.step(warn_of_repeated, command, ready.splits, args, 0)
         for student, training_args in students if learned else []:
             problems.step(check_mix, ready.splits, student, training_args)
-            problems.step(command.count_without_class, ready.splits, student)
+            for seed in range(training_args.seed, training_args.seed + args.seeds):
+                problems.step(command.count_without_class, ready.splits, student, seed)
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
         times = 1 + args.seeds * bool(set(args.controls()) & set(command.of_class_teacher))

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_utils import IntervalStrategy
 
 from .. import AspectBank, MadkdTrainingArguments
-from ..data.class_targets import count_targets
+from ..data.class_targets import count_targets, without_class_targets
+from ..data.columns import CLASS_LOGITS
 from ..data.image_processors import load_image_processor
 from ..data.labels import warn_of_missing_classes
 from ..data.target_facts import TARGETS_FILE, TargetFacts
@@ -52,6 +53,8 @@ def train(
     """
     command, ready = command_of(args.task), ready or check(args, training_args)
     set_seed(training_args.seed)
+    if getattr(args, "class_posterior", False) or not training_args.class_alpha:
+        ready.splits = _without_targets(ready.splits, training_args)
     train_set, bank, posterior = prepare(args, training_args, ready)
     pretrained_model = getattr(args, command.task.starts_from)
     trainer_options = command.trainer_options(args)
@@ -81,6 +84,14 @@ def train(
         metrics["test"] = predict(trainer, command, ready, args.test_split)
     save_metrics(trainer, metrics, ready)
     return trainer
+
+
+def _without_targets(splits: DatasetDict, training_args: MadkdTrainingArguments) -> DatasetDict:
+    """The splits without class targets that nobody looks at: they may be of other classes."""
+    without = without_class_targets(splits)
+    if without is not splits and training_args.class_alpha and training_args.process_index == 0:
+        print(f"The posterior takes the place of the {CLASS_LOGITS} that the dataset has.", flush=True)
+    return without
 
 
 def check(args: TrainArguments, training_args: MadkdTrainingArguments, *checks: Callable[[], Any]) -> Ready:
@@ -117,7 +128,7 @@ def prepare(
         train_set, bank = attach(train_set, args, answers_needed(args, training_args), command.labelling_options(args))
     if args.aspect_control != "none":
         train_set = control_answers(train_set, args.aspect_control, training_args.seed)
-        if count_targets(train_set) and training_args.class_alpha and not getattr(args, "class_posterior", False):
+        if count_targets(train_set):
             logger.warning(
                 "--aspect_control %s changes aspects alone: the class targets that the dataset has stay those of each "
                 "image; pass --class_alpha 0 to leave them out.",

@@ -8,6 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from ..data.check import check_all_shown
+from ..data.class_targets import check_class_targets
 from ..data.columns import BANK, CLASS_LOGITS, LOGITS, stored
 from ..data.duplicates import same_images
 from ..data.target_facts import TargetFacts
@@ -59,16 +60,10 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
     Args:
         learns: the columns that a student learns from beside the classes.
     """
+    _check_not_scored(splits, args)
     if UNLABELLED not in splits:
         return
     rows, train_set = splits[UNLABELLED], splits[args.train_split]
-    for split in (args.test_split, args.eval_split):
-        if split in splits and (count := same_images(rows, splits[split], args.image_column)):
-            raise ValueError(
-                f"Of {counted(len(rows), 'image')} without a class, {count} {'is' if count == 1 else 'are'} also in "
-                f"the split {split!r}, byte for byte: drop them from one of the two, or the student is scored on what "
-                "it has learned."
-            )
     if not learns:
         raise ValueError(
             f"{counted(len(rows), 'training image')} without a class, and the students learn classes alone: pass "
@@ -79,7 +74,8 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
     if not any(answered) and args.bank and args.teacher:
         return  # the teacher looks at both
     if all(answered):
-        banks = {bank for part in (train_set, rows) for bank in stored(part, BANK).unique().to_pylist() if bank}
+        known = [part for part in (train_set, rows) if BANK in part.features]
+        banks = {bank for part in known for bank in stored(part, BANK).unique().to_pylist() if bank}
         if len(banks) > 1:
             raise ValueError(
                 "The images without a class have answers to other questions than those with one (bank "
@@ -92,6 +88,33 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
         raise ValueError(
             f"The {which} no answers to learn from: label them with the same questions (madkd label --bank ...)."
         )
+
+
+def _check_not_scored(splits: DatasetDict, args: Any) -> None:
+    """Raise ValueError where images that are learned from without a class are those that the student is scored on."""
+    parts = [UNLABELLED, *([args.train_split] if getattr(args, "rest_unlabelled", False) else [])]
+    for part in parts:
+        for split in (args.test_split, args.eval_split):
+            if not {part, split} <= set(splits):
+                continue
+            if count := same_images(splits[part], splits[split], args.image_column):
+                which = f"{counted(len(splits[part]), 'image')} without a class"
+                if part != UNLABELLED:
+                    which = f"{counted(len(splits[part]), 'training image')}, which rest_unlabelled learns from"
+                raise ValueError(
+                    f"Of {which}, {count} {'is' if count == 1 else 'are'} also in the split {split!r}, byte for byte: "
+                    "drop them from one of the two, or the student is scored on what it has learned."
+                )
+
+
+def check_class_scores(splits: DatasetDict, args: Any, training_args: Any, classes: list[str]) -> None:
+    """Raise ValueError for class targets of other classes, and where what is kept of them cannot be read."""
+    if getattr(args, "class_posterior", False) or not training_args.class_alpha:
+        return  # nobody looks at them
+    for split in (args.train_split, args.eval_split, UNLABELLED):
+        if split in splits:
+            check_class_targets(splits[split], classes)
+            known_targets(args, splits[split])
 
 
 def check_covered(splits: DatasetDict, args: Any, learns: list[str]) -> None:
@@ -129,11 +152,12 @@ def check_covered(splits: DatasetDict, args: Any, learns: list[str]) -> None:
 
 def warn_of_repeated(command: TaskCommand, splits: DatasetDict, args: Any, seed: int) -> None:
     """Say how many images without a class are left out because their image is learned from already."""
-    if UNLABELLED in splits and (count := command.count_repeated(splits, args, seed)):
+    repeated, total = command.count_repeated(splits, args, seed)
+    if repeated:
         logger.warning(
             "%d of the %s without a class are left out: they repeat, byte for byte, an image that is learned from "
             "already.",
-            count, counted(len(splits[UNLABELLED]), "image"),
+            repeated, counted(total, "image"),
         )  # fmt: skip
 
 
@@ -192,8 +216,6 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, TargetFac
     posterior = fit_posterior(answers[labelled], labels[labelled], feature.num_classes, feature.names)
     scores = np.full((len(rows), feature.num_classes), np.nan, dtype=np.float32)
     scores[~labelled] = posterior.class_logits(answers[~labelled])
-    if count_targets(rows):
-        print(f"The posterior takes the place of the {CLASS_LOGITS} that the dataset has.", flush=True)
     made = with_class_targets(rows, scores, "posterior", feature.names)
     name = class_teacher("posterior", feature.names)
     return made, facts_of_posterior(posterior, name, {"train": count_targets(made).total()})

@@ -27,17 +27,20 @@ def same_images(rows: Dataset, others: Dataset, image_column: str) -> int:
     return sum(digest in there for digest in digests(rows, image_column))
 
 
-def first_of_each(rows: Dataset, others: Sequence[Dataset], image_column: str) -> np.ndarray:
+Part = tuple[Dataset, Sequence[int]]  # a dataset, and the numbers of some of its rows
+
+
+def first_of_each(part: Part, others: Sequence[Part], image_column: str) -> np.ndarray:
     """[n] which rows to learn from, so that no image file counts twice: not those of `others`, and each once.
 
     An answered row stays where no other one of the same image is answered.
     """
     seen: dict[bytes, bool] = {}  # image -> whether one of `others` that shows it is answered
-    for part in others:
-        for digest, answered in zip(digests(part, image_column), _answered(part)):
+    for other in others:
+        for digest, answered in zip(*_digests_and_answered(other, image_column)):
             if digest is not None:
                 seen[digest] = seen.get(digest, False) or answered
-    own, answers = digests(rows, image_column), _answered(rows)
+    own, answers = _digests_and_answered(part, image_column)
     chosen: dict[bytes, int] = {}
     for row, (digest, answered) in enumerate(zip(own, answers)):
         if digest is not None and (digest not in chosen or (answered and not answers[chosen[digest]])):
@@ -47,6 +50,13 @@ def first_of_each(rows: Dataset, others: Sequence[Dataset], image_column: str) -
         for row, (digest, answered) in enumerate(zip(own, answers))
     ]
     return np.array(kept, dtype=bool)
+
+
+def _digests_and_answered(part: Part, image_column: str) -> tuple[list[bytes | None], list[bool]]:
+    """Of these rows; the files of all are read once, whichever of them are asked for."""
+    rows, places = part
+    files, answered = digests(rows, image_column), _answered(rows)
+    return [files[place] for place in places], [answered[place] for place in places]
 
 
 def _answered(rows: Dataset) -> list[bool]:

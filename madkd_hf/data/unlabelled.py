@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, concatenate_datasets
 
-from ..text import counted
+from ..text import counted, terminal
 from .columns import ASPECT_COLUMNS, CLASS_COLUMNS, add_null_column, hidden_progress_bars
 
 
@@ -53,6 +53,13 @@ def concatenated(parts: list[Dataset]) -> Dataset:
         for name, feature in features.items():
             if name not in rows.features:
                 rows = add_null_column(rows, name, feature)
-        same.append(rows.select_columns(list(features)).cast(Features(features)))
+        try:
+            same.append(rows.select_columns(list(features)).cast(Features(features)))
+        except (TypeError, ValueError) as error:  # pyarrow's errors are such
+            name = next((name for name, kind in rows.features.items() if kind != features[name]), "")
+            raise ValueError(
+                f"Images with and without a class have other columns {name!r}, {terminal(features[name], 60)} and "
+                f"{terminal(rows.features[name], 60)}: give both the same, or leave the column out."
+            ) from error
     with hidden_progress_bars():
         return concatenate_datasets(same) if len(same) > 1 else same[0]

@@ -115,3 +115,33 @@ def test_a_comparison_counts_what_is_left(tmp_path, dataset):
     assert done.returncode == 0, done.stderr
     assert "2 of the 8 images without a class are left out" in done.stderr
     assert json.loads((tmp_path / "out" / "report.json").read_text())["unlabelled"] == 6
+
+
+def test_copies_among_the_training_images_that_were_not_drawn_count_once(tmp_path, caplog):
+    train_set = concatenate_datasets([rows(12, 0), rows(12, 0)])
+    dataset = saved(tmp_path / "toys", train=train_set, validation=rows(12, 1), test=rows(12, 2))
+    options = ["--dataset", dataset, "--images_per_class", "2", "--rest_unlabelled", "true"]
+    seen = trained(tmp_path, *options, aspect_alpha=2.0).train_dataset
+    shown, labels = pixels(seen), seen["label"][:]
+    drawn = {image for image, label in zip(shown, labels) if label is not None}
+    others = [image for image, label in zip(shown, labels) if label is None]
+    assert len(others) == len(set(others)) == 12 - len(drawn) and not drawn & set(others)
+    assert f"{18 - len(others)} of the 18 images without a class are left out" in caplog.text
+
+
+def test_training_images_left_over_are_none_of_the_test(tmp_path):
+    splits = {"train": rows(24, 0), "validation": rows(12, 1), "test": rows(24, 0).select([0, 5])}
+    dataset = saved(tmp_path / "toys", **splits)
+    options = ["--dataset", dataset, "--images_per_class", "2", "--rest_unlabelled", "true"]
+    said = refused(tmp_path, *options, aspect_alpha=2.0)
+    assert "24 training images" in said and "2 are also in the split 'test'" in said and "byte for byte" in said
+    said = refused(tmp_path, "--dataset", dataset, "--images_per_class", "8", *options[4:], aspect_alpha=2.0)
+    assert "images_per_class=8 leaves over none" in said
+
+
+def test_as_many_as_asked_for_are_there_with_every_seed(tmp_path, dataset):
+    loose = concatenate_datasets([rows(24, 0).select(range(12)), rows(2, 7)])  # copies of what may be drawn
+    words = ["--dataset", dataset, "--unlabelled", saved(tmp_path / "loose", train=loose)]
+    words += ["--images_per_class", "4", "--unlabelled_images", "8", "--seed", "2"]
+    said = refused(tmp_path, *words, aspect_alpha=2.0)
+    assert "--unlabelled_images 8 is to draw from 6 images" in said

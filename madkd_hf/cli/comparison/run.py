@@ -142,7 +142,7 @@ def count_unlabelled(args: CompareArguments, labelled: DatasetDict) -> int | Non
     """How many images without a class some students learn from; None where none do."""
     if not args.learning_unlabelled:
         return None
-    return args.command.count_without_class(labelled, args)
+    return args.command.count_without_class(labelled, args, 0)
 
 
 def copy_student(args: CompareArguments) -> Path | None:

@@ -127,11 +127,11 @@ class TaskCommand:
         """Beside those, rows to train on whose class is not known, or not looked at."""
         return []
 
-    def count_repeated(self, splits: DatasetDict, args: Any, seed: int) -> int:
-        """How many rows without a class are left out because their image is learned from already."""
-        return 0
+    def count_repeated(self, splits: DatasetDict, args: Any, seed: int) -> tuple[int, int]:
+        """How many rows without a class are left out because their image is learned from already, and of how many."""
+        return 0, 0
 
-    def count_without_class(self, splits: DatasetDict, args: Any) -> int:
+    def count_without_class(self, splits: DatasetDict, args: Any, seed: int) -> int:
         """How many these are; raises ValueError where more are asked for than there are."""
         return 0
 

@@ -175,9 +175,14 @@ class Classification(TaskCommand):
         others, _ = self._once(splits, args, seed)
         return others if args.unlabelled_images is None else [draw_unlabelled(others, args.unlabelled_images, seed)]
 
-    def count_without_class(self, splits: DatasetDict, args: ClassArguments) -> int:
-        others, repeated = self._once(splits, args, 0)
+    def count_without_class(self, splits: DatasetDict, args: ClassArguments, seed: int) -> int:
+        others, repeated = self._once(splits, args, seed)
         count = sum(map(len, others))
+        if args.rest_unlabelled and not count:
+            raise ValueError(
+                f"--rest_unlabelled has no images: images_per_class={args.images_per_class} leaves over none but "
+                "copies of the others; lower it, or leave --rest_unlabelled out."
+            )
         if repeated and not count:
             raise ValueError(
                 f"All {counted(repeated, 'image')} without a class are training images, too, byte for byte: leave "
@@ -188,23 +193,27 @@ class Classification(TaskCommand):
         check_count(args.unlabelled_images, count)
         return args.unlabelled_images
 
-    def count_repeated(self, splits: DatasetDict, args: ClassArguments, seed: int) -> int:
-        return self._once(splits, args, seed)[1]
+    def count_repeated(self, splits: DatasetDict, args: ClassArguments, seed: int) -> tuple[int, int]:
+        others, repeated = self._once(splits, args, seed)
+        return repeated, sum(map(len, others)) + repeated
 
     def _once(self, splits: DatasetDict, args: ClassArguments, seed: int) -> tuple[list[Dataset], int]:
         """The rows without a class, none of which repeats an image that is learned from; how many rows would have."""
         rows, others, repeated = splits[args.train_split], [], 0
-        learned = [rows]
+        learned = [(rows, range(len(rows)))]
         if args.images_per_class is not None and (args.rest_unlabelled or UNLABELLED in splits):
             drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
-            learned = [rows.select(drawn)]
+            learned = [(rows, drawn)]
             if args.rest_unlabelled:
-                rest = select_learned(rows.select(np.setdiff1d(np.arange(len(rows)), drawn)), args.image_column)
-                others, learned = [rest], [rows]
+                rest = np.setdiff1d(np.arange(len(rows)), drawn)
+                kept = first_of_each((rows, rest), learned, args.image_column)
+                others, repeated = [select_learned(rows.select(rest[kept]), args.image_column)], int((~kept).sum())
+                learned.append((rows, rest[kept]))
         if UNLABELLED in splits:
-            kept = first_of_each(splits[UNLABELLED], learned, args.image_column)
-            repeated = int((~kept).sum())
-            others.append(drop_rows(splits[UNLABELLED], np.flatnonzero(~kept)))
+            loose = splits[UNLABELLED]
+            kept = first_of_each((loose, range(len(loose))), learned, args.image_column)
+            repeated += int((~kept).sum())
+            others.append(drop_rows(loose, np.flatnonzero(~kept)))
         return [part for part in others if len(part)], repeated
 
     def classes(self, rows: Dataset, args: ClassArguments) -> ClassLabel:
@@ -226,9 +235,10 @@ class Classification(TaskCommand):
         options = ["--label_smoothing_factor", str(args.smoothing)] if condition == "smoothing" else []
         with_targets = (*self.of_unlabelled, *self.of_class_teacher)
         if condition not in with_targets:  # nor those that the dataset may have from elsewhere
+            options += ["--rest_unlabelled", "false"]  # whatever its YAML says
             return [*options, "--class_alpha", "0", "--class_posterior", "false", "--self_training", "0"]
         options += ["--unlabelled", UNLABELLED] if args.unlabelled else []
-        options += ["--rest_unlabelled", "true"] if args.rest_unlabelled else []
+        options += ["--rest_unlabelled", str(args.rest_unlabelled).lower()]
         options += ["--unlabelled_images", str(args.unlabelled_images)] if args.unlabelled_images is not None else []
         if condition == "selftrain":
             return [*options, "--class_posterior", "false", "--self_training", str(FIXMATCH)]

@@ -133,6 +133,11 @@ class MadkdTrainingArguments(TrainingArguments):
             raise ValueError(
                 f"Unknown class_target_loss {self.class_target_loss!r}: expected one of {CLASS_TARGET_LOSSES}."
             )
+        if self.self_training and not self.class_alpha:
+            raise ValueError(
+                f"self_training={self.self_training} with class_alpha=0, the weight of the guesses, learns nothing "
+                "from them: raise class_alpha, or leave self_training out."
+            )
         for name in ("warmup_steps", "warmup_ratio"):
             if self.lr_milestones and getattr(self, name, None):
                 raise ValueError(

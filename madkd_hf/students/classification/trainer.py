@@ -109,6 +109,7 @@ class MadkdTrainer(DistillingTrainer):
         super().__init__(model, args, *data, **options, **kwargs)
         if self.train_dataset is not None:
             self._check_training_classes()
+        self._check_targets()
 
     def _refuse_unfit(self) -> None:
         if self.args.image_store in ("disk", "device"):
@@ -142,7 +143,6 @@ class MadkdTrainer(DistillingTrainer):
                 )
             return
         classes = list(self.model.config.id2label.values())
-        check_class_targets(rows, classes)
         labelled = rows_with_class(rows, self.label_column)
         if self.args.self_training and (labelled.all() or self.args.mixup_alpha):
             lacking = "all training images have a class" if labelled.all() else "mixup blends them with others"
@@ -172,6 +172,13 @@ class MadkdTrainer(DistillingTrainer):
                 "dataloader_drop_last leaves out batches that are not full: leave it out, or take smaller batches."
             )
         self.add_callback(TellEpoch(self._sampler))
+
+    def _check_targets(self) -> None:
+        """Refuse class targets that are scores of other classes, to learn from or to evaluate on."""
+        several = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for rows in (self.train_dataset, *several.values()) if self.args.class_alpha or self.loss else ():
+            if isinstance(rows, Dataset):
+                check_class_targets(rows, list(self.model.config.id2label.values()))
 
     def learned_targets(self) -> TargetFacts | None:
         if not isinstance(self.train_dataset, Dataset) or not (self.args.class_alpha or self.loss):

@@ -234,6 +234,14 @@ def test_class_targets_of_other_classes_are_refused(tmp_path, names):
         trainer(tmp_path, train=train)
 
 
+def test_class_targets_to_evaluate_on_are_of_these_classes_unless_nobody_looks(tmp_path):
+    other = with_class_targets(rows(8), np.zeros((8, 5)), "other", [*NAMES, "emu"])
+    for evaluation in (other, {"one": rows(8), "two": other}):
+        with pytest.raises(ValueError, match="scores of 5 classes.*make it again"):
+            trainer(tmp_path, evaluate=evaluation)
+    trainer(tmp_path, train=other, evaluate=other, class_alpha=0.0)
+
+
 @pytest.mark.parametrize("score", [np.inf, -np.inf])
 def test_class_targets_that_are_no_numbers_are_refused(tmp_path, score):
     scores = np.zeros((8, len(NAMES)))
