@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-bounds quality teacher tune clean
+.PHONY: help install demo test test-slow test-vllm test-bounds quality teacher tune clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,16 @@ test: install  ## all tests but the slow ones
 	$(RUN) -m pytest -n 2 -m "not slow and not gpu"
 
 test-slow: install  ## the slow tests
-	$(RUN) -m pytest -m "slow"
+	$(RUN) -m pytest -m "slow and not vllm"
+
+# VLLM is an interpreter with vLLM, which wants an environment of its own; or VLLM_SERVER is the address of one that
+# runs, and VLLM_MODEL the folder or Hub id of what it serves.
+VLLM ?= .venv-vllm/bin/python
+test-vllm: export MADKD_VLLM_PYTHON := $(VLLM)
+test-vllm: export MADKD_VLLM_SERVER := $(VLLM_SERVER)
+test-vllm: export MADKD_VLLM_MODEL := $(VLLM_MODEL)
+test-vllm: install  ## a real vLLM gives the numbers of the local teacher (VLLM=python, or VLLM_SERVER= VLLM_MODEL=)
+	$(RUN) -m pytest -rs -s -m "vllm"
 
 test-bounds: export PATH := $(CURDIR)/$(BOUNDS)/bin:$(PATH)
 test-bounds:  ## all tests but the slow ones, with the oldest versions that setup.py allows

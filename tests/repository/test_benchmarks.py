@@ -3,11 +3,22 @@
 import json
 
 import pytest
-from builders import classifiers
+from builders import classifiers, tiny
 from builders.labelled_birds import save_labelled
+from builders.llm_server import LLMServer, Model
 
-from benchmarks import exactness, exporting, faithfulness, label_mistakes, served, startup, training
+from benchmarks import (
+    exactness,
+    exporting,
+    faithfulness,
+    label_mistakes,
+    served,
+    served_exactness,
+    startup,
+    training,
+)
 from madkd_hf import AspectBank, MadkdForImageClassification
+from madkd_hf.teachers import load_teacher
 
 
 def test_the_table_of_exactness(tmp_path, capsys, monkeypatch):
@@ -88,3 +99,13 @@ def test_the_table_of_a_server(tmp_path, capsys, monkeypatch):
     assert "| chat-ids, 4 images, 3 questions | 12 |" in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     assert row["requests"] == 12 and 0 < row["ratio"] < 1
+
+
+def test_the_table_of_served_answers():
+    with LLMServer() as server, LLMServer(Model(seed=1)) as other:
+        same, different = (load_teacher(each.url, model="tiny") for each in (server, other))
+        row, _ = served_exactness.measure(same, load_teacher(server.url, model="tiny"), tiny.bank(3), 3, 1)
+        wrong, _ = served_exactness.measure(same, different, tiny.bank(3), 3, 1)
+    assert row["dz"] == row["mass"] == 0 < row["z_sd"] and row["ratio"] > 0
+    assert wrong["dz_sd"] > 0.1 and wrong["mass"] > 0.01
+    assert "| served beside local, chat-ids |" in served_exactness.show([row])

@@ -16,6 +16,7 @@ import yaml
 from builders import tiny
 from builders.coco import coco_rows
 from builders.labelled_birds import birds, save_labelled
+from builders.llm_server import LLMServer
 from builders.openai_server import OpenAIServer
 from builders.quick_python import online_python, quick_bin
 from builders.student_files import student_files
@@ -47,6 +48,7 @@ IN_YAML = [  # a command line, and the file that tells it
 MARKS = {"", "install", "long"}  # a block runs; is never run; runs in the slow tests
 BIRDS = BLOCKS["docs/quickstart.md"][0][2]  # the bank of questions that all pages mean by aspects.json
 SERVER = "http://localhost:11434/v1"
+SERVED, SERVED_MODEL = "http://localhost:8000/v1", "Qwen/Qwen3-VL-8B-Instruct"  # a teacher behind a server
 SMALLER = [  # in YAML files and in blocks
     (r"(max_steps\W+)\d+", r"\g<1>2"),
     (r"(num_train_epochs\W+)\d+", r"\g<1>1"),
@@ -132,8 +134,11 @@ def to_run(page: str, *marks: str) -> list[tuple[str, str]]:
 
 
 def run_page(page: str, marks: tuple[str, ...], folder: Path, environment: dict[str, str]) -> str:
-    with OpenAIServer(llm=Writer()) as server:
-        blocks = [(language, smaller(code).replace(SERVER, server.url)) for language, code in to_run(page, *marks)]
+    with OpenAIServer(llm=Writer()) as server, LLMServer(name=SERVED_MODEL) as teacher:
+        blocks = [
+            (language, smaller(code).replace(SERVER, server.url).replace(SERVED, teacher.url))
+            for language, code in to_run(page, *marks)
+        ]
         return "\n".join(run_block(language, code, folder, environment) for language, code in blocks)
 
 
@@ -263,15 +268,24 @@ def test_tables_fit_a_page():
     assert [row for row in rows if len(row) > 100] == []
 
 
+def without_other_commands(block: re.Match) -> str:
+    """A block that is never run may hold commands of others: what `madkd` is told in it, and other blocks whole."""
+    if block[2].strip() != "install":
+        return block[0]
+    return "\n".join(re.findall(r"^madkd (?:.*\\\n)*.*$", block[3], re.MULTILINE))
+
+
 def test_options_that_are_named_exist():
     """As fields of the arguments of some command, or as options of a script."""
     known = {"help", "config", "config_file", "num_processes", *MadkdTrainingArguments.__dataclass_fields__}
     scripts = (ROOT / "benchmarks").glob("*.py"), (ROOT / "madkd_hf/cli").rglob("*.py")
-    own = [ROOT / "recipes/easy_vqa/questions_curve.py", *(ROOT / "recipes/flowers102").glob("*.py")]
+    own = [*(ROOT / "recipes/flowers102").glob("*.py")]
+    own += [ROOT / "recipes/easy_vqa/questions_curve.py", ROOT / "recipes/jobs/label.py"]
     for script in itertools.chain(*scripts, own):
         found = re.findall(r'"--(\w+)"|^    (\w+): .*= option\(', script.read_text(encoding="utf-8"), re.MULTILINE)
         known |= {name for names in found for name in names}
-    named = {option for page in PAGES for option in re.findall(r"(?<![\w-])--(\w+)", PAGES[page])}
+    texts = [BLOCK.sub(without_other_commands, page) for page in PAGES.values()]
+    named = {option for text in texts for option in re.findall(r"(?<![\w-])--(\w+)(?![\w-])", text)}
     assert len(named) > 50 and named - known == set()
 
 
