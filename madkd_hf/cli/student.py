@@ -38,7 +38,7 @@ from .preflight import Ready
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
 from .teachers import attach
-from .unlabelled import answers_needed, known_targets, with_posterior, with_unlabelled
+from .unlabelled import answers_needed, known_targets, with_posterior, with_unlabelled, without_untaught
 
 
 logger = get_logger(__name__)
@@ -137,6 +137,8 @@ def prepare(
     facts = None
     if getattr(args, "class_posterior", False):
         train_set, facts = with_posterior(train_set, args.label_column)
+        if not (training_args.aspect_alpha or training_args.self_training):
+            train_set = without_untaught(train_set, args.label_column)
         if training_args.process_index == 0:
             print(told(facts), flush=True)
     return train_set, bank if training_args.aspect_alpha else None, facts

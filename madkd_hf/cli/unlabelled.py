@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..data.check import check_all_shown
+from ..data.check import check_all_shown, drop_rows
 from ..data.class_targets import check_class_targets
-from ..data.columns import BANK, CLASS_LOGITS, LOGITS, stored
+from ..data.columns import BANK, CLASS_LOGITS, LOGITS, rows_with_class, stored
 from ..data.duplicates import same_images
 from ..data.target_facts import TargetFacts
 from ..data.unlabelled import LEARNED, UNLABELLED, concatenated, select_learned
@@ -204,7 +204,7 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, TargetFac
         ValueError: see `selection.posterior.fit_posterior`.
     """
     from ..data.class_targets import class_teacher, count_targets, with_class_targets
-    from ..data.columns import matrix, rows_with_class
+    from ..data.columns import matrix
     from ..selection.posterior import fit_posterior
 
     feature: ClassLabel = rows.features[label_column]
@@ -219,6 +219,18 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, TargetFac
     made = with_class_targets(rows, scores, "posterior", feature.names)
     name = class_teacher("posterior", feature.names)
     return made, facts_of_posterior(posterior, name, {"train": count_targets(made).total()})
+
+
+def without_untaught(rows: Dataset, label_column: str) -> Dataset:
+    """The rows without those that have neither a class nor class targets, since a teacher left out some answer."""
+    untaught = ~rows_with_class(rows, label_column) & stored(rows, CLASS_LOGITS).is_null().to_numpy()
+    if untaught.any():
+        logger.warning(
+            "%d of the %d images without a class are left out: of those, some answers are missing, so that they have "
+            "no posterior.",
+            untaught.sum(), (~rows_with_class(rows, label_column)).sum(),
+        )  # fmt: skip
+    return drop_rows(rows, np.flatnonzero(untaught))
 
 
 def known_targets(args: Any, rows: Dataset) -> TargetFacts | None:

@@ -216,3 +216,18 @@ def test_students_that_see_no_image_without_a_class_stay_when_these_change(tmp_p
 def test_detectors_say_that_they_do_not_learn_from_them(tmp_path):
     said = refuse("compare", "--task", "detection", "--unlabelled", "more", "--output_dir", tmp_path)
     assert "unlabelled is for task: classification" in said
+
+
+def test_an_image_of_which_some_answers_are_missing_has_no_posterior(tmp_path, caplog):
+    loose = rows(9, 5)
+    answers = loose["aspect_logits"][:]
+    answers[2][1] = answers[4][0] = float("nan")
+    feature = loose.features["aspect_logits"]
+    loose = loose.remove_columns("aspect_logits").add_column("aspect_logits", answers, feature=feature)
+    dataset = saved(tmp_path / "toys", train=rows(12, 0), validation=rows(12, 1), loose=loose)
+    words = ["--dataset", dataset, "--unlabelled", "loose", "--class_posterior", "true"]
+    seen = trained(tmp_path, *words, aspect_alpha=0.0).train_dataset
+    assert len(seen) == 12 + 7 and seen["class_logits"][12:].count(None) == 0
+    assert "2 of the 9 images without a class are left out" in caplog.text
+    seen = trained(tmp_path, *words, aspect_alpha=2.0).train_dataset  # its other answers teach
+    assert len(seen) == 12 + 9 and seen["class_logits"][12:].count(None) == 2
