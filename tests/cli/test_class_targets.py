@@ -71,7 +71,8 @@ def test_answers_and_class_targets_in_one_run_or_one_after_the_other(tmp_path, p
     assert bank.fingerprint == again.fingerprint and again.provenance["model"].endswith("easy_vqa/teacher")
 
 
-def test_the_answers_are_not_asked_for_again_with_another_class_teacher(tmp_path, photos, larger, capsys):
+def test_the_answers_are_not_asked_for_again_with_another_class_teacher(tmp_path, photos, larger, capsys, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")  # empty, however often this is run
     words = ["--dataset", photos, *MLLM, "--output_dir", tmp_path / "out", "--work_dir", tmp_path / "work"]
     recipe("label", *words, "--class_teacher", larger)
     assert "questions an image" in capsys.readouterr().err
