@@ -162,10 +162,13 @@ def check_comparison(
         if learned:
             problems.step(check_covered, ready.splits, args, learns)
             problems.step(warn_of_repeated, command, ready.splits, args, 0)
+        draws = {}
         for student, training_args in students if learned else []:
             problems.step(check_mix, ready.splits, student, training_args)
             for seed in range(training_args.seed, training_args.seed + args.seeds):
-                problems.step(command.count_without_class, ready.splits, student, seed)
+                draws[student.images_per_class, student.rest_unlabelled, student.unlabelled_images, seed] = student
+        for (*_, seed), student in draws.items():
+            problems.step(command.count_without_class, ready.splits, student, seed)
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
         times = 1 + args.seeds * bool(set(args.controls()) & set(command.of_class_teacher))
