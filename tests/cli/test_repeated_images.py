@@ -135,8 +135,6 @@ def test_training_images_left_over_are_none_of_the_test(tmp_path):
     options = ["--dataset", dataset, "--images_per_class", "2", "--rest_unlabelled", "true"]
     said = refused(tmp_path, *options, aspect_alpha=2.0)
     assert "24 training images" in said and "2 are also in the split 'test'" in said and "byte for byte" in said
-    said = refused(tmp_path, "--dataset", dataset, "--images_per_class", "8", *options[4:], aspect_alpha=2.0)
-    assert "images_per_class=8 leaves over none" in said
 
 
 def test_as_many_as_asked_for_are_there_with_every_seed(tmp_path, dataset):

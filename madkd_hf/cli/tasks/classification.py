@@ -178,12 +178,7 @@ class Classification(TaskCommand):
     def count_without_class(self, splits: DatasetDict, args: ClassArguments, seed: int) -> int:
         others, repeated = self._once(splits, args, seed)
         count = sum(map(len, others))
-        if args.rest_unlabelled and not count:
-            raise ValueError(
-                f"--rest_unlabelled has no images: images_per_class={args.images_per_class} leaves over none but "
-                "copies of the others; lower it, or leave --rest_unlabelled out."
-            )
-        if repeated and not count:
+        if repeated and not count and not args.rest_unlabelled:
             raise ValueError(
                 f"All {counted(repeated, 'image')} without a class are training images, too, byte for byte: leave "
                 "--unlabelled out, or pass other ones."
