@@ -88,6 +88,8 @@ def test_a_grid_s_report_has_a_picture_for_each_option_that_varies(tmp_path):
         with Image.open(tmp_path / "figures" / f"against_{option}.png") as picture:
             assert picture.width > 900
     assert len(json.loads((tmp_path / "report.json").read_text())["points"]) == 4
+    one = write_grid({**summary, "points": POINTS[:1], "images_per_class": 20}, tmp_path / "one").read_text()
+    assert "1 point, 3 seeds, 20 images per class; the teacher" in one
     one = write_grid({**summary, "points": POINTS[:2]}, tmp_path / "one").read_text()
     assert "against_images_per_class.png" in one and "against_aspect_alpha.png" not in one
 

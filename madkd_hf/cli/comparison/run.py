@@ -133,7 +133,8 @@ def report_points(
         validation = on.get("eval", {}).get("accuracy", {})
         summary = {"point": point, **on["test"], "validation": validation}
         summaries.append({**summary, "answers_alone": answers.measure(cells, point.get("aspects"))})
-    report_path = write_grid({"points": summaries, **about}, args.output_dir)
+    same = {} if "images_per_class" in planned[0][0] else {"images_per_class": args.images_per_class}
+    report_path = write_grid({"points": summaries, **same, **about}, args.output_dir)
     sentences = "\n".join(filter(None, [grid_verdict(summaries), grid_answers_text(summaries)]))
     print(f"\n{grid_table(summaries)}\n\n{sentences}\nReport and pictures: {report_path}")
 
