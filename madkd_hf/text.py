@@ -168,6 +168,15 @@ def excerpt(value: Any, limit: int = 300) -> str:
     return terminal(masked(_text(value)[: 1000 * limit]), limit)
 
 
+def chain_of_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it came from, each once: an error that was raised again may be its own cause."""
+    seen: list[BaseException] = []
+    while error is not None and not any(error is one for one in seen):
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def message(error: BaseException | str) -> str:
     """What an error says, for a terminal: in its lines, without control characters and secrets."""
     return terminal_lines(masked(error))

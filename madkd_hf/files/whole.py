@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import xxhash
 
+from ..text import chain_of_causes
+
 
 STALE_SECONDS = 24 * 3600  # a temporary file of another machine, whose processes cannot be seen from here
 TEMPORARY = re.compile(r"\..+@(?P<host>.+)-(?P<process>\d+)-[0-9a-f]{12}\.(partial|old)")
@@ -109,13 +111,10 @@ def remove_stale(folder: Folder) -> None:
 
 def disk_is_full(error: BaseException | None) -> bool:
     """Whether that, or what it came from, is a full disk, whatever library said so."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if re.search(FULL_WORDS, str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        (isinstance(cause, OSError) and cause.errno in FULL) or re.search(FULL_WORDS, str(cause))
+        for cause in chain_of_causes(error)
+    )
 
 
 def refuse_link(path: Folder) -> None:

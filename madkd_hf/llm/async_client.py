@@ -52,7 +52,8 @@ class _Connection(Client):
             raise limits.failed(httpx2.ReadTimeout("timed out", request=request), request, is_retry) from error
         except httpx2.TransportError as error:
             self.on_busy(None, None)
-            raise limits.failed(error, request, is_retry) from error
+            failed = limits.failed(error, request, is_retry)
+            raise failed from None if failed is error else error
 
     async def _read(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         body = bytearray()

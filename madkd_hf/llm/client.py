@@ -133,7 +133,8 @@ class _Connection(httpx2.Client):
         try:
             return self._read(request, options)
         except httpx2.TransportError as error:
-            raise self.limits.failed(error, request, is_retry) from error
+            failed = self.limits.failed(error, request, is_retry)
+            raise failed from None if failed is error else error  # an error that is its own cause has no end
 
     def _read(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         end, body = time.monotonic() + self.limits.seconds, bytearray()

@@ -128,6 +128,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
     points, output_dir = summary["points"], Path(output_dir)
     seeds = len(points[0]["seeds"])
     model = (summary.get("teacher") or {}).get("model")  # answers that were given elsewhere may not say whose they are
+    whose = f"; the teacher is {code(model)}" if model else ""
     labels = f", {count} images per class" if (count := summary.get("images_per_class")) else ""
     pictures = []
     for option in _varied(points):
@@ -136,7 +137,7 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
         pictures.append(f"![Accuracy against {option}](figures/{name})")
     lines = [
         f"# Multi-aspect knowledge distillation on {markdown(summary['dataset'])}",
-        f"{counted(len(points), 'point')}, {counted(seeds, 'seed')}{labels}{f'; the teacher is {code(model)}' if model else ''}. Mean ± "
+        f"{counted(len(points), 'point')}, {counted(seeds, 'seed')}{labels}{whose}. Mean ± "
         "standard deviation over the seeds; gains are on the test images, paired by seed, with a 95% t interval. Each "
         "student saw the test images once, after its training.",
         f"**{grid_verdict(points)}**",

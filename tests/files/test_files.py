@@ -15,6 +15,7 @@ import pytest
 from builders.files import tree
 
 from madkd_hf import files
+from madkd_hf.text import chain_of_causes
 
 
 @pytest.fixture
@@ -71,6 +72,14 @@ def test_a_full_disk_is_known_whichever_library_met_it():
             assert files.disk_is_full(error) and files.disk_is_full(raised)
     for error in (None, OSError(errno.EACCES, "x"), ValueError("the disk"), FileNotFoundError(2, "x")):
         assert not files.disk_is_full(error)
+
+
+def test_an_error_that_is_its_own_cause_has_an_end():
+    first, second = ValueError("one"), ValueError("another")
+    first.__cause__, second.__cause__ = second, first
+    assert not files.disk_is_full(first)
+    second.__context__ = OSError(errno.ENOSPC, "full")
+    assert list(chain_of_causes(first)) == [first, second]
 
 
 @pytest.mark.parametrize("target", ["mine/photo.jpg", "nowhere"])

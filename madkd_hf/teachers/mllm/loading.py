@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 
 from ...files import read_json
+from ...text import chain_of_causes
 from ..errors import one_sentence_errors
 from .processors import load_processor
 
@@ -99,7 +99,7 @@ def _config_file(place: str, revision: str | None) -> str:
             raise FileNotFoundError(place)
         return file
     except OSError as error:
-        causes = list(_causes(error))
+        causes = list(chain_of_causes(error))
         there = f"on the Hub{f' at revision {revision!r}' if revision else ''}"
         if _any(causes, GatedRepoError):
             reason = (
@@ -167,12 +167,6 @@ def _auto_class(config: PreTrainedConfig, content: dict[str, Any]) -> Any:
 def _kind(content: dict[str, Any]) -> str:
     names = content.get("architectures") or [content.get("model_type")]
     return f"a {names[0]}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _any(causes: list[BaseException], *kinds: type) -> bool:
