@@ -102,11 +102,12 @@ def main() -> None:
     parser.add_argument("--bank", default="recipes/easy_vqa/aspects.json")
     parser.add_argument("--images", type=int, default=50, help="in one round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--strategy", default="auto", help="how the local teacher reads; named, it checks none itself")
     parser.add_argument("--reference", action="store_true", help="compare both with float64, too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bank = AspectBank.load(args.bank)
-    local = AspectTeacher.from_pretrained(args.local)
+    local = AspectTeacher.from_pretrained(args.local, strategy=args.strategy)
     served = load_teacher(args.teacher, model=args.teacher_model, timeout=600.0)  # the first answers take long
     row, (here, there) = measure(local, served, bank, args.images, args.rounds)
     rows = [row]
