@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 
 import numpy as np
 import pytest
@@ -150,13 +151,15 @@ def test_every_yaml_under_recipes_names_known_options_only():
     )
     questions_curve = importlib.import_module("recipes.easy_vqa.questions_curve")
     arguments = {"attach": [label.LabelArguments], "compare": [compare.CompareArguments]}
-    comparisons = ("labels", "small_compare", "gpu_compare", "unlabelled_compare")
-    arguments |= dict.fromkeys(comparisons, [compare.CompareArguments])
-    arguments["small_tune"] = [tune.TuneArguments]
+    files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
+    for path in files:
+        name = re.search("compare|tune", path.stem)
+        if name:
+            arguments[path.stem] = [{"compare": compare.CompareArguments, "tune": tune.TuneArguments}[name[0]]]
+    arguments["labels"] = [compare.CompareArguments]
     arguments |= {"detect_compare": [compare.CompareArguments, compare.TaskArguments]}
     arguments |= {"questions_curve": [questions_curve.CurveArguments], "tune": [tune.TuneArguments]}
     arguments |= {"select": [choose.ChooseArguments]}
-    files = sorted(set(ROOT.glob("recipes/*/*.yaml")) - set(ROOT.glob("recipes/accelerate/*")))
     assert files
     for path in files:
         argv = ["--config", str(path), "--output_dir", "unused"]
