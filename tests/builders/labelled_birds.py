@@ -20,9 +20,11 @@ def birds(seed: int = 0) -> Dataset:
 
 
 def save_labelled(folder: Path, seed: int = 0) -> None:
-    """Three splits of the same birds; those of train and validation have answers."""
+    """Three splits of birds, no image in two of them; those of train and validation have answers."""
     answers = RecordedAnswers(np.random.default_rng(0).normal(size=(24, 3)), None, AspectBank.of_ids(["a", "b", "c"]))
-    splits = DatasetDict(dict.fromkeys(("train", "validation"), attach_recorded_answers(birds(seed), answers)))
-    splits["test"] = birds(seed)
+    rows = {split: birds(3 * seed + place) for place, split in enumerate(("train", "validation", "test"))}
+    splits = DatasetDict(rows)
+    for split in ("train", "validation"):
+        splits[split] = attach_recorded_answers(rows[split], answers)
     splits.save_to_disk(folder)
     answers.bank.save(folder)
