@@ -239,7 +239,7 @@ def facts_of_teacher(parts: Mapping[str, Dataset], label_column: str, labeller: 
     return TargetFacts(labeller.source, "class teacher", counts, provenance=provenance, **measured)
 
 
-def told(facts: TargetFacts) -> str:
+def targets_text(facts: TargetFacts) -> str:
     """What came out, in sentences."""
     counts = ", ".join(f"{count:,} of {split}" for split, count in facts.rows.items() if count) or "none"
     if facts.kind == "posterior":

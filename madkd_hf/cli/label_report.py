@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import writing
-from .class_targets import asks_questions, told
+from .class_targets import asks_questions, targets_text
 
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def tell(args: LabelArguments, labelled: Labelled, targets: TargetFacts | None) 
     parts = {split: answers(args, labelled.splits, split) for split in args.splits}
     tell_skipped(args, parts)
     if targets and (args.class_teacher or args.class_posterior):
-        print(told(targets))
+        print(targets_text(targets))
     if asks_questions(args) and not tell_answers(args, parts, labelled):
         return
     if not args.boxes_column:

@@ -33,7 +33,7 @@ from ..students.base.settings import check_metric
 from ..text import get_logger
 from . import preflight
 from .arguments import DatasetArguments, source
-from .class_targets import told
+from .class_targets import targets_text
 from .preflight import Ready
 from .tasks import command_of
 from .tasks.base import PREDICTIONS, TaskCommand, TrainArguments, save_arrays
@@ -140,7 +140,7 @@ def prepare(
         if not (training_args.aspect_alpha or training_args.self_training):
             train_set = without_untaught(train_set, args.label_column)
         if training_args.process_index == 0:
-            print(told(facts), flush=True)
+            print(targets_text(facts), flush=True)
     return train_set, bank if training_args.aspect_alpha else None, facts
 
 

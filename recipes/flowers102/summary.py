@@ -67,4 +67,7 @@ if __name__ == "__main__":
     parser.add_argument("--reports", nargs="+", type=Path, required=True, help="report.json of comparisons")
     parser.add_argument("--output_dir", type=Path, required=True, help="the folder for page and picture")
     args = parser.parse_args()
-    print(summarise(args.reports, args.output_dir))
+    try:
+        print(summarise(args.reports, args.output_dir))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))

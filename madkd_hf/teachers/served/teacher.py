@@ -319,10 +319,10 @@ class ServedTeacher(Teacher):
     @property
     def provenance(self) -> dict[str, Any]:
         """The identity, how exact the answers are, and what the server says that it is."""
-        told = {"mass": "known" if self.dialect.mass_known else "not known"}
+        exactness = {"mass": "known" if self.dialect.mass_known else "not known"}
         if self.plan:
-            told["precision"] = self.plan["precision"]
-        return {**self.identity, "served": self.about, **told}
+            exactness["precision"] = self.plan["precision"]
+        return {**self.identity, "served": self.about, **exactness}
 
     @property
     def progress(self) -> str:
