@@ -146,6 +146,15 @@ def test_files_of_a_user_are_not_overwritten(tmp_path):
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
+def test_a_model_of_a_user_beside_an_export_stays(tmp_path):
+    own = tmp_path / "onnx" / "model_of_mine.onnx"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    (tmp_path / "onnx" / "model.onnx").write_bytes(b"of an older export")
+    exporting._remove_exports(tmp_path)
+    assert [path.name for path in own.parent.iterdir()] == [own.name]
+
+
 def test_a_format_that_is_not_installed_says_what_to_install():
     nowhere = Format("onnx", "model.onnx", "onnx", ("onnx", "no_such_module"), "OnnxExporter", "OnnxConfig")
     with pytest.raises(ImportError, match=r'no_such_module.*pip install "madkd_hf\[onnx\]"'):
