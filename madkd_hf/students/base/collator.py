@@ -37,10 +37,11 @@ class Collator:
 
 
 class TellEpoch(TrainerCallback):
-    """Tells a collator or a sampler which epoch begins, or goes on after a checkpoint."""
+    """Tells collators and samplers which epoch begins, or goes on after a checkpoint."""
 
-    def __init__(self, drawing: Any):
-        self.drawing = drawing
+    def __init__(self):
+        self.drawing: list[Any] = []  # what draws anew in each epoch
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.drawing.set_epoch(int(state.epoch or 0))
+        for drawing in self.drawing:
+            drawing.set_epoch(int(state.epoch or 0))

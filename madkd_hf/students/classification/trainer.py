@@ -19,7 +19,6 @@ from ...data.image_columns import check_image_feature
 from ...data.target_facts import TargetFacts
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup, strong_view
-from ..base.collator import TellEpoch
 from ..base.distilling import DistillingTrainer
 from ..base.models import check_classes, check_has_column
 from ..base.saved import is_adapted
@@ -171,7 +170,7 @@ class MadkdTrainer(DistillingTrainer):
                 f"With labelled_fraction={fraction} an epoch has {len(self._sampler)} images, and "
                 "dataloader_drop_last leaves out batches that are not full: leave it out, or take smaller batches."
             )
-        self.add_callback(TellEpoch(self._sampler))
+        self._tell_epoch.drawing.append(self._sampler)
 
     def _check_targets(self) -> None:
         """Refuse class targets that are scores of other classes, to learn from or to evaluate on."""
