@@ -1,8 +1,9 @@
 """How much of what a server can serve does labelling get out of it?
 
-The server of the tests runs in a process of its own: 50 ms an answer, 64 at once, so 1,280 answers a second at most. A
-job labels made-up images through it, and the table says which share of that it got, and how much of one core the
-labelling took for a request.
+The server of the tests runs in a process of its own: 50 ms an answer, 64 at once, so 1,280 answers a second if it did
+nothing else. What it really serves, a bare client shows that sends one and the same request, before and after a job
+that labels made-up images. The table says which share of that the job got, and how much of one core it took for a
+request.
 
     python benchmarks/served.py [--images 120] [--questions 50] [--seconds 0.05] [--at_once 64] [--json FILE]
 """
@@ -10,6 +11,7 @@ labelling took for a request.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import subprocess
@@ -33,6 +35,24 @@ def serve(seconds: float, at_once: int, dialect: str) -> None:
         sys.stdin.read()
 
 
+async def bare(url: str, body: bytes, requests: int, at_once: int) -> float:
+    """Answers a second to one and the same request, with twice as many of them in flight as the server takes."""
+    import aiohttp
+
+    left = iter(range(requests))
+
+    async def send() -> None:
+        for _ in left:
+            async with session.post(url, data=body, headers=headers) as answer:
+                await answer.read()
+
+    headers, connector = {"Content-Type": "application/json"}, aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        started = time.perf_counter()
+        await asyncio.gather(*[send() for _ in range(2 * at_once)])
+        return requests / (time.perf_counter() - started)
+
+
 def measure(images: int, questions: int, seconds: float, at_once: int, dialect: str) -> dict[str, Any]:
     """Label once, and compare with what the server could do at most."""
     import numpy as np
@@ -41,6 +61,7 @@ def measure(images: int, questions: int, seconds: float, at_once: int, dialect: 
 
     from madkd_hf import Aspect, AspectBank, attach_aspects
     from madkd_hf.teachers import load_teacher
+    from madkd_hf.teachers.served.images import encode
 
     bank = AspectBank([Aspect(f"q{i}", f"Is it number {i}?", "visual") for i in range(questions)])
     draw = np.random.default_rng(0)
@@ -51,21 +72,26 @@ def measure(images: int, questions: int, seconds: float, at_once: int, dialect: 
     with subprocess.Popen(
         [*command, "--dialect", dialect], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
-        teacher = load_teacher(server.stdout.readline().strip(), model="tiny")
+        url = server.stdout.readline().strip()
+        teacher = load_teacher(url, model="tiny")
+        before, after = teacher.dialect.request(bank.questions[: teacher.questions_per_request])
+        url, body = url + teacher.dialect.path, before + encode(rows[0]["image"]).base64 + after
+        most = [asyncio.run(bare(url, body, 3000, at_once))]
         before = sum(endpoint.usage.requests for endpoint in teacher.endpoints)
         with tempfile.TemporaryDirectory() as folder:
             started, used = time.perf_counter(), time.process_time()
             attach_aspects(rows, bank, teacher, work_dir=folder)
             took, used = time.perf_counter() - started, time.process_time() - used
         requests = sum(endpoint.usage.requests for endpoint in teacher.endpoints) - before
+        most.append(asyncio.run(bare(url, body, 3000, at_once)))
         server.stdin.close()
-    most = at_once / seconds
     return {
         "name": f"{dialect}, {images} images, {questions} questions",
         "requests": requests,
         "requests_a_second": requests / took,
         "images_a_second": images / took,
-        "ratio": requests / took / most,
+        "bare": sum(most) / 2,
+        "ratio": 2 * requests / took / sum(most),
         "cpu_ms": 1000 * used / requests,
         "found": teacher.endpoints[0].limiter.limit,
     }
@@ -85,10 +111,11 @@ def main() -> None:
         serve(args.seconds, args.at_once, args.dialect)
         return
     row = measure(args.images, args.questions, args.seconds, args.at_once, args.dialect)
-    print("| Job | Requests | Requests/s | of what can be served | images/s | CPU, ms a request | At once |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| Job | Requests | Requests/s | Bare client | Share of it | images/s | CPU, ms a request | At once |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     numbers = (
-        f"{row['requests']:,} | {row['requests_a_second']:,.0f} | {row['ratio']:.1%} | {row['images_a_second']:.1f}"
+        f"{row['requests']:,} | {row['requests_a_second']:,.0f} | {row['bare']:,.0f} | {row['ratio']:.1%} | "
+        f"{row['images_a_second']:.1f}"
     )
     print(f"| {row['name']} | {numbers} | {row['cpu_ms']:.2f} | {row['found']} |")
     if args.json:

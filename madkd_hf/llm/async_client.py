@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
 from typing import Any
 
 from ..text import excerpt
@@ -24,29 +27,68 @@ from .client import (
 )
 
 
+@contextlib.asynccontextmanager
+async def _time_limit(seconds: float) -> AsyncIterator[None]:
+    with anyio.fail_after(seconds):
+        yield
+
+
 try:  # it needs half of the time that httpx takes for a request
     openai.DefaultAioHttpClient()
     Client = openai.DefaultAioHttpClient
 except RuntimeError:  # without aiohttp
     Client = openai.DefaultAsyncHttpxClient
 
+# The same, in an event loop of asyncio; anyio's needs a tenth of the time of a request.
+time_limit = getattr(asyncio, "timeout", None) or _time_limit  # asyncio's came with Python 3.11
 MOST_CONNECTIONS = 1024
+_OUTCOME: ContextVar[httpx2.Response | Exception | None] = ContextVar("outcome", default=None)
 
 
 class _Connection(Client):
-    """Sends what `openai` asks for, within limits on the time and the size of a whole answer."""
+    """Sends what `openai` asks for, within limits on the time and the size of a whole answer.
+
+    An answer that needs no second try needs no `openai` either, which takes more time than all the rest of a request.
+    So the first try is `first`; where that fails, `openai` gets its outcome in place of a try of its own.
+    """
 
     def __init__(self, key: str | None, timeout: float, on_busy: Callable[[int | None, float | None], Any]):
         pool = httpx2.Limits(max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS)
         super().__init__(timeout=timeout, limits=pool, follow_redirects=False)
         self.limits_of_answers, self.on_busy = Limits(key, timeout), on_busy
 
+    def request_of(self, method: str, url: httpx2.URL, content: bytes | None) -> httpx2.Request:
+        """A request of JSON, for `first`."""
+        headers = {"Accept": "application/json", "Content-Type": "application/json", **self.limits_of_answers.headers}
+        timeout = {"timeout": self.timeout.as_dict()}
+        return httpx2.Request(method, url, headers=headers, content=content, extensions=timeout)
+
+    async def first(self, request: httpx2.Request) -> httpx2.Response | None:
+        """The answer to a request, or None where `openai` has to see to it, in the same task."""
+        try:
+            response = await self._send(request, is_retry=False)
+        except (httpx2.TransportError, openai.OpenAIError) as error:
+            _OUTCOME.set(error)
+            return None
+        if response.is_success:
+            return response
+        _OUTCOME.set(response)
+        return None
+
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """See `httpx.AsyncClient.send`; the answer is read already."""
+        outcome = _OUTCOME.get()
+        if outcome is None:
+            return await self._send(request, self.limits_of_answers.prepare(request), **options)
+        _OUTCOME.set(None)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _send(self, request: httpx2.Request, is_retry: bool, **options: Any) -> httpx2.Response:
         limits = self.limits_of_answers
-        is_retry = limits.prepare(request)
         try:
-            with anyio.fail_after(limits.seconds):
+            async with time_limit(limits.seconds):
                 return await self._read(request, options)
         except TimeoutError as error:
             raise limits.failed(httpx2.ReadTimeout("timed out", request=request), request, is_retry) from error
@@ -97,32 +139,29 @@ class AsyncServer:
         url = parse_address(base_url, option, key_option)
         self.url = url.copy_with(path=url.path.rstrip("/").removesuffix("/chat/completions") or "/v1")
         self.name, self.timeout, self._option = name_of(self.url), timeout, option
-        self._urls: dict[str, str] = {}  # by path
+        self._urls: dict[str, httpx2.URL] = {}  # by path
+        self._connection = _Connection(key, timeout, on_busy)
         self._client = openai.AsyncOpenAI(
-            api_key="not sent",
-            base_url=str(self.url),
-            max_retries=retries,
-            http_client=_Connection(key, timeout, on_busy),
+            api_key="not sent", base_url=str(self.url), max_retries=retries, http_client=self._connection
         )
 
     async def post(self, path: str, content: bytes, retries: int | None = None) -> dict[str, Any]:
         """What the server answers to JSON; a `path` that begins with // is one of the host, not below the address."""
         options: dict[str, Any] = {"headers": {"Content-Type": "application/json"}}
         options |= {} if retries is None else {"max_retries": retries}
-        return await self._answer(self._client.post, path, content=content, options=options)
+        return await self._answer("POST", path, content=content, options=options)
 
     async def get(self, path: str) -> dict[str, Any]:
         """What the server has there, asked for once."""
-        return await self._answer(self._client.get, path, options={"max_retries": 0})
+        return await self._answer("GET", path, options={"max_retries": 0})
 
-    async def _answer(self, method: Callable, path: str, **request: Any) -> dict[str, Any]:
+    async def _answer(self, method: str, path: str, content: bytes | None = None, **request: Any) -> dict[str, Any]:
         if path not in self._urls:
-            below = path[1:] if path.startswith("//") else self.url.path + path
-            self._urls[path] = str(self.url.copy_with(path=below))
-        try:
-            response = await method(self._urls[path], cast_to=httpx2.Response, **request)
-        except openai.OpenAIError as error:
-            raise what_failed(error, httpx2.URL(self._urls[path]), self.name, self._option) from None
+            self._urls[path] = self.url.copy_with(path=path[1:] if path.startswith("//") else self.url.path + path)
+        url = self._urls[path]
+        response = await self._connection.first(self._connection.request_of(method, url, content))
+        if response is None:
+            response = await self._with_retries(method, url, content, **request)
         try:
             answer = json.loads(response.content)
         except (ValueError, RecursionError):
@@ -130,6 +169,16 @@ class AsyncServer:
         if not isinstance(answer, dict) or (answer.get("error") and len(answer) == 1):
             raise RequestFailedError(excerpt(response.text, 200), response.status_code, error_of(response.text)[1])
         return answer
+
+    async def _with_retries(
+        self, method: str, url: httpx2.URL, content: bytes | None, **request: Any
+    ) -> httpx2.Response:
+        try:
+            if method == "GET":
+                return await self._client.get(str(url), cast_to=httpx2.Response, **request)
+            return await self._client.post(str(url), cast_to=httpx2.Response, content=content, **request)
+        except openai.OpenAIError as error:
+            raise what_failed(error, url, self.name, self._option) from None
 
     async def close(self) -> None:
         await self._client.close()

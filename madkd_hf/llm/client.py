@@ -83,11 +83,14 @@ class Limits:
         """Set the headers; returns whether the same was sent before."""
         is_retry = request.headers.get("x-stainless-retry-count", "0") != "0"
         headers = {name: value for name, value in request.headers.items() if name in SENT_HEADERS}
-        headers |= {"User-Agent": "madkd_hf", "Accept-Encoding": "identity"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request.headers = httpx2.Headers(headers)
+        request.headers = httpx2.Headers(headers | self.headers)
         return is_retry
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of every request."""
+        key = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return {"User-Agent": "madkd_hf", "Accept-Encoding": "identity", **key}
 
     def failed(self, error: httpx2.TransportError, request: httpx2.Request, is_retry: bool) -> Exception:
         """What to raise where no answer came: an error of httpx is tried again, one of openai is not."""

@@ -29,7 +29,7 @@ class Call:
     """The questions of one call of `read`, and their answers."""
 
     def __init__(self, teacher: ServedTeacher, images: Sequence[Image], bank: AspectBank):
-        self.teacher, self.images, self.bank = teacher, images, bank
+        self.teacher, self.images, self.bank, self.fingerprint = teacher, images, bank, bank.fingerprint
         size, count = teacher.questions_per_request, len(bank)
         self.parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
         texts = [[bank.questions[q] for q in part] for part in self.parts]
@@ -56,7 +56,7 @@ class Call:
     async def _send(self, endpoint: Endpoint, job: Job) -> bool:
         index, part = job
         image, questions = await self._image(index), self.parts[part]
-        known = self.teacher.known.setdefault((image.key, self.bank.fingerprint), [None] * len(self.bank))
+        known = self.teacher.known.setdefault((image.key, self.fingerprint), [None] * len(self.bank))
         if index not in self.refused and any(known[q] is None for q in questions):
             try:
                 answers = await ask(endpoint, self.teacher.dialect, image, self.requests[part], len(questions))
