@@ -23,7 +23,12 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["madkd_hf", "madkd_hf.*"]),
     package_data={"madkd_hf.hub.cards": ["*.md"], "madkd_hf.viewer": ["static/*"]},
-    entry_points={"console_scripts": ["madkd = madkd_hf.cli.main:main"]},
+    entry_points={
+        "console_scripts": [
+            "madkd = madkd_hf.cli.main:main",
+            "hf-madkd = madkd_hf.cli.main:main",  # by which `hf` finds an extension
+        ]
+    },
     python_requires=">=3.10",
     install_requires=[
         "accelerate>=1.14",

@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 from ..files import new_folder, remove_folder
 from ..text import get_logger
 from .cards.comparison import FIGURES
-from .cards.student import StudentFacts, write_card
+from .cards.student import LEADERBOARDS, StudentFacts, write_card
 from .retries import HubError
 from .upload import HubRepo
 
@@ -44,6 +44,7 @@ OWN_FILES = (
     *(f"adapter/{name}" for name in ADAPTER_FILES),
     *(f"figures/{name}" for name in FIGURES),
     "because.json",
+    LEADERBOARDS,
     *("onnx/*", "openvino/*", "executorch/*"),  # of `push_exported`
 )
 

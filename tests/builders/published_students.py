@@ -16,6 +16,7 @@ BANK = tiny.bank(3)
 CODE = {"aspects_of_madkd.py", "configuration_madkd.py", "modeling_madkd.py"}
 PLAIN_FILES = {"README.md", "config.json", "model.safetensors", ".gitattributes", "preprocessor_config.json"}
 ASPECT_FILES = PLAIN_FILES | CODE
+LEADERBOARDS = {".eval_results/madkd.yaml"}  # where the images are of the Hub
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
 
 

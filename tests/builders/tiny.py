@@ -15,11 +15,16 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     ResNetConfig,
+    TrainingArguments,
 )
 
 from madkd_hf import Aspect, AspectBank
 
 
+# Layers whose activations are computed again in the backward pass; transformers 6 drops the second name.
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrainingArguments, name)
+)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} : {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"

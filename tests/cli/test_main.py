@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import pkgutil
 import re
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import pytest
 from builders.commands import EASY_VQA, ROOT, command
+from huggingface_hub.cli.extensions import ExtensionManifest
 
 from madkd_hf import __version__
 from madkd_hf.cli import main as cli
@@ -73,3 +79,20 @@ def test_scripts_of_the_recipes_are_the_same_commands():
             command(*start, "--limmit", "3").stderr for start in ([f"recipes/{script}.py"], ["-m", "madkd_hf", verb])
         ]
         assert said[0] == said[1] and said[0].startswith("error: ") and "did you mean 'limit'?" in said[0]
+
+
+def test_hf_knows_madkd_as_an_extension(tmp_path):
+    """As `hf extensions install` leaves it, which takes it from GitHub."""
+    executable = Path(sysconfig.get_path("scripts"), "hf-madkd")
+    folder = tmp_path / ".local" / "share" / "hf" / "extensions" / "hf-madkd"
+    names = {"owner": "you", "repo": "hf-madkd", "repo_id": "you/hf-madkd", "short_name": "madkd", "type": "python"}
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ExtensionManifest(**names, executable_path=str(executable), installed_at=now).save(folder)
+    (folder / ".latest_commit").touch()  # looked up today: no network
+    done = subprocess.run(
+        [executable.with_name("hf"), "madkd", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0 and "label" in done.stdout and "compare" in done.stdout, done.stderr

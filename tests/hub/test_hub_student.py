@@ -15,7 +15,17 @@ import pytest
 import torch
 from builders import tiny
 from builders.local_hub import LocalHub
-from builders.published_students import ASPECT_FILES, BANK, CLASSES, PLAIN_FILES, PROCESSOR, ROOT, compared, student
+from builders.published_students import (
+    ASPECT_FILES,
+    BANK,
+    CLASSES,
+    LEADERBOARDS,
+    PLAIN_FILES,
+    PROCESSOR,
+    ROOT,
+    compared,
+    student,
+)
 from builders.quick_python import online_python, quick_python
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from huggingface_hub import ModelCard
@@ -305,7 +315,7 @@ def test_other_ways_to_publish(hub, place, tmp_path):
     assert TOKEN not in done.stdout + done.stderr and TOKEN.encode() not in hub.received
 
     files = hub.files("you/plain-birds")
-    assert set(files) == PLAIN_FILES and len(hub.commits("you/plain-birds")) == 2
+    assert set(files) == PLAIN_FILES | LEADERBOARDS and len(hub.commits("you/plain-birds")) == 2
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == "you/base" and card.data.datasets == ["you/labelled"]
     assert card.data.eval_results[0].dataset_revision == dataset_commit

@@ -6,9 +6,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from builders import tiny
-from builders.published_students import ASPECT_FILES, BANK, CLASSES, CODE, PLAIN_FILES, PROCESSOR, compared, student
-from huggingface_hub import ModelCard
+from builders.published_students import (
+    ASPECT_FILES,
+    BANK,
+    CLASSES,
+    CODE,
+    LEADERBOARDS,
+    PLAIN_FILES,
+    PROCESSOR,
+    compared,
+    student,
+)
+from huggingface_hub import EvalResultEntry, ModelCard, parse_eval_result_entries
 from transformers import AutoModelForImageClassification
 
 from madkd_hf import AspectBank, MadkdConfig, MadkdForImageClassification
@@ -42,7 +53,7 @@ def staged(folder: Path, model=None, plain: bool = False, **changed) -> dict[str
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_stage_holds_what_a_stranger_needs_and_nothing_else(tmp_path, plain):
     files = staged(tmp_path / "one", plain=plain)
-    assert set(files) == (PLAIN_FILES if plain else ASPECT_FILES) - {".gitattributes"}
+    assert set(files) == (PLAIN_FILES if plain else ASPECT_FILES) - {".gitattributes"} | LEADERBOARDS
     assert staged(tmp_path / "two", plain=plain) == files
 
 
@@ -141,6 +152,23 @@ def test_results_say_whose_images_they_are_from_and_are_numbers(tmp_path):
     assert "Measured: test on [you/birds](" in card.text and ", test on [you/others](" in card.text
     told = {(each.dataset_type, each.metric_type): each.metric_value for each in card.data.eval_results}
     assert told == {("you/birds", "accuracy"): 0.5, ("you/birds", "f1"): 0.25, ("you/others", "accuracy"): 0.75}
+
+
+def test_the_hub_lists_one_number_of_each_of_its_datasets(tmp_path):
+    other = DataSource("you/others", "main", "small")
+    found = [
+        Evaluation("test", {"accuracy": 0.5}, 8, "test"),
+        Evaluation("validation", {"accuracy": 0.75}, 12, "validation"),
+        Evaluation("new", {"accuracy": 0.25, "macro_f1": 0.5}, dataset=other),
+        Evaluation("mine", {"accuracy": 1.0}, 4, dataset=DataSource("recipes.birds:load")),
+    ]
+    entries = parse_eval_result_entries(
+        yaml.safe_load(staged(tmp_path, evaluations=found)[".eval_results/madkd.yaml"])
+    )
+    assert entries == [
+        EvalResultEntry("you/birds", "default", 0.5, dataset_revision="a" * 40, notes="accuracy, test, 8 images"),
+        EvalResultEntry("you/others", "small", 0.25, notes="accuracy, new"),
+    ]
 
 
 def test_weights_that_are_no_model_of_the_hub_are_no_base_model(tmp_path):

@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pytest
 from builders import detector_training as detectors
+from builders import tiny
 from builders.classifier_training import StopAfter, logged, rows, trainer
 from builders.detectors import ARCHITECTURES
 from builders.quick_python import warm_python
@@ -143,7 +144,7 @@ TRAININGS = {  # batches of 8
 RARER = {
     "whole batches": (classifier, {"count": 24, "image_store": "none", "eval_strategy": "epoch"}),
     "a last batch of 1": (classifier, {"count": 17}),
-    "checkpointed": (classifier, {"count": 21, "gradient_checkpointing": True}),
+    "checkpointed": (classifier, {"count": 21, tiny.CHECKPOINTING: True}),
     "detector, whole batches": (detector, {"count": 16, "num_train_epochs": 2}),
     "detector, a last batch of 5": (detector, {"count": 13, "num_train_epochs": 2}),
     "yolos": (detector, {"count": 16, "objects": (2,), "num_train_epochs": 2}),

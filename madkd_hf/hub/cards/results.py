@@ -1,4 +1,4 @@
-"""What a student scored: as a table for readers, and as the model-index that the Hub reads."""
+"""What a student scored: as a table for readers, and in the two forms that the Hub reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-from huggingface_hub import EvalResult
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from ...report.comparison import markdown_table
 from ...text import markdown, one_line
@@ -95,6 +96,34 @@ def eval_results(evaluations: Sequence[Evaluation], task: str) -> list[EvalResul
         for data in [evaluation.dataset]
         for metric, value in evaluation.metrics.items()
     ]
+
+
+def leaderboard_file(evaluations: Sequence[Evaluation]) -> str | None:
+    """`.eval_results/*.yaml`, by which the Hub lists a model beside the others of a dataset; None without any.
+
+    Of each dataset on the Hub one number, accuracy or mAP: that on its test images, where there is one.
+    """
+    main: dict[str, tuple[Evaluation, str]] = {}
+    for evaluation in sorted(evaluations, key=lambda evaluation: evaluation.name == "test"):
+        metric = next((name for name in ("accuracy", "map") if name in evaluation.metrics), None)
+        if metric and evaluation.dataset and evaluation.dataset.id:
+            main[evaluation.dataset.id] = evaluation, metric
+    if not main:
+        return None
+    entries = []
+    for dataset, (evaluation, metric) in main.items():
+        data = evaluation.dataset
+        images = f", {evaluation.images} images" if evaluation.images else ""
+        entries.append(
+            EvalResultEntry(
+                dataset_id=dataset,
+                task_id=one_line(data.config or "default"),
+                value=round(evaluation.metrics[metric], 4),
+                dataset_revision=data.revision if COMMIT.fullmatch(data.revision or "") else None,
+                notes=one_line(f"{metric}, {evaluation.split or evaluation.drawn or evaluation.name}{images}"),
+            )
+        )
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False, allow_unicode=True)
 
 
 def results_table(evaluations: Sequence[Evaluation], escape: Any) -> str:

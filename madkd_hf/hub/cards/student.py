@@ -21,11 +21,12 @@ from ...text import as_list, code, front, markdown, python
 from ..sources import HUB_ID, DataSource, link
 from ..upload import TAG, HubRepo
 from .comparison import comparison_text, copy_figures, read_comparison
-from .results import Evaluation, eval_results, measured_on, published_evaluations, results_table
+from .results import Evaluation, eval_results, leaderboard_file, measured_on, published_evaluations, results_table
 
 
 TEMPLATE = Path(__file__).with_name("student.md")
 EXPORTED, BECAUSE = ("onnx/*.onnx", "openvino/*.xml", "executorch/*.pte"), "because.json"
+LEADERBOARDS = ".eval_results/madkd.yaml"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,9 @@ def write_card(
         pictures = copy_figures(facts.comparison, folder)
     detects = _detects(config)
     evaluations = published_evaluations(facts.evaluations, config, plain, facts.dataset)
+    if leaderboards := leaderboard_file(evaluations):
+        (folder / ".eval_results").mkdir(exist_ok=True)
+        (folder / LEADERBOARDS).write_text(leaderboards, encoding="utf-8")
     data = _front_matter(config, repo, facts, evaluations, manual_metadata or {})
     hyperparameters = [[code(name), code(value)] for name, value in facts.hyperparameters.items()]
     card = ModelCard.from_template(

@@ -137,10 +137,12 @@ class DistillingTrainer(Publishing, SafeTrainer):
                 f"{type(self).__name__} cannot share a batch between the {self.args.n_gpu} GPUs of one process: start "
                 "one process for each with `accelerate launch`, or show it one with CUDA_VISIBLE_DEVICES=0."
             )
-        if self.args.gradient_checkpointing and not self.model.supports_gradient_checkpointing:
+        names = ("activation_checkpointing", "gradient_checkpointing")  # the older goes in transformers 6
+        asked = any(getattr(self.args, name, None) for name in names)
+        if asked and not self.model.supports_gradient_checkpointing:
             inner = self.model.base_model_prefix  # "backbone" or "detector"
             raise ValueError(
-                f"The {inner} {type(getattr(self.model, inner)).__name__} has no layers for gradient checkpointing: "
+                f"The {inner} {type(getattr(self.model, inner)).__name__} has no layers for activation checkpointing: "
                 "leave it out, or lower per_device_train_batch_size and raise gradient_accumulation_steps."
             )
 

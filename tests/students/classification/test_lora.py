@@ -166,10 +166,10 @@ def test_less_memory_for_activations_changes_no_step(tmp_path):
     settings = {"crop_scale": 1.0, "horizontal_flip": 0.0, "max_steps": 2}
     runs = [
         trainer(tmp_path / "usual", lora=lora(lora_dropout=0.0), **settings),
-        trainer(tmp_path / "less", lora=lora(lora_dropout=0.0), gradient_checkpointing=True, **settings),
+        trainer(tmp_path / "less", lora=lora(lora_dropout=0.0), **{tiny.CHECKPOINTING: True}, **settings),
         trainer(
             tmp_path / "reentrant", lora=lora(lora_dropout=0.0), **settings,
-            gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True},
+            **{tiny.CHECKPOINTING: True, f"{tiny.CHECKPOINTING}_kwargs": {"use_reentrant": True}},
         ),
         trainer(
             tmp_path / "parts", lora=lora(lora_dropout=0.0), **settings,

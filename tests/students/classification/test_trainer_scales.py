@@ -187,10 +187,10 @@ def test_bf16_computes_in_fewer_bits_and_keeps_whole_weights(tmp_path):
     assert logged(half, "loss") != logged(whole, "loss")
 
 
-def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(tmp_path):
+def test_activation_checkpointing_computes_layers_twice_and_changes_nothing(tmp_path):
     curves, calls = [], []
     for checkpointing in (False, True):
-        run = trainer(tmp_path, gradient_checkpointing=checkpointing)
+        run = trainer(tmp_path, **{tiny.CHECKPOINTING: checkpointing})
         passes = []
         layer = run.model.backbone.vit.layers[0].attention
         layer.register_forward_hook(lambda layer, *_, seen=passes: seen.append(1) if layer.training else None)
@@ -206,9 +206,9 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing(tmp_pa
     ("backbone", "name"),
     [(tiny.resnet(), "ResNetForImageClassification"), (MobileNetV2Config(), "MobileNetV2ForImageClassification")],
 )
-def test_a_backbone_without_gradient_checkpointing_says_so(tmp_path, backbone, name):
-    with pytest.raises(ValueError, match=f"The backbone {name} has no layers for gradient checkpointing: leave it"):
-        trainer(tmp_path, student(backbone), gradient_checkpointing=True)
+def test_a_backbone_without_activation_checkpointing_says_so(tmp_path, backbone, name):
+    with pytest.raises(ValueError, match=f"The backbone {name} has no layers for activation checkpointing: leave it"):
+        trainer(tmp_path, student(backbone), **{tiny.CHECKPOINTING: True})
 
 
 @pytest.mark.slow
@@ -284,3 +284,14 @@ def test_tensorboard_shows_each_part_of_the_loss(tmp_path, monkeypatch):
     for name in LOSSES:
         shown = [event.value for event in board.Scalars(f"train/{name}")]
         assert shown == pytest.approx(logged(run, name), abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_trackio_keeps_each_part_of_the_loss(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "board"))  # in a database there: no account, no network
+    storage = pytest.importorskip("trackio.sqlite_storage")
+    run = trainer(tmp_path, report_to=["trackio"], project="birds", run_name="first")
+    run.train()
+    logs = [logs for logs in storage.SQLiteStorage.get_logs("birds", "first") if "train/loss" in logs]
+    for name in LOSSES:
+        assert [entry[f"train/{name}"] for entry in logs] == pytest.approx(logged(run, name), abs=1e-6), name
