@@ -22,7 +22,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["madkd_hf", "madkd_hf.*"]),
-    package_data={"madkd_hf.hub.cards": ["*.md"], "madkd_hf.viewer": ["static/*"]},
+    package_data={
+        "madkd_hf.hub.cards": ["*.md"],
+        "madkd_hf.spaces": ["static/*", "gradio/*"],
+        "madkd_hf.viewer": ["static/*"],
+    },
     entry_points={
         "console_scripts": [
             "madkd = madkd_hf.cli.main:main",

@@ -55,6 +55,7 @@ GROUPS = {  # command -> its groups of options, in its module; those of a traini
     "tune": ("TuneArguments",),
     "view": ("ViewArguments",),
     "export": ("ExportArguments",),
+    "space": ("SpaceArguments",),
 }
 TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 

@@ -20,6 +20,7 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "tune": "Choose training arguments on validation images, over equal grids.",
     "view": "Make a page to look through a labelled dataset, the likeliest mistakes of its labels first.",
     "export": "Export a student to ONNX, OpenVINO or ExecuTorch, compared with PyTorch.",
+    "space": "Make a Space of a student: a page on which anybody can try it, with the reasons for its answers.",
 }
 LAUNCHED = ("label", "train")  # run in several processes
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"

@@ -39,7 +39,7 @@ TAG = "madkd"  # in the card of everything that this package publishes
 BLANK = (".gitattributes", ".gitignore", "README.md", "LICENSE*")  # what a new repo may hold already
 WRITTEN = {  # fields of a card's front matter that we write; a person has added all others
     *("annotations_creators", "base_model", "configs", "dataset_info", "datasets", "library_name", "model-index"),
-    *("pipeline_tag", "pretty_name", "size_categories", "source_datasets", "tags", "task_categories"),
+    *("models", "pipeline_tag", "pretty_name", "size_categories", "source_datasets", "tags", "task_categories"),
 }
 
 
@@ -49,11 +49,12 @@ class HubRepo:
 
     Attributes:
         repo_id: "name", "user/name" or "organization/name".
-        repo_type: "dataset" or "model".
+        repo_type: "dataset", "model" or "space".
         private: whether a new repo is private; one that exists stays as it is.
         token: a Hub token; by default HF_TOKEN or the one that `hf auth login` stored.
         revision: the branch to commit to, made where it is missing, or a pull request, "refs/pr/1"; main by default.
         create_pr: open a pull request on main with the commit, for instance on somebody else's repo.
+        space_sdk: what runs a new Space, "gradio" or "static".
     """
 
     repo_id: str
@@ -62,6 +63,7 @@ class HubRepo:
     token: str | None = field(default=None, repr=False)
     revision: str | None = None
     create_pr: bool = False
+    space_sdk: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token", (self.token or "").strip() or None)  # a file's last line ends in a newline
@@ -141,7 +143,7 @@ class HubRepo:
             except (HTTPError, OSError, RuntimeError) as error:
                 if not may_pass(error):
                     raise
-                kind = "datasets/" if self.repo_type == "dataset" else ""
+                kind = "" if self.repo_type == "model" else f"{self.repo_type}s/"
                 place = f"{constants.ENDPOINT}/{kind}{self.repo_id}/discussions"
                 raise HubError(
                     f"The Hub did not say whether it opened a pull request ({reason_of(error)}): look under {place} "
@@ -150,7 +152,8 @@ class HubRepo:
             if not commit.pr_url:
                 raise HubError(f"There is nothing to propose: {self.repo_id} holds these very files already.")
             return commit
-        retried(self._api.create_repo, **self._repo_key, private=self.private, exist_ok=True)
+        new = {"private": self.private, "space_sdk": self.space_sdk}
+        retried(self._api.create_repo, **self._repo_key, **new, exist_ok=True)
         if self.revision and not self.revision.startswith("refs/"):
             retried(self._api.create_branch, **self._repo_key, branch=self.revision, exist_ok=True)
         return retried(self._commit, folder, message, own)

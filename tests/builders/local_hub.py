@@ -52,6 +52,7 @@ LICENSES = set(
     mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openrail openrail++ osl-3.0 other pddl postgresql unknown
     unlicense wtfpl zlib""".split()
 )
+SPACE_SDKS = ("gradio", "docker", "static")
 FAULTS = {
     "status": {"status", "retry_after", "message"},
     "drop": set(),
@@ -133,6 +134,7 @@ class Repo:
     type: str
     id: str
     private: bool
+    sdk: str | None = None  # of a Space
     refs: dict[str, Commit] = field(default_factory=dict)  # full names: refs/heads/main, refs/pr/1
     commits: dict[str, Commit] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)  # LFS, by sha256
@@ -416,7 +418,9 @@ class LocalHub:
         if request.user is None:
             raise HubError(401, "Invalid username or password.")
         namespace = asked.get("organization") or request.user["name"]
-        repo = Repo(repo_type, f"{namespace}/{asked['name']}", _private(asked, False))
+        repo = Repo(repo_type, f"{namespace}/{asked['name']}", _private(asked, False), asked.get("sdk"))
+        if repo_type == "space" and repo.sdk not in SPACE_SDKS:
+            raise HubError(400, f"Invalid sdk: {repo.sdk}")
         if request.user["role"] != "write" or not _owns(request.user, repo.id):
             message = f'You don\'t have the rights to create a {repo_type} under the namespace "{namespace}"'
             raise HubError(403, message)
