@@ -59,7 +59,7 @@ class SpaceArguments(DatasetArguments, HubArguments):
     examples: int = option(6, "How many images of the dataset to try it with.")
     model_id: str | None = option(None, "Hub id of the student to link to, where it is a folder here.")
     offline_assets: str | None = option(
-        None, "A folder with the JavaScript of a static Space, to bring it along, as npm installs it."
+        None, "A folder with the JavaScript of a static Space, to bring it along, as `npm pack` fetches it."
     )
     push_to_hub: bool = option(False, "Publish the Space, in one commit.")
     hub_space_id: str | None = option(None, "Where: owner/name, or a name of your own.")

@@ -63,7 +63,7 @@ def find_assets(folder: str | Path) -> dict[str, Path]:
     """The pinned files in a folder, wherever they lie in it, by name.
 
     Args:
-        folder: for instance `node_modules`, or one into which `npm pack` archives were unpacked.
+        folder: for instance one into which archives of `npm pack` were unpacked, or `node_modules`.
 
     Raises:
         ValueError: one is missing, or is not the pinned one.
@@ -86,9 +86,8 @@ def find_assets(folder: str | Path) -> dict[str, Path]:
     return found
 
 
-_HOW = (
-    f"run `npm install --prefix DIR {_TRANSFORMERS[0]}@{_TRANSFORMERS[1]} {_RUNTIME[0]}@{_RUNTIME[1]}`, and pass DIR."
-)
+_PACKAGES = " ".join(f"{package}@{version}" for package, version in (_TRANSFORMERS, _RUNTIME))
+_HOW = f"run `npm pack {_PACKAGES} && for f in *.tgz; do tar xzf $f; done` in a folder, and pass it."
 
 
 def sha384(path: Path) -> str:

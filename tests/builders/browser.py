@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
+import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 
+FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync""".split()  # a browser that asks nobody for anything of its own accord
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -21,7 +28,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("there is no Chromium here")
     with playwright.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=path, args=FLAGS)
         try:
             yield chromium
         finally:
@@ -29,9 +36,11 @@ def browser() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(chromium: Any, address: str, width: int = 1280, height: int = 900) -> Iterator[tuple[Any, list[str]]]:
+def opened(
+    chromium: Any, address: str, width: int = 1280, height: int = 900, **options: Any
+) -> Iterator[tuple[Any, list[str]]]:
     """A page, and what it asked for and complained about: requests, messages of the console, errors."""
-    page = chromium.new_page(viewport={"width": width, "height": height})
+    page = chromium.new_page(viewport={"width": width, "height": height}, **options)
     noted: list[str] = []
     page.on("console", lambda message: noted.append(f"console: {message.text}"))
     page.on("pageerror", lambda error: noted.append(f"error: {error}"))
@@ -42,3 +51,30 @@ def opened(chromium: Any, address: str, width: int = 1280, height: int = 900) ->
         yield page, noted
     finally:
         page.close()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of a web server that shows the files of a folder."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def barriers(page: Any) -> list[str]:
+    """What axe-core finds that keeps people out, serious or critical; skipped without MADKD_AXE, its axe.min.js."""
+    path = os.environ.get("MADKD_AXE")
+    if not path:
+        pytest.skip("MADKD_AXE names no axe.min.js")
+    page.evaluate(Path(path).read_text(encoding="utf-8") + "; 0")
+    found = page.evaluate(
+        "axe.run().then(r => r.violations.map(v => [v.impact, v.id + ': ' + v.nodes.map(n => n.html).join(' ')]))"
+    )
+    return [text for impact, text in found if impact in ("serious", "critical")]

@@ -77,7 +77,7 @@ def test_without_questions_it_says_so(tmp_path, capsys):
         (["{student}", "--examples", "100"], "expected 0 to 24 images"),
         (["{student}", "--split", "train"], "pass --dataset"),
         (["{student}", "--dataset", "{birds}", "--split", "final"], "There is no split 'final'"),
-        (["{student}", "--offline_assets", "{birds}"], "transformers.min.js is not there: run `npm install"),
+        (["{student}", "--offline_assets", "{birds}"], "transformers.min.js is not there: run `npm pack"),
         (["{student}", "--offline_assets", "x", "--kind", "gradio"], "is for a Space in the browser"),
         (["{student}", "--model_id", "a b"], "'a b' is no Hub id to link to"),
         (["{student}", "--push_to_hub", "true"], "pass --hub_space_id owner/name"),

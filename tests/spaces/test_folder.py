@@ -208,12 +208,12 @@ def test_examples_carry_no_metadata_and_are_no_larger_than_needed(exported, tmp_
 
 
 def test_javascript_that_is_not_the_pinned_one_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="There is no folder .*nowhere.*npm install --prefix DIR @huggingface/transf"):
+    with pytest.raises(ValueError, match="There is no folder .*nowhere.*npm pack @huggingface/transf"):
         find_assets(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="transformers.min.js is not there: run `npm install"):
+    with pytest.raises(ValueError, match="transformers.min.js is not there: run `npm pack"):
         find_assets(tmp_path)
     (tmp_path / "transformers.min.js").write_text("steal()")
-    with pytest.raises(ValueError, match="transformers.min.js is another file: run `npm install"):
+    with pytest.raises(ValueError, match="transformers.min.js is another file: run `npm pack"):
         find_assets(tmp_path)
 
 
