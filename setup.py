@@ -8,7 +8,7 @@ extras = {
     "onnx": ["onnx>=1.21", "onnxruntime>=1.23", "onnxscript>=0.7"],
     "openai": ["openai[aiohttp]>=3.0"],
     "peft": ["peft>=0.18"],
-    "serving": ["fastapi>=0.165", "uvicorn>=0.54"],  # what `transformers serve` needs, for its test
+    "serving": ["fastapi>=0.165", "prometheus-client>=0.20", "python-multipart>=0.0.20", "uvicorn>=0.54"],
     "test": ["pytest>=8.2", "pytest-xdist>=3.8", "import-linter>=2.1"],
     "quality": ["ruff>=0.9"],
 }

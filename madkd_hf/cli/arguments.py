@@ -56,6 +56,7 @@ GROUPS = {  # command -> its groups of options, in its module; those of a traini
     "view": ("ViewArguments",),
     "export": ("ExportArguments",),
     "space": ("SpaceArguments",),
+    "serve": ("ServeArguments",),
 }
 TRAINING_OPTIONS = {"backbone", "detector", "aspect_alpha", "learning_rate", "num_train_epochs", "max_steps"}
 

@@ -21,6 +21,7 @@ COMMANDS = {  # verb, which is the name of its module -> what it does
     "view": "Make a page to look through a labelled dataset, the likeliest mistakes of its labels first.",
     "export": "Export a student to ONNX, OpenVINO or ExecuTorch, compared with PyTorch.",
     "space": "Make a Space of a student: a page on which anybody can try it, with the reasons for its answers.",
+    "serve": "Answer over HTTP what a student sees in images.",
 }
 LAUNCHED = ("label", "train")  # run in several processes
 USAGE = "usage: madkd COMMAND [--config FILE.yaml] [options]"

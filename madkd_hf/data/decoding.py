@@ -8,7 +8,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,7 +126,7 @@ class _Check:
     only_bytes: bool = True
 
     def __post_init__(self) -> None:
-        self.room = _Room(MOST_PIXELS)
+        self.room = Room(MOST_PIXELS)
 
     def __call__(self, value: pa.StructScalar) -> tuple[str, bool] | None:
         if not value.is_valid:
@@ -169,20 +169,10 @@ class _Check:
         return None
 
     def _decode(self, file: BinaryIO, size: int) -> str | None:
-        """What is wrong with an image file; decoded as `to_rgb(Image().decode_example(...))` does."""
+        """What is wrong with an image file, unless the decoder says so; as `to_rgb(Image().decode_example(...))`."""
         if not size:
             return "the file is empty"
-        try:
-            image = Image.open(file)
-        except UnidentifiedImageError:
-            file.seek(0)
-            begins = file.read(200).lstrip().lower()
-            text = begins.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
-            return "it is a web page or other text, no image" if text else "it is no image that Pillow can read"
-        if image.format in STARTS_PROGRAMS:
-            return f"it is {image.format}, which other programs would have to read"
-        if max(image.size) > LONGEST * min(image.size):
-            return f"it has {image.width} x {image.height} pixels, one side over {LONGEST} times the other"
+        image = opened(file)
         image.draft(None, (1, 1))  # a JPEG in its smallest scale: all its data are read, and damage is found the same
         with self.room.reserved(image.width * image.height):
             image.load()
@@ -192,7 +182,31 @@ class _Check:
         return None
 
 
-class _Room:
+def opened(file: BinaryIO, formats: Sequence[str] | None = None) -> Image.Image:
+    """An image of which the head is read, and no pixels yet.
+
+    Args:
+        formats: those that Pillow may try; by default all.
+
+    Raises:
+        ValueError: what the file is instead, in a few words.
+    """
+    try:
+        image = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        file.seek(0)
+        begins = file.read(200).lstrip().lower()
+        text = begins.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg"))
+        what = "it is a web page or other text, no image" if text else "it is no image that Pillow can read"
+        raise ValueError(what) from None
+    if image.format in STARTS_PROGRAMS:
+        raise ValueError(f"it is {image.format}, which other programs would have to read")
+    if max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"it has {image.width} x {image.height} pixels, one side over {LONGEST} times the other")
+    return image
+
+
+class Room:
     """Limits how many pixels are in memory at once; a larger image is decoded alone."""
 
     def __init__(self, total: int):

@@ -12,17 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import (
-    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
-    AutoConfig,
-    AutoModelForImageClassification,
-    BaseImageProcessor,
-    PreTrainedModel,
-)
+from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.image_processors import load_image_processor
 from ..files import own_folder, write_whole, writing
 from ..students.classification.because import BECAUSE_FILE, Because, mean_answers
+from ..students.classification.loading import load_classifier
 from ..students.models.modeling_madkd import MadkdForImageClassification
 from . import FILES, KIND, NAMES
 from .formats import FORMATS, PIXELS, Exported, Format, export
@@ -79,31 +73,12 @@ def load_for_export(source: str, aspects: bool = False, **kwargs: Any) -> tuple[
     Raises:
         ValueError: a detector, no image classifier, or one without aspects where they are asked for.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{source} is no student ({reason}): pass the folder that `madkd train` wrote, or a Hub id."
-        ) from error
-    is_student = config.model_type == "madkd"
-    if not is_student and type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise ValueError(
-            f"{source} is a {config.model_type} model, and only image classifiers are exported so far, no detectors: "
-            "pass a classifier."
-        )
-    if aspects and not (is_student and config.num_aspects):
+    model, processor = load_classifier(source, "exported", **kwargs)
+    if aspects and not getattr(model.config, "num_aspects", 0):
         raise ValueError(
             f"{source} has no aspects: leave out --aspects, or pass a student that was trained with them."
         )
-    processor = load_image_processor(source, **kwargs)
-    model_class = MadkdForImageClassification if is_student else AutoModelForImageClassification
-    try:
-        model = model_class.from_pretrained(source, dtype=torch.float32, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{source} cannot be loaded as an image classifier ({reason}): pass a student.") from error
-    return model.eval(), processor
+    return model, processor
 
 
 def export_student(

@@ -66,6 +66,7 @@ class Endpoint:
     dead: Exception | None = None  # why it gets no more requests, and
     died_at: float = 0.0  # since when
     was_away: bool = False  # whether it may have been started again, perhaps with another model
+    questions: tuple[str, ...] | None = None  # the only ones that it answers, where it says so, as a student does
 
     def __post_init__(self) -> None:
         self.limiter = Limiter(self.most)
@@ -97,6 +98,8 @@ class Endpoint:
         """What the server says of itself and of the model: `by`, `root`, `version`, where it does, and `models`."""
         listed, about = await self._listed(), {}
         entry = next((entry for entry in listed if entry.get("id") == self.model), {})
+        if isinstance(entry.get("questions"), list):
+            self.questions = tuple(filter(lambda text: isinstance(text, str), entry["questions"]))
         if isinstance(entry.get("owned_by"), str):
             about["by"] = excerpt(entry["owned_by"], 60)
         if isinstance(entry.get("root"), str):
@@ -109,6 +112,18 @@ class Endpoint:
             about["version"] = excerpt(version, 40)
         names = [excerpt(entry["id"], 80) for entry in listed if isinstance(entry.get("id"), str)]
         return {**about, "models": names}
+
+    def check_questions(self, texts: Sequence[str]) -> None:
+        """Raise ValueError where a server that answers certain questions only is to be asked another one."""
+        if self.questions is None:
+            return
+        known = {" ".join(text.split()) for text in self.questions}
+        if strange := [text for text in texts if " ".join(text.split()) not in known]:
+            raise ValueError(
+                f"{self.model} on {self.name} is a student of {len(known)} questions, and {excerpt(strange[0], 80)!r} "
+                f"is none of them ({len(strange)} of {len(texts)} are not): pass --bank with those that it learnt, "
+                "and no --prompt."
+            )
 
     async def _listed(self) -> list[dict[str, Any]]:
         try:

@@ -2,6 +2,7 @@
 
 It shows which dialect the server speaks, whether the model sees the image, whether the same is answered twice, and
 whether it answers with yes or no at all; and its numbers tell, when a job goes on, whether it is still the same model.
+A student that is served is asked two of its own questions, since it has learnt no others.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ class Probe:
         log_odds: of the two questions about the first image, and of the same about the second.
         noise: the largest difference between the same question asked twice.
         prompt: a digest of the prompt's token ids, where the server gives them.
+        questions: the two.
     """
 
     dialect: Dialect
     log_odds: list[float] = field(default_factory=list)
     noise: float = 0.0
     prompt: str | None = None
+    questions: tuple[str, str] = QUESTIONS
 
     @property
     def state(self) -> dict[str, Any]:
@@ -61,7 +64,7 @@ class Probe:
             return "its prompt has other tokens (another chat template, or tokenizer?)"
         now = self.state["log_odds"]
         for index, (old, new) in enumerate(zip(then["log_odds"], now)):
-            question = f"{QUESTIONS[index % 2]!r} of a plain {('red', 'blue')[index // 2]} image"
+            question = f"{self.questions[index % 2]!r} of a plain {('red', 'blue')[index // 2]} image"
             slack = max(SAME, 4 * max(then["noise"], self.noise), 4 * (step or 0))
             if self.dialect.mass_known is False and None not in (old, new):  # rounded probabilities
                 old, new, slack = _sigmoid(old), _sigmoid(new), max(0.02, 3 * (step or 0))
@@ -97,6 +100,8 @@ async def probe(
     """
     images = [encode(Image.new("RGB", (SIDE, SIDE), colour)) for colour in ((220, 20, 20), (20, 20, 220))]
     reasons = []
+    if endpoint.questions == ():
+        raise LLMError(f"{endpoint.model} on {endpoint.name} answers no questions: pass another --teacher_model.")
     for name in names:
         if name == "chat-ids" and not words.ids:
             reasons.append("chat-ids needs the ids of yes and no: pass --teacher_tokenizer")
@@ -123,11 +128,13 @@ async def probe(
 
 
 async def _look(endpoint: Endpoint, dialect: Dialect, images: list[Encoded], models: Sequence[str]) -> Probe:
-    first, response = await _first(endpoint, dialect, images[0], QUESTIONS[0], models)
-    found = Probe(dialect, prompt=_digest(response.get("prompt_token_ids")))
+    known = endpoint.questions
+    questions = QUESTIONS if known is None else (known[0], known[-1])
+    first, response = await _first(endpoint, dialect, images[0], questions[0], models)
+    found = Probe(dialect, prompt=_digest(response.get("prompt_token_ids")), questions=questions)
     answers = [first]
     for image, question in ((0, 1), (1, 0), (1, 1), (0, 0)):
-        answers.append((await _first(endpoint, dialect, images[image], QUESTIONS[question], models))[0])
+        answers.append((await _first(endpoint, dialect, images[image], questions[question], models))[0])
     *z, again = [dialect.log_odds(answer, dialect.step(answers)) for answer in answers]
     found.log_odds, found.noise = z, 0.0 if math.isnan(z[0]) or math.isnan(again) else abs(z[0] - again)
     _check(endpoint, dialect, found, answers, response)
@@ -161,7 +168,7 @@ def _check(
         )
     if found.noise > 1:
         logger.warning(f"{model} answers the same question with log-odds that differ by {found.noise:.2g}.")
-    if not (red[0] > blue[0] or math.isnan(red[0] - blue[0])):
+    if found.questions == QUESTIONS and not (red[0] > blue[0] or math.isnan(red[0] - blue[0])):
         logger.warning(f"{model} takes a blue image for redder than a red one: is it the model that you mean?")
 
 

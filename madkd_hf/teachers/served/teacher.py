@@ -234,6 +234,8 @@ class ServedTeacher(Teacher):
         self._compared = self.plan["probe"]
 
     def _answers(self, images: Sequence[Image], bank: AspectBank, keep: bool = False) -> list[list[Answer]]:
+        for endpoint in self.endpoints:
+            endpoint.check_questions([self.dialect.text(question) for question in bank.questions])
         rows, refused = self._background.run(self._ask_all(images, bank))
         if refused:
             index, reason = next(iter(sorted(refused.items())))
