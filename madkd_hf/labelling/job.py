@@ -115,6 +115,8 @@ class Job:
             return work.manifest, done
         locks.enter_context(locked(folder, "it labels a dataset", "work_dir", again=True, wait=self.wait))
         work.start()  # another job may have settled something meanwhile
+        work.release()
+        locks.callback(work.release)
         done = {source.split: self._usable_shards(work, source) for source in sources}
         for split, usable in done.items():  # so that a shard that exists is complete
             work.remove(split, [index for index in work.indexes(split) if index not in usable])
@@ -182,7 +184,7 @@ class Job:
         return source.without_skipped(labelled, skipped) if skipped else labelled
 
     def _fill(self, work: WorkDir, source: Rows | Stream, done: dict[int, int]) -> None:
-        """Make this worker's share of the missing shards, and wait for the others'."""
+        """Make missing shards until all are taken, and wait for those that other workers have taken."""
         size, shards_of_others = work.manifest["shard_size"], {}
         plan = work.manifest["plan"] or {}
         images_per_call = max(READ_BATCH, *(labeller.images_per_call(plan) for labeller in self.labellers))
@@ -190,8 +192,8 @@ class Job:
         about = f": {', '.join(labeller.about for labeller in self.labellers)}" if source.labelled else ""
         settings = {"initial": sum(done.values()), "unit": " images", "disable": not self.workers.is_main}
         with tqdm(desc=f"{source.split}{about}", total=source.total, **settings) as bar, hidden_progress_bars():
-            for turn, (index, rows) in enumerate(source.shards(size, frozenset(done))):
-                if turn % self.workers.count != self.workers.index:
+            for index, rows in source.shards(size, frozenset(done)):
+                if self.workers.count > 1 and not work.claim(source.split, index):
                     shards_of_others[index] = len(rows)
                     continue
                 rows = source.fetched(rows)

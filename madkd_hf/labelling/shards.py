@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from .manifest import MANIFEST_FILE, REMEDY, merged, read_manifest, refuse_anoth
 logger = logging.getLogger(__name__)
 
 MARK = b"madkd_hf"  # key in the metadata of a shard: its job, split and number
+CLAIM = re.compile(r"\..+-\d{5,}\.claimed")
 ROW_GROUP = 100  # images that a reader of a stream loads at once
 
 
@@ -122,6 +124,29 @@ class WorkDir:
     def path(self, split: str, index: int) -> Path:
         """The file of a split's shard."""
         return self._shards / f"{split}-{index:05d}.{'parquet' if self.streams else 'arrow'}"
+
+    def claim(self, split: str, index: int) -> bool:
+        """Whether this worker makes a shard: the first that asks does, so that whoever is free takes the next one.
+
+        A shard that is there was made by another one, which may have finished the job and taken the claims back.
+        """
+        try:
+            self._claim(split, index).touch(exist_ok=False)  # on a shared disk, too, only one creates a file
+        except FileExistsError:
+            return False
+        except OSError:
+            with self._writing(split):  # says what to do
+                raise
+        return not self.path(split, index).exists()
+
+    def release(self) -> None:
+        """Take back all claims, also those of workers that were killed; for the main process, which holds the lock."""
+        for path in self._shards.glob(".*.claimed"):
+            if CLAIM.fullmatch(path.name) and not path.is_symlink():
+                path.unlink(missing_ok=True)
+
+    def _claim(self, split: str, index: int) -> Path:
+        return self._shards / f".{split}-{index:05d}.claimed"
 
     def write(self, split: str, index: int, table: pa.Table) -> None:
         """Store a shard; it is complete from the moment that its file has its name."""

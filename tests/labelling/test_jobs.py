@@ -174,6 +174,45 @@ def test_shards_that_are_not_done_are_gone_before_the_workers_look(tmp_path):
     assert there == {f"train-{index:05d}.arrow" for index in done["train"]} and sorted(done["train"]) == [3, 4]
 
 
+class Waiting(Counting):
+    """Waits until another worker has read so many images, where there are as many."""
+
+    def read(self, images, bank):
+        while self.other.count < self.patience:
+            time.sleep(0.01)
+        return super().read(images, bank)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
+def test_whoever_is_free_takes_the_next_shard(tmp_path, stream):
+    quick = Counting(tiny.internvl(), tiny.processor(), "full")
+    slow = Waiting(tiny.internvl(), tiny.processor(), "full")
+    slow.other, slow.patience = quick, 8  # of ten images, in five shards
+    data = rows(10).to_iterable_dataset() if stream else rows(10)
+
+    def fill(index: int, work: WorkDir, done: dict[int, int]) -> None:
+        job = Job([AspectLabeller(BANK, [slow, quick][index])], "image", "raise", 2, stream, Workers(index, 2))
+        (source,) = sources_of(data, None, "image")
+        job._fill(work, source, done)
+        assert sorted(done) == [0, 1, 2, 3, 4]
+
+    main = Job([AspectLabeller(BANK, slow)], "image", "raise", 2, stream, Workers())
+    (source,) = sources_of(data, None, "image")
+    with ExitStack() as locks:
+        manifest, done = main._begin(tmp_path, [source], locks)
+        works = [WorkDir(tmp_path, manifest, stream) for _ in range(2)]
+        first = threading.Thread(target=fill, args=(0, works[0], dict(done["train"])))
+        first.start()
+        while not list(tmp_path.glob("*/.train-00000.claimed")):
+            time.sleep(0.01)
+        fill(1, works[1], dict(done["train"]))
+        first.join()
+        asked = slow.count, quick.count
+    fill(1, works[1], {})  # a worker that comes late finds nothing to do, and the claims are gone
+    assert asked == (slow.count, quick.count) == (2, 8)
+    assert works[0].claim("train", 5) and not works[1].claim("train", 5)
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["rows", "stream"])
 def test_swapped_and_foreign_shards_are_made_again(tmp_path, stream):
     source = lambda: rows(6).to_iterable_dataset() if stream else rows(6)  # noqa: E731
