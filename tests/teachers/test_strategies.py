@@ -487,6 +487,22 @@ def test_a_batch_has_no_more_tokens_than_allowed(monkeypatch):
     assert sizes == [2, 2, 2, 1]
 
 
+def test_large_photographs_are_not_processed_again_for_each_question_of_the_check(monkeypatch):
+    model, processor = mllm("internvl")
+    sizes, original = [], layout.encode
+
+    def noting(processor, image, text, model=None):
+        sizes.append(max(image.size))
+        return original(processor, image, text, model)
+
+    for module in (layout, selfcheck, strategies):
+        monkeypatch.setattr(module, "encode", noting)
+    teacher = AspectTeacher(model, processor)
+    teacher.prepare([Image.new("RGB", (3000, 2000)), Image.new("RGB", (2000, 3000))], bank())
+    assert len(teacher.plan["errors"]) == 5 and len(sizes) > 40
+    assert sum(size == 3000 for size in sizes) <= 3 and sizes.count(selfcheck.SIDE) > 30
+
+
 def test_what_does_not_fit_even_alone_is_told_in_one_sentence(monkeypatch):
     teacher = AspectTeacher(*mllm("internvl"))
     teacher.prepare(pictures(), bank())

@@ -31,6 +31,7 @@ from .strategies import layer_kinds, read
 logger = get_logger(__name__)
 
 QUESTIONS = 8
+SIDE = 1024  # pixels of an image, at most: whether two ways of reading agree, a smaller one shows as well
 TOLERANCE = 1e-3  # standard deviations, in float32
 ROUNDING = 2.0  # times the reference's own, in the model's dtype on few layers
 GROSS = 0.5  # standard deviations, on the model itself, where nobody knows the reference's own rounding
@@ -64,6 +65,8 @@ def check(
 ) -> tuple[dict[str, float | None], list[str]]:
     """Read up to 8 of the layout's questions about one or two first images in every way.
 
+    Each way reads each pair of question and image anew, up to 72 times in all; large photographs are shrunk for it.
+
     Returns:
         For each name the largest difference of log-odds to the reference, in standard deviations (in float32, or for
         one that fails in the model's own dtype only, in that; None where the strategy raises), and the names that
@@ -75,6 +78,7 @@ def check(
     order = sorted(range(len(layout)), key=lambda question: len(layout.suffixes[question]))
     some = torch.linspace(0, len(order) - 1, min(QUESTIONS, len(order))).round().int().tolist()
     layout = layout.subset([order[place] for place in some])
+    images = [_small(image) for image in images]
     if len(images) > 1:  # one more of the same size, so that a batch holds several
         images = [*images[:2], images[1].resize(images[0].size)]
     read_by = functools.partial(log_odds, layout=layout, images=images, reduce=reduce, size=size)
@@ -95,6 +99,13 @@ def check(
     errors = {name: largest(difference) for name, difference in errors_by_name.items()}
     finite = {name: error if math.isfinite(error) else None for name, error in errors.items()}
     return {"full": 0.0, **finite}, ["full", *exact]
+
+
+def _small(image: Image.Image) -> Image.Image:
+    if max(image.size) > SIDE:
+        image = image.copy()
+        image.thumbnail((SIDE, SIDE))
+    return image
 
 
 def log_odds(
