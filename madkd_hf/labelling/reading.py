@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +15,13 @@ import pyarrow as pa
 from datasets import Dataset
 from PIL.Image import Image
 
-from ..data.decoding import is_broken
+from ..data.decoding import count_cores, is_broken
 from ..teachers import UnreadableImageError
 from .labellers import Answer, Labeller, all_features
 from .sources import Source, decode
+
+
+AHEAD = 16  # images that are decoded before their turn, and held in memory
 
 
 @dataclass(frozen=True)
@@ -44,18 +50,32 @@ class Reader:
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, list[Answer] | None] = {}
         waiting: dict[Hashable, Unit] = {}
-        for number, row in enumerate(rows.select_columns(self.source.columns), start):
-            units = self._units(row, number)
-            keys_of_rows.append(None if units is None else [unit.key for unit in units])
-            waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
-            waiting_rows += 1
-            while len(waiting) >= images_per_call:
-                answers |= self._read([waiting.pop(key) for key in list(itertools.islice(waiting, images_per_call))])
-                on_progress(waiting_rows)
-                waiting_rows = 0
+        with closing(self._decoded(rows.select_columns(self.source.columns), start)) as decoded:
+            for units in decoded:
+                keys_of_rows.append(None if units is None else [unit.key for unit in units])
+                waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
+                waiting_rows += 1
+                while len(waiting) >= images_per_call:
+                    keys = list(itertools.islice(waiting, images_per_call))
+                    answers |= self._read([waiting.pop(key) for key in keys])
+                    on_progress(waiting_rows)
+                    waiting_rows = 0
         answers |= self._read(list(waiting.values()))
         on_progress(waiting_rows)
         return self._table([None if keys is None else [answers[key] for key in keys] for keys in keys_of_rows])
+
+    def _decoded(self, rows: Dataset, start: int) -> Iterator[list[Unit] | None]:
+        """`_units` of each row, in order; the next ones are decoded by other threads while the teachers read."""
+        pool, ahead = ThreadPoolExecutor(count_cores()), deque()
+        try:
+            for number, row in enumerate(rows, start):
+                ahead.append(pool.submit(self._units, row, number))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
         """What to ask about in a row; None where it cannot be read and is to be skipped."""
