@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 
 from ..data.check import check_all_shown, drop_rows
 from ..data.class_targets import check_class_targets
-from ..data.columns import BANK, CLASS_LOGITS, LOGITS, rows_with_class, stored
+from ..data.columns import BANK, CLASS_LOGITS, LOGITS, answered_rows, rows_with_class, stored
 from ..data.duplicates import same_images
 from ..data.target_facts import TargetFacts
 from ..data.unlabelled import LEARNED, UNLABELLED, concatenated, select_learned
@@ -133,11 +133,10 @@ def check_covered(splits: DatasetDict, args: Any, learns: list[str]) -> None:
         rows = splits.get(split)
         if rows is None or (LOGITS not in rows.features and args.bank and args.teacher):  # who looks at all
             continue
-        unanswered, untaught = (
-            stored(rows, column).is_null().to_numpy() if column in rows.features else np.ones(len(rows), dtype=bool)
-            for column in (LOGITS, CLASS_LOGITS)
-        )
-        untaught = unanswered if getattr(args, "class_posterior", False) else untaught
+        unanswered = untaught = ~answered_rows(rows)
+        if not getattr(args, "class_posterior", False):
+            scored = CLASS_LOGITS in rows.features
+            untaught = stored(rows, CLASS_LOGITS).is_null().to_numpy() if scored else np.ones(len(rows), dtype=bool)
         useless = np.ones(len(rows), dtype=bool)
         for column, missing in ((LOGITS, unanswered), (CLASS_LOGITS, untaught)):
             useless &= missing if column in learns else True

@@ -217,6 +217,16 @@ def read_answers(dataset: Dataset, bank: AspectBank) -> tuple[np.ndarray, np.nda
     return logits, mass, {name: int(count) for name, count in counts.items()}
 
 
+def answered_rows(dataset: Dataset) -> np.ndarray:
+    """[n] which rows have an answer at least; none without the column."""
+    if LOGITS not in dataset.features:
+        return np.zeros(len(dataset), dtype=bool)
+    width = dataset.features[LOGITS].length
+    if width < 0:  # lists of any length, which are refused elsewhere
+        return stored(dataset, LOGITS).is_valid().to_numpy()
+    return ~np.isnan(_read(dataset, LOGITS, width)).all(axis=1)
+
+
 def read_labels(dataset: Dataset, column: str | None) -> tuple[list[Any] | None, list[Any] | None]:
     """The class of each row, None where unknown, and all classes; nothing for a column that holds no classes."""
     feature = dataset.features.get(column) if column else None

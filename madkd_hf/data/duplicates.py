@@ -11,7 +11,7 @@ import xxhash
 from datasets import Dataset
 from PIL import Image
 
-from .columns import LOGITS, stored
+from .columns import answered_rows
 
 
 SIDE = 32  # pixels of a signature
@@ -21,13 +21,19 @@ MOST_KEPT = 8  # datasets whose digests are remembered: commands ask for the sam
 _DIGESTS: dict[tuple[str, str], list[bytes | None]] = {}
 
 
+Part = tuple[Dataset, Sequence[int]]  # a dataset, and the numbers of some of its rows
+
+
 def same_images(rows: Dataset, others: Dataset, image_column: str) -> int:
     """How many of the rows have an image whose file is that of another row's, byte for byte."""
-    there = set(digests(others, image_column)) - {None}
-    return sum(digest in there for digest in digests(rows, image_column))
+    return int(shown_in(rows, (others, range(len(others))), image_column).sum())
 
 
-Part = tuple[Dataset, Sequence[int]]  # a dataset, and the numbers of some of its rows
+def shown_in(rows: Dataset, part: Part, image_column: str) -> np.ndarray:
+    """[n] which rows have an image whose file is that of a row of `part`, byte for byte."""
+    files = digests(part[0], image_column)
+    there = {files[place] for place in part[1]} - {None}
+    return np.array([digest in there for digest in digests(rows, image_column)], dtype=bool)
 
 
 def first_of_each(part: Part, others: Sequence[Part], image_column: str) -> np.ndarray:
@@ -55,12 +61,8 @@ def first_of_each(part: Part, others: Sequence[Part], image_column: str) -> np.n
 def _digests_and_answered(part: Part, image_column: str) -> tuple[list[bytes | None], list[bool]]:
     """Of these rows; the files of all are read once, whichever of them are asked for."""
     rows, places = part
-    files, answered = digests(rows, image_column), _answered(rows)
+    files, answered = digests(rows, image_column), answered_rows(rows)
     return [files[place] for place in places], [answered[place] for place in places]
-
-
-def _answered(rows: Dataset) -> list[bool]:
-    return stored(rows, LOGITS).is_valid().to_pylist() if LOGITS in rows.features else [False] * len(rows)
 
 
 def digests(rows: Dataset, image_column: str) -> list[bytes | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features
+from builders import tiny
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, concatenate_datasets
 
 from madkd_hf import Aspect, AspectBank
 from madkd_hf.cli.comparison.answers import AnswersAlone
@@ -45,6 +46,15 @@ def test_they_are_tested_on_validation_images_and_training_images_that_were_not_
     found = measured(tmp_path, splits)
     assert found.pop("accuracy") == pytest.approx([100 * 6 / 21] * 2)
     assert found == {"fitted": [12, 12], "images": [21, 21], "of": ["validation", "train"]}
+
+
+def test_a_copy_of_a_drawn_image_is_no_image_that_was_not_drawn(tmp_path):
+    images = Dataset.from_dict({"image": tiny.images(18)}, Features({"image": Image()}))
+    train = concatenate_datasets([rows(6, 0), images], axis=1)
+    splits = {"train": train, "test": rows(5, 2, labelled=False)}
+    assert measured(tmp_path, splits)["images"] == [6, 6]
+    splits["train"] = concatenate_datasets([train, train])
+    assert all(count < 24 and count % 2 == 0 for count in measured(tmp_path, splits)["images"])
 
 
 def test_they_are_tested_on_test_images_that_all_have_answers(tmp_path):

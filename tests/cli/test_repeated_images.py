@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ def dataset(tmp_path):
     return saved(tmp_path / "toys", train=rows(24, 0), validation=rows(12, 1), test=rows(12, 2, answers=False))
 
 
-def answers(data: Dataset, *missing: int) -> Dataset:
-    """The rows without answers in some places."""
-    logits = [None if row in missing else values for row, values in enumerate(data["aspect_logits"])]
+def answers(data: Dataset, *missing: int, silent: bool = False) -> Dataset:
+    """The rows without answers in some places; those of a `silent` teacher are all NaN."""
+    given = [[math.nan] * 4] * len(data) if silent else data["aspect_logits"]
+    logits = [None if row in missing else values for row, values in enumerate(given)]
     feature = data.features["aspect_logits"]
     banks = [None if row in missing else bank for row, bank in enumerate(data["aspect_bank"])]
     data = data.remove_columns(["aspect_logits", "aspect_bank", "aspect_mass"])
@@ -89,6 +91,9 @@ def test_images_without_answers_are_told_with_their_number(tmp_path, dataset, ca
     for settings in ({}, {"class_posterior": True}):
         said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=2.0, **settings)
         assert "2 of the 9 images without a class have nothing that the student learns from" in said
+    folder = saved(tmp_path / "nan", train=answers(rows(9, 7), 2, 3, silent=True))
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=2.0)
+    assert "9 of the 9 images without a class have nothing that the student learns from" in said
     scores = np.zeros((9, 3))
     folder = saved(tmp_path / "scored", train=with_class_targets(part, scores, "larger", NAMES))
     run = trained(tmp_path, "--dataset", dataset, "--unlabelled", folder, aspect_alpha=2.0)

@@ -10,6 +10,7 @@ from datasets import Dataset, DatasetDict
 
 from ... import AspectBank
 from ...data.columns import is_labelled, read_answers, stored
+from ...data.duplicates import shown_in
 from ...selection.posterior import fit_posterior
 from .. import train
 from .cells import Cell
@@ -79,7 +80,8 @@ class AnswersAlone:
     def _of_draw(self, drawn: np.ndarray, count: int | None) -> dict[str, Any]:
         others = dict(self.others)
         if "test" not in others:
-            rest = np.setdiff1d(np.arange(len(self.rows)), drawn)
+            rest = np.flatnonzero(~shown_in(self.rows, (self.rows, drawn), self.args.image_column))
+            rest = np.setdiff1d(rest, drawn)  # also those whose files cannot be compared
             others["train"] = tuple(values[rest] for values in self.answers)
         usable = {name: ~np.isnan(logits).any(axis=1) & (labels >= 0) for name, (logits, labels) in others.items()}
         others = {name: [values[usable[name]] for values in others[name]] for name in others if usable[name].any()}
