@@ -204,15 +204,16 @@ def publish(
         auroc = list(summary["aspect_auroc"].values()) or None if prefix == "eval" else None
         evaluations.append(Evaluation(name, own, len(labelled[split]), None if drawn else split, auroc, drawn=drawn))
     student_args, training_args = parse_student(student_argv(args, args.treated, 0, str(student)))
+    targets = TargetFacts.load(student)
     facts = StudentFacts(
         about_dataset(args, labelled[args.train_split]),
         evaluations=evaluations,
         comparison=args.output_dir,
         compared=True,
-        hyperparameters=args.command.task.trainer.hyperparameters(training_args)
+        hyperparameters=args.command.task.trainer.hyperparameters(training_args, class_targets=bool(targets))
         | args.command.hyperparameters(student_args),
         license=args.hub_license,
-        targets=TargetFacts.load(student),
+        targets=targets,
     )
     commit = push_student(
         args.command.task.model.from_pretrained(student),

@@ -106,9 +106,9 @@ class Publishing:
         )
 
     @staticmethod
-    def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:
+    def hyperparameters(args: MadkdTrainingArguments, class_targets: bool = False) -> dict[str, Any]:
         """What decides a student, for its card."""
-        return args.hyperparameters()
+        return args.hyperparameters(class_targets)
 
     def _check_processor(self) -> None:
         if self.processing_class is None:
@@ -163,13 +163,12 @@ class Publishing:
             for (step, *_), evaluation in self._evaluations.items()
             if step == self._step
         ]
-        hyperparameters = self.hyperparameters(self.args)
+        targets = self.learned_targets()
+        hyperparameters = self.hyperparameters(self.args, class_targets=bool(targets))
         hyperparameters |= self.model.hyperparameters() if is_adapted(self.model) else {}
         known = {"evaluations": evaluations, "hyperparameters": hyperparameters, "license": self.args.hub_license}
-        if targets := self.learned_targets():
-            names = ("class_alpha", "class_target_loss")
+        if targets:
             known["targets"] = targets
-            known["hyperparameters"] = hyperparameters | {name: getattr(self.args, name) for name in names}
         return StudentFacts(**{**known, **dataset_facts(source, **about), **facts})
 
 

@@ -190,8 +190,12 @@ class MadkdTrainingArguments(TrainingArguments):
         settings |= {name: value for name, value in changed.items() if value is not None}
         return HubRepo(self.hub_model_id or Path(self.output_dir).absolute().name, "model", **settings)
 
-    def hyperparameters(self) -> dict[str, Any]:
-        """What decides a student, for its card: nothing about folders, machines or tokens."""
+    def hyperparameters(self, class_targets: bool = False) -> dict[str, Any]:
+        """What decides a student, for its card: nothing about folders, machines or tokens.
+
+        Args:
+            class_targets: whether it learned from any.
+        """
         length = "max_steps" if self.max_steps > 0 else "num_train_epochs"
         schedule = ["lr_milestones", "lr_gamma"] if self.lr_milestones else ["lr_scheduler_type", "warmup_steps"]
         optimizer = ["optim", *(["optim_args"] if self.optim_args else []), "weight_decay"]
@@ -199,6 +203,7 @@ class MadkdTrainingArguments(TrainingArguments):
         names += ["label_smoothing_factor", "mixup_alpha", "crop_scale", "horizontal_flip", "seed"]
         of_targets = ("labelled_fraction", "self_training", "by_mass", "standardize_logits", "target_confidence")
         names += [name for name in (*of_targets, "target_ramp_up", "temperature") if getattr(self, name)]
+        names += ["class_alpha", "class_target_loss"] if class_targets else []
         names += ["early_stopping_patience"] if self.early_stopping_patience else []
         batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "float32"

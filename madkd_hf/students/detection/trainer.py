@@ -246,7 +246,7 @@ class MadkdDetectionTrainer(DistillingTrainer):
         return output._replace(predictions=predicted, label_ids=truths, metrics={**metrics, **output.metrics})
 
     @staticmethod
-    def hyperparameters(args: MadkdTrainingArguments) -> dict[str, Any]:
+    def hyperparameters(args: MadkdTrainingArguments, class_targets: bool = False) -> dict[str, Any]:
         of_classifiers = "mixup_alpha", "label_smoothing_factor", "crop_scale"
         ours = {name: value for name, value in args.hyperparameters().items() if name not in of_classifiers}
         return ours | {"zoom": _zoom(args)}
