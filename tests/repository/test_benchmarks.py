@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from builders import classifiers, tiny
 from builders.labelled_birds import save_labelled
@@ -14,6 +15,7 @@ from benchmarks import (
     label_mistakes,
     served,
     served_exactness,
+    serving,
     startup,
     training,
 )
@@ -109,3 +111,34 @@ def test_the_table_of_served_answers():
     assert row["dz"] == row["mass"] == 0 < row["z_sd"] and row["ratio"] > 0
     assert wrong["dz_sd"] > 0.1 and wrong["mass"] > 0.01
     assert "| served beside local, chat-ids |" in served_exactness.show([row])
+
+
+def test_the_table_of_a_served_student(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("prometheus_client")
+    from builders import served_student
+
+    with served_student.serving(served_student.student(AspectBank.load(serving.BANK))) as url:
+        words = [
+            "--teacher",
+            f"{url}/v1",
+            "--teacher_model",
+            "tiny",
+            "--student",
+            f"{url}/v1",
+            "--student_model",
+            "tiny",
+        ]
+        words += ["--images", "8", "--clients", "2", "--minutes", "0.01", "--json", str(tmp_path / "rows.json")]
+        monkeypatch.setattr("sys.argv", ["serving.py", *words])
+        serving.main()
+    said = capsys.readouterr().out
+    assert "| Is there a circle in the image? " in said and "| student, 2 clients " in said and "MiB after" in said
+    rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert rows["mean"]["agreement"] == 1 and rows["mean"]["correlation"] > 0.999 and rows["mean"]["error"] < 1e-6
+    assert rows["student, 2 clients"]["requests"] > 0 and rows["student, 2 clients"]["p50"] > 0
+
+
+def test_calibration_errors():
+    p = np.array([0.1, 0.1, 0.9, 0.9])
+    assert serving.calibration_error(p, p) == 0
+    assert serving.calibration_error(p, np.array([0, 0, 1, 0])) == pytest.approx(0.5 * 0.1 + 0.5 * 0.4)
