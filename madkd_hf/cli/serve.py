@@ -59,7 +59,7 @@ class ServeArguments:
     batch_wait: float = option(3.0, "Milliseconds that an image waits for others to be read with it.")
     queue: int = option(256, "Requests in progress; further ones are told to come again (503).")
     max_megabytes: float = option(20.0, "The largest request.")
-    max_megapixels: float = option(50.0, f"The largest image, up to {MOST_MEGAPIXELS}.")
+    max_megapixels: float = option(25.0, f"The largest image, up to {MOST_MEGAPIXELS}.")
     timeout: float = option(30.0, "Seconds for a request to arrive, and for its answer.")
 
 

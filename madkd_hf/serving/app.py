@@ -17,7 +17,7 @@ from .. import __version__
 from ..data.decoding import count_cores
 from . import systemone
 from .batching import Batcher
-from .guard import Guard
+from .guard import CONTENT, Guard
 from .images import ImageReader
 from .limits import Limits, RefusedError
 from .metrics import Metrics
@@ -71,7 +71,7 @@ def build_app(student: ServedStudent, limits: Limits, key: str | None = None) ->
     @app.post("/v1/systemone", openapi_extra=SYSTEMONE, response_class=Response)
     async def decide(request: Request) -> Response:
         """Questions of the types noul and choice about an image, as `transformers serve` takes them."""
-        return await service.decide(await request.body())
+        return await service.decide(request.scope[CONTENT])
 
     @app.post("/classify", openapi_extra=CLASSIFY, response_class=Response)
     async def classify(request: Request) -> Response:
@@ -113,7 +113,7 @@ class Service:
 
     def __init__(self, student: ServedStudent, limits: Limits, metrics: Metrics):
         self.student, self.limits = student, limits
-        self.reader = ImageReader(limits)
+        self.reader = ImageReader(limits, student.prepare)
         self.batcher: Batcher[torch.Tensor, Outputs] = Batcher(
             student.answer, limits.batch, limits.wait, metrics.batches.observe
         )
@@ -131,7 +131,7 @@ class Service:
 
         def prepare() -> tuple[systemone.Decisions, torch.Tensor]:
             decisions = systemone.parse(body, self.student)
-            return decisions, self._pixels(decisions.image)
+            return decisions, self.reader.read(decisions.image)
 
         decisions, pixels = await self._in_thread(prepare)
         return _json(decisions.answers(self.student, await self._read(pixels)))
@@ -140,16 +140,8 @@ class Service:
         """An image file."""
         if reasons and self.student.because is None:
             raise RefusedError(422, "This student has no reasons to give, without aspects or a linear head.")
-        pixels = await self._in_thread(lambda: self._pixels(content))
+        pixels = await self._in_thread(lambda: self.reader.read(content))
         return _json(self.student.classified(await self._read(pixels), top_k, reasons))
-
-    def _pixels(self, content: bytes) -> torch.Tensor:
-        image = self.reader.read(content)
-        try:
-            return self.student.prepare(image)
-        except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:100]
-            raise RefusedError(422, f"The image cannot be prepared ({reason}): send another.") from None
 
     async def _read(self, pixels: torch.Tensor) -> Outputs:
         try:
@@ -164,7 +156,7 @@ class Service:
 async def _upload(request: Request) -> bytes:
     """The file of a form with one, or else the body, whatever it calls itself."""
     if not request.headers.get("content-type", "").lower().startswith(MULTIPART):
-        return await request.body()
+        return request.scope[CONTENT]
     try:
         async with request.form(max_files=1, max_fields=8) as form:
             files = [value for value in form.values() if not isinstance(value, str)]

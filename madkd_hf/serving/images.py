@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from PIL import Image
 
@@ -20,14 +22,21 @@ FORMATS = tuple(name for name in WANTED if name in Image.OPEN)  # a Pillow may b
 ADDRESSES = ("http:", "https:", "ftp:", "file:", "//")
 
 
-class ImageReader:
-    """Decodes uploads; however many threads ask, `limits.pixels` are in memory at once. Of an animation, its start."""
+Prepared = TypeVar("Prepared")
 
-    def __init__(self, limits: Limits):
-        self.limits, self.room = limits, Room(limits.pixels)
 
-    def read(self, content: bytes) -> Image.Image:
-        """An RGB image.
+class ImageReader(Generic[Prepared]):
+    """Decodes uploads, of an animation its start; however many threads ask, `limits.pixels` are in memory at once.
+
+    Args:
+        prepare: what is made of an RGB image before it is let go, which is much smaller.
+    """
+
+    def __init__(self, limits: Limits, prepare: Callable[[Image.Image], Prepared]):
+        self.limits, self.prepare, self.room = limits, prepare, Room(limits.pixels)
+
+    def read(self, content: bytes) -> Prepared:
+        """What `prepare` makes of an image file.
 
         Raises:
             RefusedError: 413 or 422, in a sentence.
@@ -47,9 +56,14 @@ class ImageReader:
             raise self._too_many(f"{pixels:,}, more")
         with self.room.reserved(pixels):
             try:
-                return to_rgb(image)
+                rgb = to_rgb(image)
             except Exception as error:
                 raise _broken(error) from None
+            try:
+                return self.prepare(rgb)
+            except (ValueError, TypeError) as error:
+                reason = excerpt(error, 100)
+                raise RefusedError(422, f"The image cannot be prepared ({reason}): send another.") from None
 
     def _too_many(self, count: str) -> RefusedError:
         return RefusedError(
