@@ -21,7 +21,7 @@ from typing import Any
 
 
 LIBRARIES = "import torch, transformers, datasets"
-VERBS, TYPO = ("ask", "choose", "label", "train", "compare", "tune"), "photso/birds"
+VERBS, TYPO = ("ask", "choose", "label", "train", "compare", "tune", "serve"), "photso/birds"
 COMMANDS = {  # name -> words behind `python`
     LIBRARIES: ["-c", LIBRARIES],
     f"{LIBRARIES}, madkd_hf": ["-c", f"{LIBRARIES}, madkd_hf"],
