@@ -24,7 +24,7 @@ class Limits:
     Attributes:
         body: bytes of one request.
         held: bytes of all requests that are in memory at once.
-        pixels: of one image; and of all that are decoded at once, with about 30 bytes for each of them.
+        pixels: of one image; and of all that are decoded at once, with about 20 bytes for each of them.
         seconds: for a request to arrive, and for its answer.
         head_seconds: for the first lines of a request, or of the first one after a pause.
         queue: requests that may be in progress; others are told to come again.
