@@ -160,7 +160,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    head = ["Question", "Same side, %", "Correlation", "ECE, probabilities", "ECE, yes or no"]
+    head = ["Question", "Same side, %", "Correlation", "ECE of p", "ECE of yes/no"]
     cells = [
         [
             row["name"],
