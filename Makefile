@@ -9,7 +9,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-vllm test-bounds quality teacher tune clean
+.PHONY: help install demo test test-slow test-vllm test-browser test-bounds quality teacher tune clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,22 @@ test-vllm: export MADKD_VLLM_MODEL := $(VLLM_MODEL)
 test-vllm: install  ## a real vLLM gives the numbers of the local teacher (VLLM=python, or VLLM_SERVER= VLLM_MODEL=)
 	$(RUN) -m pytest -rs -s -m "vllm"
 
+# Gradio wants an older Pillow than everything else is tested with, and so an environment of its own; npm fetches the
+# JavaScript of static Spaces, and axe-core.
+SPACES := .venv-spaces
+test-browser: export MADKD_GRADIO_PYTHON := $(CURDIR)/$(SPACES)/bin/python
+test-browser: export MADKD_SPACE_ASSETS := $(CURDIR)/$(SPACES)/js
+test-browser: export MADKD_AXE := $(CURDIR)/$(SPACES)/js/package/axe.min.js
+test-browser: install  ## Spaces and the view of a dataset in a real Chromium (which is there, as is npm)
+	$(PYTHON) -m venv $(SPACES)
+	$(RUN) -m pip install --quiet playwright
+	$(SPACES)/bin/python -m pip install --quiet -r madkd_hf/spaces/gradio/requirements.txt \
+		gradio==$$($(RUN) -c "from madkd_hf.spaces.card import SDK_VERSION; print(SDK_VERSION)")
+	mkdir -p $(SPACES)/js && cd $(SPACES)/js && npm pack --silent axe-core@4.14.1 \
+		$$($(CURDIR)/$(RUN) -c "from madkd_hf.spaces.assets import PACKAGES; print(PACKAGES)") && \
+		for file in *.tgz; do tar xzf $$file; done
+	$(RUN) -m pytest -rs -m slow tests/spaces tests/viewer
+
 test-bounds: export PATH := $(CURDIR)/$(BOUNDS)/bin:$(PATH)
 test-bounds:  ## all tests but the slow ones, with the oldest versions that setup.py allows
 	$(PYTHON) -m venv $(BOUNDS)
@@ -67,4 +83,4 @@ tune: install  ## choose learning rates and alpha on validation images
 	$(VENV)/bin/madkd tune --config recipes/easy_vqa/tune.yaml --output_dir runs/tune
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(BOUNDS) runs .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(BOUNDS) $(SPACES) runs .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -86,8 +86,8 @@ def find_assets(folder: str | Path) -> dict[str, Path]:
     return found
 
 
-_PACKAGES = " ".join(f"{package}@{version}" for package, version in (_TRANSFORMERS, _RUNTIME))
-_HOW = f"run `npm pack {_PACKAGES} && for f in *.tgz; do tar xzf $f; done` in a folder, and pass it."
+PACKAGES = " ".join(f"{package}@{version}" for package, version in (_TRANSFORMERS, _RUNTIME))
+_HOW = f"run `npm pack {PACKAGES} && for f in *.tgz; do tar xzf $f; done` in a folder, and pass it."
 
 
 def sha384(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import tiny
-from builders.browser import browser, opened
+from builders.browser import barriers, browser, opened
 from builders.hostile import STRINGS
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
@@ -228,3 +228,15 @@ def test_hostile_texts_are_text_in_a_browser_at_the_width_of_a_phone(tmp_path):
         )
         assert tab.evaluate(f"{strange}.map(e => e.tagName)") in (["H2"], ["NOSCRIPT", "H2"])
     assert all(note.startswith("request: file://") for note in noted), noted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_it_keeps_nobody_out(size, scheme, page):
+    with browser() as chromium, opened(chromium, (page / PAGE).as_uri(), *size, color_scheme=scheme) as (tab, _):
+        tab.wait_for_selector(".card")
+        tab.locator("summary").click()
+        assert barriers(tab) == []
+        tab.locator(".card").first.click()
+        assert barriers(tab) == []

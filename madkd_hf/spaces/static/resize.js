@@ -1,5 +1,6 @@
-// Resizes as Pillow does, with its filters and its integers: a student was trained with such images, and a canvas
-// leaves out pixels where it makes a photograph much smaller.
+// Resizes as Pillow does, with its filters and its integers, and crops as transformers does, at whole pixels: a student
+// was trained with such images. A canvas leaves out pixels where it makes a photograph much smaller, and crops between them.
+// Rows come first, as in Pillow up to 12; 13 begins with the columns of some tall images, and rounds in another order.
 
 const PRECISION = 2 ** 22;
 const sinc = (x) => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
@@ -23,7 +24,7 @@ function weights(before, after, [halfWidth, filter]) {
   for (let place = 0; place < after; place++) {
     const centre = (place + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support + 0.5)), last = Math.min(before, Math.trunc(centre + support + 0.5));
-    const row = Array.from({ length: last - first }, (_, k) => filter((k + first - centre + 0.5) / stretch));
+    const row = Array.from({ length: last - first }, (_, k) => filter((k + first - centre + 0.5) * (1 / stretch)));
     const sum = row.reduce((a, b) => a + b, 0);
     found.push([first, row.map((weight) => {
       const scaled = (sum ? weight / sum : weight) * PRECISION;
@@ -74,4 +75,16 @@ export function resize(pixels, width, height, newWidth, newHeight, resample) {
     done = along(done, result, weights(height, newHeight, filter), newWidth, 3, 3, newWidth * 3, newWidth * 3);
   }
   return done;
+}
+
+// The middle of an image, and black around it where it is smaller.
+export function crop(pixels, width, height, newWidth, newHeight) {
+  const result = new Uint8ClampedArray(newWidth * newHeight * 3);
+  const left = Math.floor((width - newWidth) / 2), top = Math.floor((height - newHeight) / 2);
+  const from = Math.max(0, left), to = Math.min(width, left + newWidth);
+  for (let y = Math.max(0, top); y < Math.min(height, top + newHeight); y++) {
+    const row = pixels.subarray(3 * (y * width + from), 3 * (y * width + to));
+    result.set(row, 3 * ((y - top) * newWidth + from - left));
+  }
+  return result;
 }

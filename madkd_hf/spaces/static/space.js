@@ -1,6 +1,6 @@
 // Texts come from a student's settings, which strangers wrote: they are put into the page as text, never as HTML.
 import { inWords, percent, reasons, signed, softmax } from "./reasons.js";
-import { resize } from "./resize.js";
+import { crop, resize } from "./resize.js";
 
 const MOST_CLASSES = 5, MOST_REASONS = 4;  // shown at once; of reasons, on each side
 const $ = (id) => document.getElementById(id);
@@ -65,6 +65,9 @@ async function open(library, onPiece) {
   RawImage.prototype.resize = async function (width, height, { resample = 2 } = {}) {
     if (this.width === width && this.height === height) return this;
     return new RawImage(resize(this.data, this.width, this.height, width, height, resample), width, height, 3);
+  };
+  RawImage.prototype.center_crop = async function (width, height) {
+    return new RawImage(crop(this.data, this.width, this.height, width, height), width, height, 3);
   };
   env.useBrowserCache = env.useWasmCache = false;  // a student that was published anew is loaded anew
   env.allowLocalModels = true;
