@@ -25,10 +25,8 @@ from madkd_hf.spaces.card import SpaceFacts
 
 
 pytestmark = pytest.mark.slow
+# How far numbers may be from Python's: probabilities, and weights as parts of the largest.
 PROBABILITY, WEIGHT = 1e-4, 1e-3
-    2e-3,
-    2e-3,
-)  # how far numbers may be from Python's: probabilities, and parts of the largest weight
 FACTS = SpaceFacts("Birds", ["you/birds"])
 
 
