@@ -92,7 +92,7 @@ def test_without_a_file_for_distilled_students_they_are_trained_as_the_plain_one
 def test_what_an_extra_brings_is_told_with_the_extra():
     files = [*(ROOT / "madkd_hf").rglob("*.py"), ROOT / "recipes/easy_vqa/data.py"]
     text = "".join(file.read_text(encoding="utf-8") for file in files)
-    extras = {"demo", "detection", "gguf", "openai", "peft"}
+    extras = {"demo", "detection", "gguf", "openai", "peft", "serving"}
     assert set(re.findall(r'pip install "madkd_hf\[(\w+)\]"', text)) == extras
     assert all(f'    "{extra}": [' in (ROOT / "setup.py").read_text(encoding="utf-8") for extra in extras)
 

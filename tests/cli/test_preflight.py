@@ -205,7 +205,7 @@ def test_commands_side_by_side_keep_what_both_have_seen(tmp_path):
 
 
 def test_large_photographs_are_not_decoded_side_by_side():
-    room, inside, most = decoding._Room(100), [0], [0]
+    room, inside, most = decoding.Room(100), [0], [0]
 
     def decode(pixels: int) -> None:
         with room.reserved(pixels):

@@ -36,6 +36,7 @@ CODE = {
     "modeling_madkd_detection.py",
     "queries_of_madkd.py",
 }
+LEADERBOARDS = {".eval_results/madkd.yaml"}
 PLAIN_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
 SQUARE = {"height": SIDE, "width": SIDE}
 BACKBONE = "PekingU/rtdetr_r18vd"  # of the dataset card's snippet
@@ -308,7 +309,7 @@ def loaded_by_a_stranger(hub, folder: Path, repo: str, trusted: bool) -> dict:
 def test_a_stranger_loads_it_and_runs_what_the_card_shows(hub, tmp_path, name, level):
     model = detector(name, level)
     push_student(model, image_processor(name), HubRepo(STUDENT, "model"), facts())
-    assert set(hub.files(STUDENT)) == PLAIN_FILES | CODE | {".gitattributes"}
+    assert set(hub.files(STUDENT)) == PLAIN_FILES | LEADERBOARDS | CODE | {".gitattributes"}
     assert len(hub.commits(STUDENT)) == 2 and hub.token.encode() not in hub.received
     found = loaded_by_a_stranger(hub, tmp_path, STUDENT, True)
     assert "transformers_modules" in found["class"]
@@ -335,7 +336,7 @@ def test_a_plain_push_needs_no_code(hub, tmp_path, name="detr"):
     model, place = detector(name), HubRepo(STUDENT, "model")
     push_student(model, image_processor(name), place, facts())
     push_student(model, image_processor(name), place, facts(), plain=True)
-    assert set(hub.files(STUDENT)) == PLAIN_FILES | {".gitattributes"}  # the code went with the aspects
+    assert set(hub.files(STUDENT)) == PLAIN_FILES | LEADERBOARDS | {".gitattributes"}  # the code went with the aspects
     found = loaded_by_a_stranger(hub, tmp_path, STUDENT, False)
     assert f"transformers.models.{name}" in found["class"] and "auto_map" not in str(hub.files(STUDENT)["config.json"])
     with torch.no_grad():
