@@ -26,7 +26,7 @@ from .comparison import (
     tested_on,
     treated_of,
 )
-from .figures import COLOURS, STYLES, TEACHER, new_axes, new_figure, save
+from .figures import COLOURS, STYLES, TEACHER, new_axes, new_figure, plot_accuracies, save
 
 
 LEGEND = "Dot: one student; line: mean; bar: 95% interval of the mean"
@@ -120,7 +120,8 @@ def grid_verdict(points: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Path:
-    """Write `report.json`, `report.md` (its path) and a picture for each option with more than one value.
+    """Write `report.json`, `report.md` (its path) and a picture for each option with more than one value; of a single
+    point, a picture of its students.
 
     Args:
         summary: `points`, see `grid_table`, and what `page.write_report` takes beside accuracies.
@@ -135,6 +136,9 @@ def write_grid(summary: Mapping[str, Any], output_dir: str | os.PathLike) -> Pat
         name = f"against_{option}.png"
         plot_against(points, option, output_dir / "figures" / name)
         pictures.append(f"![Accuracy against {option}](figures/{name})")
+    if len(points) == 1:
+        plot_accuracies(points[0], output_dir / "figures" / "accuracies.png")
+        pictures.append("![Accuracy of every student](figures/accuracies.png)")
     lines = [
         f"# Multi-aspect knowledge distillation on {markdown(summary['dataset'])}",
         f"{counted(len(points), 'point')}, {counted(seeds, 'seed')}{labels}{whose}. Mean ± "
