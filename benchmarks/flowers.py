@@ -105,14 +105,14 @@ def measure(args: argparse.Namespace) -> tuple[list[dict[str, Any]], str | None]
     with tempfile.TemporaryDirectory() as name:
         settings, rows = write_settings(Path(name), args), []
         while True:
-            seeds, started = seeds + step, time.monotonic()
+            seeds, started = min(seeds + step, args.seeds), time.monotonic()
             problem = compare(settings, seeds, deadline - started, args)
             rows = results(Path(name))
             rows += [summary(rows)] if rows else []
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
             now = time.monotonic()
-            if problem or deadline - now < now - started:  # another round as long would not end in time
+            if problem or seeds >= args.seeds or deadline - now < now - started:  # another one would not end in time
                 return rows, problem
 
 
@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labelled", type=Path, required=True, help="the dataset with its answers")
     parser.add_argument("--seconds", type=float, default=300, help="for everything")
+    parser.add_argument("--seeds", type=int, default=10, help="students of each kind, at most")
     parser.add_argument("--jobs", type=int, default=4, help="students trained side by side on the one card")
     parser.add_argument("--epochs", type=int, default=60, help="of each student (the paper: 240)")
     parser.add_argument("--batch_size", type=int, default=64, help="of the training (the paper: 16)")

@@ -22,7 +22,10 @@ shift
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
-    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$1"/*.whl
+    install=("$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site")
+    "${install[@]}" "$1"/*.whl || for wheel in "$1"/*.whl; do
+        "${install[@]}" "$wheel" || echo "$wheel does not fit this machine and is left out." >&2
+    done
     shift
 fi
 mkdir -p "$out"
