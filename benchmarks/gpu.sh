@@ -22,7 +22,8 @@ shift
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
 if [ $# -gt 0 ] && [ "${1#--}" = "$1" ]; then
-    install=("$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site")
+    install=("$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade)
+    install+=(--target "$site")
     "${install[@]}" "$1"/*.whl || for wheel in "$1"/*.whl; do
         "${install[@]}" "$wheel" || echo "$wheel does not fit this machine and is left out." >&2
     done

@@ -279,7 +279,7 @@ def test_all_parts_for_a_gpu_are_rehearsed(tmp_path, monkeypatch):
 
 
 def test_the_script_for_a_bare_gpu_machine(tmp_path):
-    """From a plain copy of the repository, with a wheel that is not installed."""
+    """From a plain copy of the repository, with a wheel that is not installed, and one that does not fit."""
     root = Path(gpu.__file__).parents[1]
     copy = tmp_path / "copy"
     (copy / "benchmarks").mkdir(parents=True)
@@ -288,11 +288,13 @@ def test_the_script_for_a_bare_gpu_machine(tmp_path):
     (copy / "madkd_hf").symlink_to(root / "madkd_hf")
     (tmp_path / "wheels").mkdir()
     wheel(tmp_path / "wheels")
+    (tmp_path / "wheels/old-1.0-cp27-cp27m-any.whl").write_bytes(b"")
     environment = {**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""}
     words = [tmp_path / "out", tmp_path / "wheels", "--rehearse", "--only", "dense rate"]
     command = ["bash", copy / "benchmarks/gpu.sh", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "old-1.0-cp27-cp27m-any.whl does not fit this machine and is left out" in done.stderr
     found = json.loads((tmp_path / "out/gpu.json").read_text())
     assert found["parts"][0]["status"] == "ok" and found["parts"][0]["rows"][0]["tflops"] > 0
     assert {part["reason"] for part in found["parts"][1:]} == {"not among --only"}

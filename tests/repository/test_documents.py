@@ -28,7 +28,10 @@ from madkd_hf import MadkdTrainingArguments
 ROOT = Path(__file__).parents[2]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
 }
 OF_THEIR_OWN = {  # pages with a test that does what they say
     "docs/your_own_teacher.md": "tests/teachers/test_your_own_teacher.py",
