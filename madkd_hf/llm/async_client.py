@@ -33,9 +33,13 @@ async def _time_limit(seconds: float) -> AsyncIterator[None]:
         yield
 
 
+_NO_HTTP: tuple[type[Exception], ...] = ()  # of answers that are none, where the transport leaves them as they are
 try:  # it needs half of the time that httpx takes for a request
     openai.DefaultAioHttpClient()
     Client = openai.DefaultAioHttpClient
+    import aiohttp
+
+    _NO_HTTP = (aiohttp.ClientError,)
 except RuntimeError:  # without aiohttp
     Client = openai.DefaultAsyncHttpxClient
 
@@ -99,14 +103,15 @@ class _Connection(Client):
 
     async def _read(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         body = bytearray()
-        response = await super().send(request, **{**options, "stream": True, "follow_redirects": False})
         try:
-            async for part in response.aiter_raw():  # and not decompressed: that may be a thousand times as much
-                body += part
-                if len(body) > LARGEST:
-                    raise AnswerTooLargeError
-        finally:
-            await response.aclose()
+            response = await super().send(request, **{**options, "stream": True, "follow_redirects": False})
+            async with contextlib.aclosing(response):
+                async for part in response.aiter_raw():  # and not decompressed: that may be a thousand times as much
+                    body += part
+                    if len(body) > LARGEST:
+                        raise AnswerTooLargeError
+        except _NO_HTTP as error:  # an address of SSH, for instance
+            raise httpx2.RemoteProtocolError(f"no HTTP: {excerpt(error, 200)}", request=request) from error
         if is_busy(response.status_code):
             self.on_busy(response.status_code, _seconds(response.headers.get("retry-after")))
         return self.limits_of_answers.answered(response, body)

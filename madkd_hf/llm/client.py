@@ -108,7 +108,7 @@ class Limits:
     def answered(self, answer: httpx2.Response, body: bytes) -> httpx2.Response:
         """The answer with this body, and of its headers those that are read."""
         self.has_answered = True
-        headers = {name: answer.headers[name] for name in READ_HEADERS if name in answer.headers}
+        headers = {name: answer.headers[name] for name in READ_HEADERS if answer.headers.get(name, "é").isascii()}
         if answer.status_code >= 400:
             text = body.decode(errors="replace")
             final = answer.status_code == 501 or NO_CREDIT.search(text)

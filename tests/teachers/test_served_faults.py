@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socketserver
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,6 +60,7 @@ def first(*numbers, fault):
         Fault(429, headers={"Retry-After": "0.2", "retry-after-ms": "none"}),
         Fault(500),
         Fault(503, body="<html>busy</html>"),
+        Fault(503, headers={"Retry-After": "à bientôt"}),
         "drop",
         Fault(200, body='{"choices": []}'),
         Fault(200, body='{"choices": [{"message": {}, "logprobs": {"content": []'),
@@ -69,6 +73,29 @@ def test_what_may_pass_is_asked_again(fault):
         questions = [teacher.dialect.text(question) for question in BANK.questions]
         truth = [[server.model.answer(image, question)[0] for question in questions] for image in IMAGES]
     np.testing.assert_allclose(reading.logits.numpy(), truth, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_an_answer_that_is_no_http_is_told_in_a_sentence(answer):
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            self.request.sendall(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            told = refused(SimpleNamespace(url=f"http://127.0.0.1:{server.server_address[1]}"), retries=1)
+        finally:
+            server.shutdown()
+    assert "no HTTP" in told
 
 
 def broken(change):
