@@ -40,6 +40,7 @@ class SpaceModel:
         bytes: of the ONNX file.
         agreement: how the export compares with PyTorch, in words; None where it was made earlier.
         hub: id and commit of a repo that anybody may read and that has these very files.
+        independent: whether each class has a probability of its own, as an image may show several.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class SpaceModel:
     bytes: int
     agreement: str | None = None
     hub: tuple[str, str] | None = None
+    independent: bool = False
 
     @property
     def against_made_up(self) -> bool:
@@ -88,7 +90,8 @@ def prepared(student: str, revision: str | None = None, images: Sequence[Image.I
         size = (exported / EXPORTED).stat().st_size
         folder = Path(scratch) / "space"
         _copy(exported, folder, config, whole=hub is None)
-        yield SpaceModel(folder, classes, because, baseline, size, agreement, hub)
+        independent = config.get("problem_type") == "multi_label_classification" or len(classes) == 1
+        yield SpaceModel(folder, classes, because, baseline, size, agreement, hub, independent)
 
 
 def _export(student: str, revision: str | None, place: Path, images: Sequence[Image.Image]) -> tuple[str, str]:

@@ -70,6 +70,7 @@ def page_data(kind: str, model: SpaceModel, facts: SpaceFacts, shown: Sequence[s
     data = {
         "title": one_line(facts.title, LONGEST_TITLE),
         "classes": [one_line(name, LONGEST) for name in model.classes],
+        "independent": model.independent,
         "questions": [one_line(text, LONGEST) for text in because.questions] if because else [],
         "effects": [[float(f"{value:.6g}") for value in row] for row in because.effects] if because else [],
         "baseline": [float(f"{value:.6g}") for value in because.baseline] if because else [],

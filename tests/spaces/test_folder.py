@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +20,7 @@ from builders import tiny
 from builders.hostile import STRINGS, alive_in_markdown
 from builders.space_students import CLASSES, make_space
 from PIL import Image
+from scipy.special import expit, softmax
 
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.data import rgb
@@ -161,6 +163,25 @@ def test_without_questions_there_are_classes_and_no_reasons(exported, tmp_path):
     data = data_of(tmp_path / "space")
     assert model.because is None and (data["questions"], data["effects"]) == ([], []) and len(data["classes"]) == 3
     assert "questions" not in (tmp_path / "space" / CARD).read_text(encoding="utf-8")
+
+
+def test_where_an_image_may_show_several_classes_each_has_its_own_probability(exported, tmp_path):
+    logits, page, script = np.array([2.0, -1.0, 0.5]), load_gradio("reasons"), tmp_path / "reasons.mjs"
+    script.write_bytes(files("madkd_hf.spaces").joinpath("static", "reasons.js").read_bytes())
+    shutil.copytree(exported, tmp_path / "several")
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    config |= {"problem_type": "multi_label_classification"}
+    (tmp_path / "several/config.json").write_text(json.dumps(config), encoding="utf-8")
+    for folder, expected in ((exported, softmax(logits)), (tmp_path / "several", expit(logits))):
+        make_space(folder, tmp_path / "space", GRADIO, SpaceFacts("Birds"))
+        data = data_of(tmp_path / "space")
+        assert page.class_probabilities(data, logits) == pytest.approx(expected)
+        if shutil.which("node"):
+            code = f"import {{ probabilities }} from {json.dumps(script.as_uri())};"
+            code += f"console.log(JSON.stringify(probabilities({json.dumps(data)}, {logits.tolist()})));"
+            words = ["node", "--input-type=module", "-e", code]
+            said = subprocess.run(words, check=True, capture_output=True, timeout=60).stdout
+            assert json.loads(said) == pytest.approx(expected)
 
 
 def test_what_was_exported_is_taken_as_it_is(exported, tmp_path):

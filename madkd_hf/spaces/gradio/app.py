@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from huggingface_hub import hf_hub_download
 from PIL import Image
-from reasons import classes_html, links_html, reasons, reasons_html, softmax, text
+from reasons import class_probabilities, classes_html, links_html, reasons, reasons_html, text
 from rgb import to_rgb
 from transformers import AutoImageProcessor
 
@@ -52,7 +52,7 @@ def classify(path: str | None) -> tuple[str, list[float] | None, int | None, str
     if path is None:
         return WAITING, None, None, ""
     logits, answers = look(path)
-    probabilities = softmax(logits)
+    probabilities = class_probabilities(DATA, logits)
     label = int(probabilities.argmax())
     found = reasons_html(DATA, reasons(DATA, answers, label), label) if HAS_REASONS else ""
     return classes_html(DATA, probabilities), None if answers is None else answers.tolist(), label, found

@@ -11,7 +11,10 @@ import numpy as np
 MOST_CLASSES, MOST_REASONS = 5, 4  # shown at once; of reasons, on each side
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
+def class_probabilities(data: dict[str, Any], logits: np.ndarray) -> np.ndarray:
+    """Of classes; each on its own where an image may show several."""
+    if data["independent"]:
+        return 1 / (1 + np.exp(-logits))
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
 

@@ -2,7 +2,9 @@
 
 export const sigmoid = (x) => 1 / (1 + Math.exp(-x));
 
-export function softmax(logits) {
+// Of classes; each on its own where an image may show several.
+export function probabilities(data, logits) {
+  if (data.independent) return logits.map(sigmoid);
   const highest = Math.max(...logits), powers = logits.map((x) => Math.exp(x - highest));
   const sum = powers.reduce((a, b) => a + b, 0);
   return powers.map((x) => x / sum);

@@ -1,5 +1,5 @@
 // Texts come from a student's settings, which strangers wrote: they are put into the page as text, never as HTML.
-import { inWords, percent, reasons, signed, softmax } from "./reasons.js";
+import { inWords, percent, probabilities, reasons, signed } from "./reasons.js";
 import { crop, resize } from "./resize.js";
 
 const MOST_CLASSES = 5, MOST_REASONS = 4;  // shown at once; of reasons, on each side
@@ -159,7 +159,7 @@ async function take(blob, button = null) {
     await new Promise((done) => setTimeout(done, 20));  // so that this is seen: the model takes the page's only thread
     const start = performance.now(), found = await student(...pixels);
     if (mine !== turn) return;
-    result = { ...found, probabilities: softmax(found.logits) };
+    result = { ...found, probabilities: probabilities(data, found.logits) };
     chosen = result.probabilities.indexOf(Math.max(...result.probabilities));
     draw();
     say(`${data.classes[chosen]}, ${percent(result.probabilities[chosen])}. It took ${Math.round(performance.now() - start)} ms.`);
