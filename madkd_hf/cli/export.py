@@ -86,8 +86,8 @@ def pictures(args: ExportArguments) -> list[Image.Image]:
     """The images of the dataset that are compared on; none where none is named."""
     if not args.dataset:
         return []
+    from ..data.check import loaded_images
     from ..data.image_columns import check_image_column
-    from ..data.images import load_image
     from ..data.limits import limited
 
     splits = load_splits(args)
@@ -100,7 +100,7 @@ def pictures(args: ExportArguments) -> list[Image.Image]:
     rows = limited(rows, count, "label").select_columns(args.image_column)
     if len(rows) < 2:
         raise ValueError(f"The split {name!r} has {len(rows)} images: expected 2 or more to compare on.")
-    return [load_image(image, args.image_column) for image in rows.shuffle(seed=0)[args.image_column]]
+    return loaded_images(rows.shuffle(seed=0), args.image_column, name)
 
 
 def check_student(args: ExportArguments, model: PreTrainedModel) -> None:

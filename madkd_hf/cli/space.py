@@ -95,9 +95,9 @@ def images(args: SpaceArguments) -> list[tuple[Image.Image, str]]:
     """Images of the dataset and their classes, as many of each class as of others; none where no dataset is named."""
     if not args.dataset:
         return []
+    from ..data.check import loaded_images
     from ..data.columns import read_labels
     from ..data.image_columns import check_image_column
-    from ..data.images import load_image
     from ..data.limits import limited
 
     splits = load_splits(args)
@@ -111,7 +111,7 @@ def images(args: SpaceArguments) -> list[tuple[Image.Image, str]]:
     rows = limited(rows, BASELINE_IMAGES, "label").shuffle(seed=0)
     labels, _ = read_labels(rows, "label")
     shown = ["" if label is None else str(label) for label in labels or [None] * len(rows)]
-    return [(load_image(image, args.image_column), text) for image, text in zip(rows[args.image_column], shown)]
+    return list(zip(loaded_images(rows, args.image_column, name), shown))
 
 
 def facts(args: SpaceArguments) -> SpaceFacts:

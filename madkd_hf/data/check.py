@@ -196,6 +196,18 @@ def upright_size(stored: dict[str, Any]) -> tuple[int, int]:
         return image.size[::-1] if turned else image.size
 
 
+def loaded_images(rows: Dataset, image_column: str, split: str) -> list[Image.Image]:
+    """All images of a few rows, as teacher and student see them.
+
+    Raises:
+        ValueError: one cannot be read, or Pillow would start another program for it; it is named.
+    """
+    bad = check_images(rows, image_column, split) if isinstance(rows.features[image_column], datasets.Image) else []
+    if bad:
+        raise ValueError(f"Images cannot be read: {reasons(bad)}: repair or remove them, or pass another --split.")
+    return [load_image(image, image_column) for image in rows[image_column]]
+
+
 def reasons(bad: Sequence[Unreadable]) -> str:
     """The first of them by name, each with what is wrong."""
     return listed([terminal(image.name) for image in bad], [image.reason for image in bad])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from io import BytesIO
 
 import pytest
+from builders import tiny
 from builders.commands import EASY_VQA, recipe, refuse
 from builders.labelled_birds import save_labelled
 from builders.space_students import save_student
+from datasets import Dataset, Features, Image
 
 from madkd_hf import AspectBank
 from madkd_hf.exporting.formats import can_export
@@ -51,6 +54,23 @@ def test_it_leaves_a_space_with_examples_of_each_class_and_publishes_it(student,
     assert data["against"].startswith("its average answers about ") and "made-up" not in data["against"]
     assert hub.repos()["space", "you/birds-space"].sdk == "static"
     assert hub.files("you/birds-space", "space")["space.json"] == (tmp_path / "space/space.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"no image", "it is no image that Pillow can read"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is EPS, which other programs would have to read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["space", "export"])
+def test_an_image_that_cannot_be_read_is_named(command, content, reason, student, tmp_path):
+    whole = BytesIO()
+    tiny.images(1, 48)[0].save(whole, "PNG")
+    images = [{"bytes": image, "path": None} for image in (whole.getvalue(), content, whole.getvalue())]
+    Dataset.from_dict({"image": images}, features=Features({"image": Image()})).save_to_disk(tmp_path / "photos")
+    told = refuse(command, student, "--dataset", tmp_path / "photos", "--output_dir", tmp_path / "out")
+    assert f"row 1 of split 'train' ({reason})" in told and not (tmp_path / "out").exists()
 
 
 def test_without_a_dataset_it_says_what_the_reasons_are_against(student, tmp_path, capsys):
