@@ -12,7 +12,8 @@ PAGES = {  # files of each kind that are the same for every student; the page co
 EXAMPLE = "examples/example-{}.jpg"
 VENDOR = ("transformers.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 NAMES = (
-    *(CARD, DATA, ONNX, f"{ONNX}_data", *(f"{MODEL}/{name}" for name in CONFIGS), EXAMPLE.format("*")),
+    *(CARD, DATA, ONNX, f"{ONNX}_data", *(f"{MODEL}/{name}" for name in CONFIGS)),
+    *(EXAMPLE.format(digits) for digits in ("[0-9]", "[0-9][0-9]")),  # another name is a user's
     *(f"vendor/{name}" for name in VENDOR),
     *dict.fromkeys(name for names in PAGES.values() for name in names),
 )

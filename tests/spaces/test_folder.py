@@ -228,6 +228,14 @@ def test_examples_carry_no_metadata_and_are_no_larger_than_needed(exported, tmp_
     assert Image.open(tmp_path / "examples/example-1.jpg").size == (512, 256)
 
 
+def test_an_example_that_a_user_put_there_stays(exported, tmp_path):
+    examples = [(image, "finch") for image in tiny.images(11, 48)]
+    make_space(exported, tmp_path, STATIC, SpaceFacts("Birds"), examples=examples)
+    (tmp_path / "examples/example-my-dog.jpg").write_bytes(b"mine")
+    make_space(exported, tmp_path, STATIC, SpaceFacts("Birds"), examples=examples[:1])
+    assert {path.name for path in (tmp_path / "examples").iterdir()} == {"example-1.jpg", "example-my-dog.jpg"}
+
+
 def test_javascript_that_is_not_the_pinned_one_is_refused(tmp_path):
     with pytest.raises(ValueError, match="There is no folder .*nowhere.*npm pack @huggingface/transf"):
         find_assets(tmp_path / "nowhere")
