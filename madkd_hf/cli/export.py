@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Literal
 from ..exporting import KIND, NAMES
 from ..students.base.fields import option
 from ..text import terminal
-from .arguments import CommandParser, DatasetArguments, HubArguments, load_splits
+from .arguments import CommandParser, DatasetArguments, HubArguments
+from .example_images import example_rows
 from .options import check_paths
 from .outputs import check_place, working_in
 
@@ -87,20 +88,9 @@ def pictures(args: ExportArguments) -> list[Image.Image]:
     if not args.dataset:
         return []
     from ..data.check import loaded_images
-    from ..data.image_columns import check_image_column
-    from ..data.limits import limited
 
-    splits = load_splits(args)
-    name = args.split or list(splits)[-1]
-    if name not in splits:
-        raise ValueError(f"There is no split {name!r}: the dataset has {list(splits)}; pass --split.")
-    rows = splits[name]
-    check_image_column(rows.features, args.image_column)
-    count = args.images or (INT8_IMAGES if args.int8 else 32)
-    rows = limited(rows, count, "label").select_columns(args.image_column)
-    if len(rows) < 2:
-        raise ValueError(f"The split {name!r} has {len(rows)} images: expected 2 or more to compare on.")
-    return loaded_images(rows.shuffle(seed=0), args.image_column, name)
+    rows, split = example_rows(args, args.images or (INT8_IMAGES if args.int8 else 32))
+    return loaded_images(rows.select_columns(args.image_column), args.image_column, split)
 
 
 def check_student(args: ExportArguments, model: PreTrainedModel) -> None:

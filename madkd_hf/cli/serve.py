@@ -111,7 +111,7 @@ def device_of(args: ServeArguments) -> str:
         raise ValueError(f"There is no device {args.device!r} here ({reason}): pass --device cpu.") from error
 
 
-def told(student: ServedStudent, address: str, key_variable: str | None) -> str:
+def start_line(student: ServedStudent, address: str, key_variable: str | None) -> str:
     """The line that says where the student is, and how to ask it."""
     questions = counted(len(student.questions), "question") if student.questions else "no questions"
     key = f'-H "Authorization: Bearer ${key_variable}" ' if key_variable else ""
@@ -140,7 +140,7 @@ def main() -> None:
         warnings.filterwarnings("ignore", module="PIL")  # of large images and odd metadata, by the thousand
         student = ServedStudent.load(args.student, args.student_revision, args.name, device_of(args))
         limits = limits_of(args)
-        line = told(student, address_of(opened), args.key_variable)
+        line = start_line(student, address_of(opened), args.key_variable)
         server = Server(build_app(student, limits, key), limits, lambda: print(line, flush=True))
         try:
             server.run([opened])

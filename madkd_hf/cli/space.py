@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Literal
 from ..spaces import GRADIO, KIND, NAMES, STATIC
 from ..students.base.fields import option
 from ..text import terminal
-from .arguments import CommandParser, DatasetArguments, HubArguments, existing_folder, load_splits
+from .arguments import CommandParser, DatasetArguments, HubArguments, existing_folder
+from .example_images import example_rows
 from .options import check_paths
 from .outputs import check_place, working_in
 
@@ -97,21 +98,11 @@ def images(args: SpaceArguments) -> list[tuple[Image.Image, str]]:
         return []
     from ..data.check import loaded_images
     from ..data.columns import read_labels
-    from ..data.image_columns import check_image_column
-    from ..data.limits import limited
 
-    splits = load_splits(args)
-    name = args.split or list(splits)[-1]
-    if name not in splits:
-        raise ValueError(f"There is no split {name!r}: the dataset has {list(splits)}; pass --split.")
-    rows = splits[name]
-    check_image_column(rows.features, args.image_column)
-    if len(rows) < 2:
-        raise ValueError(f"The split {name!r} has {len(rows)} images: expected 2 or more to compare on.")
-    rows = limited(rows, BASELINE_IMAGES, "label").shuffle(seed=0)
+    rows, split = example_rows(args, BASELINE_IMAGES)
     labels, _ = read_labels(rows, "label")
     shown = ["" if label is None else str(label) for label in labels or [None] * len(rows)]
-    return list(zip(loaded_images(rows, args.image_column, name), shown))
+    return list(zip(loaded_images(rows, args.image_column, split), shown))
 
 
 def facts(args: SpaceArguments) -> SpaceFacts:
@@ -138,7 +129,7 @@ def spread(found: list[tuple[Image.Image, str]], count: int) -> list[tuple[Image
     return [found[place] for _, place in sorted(order)[:count]]
 
 
-def tell(args: SpaceArguments, model: SpaceModel) -> None:
+def print_summary(args: SpaceArguments, model: SpaceModel) -> None:
     """Print how the export agrees, and what is missing for reasons."""
     if model.agreement:
         print(f"{args.student} as ONNX: {model.agreement}.")
@@ -158,7 +149,7 @@ def main() -> None:
     assets = find_assets(args.offline_assets) if args.offline_assets else None
     links, found = facts(args), images(args)
     with prepared(args.student, args.student_revision, [image for image, _ in found]) as model:
-        tell(args, model)
+        print_summary(args, model)
         with working_in(args.output_dir, args, KIND, NAMES):
             write_space(model, args.output_dir, args.kind, links, spread(found, args.examples), assets)
             if args.push_to_hub:

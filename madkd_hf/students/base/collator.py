@@ -40,8 +40,8 @@ class TellEpoch(TrainerCallback):
     """Tells collators and samplers which epoch begins, or goes on after a checkpoint."""
 
     def __init__(self):
-        self.drawing: list[Any] = []  # what draws anew in each epoch
+        self.listeners: list[Any] = []  # what draws anew in each epoch
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        for drawing in self.drawing:
-            drawing.set_epoch(int(state.epoch or 0))
+        for listener in self.listeners:
+            listener.set_epoch(int(state.epoch or 0))

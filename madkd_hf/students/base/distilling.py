@@ -125,7 +125,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         self.train_collator = self.eval_collator = self.test_collator = data_collator
         if self.makes_batches:
             self.train_collator, self.eval_collator, self.test_collator = self._collators()
-            self._tell_epoch.drawing.append(self.train_collator)
+            self._tell_epoch.listeners.append(self.train_collator)
         self._logged_parts: dict[str, torch.Tensor] = {}  # sums of the loss's parts since the last log
         self._logged_steps = 0
         self._rows_of_loader: dict[str, Any] = {}  # what each evaluation data loader that is kept was made of

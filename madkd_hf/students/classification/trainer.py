@@ -170,7 +170,7 @@ class MadkdTrainer(DistillingTrainer):
                 f"With labelled_fraction={fraction} an epoch has {len(self._sampler)} images, and "
                 "dataloader_drop_last leaves out batches that are not full: leave it out, or take smaller batches."
             )
-        self._tell_epoch.drawing.append(self._sampler)
+        self._tell_epoch.listeners.append(self._sampler)
 
     def _check_targets(self) -> None:
         """Refuse class targets that are scores of other classes, to learn from or to evaluate on."""
