@@ -16,6 +16,7 @@ from ..data.class_targets import class_features, class_teacher
 from ..data.columns import ASPECT_COLUMNS, CLASS_COLUMNS, aspect_features
 from ..data.objects import Boxes
 from ..teachers import Teacher
+from ..teachers.base import calls_at_once
 from ..teachers.class_teacher import ClassTeacher
 from ..text import terminal
 
@@ -34,12 +35,14 @@ class Labeller(ABC):
         source: what stands in that last column.
         about: what it asks, for the progress bar, and `progress` what that has used up so far.
         plan: how it reads, see `prepare`; a job that goes on sets what it began with.
+        calls_at_once: how many threads may call `read`, see `Teacher`.
     """
 
     columns: tuple[str, ...]
     source: str
     about: str
     progress = ""
+    calls_at_once = 1
     plan: dict[str, Any] | None = None
 
     @property
@@ -104,6 +107,10 @@ class AspectLabeller(Labeller):
         return self.teacher.progress
 
     @property
+    def calls_at_once(self) -> int:
+        return self.teacher.calls_at_once
+
+    @property
     def plan(self) -> dict[str, Any] | None:
         return self.teacher.plan
 
@@ -166,6 +173,7 @@ class ClassLabeller(Labeller):
         self.order = class_order(teacher.classes, self.classes, teacher.name)
         self.source = class_teacher(teacher.fingerprint, self.classes)
         self.about = f"scores of {len(self.classes)} classes"
+        self.calls_at_once = calls_at_once(teacher.model.device)
 
     @property
     def features(self) -> Features:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from datasets import Dataset
@@ -21,7 +21,7 @@ from .labellers import Answer, Labeller, all_features
 from .sources import Source, decode
 
 
-AHEAD = 16  # images that are decoded before their turn, and held in memory
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,36 +46,36 @@ class Reader:
         Images wait until there are enough of them for a call, and objects that look the same are read once. So the
         same rows always make the same calls. Rows count as progress when their images are read.
         """
-        waiting_rows = 0
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, list[Answer] | None] = {}
-        waiting: dict[Hashable, Unit] = {}
-        with closing(self._decoded(rows.select_columns(self.source.columns), start)) as decoded:
-            for units in decoded:
-                keys_of_rows.append(None if units is None else [unit.key for unit in units])
-                waiting |= {unit.key: unit for unit in units or [] if unit.key not in answers}
-                waiting_rows += 1
-                while len(waiting) >= images_per_call:
-                    keys = list(itertools.islice(waiting, images_per_call))
-                    answers |= self._read([waiting.pop(key) for key in keys])
-                    on_progress(waiting_rows)
-                    waiting_rows = 0
-        answers |= self._read(list(waiting.values()))
-        on_progress(waiting_rows)
+        cores, at_once = count_cores(), min(labeller.calls_at_once for labeller in self.labellers)
+        table = rows.select_columns(self.source.columns)
+        with closing(in_order(lambda row: self._units(*row), zip(table, itertools.count(start)), cores)) as decoded:
+            calls = self._calls(decoded, images_per_call, keys_of_rows)
+            with closing(in_order(lambda call: (self._read(call[0]), call[1]), calls, at_once)) as answered:
+                for found, count in answered:
+                    answers |= found
+                    on_progress(count)
         return self._table([None if keys is None else [answers[key] for key in keys] for keys in keys_of_rows])
 
-    def _decoded(self, rows: Dataset, start: int) -> Iterator[list[Unit] | None]:
-        """`_units` of each row, in order; the next ones are decoded by other threads while the teachers read."""
-        pool, ahead = ThreadPoolExecutor(count_cores()), deque()
-        try:
-            for number, row in enumerate(rows, start):
-                ahead.append(pool.submit(self._units, row, number))
-                if len(ahead) > AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def _calls(
+        self, decoded: Iterable[list[Unit] | None], images_per_call: int, keys_of_rows: list[list[Hashable] | None]
+    ) -> Iterator[tuple[list[Unit], int]]:
+        """What one call of the teachers reads, and how many rows have come since the call before."""
+        asked: set[Hashable] = set()
+        waiting: deque[Unit] = deque()
+        count = 0
+        for units in decoded:
+            keys_of_rows.append(None if units is None else [unit.key for unit in units])
+            for unit in units or []:
+                if unit.key not in asked:
+                    asked.add(unit.key)
+                    waiting.append(unit)
+            count += 1
+            while len(waiting) >= images_per_call:
+                yield [waiting.popleft() for _ in range(images_per_call)], count
+                count = 0
+        yield list(waiting), count
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
         """What to ask about in a row; None where it cannot be read and is to be skipped."""
@@ -142,6 +142,26 @@ class Reader:
                 f"{name} {what} ({_reason(error)}): repair the file or drop the row, or pass on_error='skip' to "
                 "leave its answers empty."
             ) from error
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """`function` of each item, in order, as `map` does it; the next ones are computed by other threads meanwhile.
+
+    No more of them are held than there are threads, since each may be a large image; of a single thread none.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    pool, ahead = ThreadPoolExecutor(threads), deque()
+    try:
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _pixels(image: Image) -> Hashable:

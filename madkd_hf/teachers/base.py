@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..aspects import AspectBank
+from ..data.decoding import count_cores
 
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ TEACHERS = {  # kind -> its class; `--teacher KIND:NAME` and `load_teacher("KIND
     "served": "madkd_hf.teachers.served:ServedTeacher",
 }
 ADDRESSES = {"http": "served", "https": "served"}  # what a name can begin with in place of a kind
+MOST_CALLS = 4  # one that computes, and those that preprocess the next images
 DEFAULT_KIND = "mllm"  # of a name without a kind: a model of the Hub, or a folder
 
 
@@ -69,9 +71,11 @@ class Teacher(ABC):
 
     Attributes:
         plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
+        calls_at_once: how many threads may call `read`, so that one prepares images while another one computes.
     """
 
     plan: dict[str, Any] | None = None
+    calls_at_once = 1
 
     @classmethod
     def from_pretrained(cls, name: str) -> Teacher:
@@ -132,6 +136,11 @@ class Teacher(ABC):
     def summary(self) -> str:
         """How it has read, in a sentence for its user; empty where there is nothing to say."""
         return ""
+
+
+def calls_at_once(device: torch.device) -> int:
+    """How many threads a model on this device is given images by: on a CPU, others would only take its cores."""
+    return 1 if device.type == "cpu" else min(MOST_CALLS, count_cores())
 
 
 def load_teacher(name: str, **options: Any) -> Teacher:

@@ -1,5 +1,8 @@
 """Images that cannot be read, or that look like others."""
 
+import threading
+import time
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -16,7 +19,7 @@ from datasets import (
 
 from madkd_hf import AspectTeacher, attach_aspects
 from madkd_hf.data.columns import skipped_rows
-from madkd_hf.labelling import reading
+from madkd_hf.labelling import job, reading
 from madkd_hf.teachers import UnreadableImageError
 
 
@@ -72,6 +75,37 @@ def test_what_can_be_read_is_read_and_the_rest_is_skipped(tmp_path, stream, choo
     for row, is_bad in zip(labelled.cast_column("image", Image(decode=False)), bad):
         assert (row["aspect_logits"] is None) == (row["aspect_mass"] is None) == is_bad
         assert row["aspect_bank"] == BANK.fingerprint
+
+
+@pytest.mark.parametrize("on_error", ["skip", "raise"])
+def test_calls_at_once_change_nothing(tmp_path, monkeypatch, on_error):
+    """On an accelerator other threads preprocess the next images while one computes."""
+    monkeypatch.setattr(job, "READ_BATCH", 2)
+    at_once, most, lock, found = [0], [0], threading.Lock(), []
+
+    class Watched(Choosy):
+        def read(self, images, bank):
+            with lock:
+                at_once[0] += 1
+                most[0] = max(most[0], at_once[0])
+            try:
+                time.sleep(0.02)
+                return super().read(images, bank)
+            finally:
+                with lock:
+                    at_once[0] -= 1
+
+    for count in (1, 4):
+        who = Watched(tiny.internvl(), tiny.processor(), "full", batch_size=1)
+        assert who.calls_at_once == 1
+        who.calls_at_once = count
+        settings = {"work_dir": tmp_path / str(count), "on_error": on_error}
+        try:
+            found.append(attach_aspects(of_pictures(), BANK, who, **settings).remove_columns("image")[:])
+        except ValueError as error:
+            found.append(str(error))
+        assert most[0] == count or on_error == "raise"
+    assert found[0] == found[1] and isinstance(found[0], dict if on_error == "skip" else str)
 
 
 def test_images_that_look_the_same_get_the_same_answers(tmp_path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ...aspects import AspectBank
 from ...data.images import to_rgb
 from ...text import first_difference, get_logger
-from ..base import Reading, Teacher
+from ..base import Reading, Teacher, calls_at_once
 from .answers import answer_token_ids, answers_in_float32, log_odds_and_mass
 from .identity import digest, tokenizer_digest, weights_digest
 from .layout import Layout, image_token_id, too_long
@@ -93,7 +93,8 @@ class AspectTeacher(Teacher):
         self.date = date
         self.plan: dict[str, Any] | None = None
         self._layouts: dict[str, Layout] = {}
-        self._lock = threading.Lock()  # reading switches the model's attention for a moment
+        self.calls_at_once = calls_at_once(self.model.device)
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -151,10 +152,11 @@ class AspectTeacher(Teacher):
         layout, strategy = self.layout(bank), self.plan["strategy"]
         if self.model.training:
             self.model.eval()
-        with self._lock, self._precise():
-            answers, self.plan["batch_size"] = self._with_smaller_batches(
-                self.plan["batch_size"], lambda size: read(self.model, layout, images, strategy, size, self.reduce)
-            )
+        answers, size = self._with_smaller_batches(
+            self.plan["batch_size"],
+            lambda size: read(self.model, layout, images, strategy, size, self.reduce, self._computing),
+        )
+        self.plan["batch_size"] = min(size, self.plan["batch_size"])  # which another thread may have halved meanwhile
         reading = Reading(*answers)
         finite = torch.isfinite(reading.logits) & torch.isfinite(reading.mass)
         if not finite.all():
@@ -193,7 +195,7 @@ class AspectTeacher(Teacher):
                 f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
                 "the question, so that questions share nothing: use strategy='auto'."
             )
-        with self._precise():
+        with self._computing():
             (errors, exact), size = self._with_smaller_batches(
                 self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
             )
@@ -262,8 +264,11 @@ class AspectTeacher(Teacher):
         layout = self.layout(bank)
         return {"tokens": layout.digest, "example": layout.texts[0]}
 
-    def _precise(self) -> AbstractContextManager[None]:
-        return answers_in_float32(self.model, [*self.yes.values(), *self.no.values()])
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """One thread at a time, since reading switches the model's attention and its output layer for a moment."""
+        with self._lock, answers_in_float32(self.model, [*self.yes.values(), *self.no.values()]):
+            yield
 
     def reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next-token logits [..., V] as log-odds and mass [...], see `answers.log_odds_and_mass`."""
