@@ -113,7 +113,11 @@ class LabelArguments(
     streaming: bool = option(
         False, "Read the dataset as a stream, and leave Parquet files with images and answers: memory stays flat."
     )
-    shard_size: int = option(512, "Images between two saves: what a kill can cost, and the rows of a Parquet file.")
+    shard_size: int | None = option(
+        None,
+        "Images between two saves: what a kill can cost, and the rows of a Parquet file. By default 512, or of more "
+        "than a million images a 2,000th.",
+    )
     dry_run: bool = option(
         False,
         "Tell requests, tokens, price and time of a teacher behind a server, measured on three images.",

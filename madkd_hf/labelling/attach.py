@@ -22,6 +22,9 @@ from .sources import Rows, sources_of
 from .workers import Workers
 
 
+SHARD_SIZE = 512
+MOST_SHARDS = 2000  # of a split, unless a size is given: each is a file, and a part of the table that they become
+
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
 
@@ -33,7 +36,7 @@ def attach_aspects(
     splits: str | Iterable[str] | None = None,
     work_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
-    shard_size: int = 512,
+    shard_size: int | None = None,
     distributed: bool = False,
     boxes_column: str | None = None,
     box_format: str = "coco",
@@ -67,7 +70,8 @@ def attach_aspects(
         on_error: what to do about an image, or box, that cannot be read: "raise", or "skip", which leaves
             `aspect_logits` and `aspect_mass` null and `aspect_bank` set. (A row of a split that was not labelled has
             three nulls.)
-        shard_size: images that a kill can cost; a job that was begun keeps its own.
+        shard_size: images that a kill can cost, by default 512, or of more than a million a 2,000th; a job that was
+            begun keeps its own.
         distributed: share the work between the processes of `accelerate launch`, all of which have to make this call,
             on one folder that all can see; each needs a teacher on its own device. Otherwise each process does it all.
         boxes_column: the column of objects: structs with a list `bbox`, or lists of structs with a `bbox`. The boxes
@@ -116,7 +120,7 @@ def attach_class_targets(
     splits: str | Iterable[str] | None = None,
     work_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
-    shard_size: int = 512,
+    shard_size: int | None = None,
     distributed: bool = False,
     files_from: str | os.PathLike | None = None,
     stream_name: str | None = None,
@@ -173,7 +177,7 @@ def attach(
     splits: str | Iterable[str] | None,
     work_dir: str | os.PathLike | None,
     on_error: str,
-    shard_size: int,
+    shard_size: int | None,
     distributed: bool,
     files_from: str | os.PathLike | None,
     stream_name: str | None,
@@ -184,14 +188,16 @@ def attach(
         raise ValueError(f"Unknown on_error {on_error!r}: expected 'raise' or 'skip'.")
     new_columns = [name for labeller in labellers for name in labeller.columns]
     sources = sources_of(dataset, splits, image_column, boxes, files_from, on_error, stream_name, new_columns)
-    if int(shard_size) < 1:
+    if shard_size is not None and int(shard_size) < 1:
         raise ValueError(f"A shard holds at least one image: received shard_size={shard_size}.")
     streams = isinstance(dataset, (IterableDataset, IterableDatasetDict))
     if streams and work_dir is None:
         raise ValueError("A stream needs a place for its labelled Parquet shards: pass work_dir.")
     workers = Workers.of_launch() if distributed else Workers()
     workers.agree(lambda: [source.check_files() for source in sources if isinstance(source, Rows)])
-    settings = (image_column, on_error, int(shard_size), streams, workers, boxes)
+    most = max((source.total or 0 for source in sources), default=0)
+    shard_size = int(shard_size or max(SHARD_SIZE, -(-most // MOST_SHARDS)))
+    settings = (image_column, on_error, shard_size, streams, workers, boxes)
     job = Job(labellers, *settings, wait=work_dir is None)
     to_do = [source for source in sources if streams or (source.labelled and source.total)]
     results = {source.split: job.without_answers(source) for source in sources if source not in to_do}

@@ -27,11 +27,11 @@ def write_report(report: Mapping[str, Any], output_dir: str | os.PathLike) -> Pa
 
     Args:
         report: what `summarise` returns and, where known, `dataset` (its name), `images_per_class` or `scenes` (how
-            many training images), `smoothing` (of that condition's labels), `answers_alone` (of
-            `cli.comparison.answers`), `teacher` (its provenance), `seconds` (stage -> seconds), `command` (a shell
-            line), `figures` (file name under `output_dir/figures` -> caption; only those there are shown),
-            `train_split` (its name), `drawn` ("validation" or "test" -> how its images were drawn) and `validated`
-            (whether there are validation images).
+            many training images), `smoothing` (of that condition's labels), `settings` (options of all students),
+            `answers_alone` (of `cli.comparison.answers`), `teacher` (its provenance), `seconds` (stage -> seconds),
+            `command` (a shell line), `figures` (file name under `output_dir/figures` -> caption; only those there are
+            shown), `train_split` (its name), `drawn` ("validation" or "test" -> how its images were drawn) and
+            `validated` (whether there are validation images).
         output_dir: a folder, made where missing.
     """
     output_dir = Path(output_dir)
@@ -70,6 +70,8 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     text += f", some also on {report['unlabelled']:,} without a class" if report.get("unlabelled") else ""
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
     text += f", the labels of `smoothing` smoothed by {report['smoothing']:g}" if report.get("smoothing") else ""
+    settings = [f"{markdown(option)} {markdown(value)}" for option, value in (report.get("settings") or {}).items()]
+    text += f", all of them with {', '.join(settings)}" if settings else ""
     model = (report.get("teacher") or {}).get("model")
     text += f"; the teacher is {code(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+MOST_QUESTIONS = 100  # in a picture; the table beside it has all
+
+
 def class_aspect_means(labels: Sequence[int], logits: np.ndarray, num_classes: int) -> np.ndarray:
     """The teacher's mean probability of yes for each class: [C, Q], NaN for a class without labelled images.
 
@@ -96,14 +99,19 @@ def _name_groups(ax: Axes, groups: Sequence[str], cell_width: float) -> None:
 
 def plot_questions(rows: Sequence[QuestionEvidence], path: str | os.PathLike, unit: str = "image") -> Path:
     """What each answer tells (bits) about the class, or where that is unknown about the `unit` ("image" or "object"),
-    how often it is yes, its mass, and what is wrong; rows in the order given."""
+    how often it is yes, its mass, and what is wrong; rows in the order given, of very many the first and the last."""
+    cut, count = len(rows) > MOST_QUESTIONS, len(rows)
+    if cut:
+        rows = [*rows[: MOST_QUESTIONS // 2], *rows[-MOST_QUESTIONS // 2 :]]
     named = [row.id if row.question == UNPUBLISHED.format(id=row.id) else f"{row.id}: {row.question}" for row in rows]
     texts = [textwrap.wrap(drawn_text(text), 46, max_lines=3, placeholder=" …") for text in named]
     heights = [0.16 + 0.15 * max(len(text), len(row.notes)) for text, row in zip(texts, rows)]  # inches
     y, total = np.cumsum(heights) - np.divide(heights, 2), sum(heights)
     classes = any(row.information is not None for row in rows)
     about = "class" if classes else unit
-    figure = new_figure(12.0, total + 1.8, f"What each answer tells about the {about}")
+    title = f"What each answer tells about the {about}"
+    title += f": {MOST_QUESTIONS // 2} questions from each end of the list of {count}" if cut else ""
+    figure = new_figure(12.0, total + 1.8, title)
     shares = {"share of yes": [row.yes for row in rows]}
     if any(row.mass is not None for row in rows):
         shares["mass of yes and no"] = [row.mass for row in rows]

@@ -13,7 +13,7 @@ import datasets
 import pytest
 from builders import tiny
 from builders.labelled_rows import BANK, assert_answers, expected, of_pictures, rows, splits
-from builders.labelling import Asleep, Counting, teacher
+from builders.labelling import Asleep, Counting, shards, teacher
 from datasets import (
     Dataset,
 )
@@ -65,6 +65,18 @@ def test_a_job_killed_before_midnight_is_found_and_goes_on_after_it(cache, monke
     labelled = attach_aspects(rows(4), BANK, counting, work_dir=folder, shard_size=1)
     assert counting.count == 3
     assert_answers(labelled, expected(rows(4), dated(3, monkeypatch)))
+
+
+def test_a_large_dataset_has_larger_shards_and_a_job_that_goes_on_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("madkd_hf.labelling.attach.SHARD_SIZE", 2)
+    monkeypatch.setattr("madkd_hf.labelling.attach.MOST_SHARDS", 3)
+    for count, work, made in (4, "small", 2), (8, "large", 3):
+        attach_aspects(rows(count), BANK, teacher(), work_dir=tmp_path / work)
+        assert len(shards(tmp_path / work)) == made
+    next((tmp_path / "large").rglob("train-*")).unlink()
+    monkeypatch.setattr("madkd_hf.labelling.attach.MOST_SHARDS", 100)
+    attach_aspects(rows(8), BANK, teacher(), work_dir=tmp_path / "large")
+    assert len(shards(tmp_path / "large")) == 3
 
 
 def test_other_prompts_are_another_job(cache, monkeypatch):

@@ -396,6 +396,18 @@ def test_the_picture_grows_with_the_questions(tmp_path, count, classes):
         assert image.width == 1800 and 40 * count < image.height < 80 * count + 400
 
 
+def test_of_very_many_questions_the_first_and_the_last_are_drawn(tmp_path, monkeypatch):
+    drawn, rows = [], measured(noise(60, 9), None, None)
+    heights = []
+    for most in (9, 4):
+        monkeypatch.setattr(figures, "MOST_QUESTIONS", most)
+        monkeypatch.setattr(figures, "drawn_text", lambda text: drawn.append(text) or text)
+        with Image.open(figures.plot_questions(rows, tmp_path / "questions.png")) as image:
+            heights.append(image.height)
+    assert [text.partition(":")[0] for text in drawn] == [row.id for row in [*rows, *rows[:2], *rows[-2:]]]
+    assert heights[1] < heights[0]
+
+
 @pytest.mark.filterwarnings("error")
 def test_long_questions_and_dollars_are_drawn(tmp_path):
     names = AspectBank([Aspect("$long$", "Is there " + "a very long question about $1 and $2 " * 9 + "?")])

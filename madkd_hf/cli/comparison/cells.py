@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -208,6 +209,7 @@ def _begin_worker(numbers: multiprocessing.SimpleQueue, visible: list[str]) -> N
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    gc.freeze()  # what was imported stays: else each training looks through all of it for garbage
 
 
 def devices() -> list[str]:

@@ -116,8 +116,19 @@ def _number(value: Any) -> Any:
 
 def points(args: CompareArguments) -> list[dict[str, Any]]:
     """The grid's points, option -> value; a single one without options where there is no grid."""
-    grid = read_grid(args.grid)
+    grid = {} if settings_of_all(args) else read_grid(args.grid)
     return [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+
+
+def settings_of_all(args: CompareArguments) -> dict[str, Any]:
+    """Options of a grid with one value each: they hold for all students, and there is no grid then.
+
+    One that decides what the students see remains a grid, whose report says so.
+    """
+    grid = read_grid(args.grid)
+    if any(len(values) > 1 for values in grid.values()) or grid.keys() & {*DRAWS, "aspects"}:
+        return {}
+    return {option: value for option, (value,) in grid.items()}
 
 
 def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
@@ -320,4 +331,5 @@ def student_argv(args: CompareArguments, condition: str, seed: int, folder: str)
         value = getattr(args.objects if name in ObjectArguments.__dataclass_fields__ else args, name)
         if value is not None:
             argv += [f"--{name}", str(value)]
-    return argv
+    settings = {} if args.detects else of_condition(args, settings_of_all(args), condition)
+    return argv + [f"--{option}={value}" for option, value in settings.items()]

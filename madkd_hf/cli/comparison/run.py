@@ -37,7 +37,7 @@ from ..train import parse as parse_student
 from .answers import AnswersAlone
 from .cells import Cell
 from .class_teachers import train_all
-from .conditions import check, label, load_checked, plan, points, read_grid, student_argv
+from .conditions import check, label, load_checked, plan, points, settings_of_all, student_argv
 from .options import CompareArguments
 from .pictures import draw_figures
 
@@ -49,7 +49,7 @@ NEXT = """Next, your own photographs (one sub-folder a class) and any MLLM of th
 def compare(args: CompareArguments) -> None:
     """All of it: check, label, train, report, and with --push_to_hub publish."""
     run(args, *checked(args))
-    if not args.detects and not read_grid(args.grid):
+    if not args.detects and points(args) == [{}]:
         print(NEXT)
 
 
@@ -98,6 +98,7 @@ def _compare(args: CompareArguments, ready: Ready, repo: HubRepo | None) -> None
     started.append(time.perf_counter())
     summary |= about | {
         "images_per_class": args.images_per_class,
+        "settings": settings_of_all(args),
         "unlabelled": count_unlabelled(args, labelled),
         "scenes": args.objects.scenes,
         "smoothing": args.smoothing if "smoothing" in args.controls() else None,
@@ -176,7 +177,7 @@ def check_publishing(args: CompareArguments) -> HubRepo | None:
     """The repo to publish to, checked before anything starts; None without --push_to_hub."""
     if not args.push_to_hub:
         return None
-    if read_grid(args.grid):
+    if points(args) != [{}]:
         raise ValueError("A grid has no one student to publish: choose a point, and publish without --grid.")
     if args.treated not in args.controls():
         raise ValueError(

@@ -66,6 +66,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
     default_metrics: Callable[[EvalPrediction], dict]
     measures_batches = False
     splits_batches = False
+    _parameters: int | None = None  # of the model, once they are counted
 
     def __init__(
         self,
@@ -249,6 +250,12 @@ class DistillingTrainer(Publishing, SafeTrainer):
         raise ValueError(f"The batches of this data_collator need `pixel_values`; they have {sorted(batch)}.")
 
     # Training
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """As the Trainer estimates them; it counts the parameters anew at each step, which a small student notices."""
+        if self._parameters is None:
+            self._parameters = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * inputs["pixel_values"].numel() * self._parameters
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
