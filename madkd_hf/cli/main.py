@@ -99,6 +99,7 @@ def run(main: Callable[[], None]) -> None:
     MADKD_TRACEBACK=1 in the environment shows the traceback all the same.
     """
     from huggingface_hub import get_token
+    from huggingface_hub.errors import HTTPError
 
     from ..data.problems import FailedOnOtherRankError
     from ..files import disk_is_full
@@ -114,10 +115,14 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stopped:
         interrupts.leave(stopped)
     except Exception as error:
-        sentence = isinstance(error, (ValueError, OSError, ImportError))
+        sentence = isinstance(error, (ValueError, OSError, ImportError, HTTPError))
         if os.environ.get("MADKD_TRACEBACK") or not (sentence or disk_is_full(error)):
             raise
-        sys.exit(f"error: {message(_full_disk(error) if disk_is_full(error) else error)}")
+        if disk_is_full(error):
+            error = _full_disk(error)
+        elif isinstance(error, HTTPError) and not isinstance(error, OSError):  # the client's own, of no answer at all
+            error = f"A connection failed ({error}): check the network, and run the same command again."
+        sys.exit(f"error: {message(error)}")
 
 
 def _full_disk(error: Exception) -> str:

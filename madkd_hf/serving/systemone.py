@@ -45,6 +45,7 @@ class Asked:
         if self.options is None:
             return {"type": "noul", "noul": float(expit(outputs.aspect_logits[self.place]))}
         if self.place is None:
+            # Also of a student with several classes an image: a choice is what they are if just one of them is right.
             probabilities = softmax(outputs.logits[list(self.chosen)])
         else:
             z = outputs.aspect_logits[self.place]

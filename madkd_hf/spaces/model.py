@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, RemoteEntryNotFoundError
 from PIL import Image
 
 from ..exporting.student import export_student, load_for_export
 from ..files import read_json
-from ..hub.retries import retried
+from ..hub.retries import ATTEMPTS_BEFORE, retried
 from ..hub.sources import HUB_ID
 from ..students.classification.because import BECAUSE_FILE, Because
 from . import CONFIGS, MODEL, ONNX
@@ -117,8 +117,8 @@ def _exported(student: str, revision: str | None, scratch: Path) -> tuple[Path |
         there = here / EXPORTED
         return (here, None) if there.is_file() else (None, None)
     try:
-        info = retried(HfApi().model_info, student, revision=revision)
-    except (HfHubHTTPError, HFValidationError, OSError):  # said by whoever loads it, or it is in the cache
+        info = retried(HfApi().model_info, student, revision=revision, attempts=ATTEMPTS_BEFORE)
+    except (HfHubHTTPError, HTTPError, HFValidationError, OSError):  # said by whoever loads it, or it is in the cache
         return None, None
     names = {file.rfilename for file in info.siblings or ()}
     if EXPORTED not in names or f"{EXPORTED}_data" in names:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from builders.commands import EASY_VQA, ROOT, command
 from huggingface_hub.cli.extensions import ExtensionManifest
+from huggingface_hub.errors import HTTPError
 
 from madkd_hf import __version__
 from madkd_hf.cli import main as cli
@@ -96,3 +97,13 @@ def test_hf_knows_madkd_as_an_extension(tmp_path):
         env={**os.environ, "HOME": str(tmp_path)},
     )
     assert done.returncode == 0 and "label" in done.stdout and "compare" in done.stdout, done.stderr
+
+
+def test_a_connection_that_fails_is_told_in_one_sentence(capsys):
+    """The Hub's client has errors of its own for it, which are no OSError."""
+
+    def main():
+        raise HTTPError("Name or service not known")
+
+    with pytest.raises(SystemExit, match="error: A connection failed .Name or service not known.: check the network"):
+        cli.run(main)

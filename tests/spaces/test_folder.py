@@ -19,12 +19,13 @@ import yaml
 from builders import tiny
 from builders.hostile import STRINGS, alive_in_markdown
 from builders.space_students import CLASSES, make_space
+from huggingface_hub.errors import HTTPError
 from PIL import Image
 from scipy.special import expit, softmax
 
 from madkd_hf import MadkdForImageClassification
 from madkd_hf.data import rgb
-from madkd_hf.spaces import CARD, DATA, GRADIO, MODEL, ONNX, PAGES, STATIC
+from madkd_hf.spaces import CARD, DATA, GRADIO, MODEL, ONNX, PAGES, STATIC, model
 from madkd_hf.spaces.assets import ASSETS, find_assets
 from madkd_hf.spaces.card import SDK_VERSION, SpaceFacts
 from madkd_hf.students.classification.because import Because
@@ -255,3 +256,12 @@ def test_an_image_processor_with_code_of_its_own_is_refused(exported, tmp_path):
     assert (
         "evil" not in "".join(sys.modules) and not (tmp_path / "space" / MODEL / "preprocessor_config.json").exists()
     )
+
+
+def test_a_student_of_a_hub_that_cannot_be_reached_may_be_in_the_cache(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise HTTPError("Name or service not known")
+
+    monkeypatch.setattr("madkd_hf.hub.retries._pause", lambda state: 0)
+    monkeypatch.setattr("madkd_hf.spaces.model.HfApi.model_info", unreachable)
+    assert model._exported("you/student", None, tmp_path) == (None, None)

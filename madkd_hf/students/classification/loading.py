@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from ...data.image_processors import load_image_processor
+from ...text import excerpt
 from ..models.modeling_madkd import MadkdForImageClassification
 
 
@@ -31,9 +33,11 @@ def load_classifier(source: str, use: str, **kwargs: Any) -> tuple[PreTrainedMod
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        here = Path(source).expanduser().exists()
+        also = "" if here else ", and there is no such folder here"
         raise ValueError(
-            f"{source} is no student ({reason}): pass the folder that `madkd train` wrote, or a Hub id."
+            f"{source} is no student ({excerpt(error, 200)}){also}: pass the folder that `madkd train` wrote, or an "
+            "id of the Hub."
         ) from error
     is_student = config.model_type == "madkd"
     if not is_student and type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
@@ -46,6 +50,7 @@ def load_classifier(source: str, use: str, **kwargs: Any) -> tuple[PreTrainedMod
     try:
         model = model_class.from_pretrained(source, dtype=torch.float32, **kwargs)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{source} cannot be loaded as an image classifier ({reason}): pass a student.") from error
+        raise ValueError(
+            f"{source} cannot be loaded as an image classifier ({excerpt(error, 200)}): pass a student."
+        ) from error
     return model.eval(), processor
