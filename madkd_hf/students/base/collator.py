@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, TrainerCallback
 
 from ...data.images import load_image
+from ...text import terminal
 from .models import check_has_column
 
 
@@ -20,10 +21,14 @@ class Collator:
         image_processor: of the model.
         image_column: where the rows keep their image.
         seed: of all that is random.
+
+    Attributes:
+        sources: what a column that says whose targets a row has must end with; in streams nobody has looked before.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, image_column: str, seed: int):
         self.image_processor, self.image_column, self.seed = image_processor, image_column, seed
+        self.sources: dict[str, str] = {}
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -31,8 +36,15 @@ class Collator:
         self.epoch.fill_(epoch)
 
     def images(self, rows: list[dict[str, Any]]) -> list[Image.Image]:
-        """The rows' images in RGB; ValueError where they have no such column."""
+        """The rows' images in RGB; ValueError where they have no such column, or targets of another source."""
         check_has_column(rows[0], "these rows", self.image_column, "image_column")
+        for name in self.sources.keys() & rows[0].keys():
+            others = (row[name] for row in rows if row[name] and not row[name].endswith(self.sources[name]))
+            if (other := next(others, None)) is not None:
+                raise ValueError(
+                    f"A row has {name} {terminal(other, 80)!r}, and the student learns from one that ends with "
+                    f"{self.sources[name]!r}: its questions, or its classes, are others or in another order."
+                )
         return [load_image(row[self.image_column], self.image_column) for row in rows]
 
 

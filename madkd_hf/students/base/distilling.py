@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...data.columns import check_answers, drop_skipped_rows
+from ...data.columns import BANK, check_answers, drop_skipped_rows
 from ...data.image_processors import ordinary
 from ...metrics import OF_ASPECTS
 from ..losses.base import Loss
@@ -127,6 +127,8 @@ class DistillingTrainer(Publishing, SafeTrainer):
         if self.makes_batches:
             self.train_collator, self.eval_collator, self.test_collator = self._collators()
             self._tell_epoch.listeners.append(self.train_collator)
+            for collator in filter(None, (self.train_collator, self.eval_collator)):
+                getattr(collator, "collator", collator).sources = self._sources()
         self._logged_parts: dict[str, torch.Tensor] = {}  # sums of the loss's parts since the last log
         self._logged_steps = 0
         self._rows_of_loader: dict[str, Any] = {}  # what each evaluation data loader that is kept was made of
@@ -178,6 +180,10 @@ class DistillingTrainer(Publishing, SafeTrainer):
         return model.to(memory_format=torch.channels_last) if self.args.channels_last else model
 
     # Data
+
+    def _sources(self) -> dict[str, str]:
+        """What columns that say whose targets these are must end with, see `Collator`."""
+        return {BANK: self.model.config.aspect_bank or ""} if self.model.config.num_aspects else {}
 
     def _checked_rows(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
         """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""

@@ -13,8 +13,8 @@ from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
 from ...data.check import check_without_class
-from ...data.class_targets import check_class_targets, count_targets, facts_of
-from ...data.columns import CLASS_LOGITS, LOGITS, rows_with_class, stored
+from ...data.class_targets import check_class_targets, class_teacher, count_targets, facts_of
+from ...data.columns import CLASS_LOGITS, CLASS_TEACHER, LOGITS, rows_with_class, stored
 from ...data.image_columns import check_image_feature
 from ...data.target_facts import TargetFacts
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
@@ -200,6 +200,11 @@ class MadkdTrainer(DistillingTrainer):
         training = AspectCollator(*columns, augment=True, **augmentation)
         evaluating = AspectCollator(*columns, num_aspects=config.num_aspects)
         return training, evaluating, evaluating
+
+    def _sources(self) -> dict[str, str]:
+        learned = self.args.class_alpha or self.loss
+        classes = {CLASS_TEACHER: class_teacher("", list(self.model.config.id2label.values()))} if learned else {}
+        return super()._sources() | classes
 
     def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
         """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from builders.classifier_training import (
+    BANK,
     CLASSES,
     STILL,
     StopAfter,
@@ -219,6 +220,25 @@ def test_rows_that_nothing_can_be_learned_from_are_refused(tmp_path, train, sett
     with pytest.raises(ValueError) as error:
         trainer(tmp_path, train=train, **settings)
     assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("kind", ["aspect_bank", "class_teacher"])
+@pytest.mark.parametrize("evaluates", [False, True])
+def test_targets_of_others_in_a_stream_are_refused_with_the_first_batch_that_has_some(tmp_path, kind, evaluates):
+    """Nobody sees them before; the rows of a dataset are looked at when the trainer is made."""
+    good = with_class_targets(rows(8), np.zeros((8, 4)), "teacher", list(CLASSES.values()))
+    if kind == "aspect_bank":
+        others = [f"{BANK.fingerprint}0" if i == 5 else BANK.fingerprint for i in range(8)]
+    else:
+        others = [f"teacher:{i}" if i == 5 else value for i, value in enumerate(good[kind])]
+    bad = good.remove_columns(kind).add_column(kind, others)
+    settings = {"class_alpha": 1.0, "max_steps": 2}
+    parts = {"train": good.to_iterable_dataset(), "evaluate": good.to_iterable_dataset()}
+    trainer(tmp_path, **parts, **settings).train()
+    parts["evaluate" if evaluates else "train"] = bad.to_iterable_dataset()
+    run = trainer(tmp_path, **parts, **settings)
+    with pytest.raises(ValueError, match=f"A row has {kind} .*are others or in another order"):
+        run.evaluate() if evaluates else run.train()
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 1.2, -0.5])
