@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--student_model", required=True)
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--minutes", type=float, default=1.0, help="with many clients (the teacher one at most); 10 for leaks")
+    parser.add_argument("--minutes", type=float, default=1.0, help="with many clients, the teacher at most one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     args = parser.parse_args()
     rows = measure(args)

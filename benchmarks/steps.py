@@ -137,6 +137,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of a training")
     parser.add_argument("--rounds", type=int, default=5, help="trainings of each kind, which take turns")
     args = parser.parse_args()
+    if args.steps <= WARM:
+        parser.error(f"--steps is {args.steps}: expected more than the {WARM} that do not count.")
     torch.set_num_threads(1)
     bank = AspectBank.load(RECIPE / "aspects.json")
     rows, taken = labelled_rows(bank), []

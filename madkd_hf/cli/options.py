@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 from argparse import SUPPRESS, ArgumentParser
 from dataclasses import field, make_dataclass
 from enum import Enum
@@ -93,6 +94,10 @@ def content_of(config: str | None) -> dict[str, Any]:
 
 def check_paths(argv: list[str]) -> None:
     """Refuse paths that do not exist, without asking the Hub for them; the message names a similar one."""
+    for word in argv:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        if value.startswith("~") and "/" in value and os.path.expanduser(value) == value:
+            raise ValueError(f"There is no user whose folder {value.partition('/')[0]} is: pass the whole path.")
     given = vars(OptionParser(*(f"--{name}" for name in NAMED)).parse_known_args(argv)[0])
     for name, value in given.items():
         if (

@@ -70,8 +70,8 @@ def attach_aspects(
         on_error: what to do about an image, or box, that cannot be read: "raise", or "skip", which leaves
             `aspect_logits` and `aspect_mass` null and `aspect_bank` set. (A row of a split that was not labelled has
             three nulls.)
-        shard_size: images that a kill can cost, by default 512, or of more than a million a 2,000th; a job that was
-            begun keeps its own.
+        shard_size: images that a kill can cost, by default 512, or of more than a million (no stream) a 2,000th; a
+            job that was begun keeps its own.
         distributed: share the work between the processes of `accelerate launch`, all of which have to make this call,
             on one folder that all can see; each needs a teacher on its own device. Otherwise each process does it all.
         boxes_column: the column of objects: structs with a list `bbox`, or lists of structs with a `bbox`. The boxes
@@ -195,11 +195,11 @@ def attach(
         raise ValueError("A stream needs a place for its labelled Parquet shards: pass work_dir.")
     workers = Workers.of_launch() if distributed else Workers()
     workers.agree(lambda: [source.check_files() for source in sources if isinstance(source, Rows)])
-    most = max((source.total or 0 for source in sources), default=0)
+    to_do = [source for source in sources if streams or (source.labelled and source.total)]
+    most = max((0 if streams else source.total for source in to_do), default=0)  # a stream's shards hold its images
     shard_size = int(shard_size or max(SHARD_SIZE, -(-most // MOST_SHARDS)))
     settings = (image_column, on_error, shard_size, streams, workers, boxes)
     job = Job(labellers, *settings, wait=work_dir is None)
-    to_do = [source for source in sources if streams or (source.labelled and source.total)]
     results = {source.split: job.without_answers(source) for source in sources if source not in to_do}
     if work_dir is None:
         cache = Path(datasets.config.HF_DATASETS_CACHE, "madkd_hf")

@@ -16,7 +16,7 @@ from ..data.class_targets import class_features, class_teacher
 from ..data.columns import ASPECT_COLUMNS, CLASS_COLUMNS, aspect_features
 from ..data.objects import Boxes
 from ..teachers import Teacher
-from ..teachers.base import calls_at_once
+from ..teachers.base import Preprocessed
 from ..teachers.class_teacher import ClassTeacher
 from ..text import terminal
 
@@ -35,15 +35,15 @@ class Labeller(ABC):
         source: what stands in that last column.
         about: what it asks, for the progress bar, and `progress` what that has used up so far.
         plan: how it reads, see `prepare`; a job that goes on sets what it began with.
-        calls_at_once: how many threads may call `read`, see `Teacher`.
+        preprocesses: whether `preprocess` is worth other threads.
     """
 
     columns: tuple[str, ...]
     source: str
     about: str
     progress = ""
-    calls_at_once = 1
     plan: dict[str, Any] | None = None
+    preprocesses = False
 
     @property
     @abstractmethod
@@ -61,8 +61,12 @@ class Labeller(ABC):
         """The same, without what is there for messages only."""
 
     @abstractmethod
-    def read(self, images: Sequence[Image]) -> list[Answer]:
+    def read(self, images: Sequence[Image | Preprocessed]) -> list[Answer]:
         """The answers about each image; `UnreadableImageError` where one of them cannot be read."""
+
+    @abstractmethod
+    def preprocess(self, images: Sequence[Image]) -> Sequence[Image | Preprocessed]:
+        """What `read` is given in place of these images, see `Teacher`."""
 
     def prepare(self, images: Sequence[Image]) -> dict[str, Any]:
         """Choose how to read, once for a job, on its first images."""
@@ -107,8 +111,8 @@ class AspectLabeller(Labeller):
         return self.teacher.progress
 
     @property
-    def calls_at_once(self) -> int:
-        return self.teacher.calls_at_once
+    def preprocesses(self) -> bool:
+        return self.teacher.preprocesses
 
     @property
     def plan(self) -> dict[str, Any] | None:
@@ -139,7 +143,10 @@ class AspectLabeller(Labeller):
         pairs = plan.get("batch_size", 0)  # not the teacher's, which memory may have halved
         return -(-pairs // len(self.bank))
 
-    def read(self, images: Sequence[Image]) -> list[Answer]:
+    def preprocess(self, images: Sequence[Image]) -> Sequence[Image | Preprocessed]:
+        return self.teacher.preprocess(images, self.bank)
+
+    def read(self, images: Sequence[Image | Preprocessed]) -> list[Answer]:
         """NaN only where the teacher says that it gave no answer; the mass is None where it is not known."""
         reading = self.teacher.read(images, self.bank)
         logits = np.asarray(reading.logits, dtype=np.float32)
@@ -173,7 +180,7 @@ class ClassLabeller(Labeller):
         self.order = class_order(teacher.classes, self.classes, teacher.name)
         self.source = class_teacher(teacher.fingerprint, self.classes)
         self.about = f"scores of {len(self.classes)} classes"
-        self.calls_at_once = calls_at_once(teacher.model.device)
+        self.preprocesses = teacher.preprocesses
 
     @property
     def features(self) -> Features:
@@ -190,7 +197,10 @@ class ClassLabeller(Labeller):
     def images_per_call(self, plan: dict[str, Any]) -> int:
         return READ_CLASSES
 
-    def read(self, images: Sequence[Image]) -> list[Answer]:
+    def preprocess(self, images: Sequence[Image]) -> Sequence[Image | Preprocessed]:
+        return self.teacher.preprocess(images)
+
+    def read(self, images: Sequence[Image | Preprocessed]) -> list[Answer]:
         return [(scores,) for scores in self.teacher.read(images).numpy()[:, self.order]]
 
 

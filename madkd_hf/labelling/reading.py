@@ -21,6 +21,8 @@ from .labellers import Answer, Labeller, all_features
 from .sources import Source, decode
 
 
+MOST_AHEAD = 64  # images that are preprocessed before their turn, where a call does not have more
+
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -48,13 +50,17 @@ class Reader:
         """
         keys_of_rows: list[list[Hashable] | None] = []  # of each row's units; None where the row cannot be read
         answers: dict[Hashable, list[Answer] | None] = {}
-        cores, at_once = count_cores(), min(labeller.calls_at_once for labeller in self.labellers)
-        table = rows.select_columns(self.source.columns)
-        with closing(in_order(lambda row: self._units(*row), zip(table, itertools.count(start)), cores)) as decoded:
-            calls = self._calls(decoded, images_per_call, keys_of_rows)
-            with closing(in_order(lambda call: (self._read(call[0]), call[1]), calls, at_once)) as answered:
-                for found, count in answered:
-                    answers |= found
+        table = zip(rows.select_columns(self.source.columns), itertools.count(start))
+        cores = max(2, count_cores())
+        images, calls = cores, 0  # that are made ahead of their turn
+        if any(labeller.preprocesses for labeller in self.labellers):
+            images = max(cores, min(images_per_call, MOST_AHEAD))
+            calls = max(1, min(cores, MOST_AHEAD // images_per_call))
+        with closing(in_order(lambda row: self._units(*row), table, cores, images)) as decoded:
+            of_calls = self._calls(decoded, images_per_call, keys_of_rows)
+            with closing(in_order(self._preprocessed, of_calls, calls, calls)) as prepared:
+                for units, inputs, count in prepared:
+                    answers |= self._read(units, inputs)
                     on_progress(count)
         return self._table([None if keys is None else [answers[key] for key in keys] for keys in keys_of_rows])
 
@@ -76,6 +82,13 @@ class Reader:
                 yield [waiting.popleft() for _ in range(images_per_call)], count
                 count = 0
         yield list(waiting), count
+
+    def _preprocessed(self, call: tuple[list[Unit], int]) -> tuple[list[Unit], list[dict[Hashable, Any]], int]:
+        """The call, and between its parts what each labeller is to read, by key."""
+        units, count = call
+        images = [unit.image for unit in units]
+        inputs = [one.preprocess(images) if one.preprocesses else images for one in self.labellers]
+        return units, [dict(zip((unit.key for unit in units), of_one)) for of_one in inputs], count
 
     def _units(self, row: dict[str, Any], number: int) -> list[Unit] | None:
         """What to ask about in a row; None where it cannot be read and is to be skipped."""
@@ -100,14 +113,14 @@ class Reader:
         in_image = name.replace("The", "the", 1)
         return [Unit(_pixels(crop), crop, f"Object {index} of {in_image}") for index, crop in enumerate(crops)]
 
-    def _read(self, units: list[Unit]) -> dict[Hashable, list[Answer] | None]:
+    def _read(self, units: list[Unit], inputs: list[dict[Hashable, Any]]) -> dict[Hashable, list[Answer] | None]:
         """The answers of each labeller by key; None for what one of the teachers' processors refuses."""
         answers: dict[Hashable, list[Answer] | None] = {unit.key: [] for unit in units}
-        for labeller in self.labellers:
+        for labeller, given in zip(self.labellers, inputs):
             units = [unit for unit in units if answers[unit.key] is not None]
             while units:
                 try:
-                    values = labeller.read([unit.image for unit in units])
+                    values = labeller.read([given[unit.key] for unit in units])
                 except UnreadableImageError as error:
                     refused = units.pop(error.index)
                     answers[refused.key] = self._refuse(refused.name, "is refused by the teacher's processor", error)
@@ -144,22 +157,30 @@ class Reader:
             ) from error
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """`function` of each item, in order, as `map` does it; the next ones are computed by other threads meanwhile.
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int) -> Iterator[Result]:
+    """`function` of each item, in order, as `map` does it; by other threads ahead of time, `most` of them at once.
 
-    No more of them are held than there are threads, since each may be a large image; of a single thread none.
+    An error is raised where `map` would raise it.
     """
-    if threads == 1:
+    if not threads:
         yield from map(function, items)
         return
-    pool, ahead = ThreadPoolExecutor(threads), deque()
+    pool, ahead, failed, items = ThreadPoolExecutor(threads), deque(), None, iter(items)
     try:
-        for item in items:
-            ahead.append(pool.submit(function, item))
-            if len(ahead) > threads:
+        while True:
+            if len(ahead) == most:
                 yield ahead.popleft().result()
+            try:
+                ahead.append(pool.submit(function, next(items)))
+            except StopIteration:
+                break
+            except Exception as error:  # of the items: what came before is first
+                failed = error
+                break
         while ahead:
             yield ahead.popleft().result()
+        if failed:
+            raise failed
     finally:
         pool.shutdown(cancel_futures=True)
 

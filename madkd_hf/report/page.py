@@ -71,7 +71,7 @@ def _what_was_run(report: Mapping[str, Any]) -> str:
     text += f" with {report['scenes']} labelled images each" if report.get("scenes") else ""
     text += f", the labels of `smoothing` smoothed by {report['smoothing']:g}" if report.get("smoothing") else ""
     settings = [f"{markdown(option)} {markdown(value)}" for option, value in (report.get("settings") or {}).items()]
-    text += f", all of them with {', '.join(settings)}" if settings else ""
+    text += f", with {', '.join(settings)} (each that knows the option)" if settings else ""
     model = (report.get("teacher") or {}).get("model")
     text += f"; the teacher is {code(model)}" if model else ""
     paired = "; gains are paired by seed, with a 95% t interval" if seeds > 1 else ""

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..aspects import AspectBank
-from ..data.decoding import count_cores
 
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ TEACHERS = {  # kind -> its class; `--teacher KIND:NAME` and `load_teacher("KIND
     "served": "madkd_hf.teachers.served:ServedTeacher",
 }
 ADDRESSES = {"http": "served", "https": "served"}  # what a name can begin with in place of a kind
-MOST_CALLS = 4  # one that computes, and those that preprocess the next images
 DEFAULT_KIND = "mllm"  # of a name without a kind: a model of the Hub, or a folder
 
 
@@ -58,6 +56,14 @@ class Cost:
     rate: float
 
 
+@dataclass(frozen=True)
+class Preprocessed:
+    """An image, and what a teacher's processor made of it."""
+
+    image: Image
+    inputs: Any
+
+
 class UnreadableImageError(ValueError):
     """The teacher refuses an image; `index` is its place among the images that were to be read."""
 
@@ -71,11 +77,11 @@ class Teacher(ABC):
 
     Attributes:
         plan: how it reads, see `prepare`; None before the first images. A job that goes on sets what it began with.
-        calls_at_once: how many threads may call `read`, so that one prepares images while another one computes.
+        preprocesses: whether `preprocess` is worth other threads: an accelerator computes while they prepare images.
     """
 
     plan: dict[str, Any] | None = None
-    calls_at_once = 1
+    preprocesses = False
 
     @classmethod
     def from_pretrained(cls, name: str) -> Teacher:
@@ -96,6 +102,13 @@ class Teacher(ABC):
         Raises:
             UnreadableImageError: an image cannot be read; the labelling names its row, or leaves it out.
         """
+
+    def preprocess(self, images: Sequence[Image], bank: AspectBank) -> Sequence[Image | Preprocessed]:
+        """What `read` is given in place of these images; other threads call it while `read` computes.
+
+        An image that the processor refuses stays what it is, for `read` to say so.
+        """
+        return images
 
     @property
     @abstractmethod
@@ -136,11 +149,6 @@ class Teacher(ABC):
     def summary(self) -> str:
         """How it has read, in a sentence for its user; empty where there is nothing to say."""
         return ""
-
-
-def calls_at_once(device: torch.device) -> int:
-    """How many threads a model on this device is given images by: on a CPU, others would only take its cores."""
-    return 1 if device.type == "cpu" else min(MOST_CALLS, count_cores())
 
 
 def load_teacher(name: str, **options: Any) -> Teacher:

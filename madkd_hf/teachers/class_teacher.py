@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, BaseImageP
 
 from ..data.image_processors import load_image_processor
 from ..data.images import to_rgb
-from .base import UnreadableImageError
+from .base import Preprocessed, UnreadableImageError
 from .errors import one_sentence_errors
 
 
@@ -50,6 +51,7 @@ class ClassTeacher:
         path = model.config.name_or_path
         place = name or path or type(model).__name__
         self.classes = check_config(model.config, place)
+        self.preprocesses = model.device.type != "cpu"  # as that of `Teacher`
         self.model, self.processor, self.revision = model.eval().float(), processor, revision
         self.name = os.path.basename(os.path.realpath(place)) if os.path.isdir(place) else place
 
@@ -82,12 +84,20 @@ class ClassTeacher:
             )
         return cls(model.to(device or PartialState().device), processor, str(place), revision)
 
+    def preprocess(self, images: Sequence[Image]) -> Sequence[Image | Preprocessed]:
+        """As that of `Teacher`."""
+        prepared = list(images)
+        for index, image in enumerate(prepared):
+            with suppress(UnreadableImageError):
+                prepared[index] = Preprocessed(image, self._pixels(image, index))
+        return prepared
+
     @torch.inference_mode()
-    def read(self, images: Sequence[Image]) -> torch.Tensor:
+    def read(self, images: Sequence[Image | Preprocessed]) -> torch.Tensor:
         """The scores of the classes for each image.
 
         Args:
-            images: n PIL images, of any mode and size.
+            images: n PIL images, of any mode and size, or what `preprocess` made of them.
 
         Returns:
             [n, C] float32 before the softmax, on the CPU.
@@ -98,7 +108,7 @@ class ClassTeacher:
         """
         if not images:
             return torch.empty(0, len(self.classes))
-        pixels = [self._pixels(to_rgb(image), index) for index, image in enumerate(images)]
+        pixels = [self._pixels(image, index) for index, image in enumerate(images)]
         batches = [torch.cat(pixels)] if len({part.shape for part in pixels}) == 1 else pixels
         logits = torch.cat([self.model(pixel_values=batch.to(self.model.device)).logits.cpu() for batch in batches])
         if logits.shape != (len(images), len(self.classes)) or not logits.isfinite().all():
@@ -108,9 +118,11 @@ class ClassTeacher:
             )
         return logits
 
-    def _pixels(self, image: Image, index: int) -> torch.Tensor:
+    def _pixels(self, image: Image | Preprocessed, index: int) -> torch.Tensor:
+        if isinstance(image, Preprocessed):
+            return image.inputs
         try:
-            return self.processor(image, return_tensors="pt")["pixel_values"]
+            return self.processor(to_rgb(image), return_tensors="pt")["pixel_values"]
         except (ValueError, TypeError, KeyError, RuntimeError, ZeroDivisionError) as error:
             raise UnreadableImageError(index, error) from error
 

@@ -28,11 +28,12 @@ def quick_comparison(tmp_path: Path) -> None:
         "seeds": 2,
         "limit": 90,  # the first that show each class
         "images_per_class": 1,
+        "grid": {"max_steps": [2]},  # in place of the recipe's
         "output_dir": str(tmp_path / "run"),
     }
     for name in ("baseline", "distill"):
         quick = yaml.safe_load((EASY_VQA / f"{name}.yaml").read_text())
-        quick |= {"max_steps": 2, "eval_steps": 1, "logging_steps": 1}
+        quick |= {"max_steps": 2 if name == "distill" else 3, "eval_steps": 1, "logging_steps": 1}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(quick))
         config[name] = str(tmp_path / f"{name}.yaml")
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump(config))
@@ -54,6 +55,7 @@ def test_compare_reports_every_condition_keeps_finished_students_and_publishes(h
     assert report["answers_alone"]["fitted"] == [24, 24]  # one image of each class
     for text in (done.stdout, (run / "report.md").read_text()):
         assert "% on 156 other answered images (validation images and training images that were not drawn)" in text
+    assert "with max_steps 2 (each that knows the option)" in (run / "report.md").read_text()
     assert "| madkd: classes + aspects" in done.stdout and (run / "report.md").is_file()
     assert len(list((run / "figures").glob("*.png"))) == 8
     page = (run / "classes.md").read_text()
@@ -126,6 +128,22 @@ def test_base_is_plain_and_tested_whatever_its_yaml_says(tmp_path):
     assert "--config a.yaml" in argv["base-0"] and "--aspect_alpha 0" in argv["base-0"]
     assert "--config b.yaml" in argv["madkd-0"] and "--aspect_alpha" not in argv["madkd-0"]
     assert all("--do_predict true" in line for line in argv.values())
+
+
+def test_options_with_one_value_hold_for_all_students_that_know_them(tmp_path):
+    plain = planned(tmp_path, seeds=1)
+    argv = planned(tmp_path, seeds=1, grid='{"max_steps": [5], "aspect_alpha": [3]}')
+    assert argv.keys() == plain.keys()
+    for name, line in argv.items():
+        more = "--max_steps=5" if name == "base-0" else "--max_steps=5 --aspect_alpha=3"
+        assert line == f"{plain[name]} {more}"
+
+
+@pytest.mark.parametrize("option", ["images_per_class", "aspects", "unlabelled_images"])
+def test_an_option_that_decides_what_students_see_remains_a_grid(tmp_path, option):
+    argv = planned(tmp_path, seeds=1, conditions=["madkd"], grid=f'{{"{option}": [3], "max_steps": [5]}}')
+    (name,) = argv
+    assert name.endswith("-max_steps_5-0")
 
 
 def test_students_with_smoothed_labels_are_the_base_ones_but_for_the_labels(tmp_path):

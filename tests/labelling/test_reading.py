@@ -1,7 +1,6 @@
 """Images that cannot be read, or that look like others."""
 
 import threading
-import time
 
 import numpy as np
 import PIL.Image
@@ -21,6 +20,8 @@ from madkd_hf import AspectTeacher, attach_aspects
 from madkd_hf.data.columns import skipped_rows
 from madkd_hf.labelling import job, reading
 from madkd_hf.teachers import UnreadableImageError
+from madkd_hf.teachers.base import Preprocessed
+from madkd_hf.teachers.mllm import layout
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no image", "gone"])
@@ -77,35 +78,78 @@ def test_what_can_be_read_is_read_and_the_rest_is_skipped(tmp_path, stream, choo
         assert row["aspect_bank"] == BANK.fingerprint
 
 
+class Watched(AspectTeacher):
+    """Counts what its own thread preprocesses, and what others do."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.by_others = self.read_at_once = 0
+
+    def preprocess(self, images, bank):
+        self.by_others += threading.current_thread() is not threading.main_thread()
+        return super().preprocess(images, bank)
+
+    def read(self, images, bank):
+        self.read_at_once += sum(isinstance(image, Preprocessed) for image in images)
+        assert threading.current_thread() is threading.main_thread()
+        return super().read(images, bank)
+
+
+@pytest.fixture
+def no_narrow_images(monkeypatch):
+    """The processor refuses them."""
+    encode = layout.encode
+
+    def refusing(processor, image, *args):
+        if image.width == 1:
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return encode(processor, image, *args)
+
+    monkeypatch.setattr(layout, "encode", refusing)
+
+
 @pytest.mark.parametrize("on_error", ["skip", "raise"])
-def test_calls_at_once_change_nothing(tmp_path, monkeypatch, on_error):
-    """On an accelerator other threads preprocess the next images while one computes."""
+@pytest.mark.parametrize("strategy", ["full", "cascade"])
+def test_preprocessing_ahead_changes_nothing(tmp_path, monkeypatch, no_narrow_images, strategy, on_error):
+    """On an accelerator other threads preprocess the next images while it computes."""
     monkeypatch.setattr(job, "READ_BATCH", 2)
-    at_once, most, lock, found = [0], [0], threading.Lock(), []
-
-    class Watched(Choosy):
-        def read(self, images, bank):
-            with lock:
-                at_once[0] += 1
-                most[0] = max(most[0], at_once[0])
-            try:
-                time.sleep(0.02)
-                return super().read(images, bank)
-            finally:
-                with lock:
-                    at_once[0] -= 1
-
-    for count in (1, 4):
-        who = Watched(tiny.internvl(), tiny.processor(), "full", batch_size=1)
-        assert who.calls_at_once == 1
-        who.calls_at_once = count
-        settings = {"work_dir": tmp_path / str(count), "on_error": on_error}
+    found = []
+    for ahead in (False, True):
+        teacher = Watched(tiny.internvl(), tiny.processor(), strategy, batch_size=1)
+        assert not teacher.preprocesses
+        teacher.preprocesses = ahead
+        settings = {"work_dir": tmp_path / str(ahead), "on_error": on_error}
         try:
-            found.append(attach_aspects(of_pictures(), BANK, who, **settings).remove_columns("image")[:])
+            found.append(attach_aspects(of_pictures(), BANK, teacher, **settings).remove_columns("image")[:])
         except ValueError as error:
             found.append(str(error))
-        assert most[0] == count or on_error == "raise"
-    assert found[0] == found[1] and isinstance(found[0], dict if on_error == "skip" else str)
+        assert bool(teacher.by_others) == ahead and bool(teacher.read_at_once) == ahead
+    assert isinstance(found[0], dict if on_error == "skip" else str)
+    assert str(found[0]) == str(found[1])
+
+
+def test_the_first_error_is_raised_first(tmp_path, no_narrow_images):
+    """An image that the processor refuses comes before a later one that cannot be decoded."""
+    images = [{"bytes": encoded(image)["bytes"], "path": None} for image in tiny.images(30, 40)]
+    images[0] = {"bytes": encoded(PIL.Image.new("RGB", (1, 400)))["bytes"], "path": None}
+    images[20] = {"bytes": b"no image", "path": None}
+    source = Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
+    for ahead in (False, True):
+        teacher = Watched(tiny.internvl(), tiny.processor(), "cascade", batch_size=1)
+        teacher.preprocesses = ahead
+        with pytest.raises(ValueError, match="row 0 .*is refused by the teacher's processor"):
+            attach_aspects(source, BANK, teacher, work_dir=tmp_path / str(ahead))
+
+
+def test_what_is_made_ahead_is_bounded_and_in_order():
+    made, drawn = [], []
+    results = reading.in_order(
+        lambda item: made.append(item) or 2 * item, (drawn.append(i) or i for i in range(20)), 3, 4
+    )
+    for item in range(20):
+        assert next(results) == 2 * item
+        assert len(drawn) <= item + 4
+    assert list(results) == [] and sorted(made) == list(range(20))
 
 
 def test_images_that_look_the_same_get_the_same_answers(tmp_path):

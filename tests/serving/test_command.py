@@ -17,6 +17,8 @@ from builders.commands import EASY_VQA, ROOT, refuse
 from builders.quick_python import warm_python
 from builders.served_student import ask, encoded, saved
 
+from madkd_hf.serving.server import listen
+
 
 KEY = "sk-thekeythatnobodymayfind"
 
@@ -73,9 +75,13 @@ def test_with_a_key_other_machines_are_let_in_and_the_key_is_nowhere(folder):
         ([], "No student given: pass its folder or its Hub id"),
         (["nowhere/at/all"], "There is no folder nowhere/at/all here"),
         (["nowhere/student"], "nowhere/student is no student"),
+        (["~nobody-of-this-name/student"], "There is no user whose folder ~nobody-of-this-name is: pass the whole"),
         ([EASY_VQA / "detector"], "only image classifiers are served so far, no detectors"),
         (["{folder}", "--port", "70000"], "expected 0 .any free one. to 65535"),
-        (["{folder}", "--port", "{taken}"], "Cannot listen at 127.0.0.1, port .*in use.*pass another --port"),
+        (
+            ["{folder}", "--port", "{taken}"],
+            "Cannot listen at 127.0.0.1, port [0-9]+ .Address already in use.: pass another",
+        ),
         (["{folder}", "--host", "no.such.host.invalid"], "Cannot listen at no.such.host.invalid"),
         (["{folder}", "--host", "0.0.0.0"], "lets other machines ask without a key: pass --key_variable"),
         (["{folder}", "--key_variable", "NOT_SET"], "no key in the environment variable NOT_SET"),
@@ -113,3 +119,15 @@ def test_a_student_that_makes_nothing_of_images_is_refused(folder, tmp_path):
 def test_the_server_is_not_loaded_with_the_package():
     code = "import sys, madkd_hf.cli.serve; print({'fastapi', 'uvicorn', 'torch'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "set()\n"
+
+
+def test_an_answer_does_not_wait_for_a_full_packet():
+    """asyncio turns Nagle's algorithm off for sockets of this protocol alone."""
+    with listen("127.0.0.1", 0) as opened:
+        assert opened.proto == socket.IPPROTO_TCP
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_all_addresses_are_those_of_ipv4_too():
+    with listen("::", 0) as opened:
+        socket.create_connection(("127.0.0.1", opened.getsockname()[1]), 10).close()

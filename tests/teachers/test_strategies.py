@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -374,47 +373,6 @@ def test_teachers_in_two_threads_do_not_mix():
         for found, right in zip(pool.map(read_often, teachers), expected):
             for logits in found:
                 torch.testing.assert_close(logits, right, atol=2e-5, rtol=0)
-
-
-@pytest.mark.parametrize("strategy", ["cascade", "shared_vision"])
-def test_images_are_preprocessed_while_another_thread_computes(strategy, monkeypatch):
-    teacher = AspectTeacher(*mllm("internvl"), strategy)
-    expected = teacher.read(pictures(), bank()).logits
-    preprocessed, computing, original = threading.Event(), threading.Event(), layout.encode
-
-    def waiting(*args):
-        computing.set()
-        assert preprocessed.wait(60)
-
-    def encode(*args):
-        if threading.current_thread() is not first:
-            preprocessed.set()
-        return original(*args)
-
-    handle = teacher.model.register_forward_pre_hook(waiting)
-    found = []
-    first = threading.Thread(target=lambda: found.append(teacher.read(pictures(), bank()).logits))
-    monkeypatch.setattr(layout, "encode", encode)
-    first.start()
-    assert computing.wait(60)
-    found.append(teacher.read(pictures(), bank()).logits)
-    first.join(60)
-    handle.remove()
-    for logits in found:
-        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=0)
-
-
-def test_memory_that_one_thread_lacks_makes_the_batches_of_all_smaller():
-    teacher = AspectTeacher(*mllm("internvl"), "cascade", batch_size=8)
-    teacher.prepare(pictures(), bank())
-    begun = teacher.plan["batch_size"]
-
-    def halved_meanwhile(*args):
-        teacher.plan["batch_size"] = min(teacher.plan["batch_size"], begun // 2)
-
-    teacher.model.register_forward_pre_hook(halved_meanwhile)
-    teacher.read(pictures(), bank())
-    assert teacher.plan["batch_size"] == begun // 2
 
 
 def test_a_model_put_back_into_training_is_read_without_dropout():

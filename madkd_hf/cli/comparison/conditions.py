@@ -126,7 +126,7 @@ def settings_of_all(args: CompareArguments) -> dict[str, Any]:
     One that decides what the students see remains a grid, whose report says so.
     """
     grid = read_grid(args.grid)
-    if any(len(values) > 1 for values in grid.values()) or grid.keys() & {*DRAWS, "aspects"}:
+    if any(len(values) > 1 for values in grid.values()) or grid.keys() & {*DRAWS, "aspects", "unlabelled_images"}:
         return {}
     return {option: value for option, (value,) in grid.items()}
 
@@ -331,5 +331,5 @@ def student_argv(args: CompareArguments, condition: str, seed: int, folder: str)
         value = getattr(args.objects if name in ObjectArguments.__dataclass_fields__ else args, name)
         if value is not None:
             argv += [f"--{name}", str(value)]
-    settings = {} if args.detects else of_condition(args, settings_of_all(args), condition)
+    settings = of_condition(args, settings_of_all(args), condition)
     return argv + [f"--{option}={value}" for option, value in settings.items()]

@@ -60,7 +60,7 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
         "{}",
         "JSON: option of `madkd train`, or `aspects` (how many), -> values: '{\"images_per_class\": [5, 10, 20]}'; "
         "every condition and seed is trained at every point. With one value each, as in '{\"max_steps\": [500]}', "
-        "they hold for all students.",
+        "they hold for all students that know the option.",
     )
     jobs: int | None = option(
         None, "Students trained side by side, one thread each; by default one per GPU, or without GPUs one per core."

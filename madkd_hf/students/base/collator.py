@@ -23,12 +23,13 @@ class Collator:
         seed: of all that is random.
 
     Attributes:
-        sources: what a column that says whose targets a row has must end with; in streams nobody has looked before.
+        sources: column of targets -> the column that says whose they are, and what stands there; or what it ends with,
+            where that begins with ":". In a stream nobody has looked before.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, image_column: str, seed: int):
         self.image_processor, self.image_column, self.seed = image_processor, image_column, seed
-        self.sources: dict[str, str] = {}
+        self.sources: dict[str, tuple[str, str]] = {}
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that live on see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -38,12 +39,13 @@ class Collator:
     def images(self, rows: list[dict[str, Any]]) -> list[Image.Image]:
         """The rows' images in RGB; ValueError where they have no such column, or targets of another source."""
         check_has_column(rows[0], "these rows", self.image_column, "image_column")
-        for name in self.sources.keys() & rows[0].keys():
-            others = (row[name] for row in rows if row[name] and not row[name].endswith(self.sources[name]))
-            if (other := next(others, None)) is not None:
+        for targets, (name, expected) in self.sources.items():
+            own = (str(row[name]) for row in rows if row.get(name) and row.get(targets) is not None)
+            same = str.endswith if expected.startswith(":") else str.__eq__
+            if (other := next((found for found in own if not same(found, expected)), None)) is not None:
                 raise ValueError(
-                    f"A row has {name} {terminal(other, 80)!r}, and the student learns from one that ends with "
-                    f"{self.sources[name]!r}: its questions, or its classes, are others or in another order."
+                    f"A row has {targets} of the {name} {terminal(other, 80)!r}, and the student knows those of "
+                    f"{expected!r}: its questions, or its classes, are others or in another order."
                 )
         return [load_image(row[self.image_column], self.image_column) for row in rows]
 

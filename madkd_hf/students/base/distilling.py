@@ -14,7 +14,7 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...data.columns import BANK, check_answers, drop_skipped_rows
+from ...data.columns import BANK, LOGITS, check_answers, drop_skipped_rows
 from ...data.image_processors import ordinary
 from ...metrics import OF_ASPECTS
 from ..losses.base import Loss
@@ -127,7 +127,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
         if self.makes_batches:
             self.train_collator, self.eval_collator, self.test_collator = self._collators()
             self._tell_epoch.listeners.append(self.train_collator)
-            for collator in filter(None, (self.train_collator, self.eval_collator)):
+            for collator in filter(None, (self.train_collator, self.eval_collator)):  # a prediction needs no targets
                 getattr(collator, "collator", collator).sources = self._sources()
         self._logged_parts: dict[str, torch.Tensor] = {}  # sums of the loss's parts since the last log
         self._logged_steps = 0
@@ -174,6 +174,7 @@ class DistillingTrainer(Publishing, SafeTrainer):
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """As that of `Trainer`, which makes the model anew when training begins; in the arguments' memory format."""
+        self._parameters = None
         return self._in_its_format(super().call_model_init(trial))
 
     def _in_its_format(self, model: nn.Module) -> nn.Module:
@@ -181,9 +182,10 @@ class DistillingTrainer(Publishing, SafeTrainer):
 
     # Data
 
-    def _sources(self) -> dict[str, str]:
-        """What columns that say whose targets these are must end with, see `Collator`."""
-        return {BANK: self.model.config.aspect_bank or ""} if self.model.config.num_aspects else {}
+    def _sources(self) -> dict[str, tuple[str, str]]:
+        """Whose targets the student learns, see `Collator`."""
+        bank = self.model.config.aspect_bank
+        return {LOGITS: (BANK, bank)} if bank and self.model.config.num_aspects else {}
 
     def _checked_rows(self, dataset: Any, name: str, with_labels: bool = True) -> Any:
         """The dataset's readable rows, once it is known to fit the model; what is no `Dataset` stays as it is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def load_classifier(source: str, use: str, **kwargs: Any) -> tuple[PreTrainedMod
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
-        here = Path(source).expanduser().exists()
+        here = os.path.exists(os.path.expanduser(source))
         also = "" if here else ", and there is no such folder here"
         raise ValueError(
             f"{source} is no student ({excerpt(error, 200)}){also}: pass the folder that `madkd train` wrote, or an "

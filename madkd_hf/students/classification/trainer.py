@@ -198,13 +198,13 @@ class MadkdTrainer(DistillingTrainer):
         augmentation = {"crop_scale": args.crop_scale, "horizontal_flip": args.horizontal_flip, "seed": args.seed}
         augmentation |= {"num_aspects": config.num_aspects, "with_mass": args.by_mass}
         training = AspectCollator(*columns, augment=True, **augmentation)
-        evaluating = AspectCollator(*columns, num_aspects=config.num_aspects)
-        return training, evaluating, evaluating
+        evaluating, predicting = (AspectCollator(*columns, num_aspects=config.num_aspects) for _ in range(2))
+        return training, evaluating, predicting
 
-    def _sources(self) -> dict[str, str]:
-        learned = self.args.class_alpha or self.loss
-        classes = {CLASS_TEACHER: class_teacher("", list(self.model.config.id2label.values()))} if learned else {}
-        return super()._sources() | classes
+    def _sources(self) -> dict[str, tuple[str, str]]:
+        ending = class_teacher("", list(self.model.config.id2label.values()))
+        of_classes = {CLASS_LOGITS: (CLASS_TEACHER, ending)} if self.args.class_alpha or self.loss else {}
+        return super()._sources() | of_classes
 
     def _stored(self, rows: Any, collator: Callable) -> tuple[Any, Callable]:
         """What a data loader of these rows is made of: they and their collator themselves, or from an image store."""

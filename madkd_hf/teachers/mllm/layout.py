@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..base import UnreadableImageError
+from ..base import Preprocessed, UnreadableImageError
 
 
 PREFIX_TOKENS = 16384  # in one forward pass, unless one image has more
@@ -70,6 +70,10 @@ class Layout:
         for name in ("texts", "suffixes", "lengths", "_tails"):
             setattr(part, name, [getattr(self, name)[question] for question in questions])
         return part
+
+    def inputs(self, image: Image.Image) -> dict[str, Any] | None:
+        """What all questions about an image share, see `prefix`."""
+        return self.prefix(encode(self.processor, image, self.texts[0]))
 
     def prefix(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """Model inputs up to where the questions part, from those for an image with the first question.
@@ -130,7 +134,7 @@ class Batch:
 
 
 def batches(
-    images: Sequence[Image.Image], layout: Layout, size: int, model: PreTrainedModel
+    images: Sequence[Image.Image | Preprocessed], layout: Layout, size: int, model: PreTrainedModel
 ) -> Iterator[tuple[list[int], Batch]]:
     """Images in batches of at most `size` whose inputs have the same shapes, each with the images' places.
 
@@ -141,11 +145,10 @@ def batches(
     for first in range(0, len(images), ahead):
         groups: dict[Any, list[tuple[int, dict[str, Any] | None]]] = {}
         for index, image in enumerate(images[first : first + ahead], first):
-            try:
-                inputs = encode(layout.processor, image, layout.texts[0])
-            except Exception as error:  # whatever a processor raises, the image is what helps
-                raise UnreadableImageError(index, error) from error
-            inputs = layout.prefix(inputs)
+            if isinstance(image, Preprocessed):
+                inputs = image.inputs
+            else:
+                inputs = layout.prefix(_encoded(layout, image, index))
             alike = inputs is not None and all(map(torch.is_tensor, inputs.values()))
             shapes = tuple((name, value.shape) for name, value in inputs.items()) if alike else index
             groups.setdefault(shapes, []).append((index, inputs))
@@ -154,7 +157,20 @@ def batches(
             step = max(1, min(size, PREFIX_TOKENS // length))
             for start in range(0, len(group), step):
                 places, inputs = zip(*group[start : start + step])
-                yield list(places), Batch([images[place] for place in places], _merged(inputs, model), layout)
+                yield list(places), Batch([plain(images[place]) for place in places], _merged(inputs, model), layout)
+
+
+def _encoded(layout: Layout, image: Image.Image, index: int) -> dict[str, Any]:
+    """Model inputs for the image of this number and the first question."""
+    try:
+        return encode(layout.processor, image, layout.texts[0])
+    except Exception as error:  # whatever a processor raises, the image is what helps
+        raise UnreadableImageError(index, error) from error
+
+
+def plain(image: Image.Image | Preprocessed) -> Image.Image:
+    """The image itself."""
+    return image.image if isinstance(image, Preprocessed) else image
 
 
 def _merged(inputs: Sequence[dict[str, Any] | None], model: PreTrainedModel) -> dict[str, Any] | None:
@@ -245,12 +261,15 @@ def image_token_id(model: PreTrainedModel, processor: ProcessorMixin) -> int | N
 
 
 def too_long(layout: Layout, images: Sequence[Image.Image], config: Any) -> tuple[int, int, int] | None:
-    """The question that is too long with one of the images: its place, its tokens, and the most there may be."""
+    """The question that is too long with one of the images: its place, its tokens, and the most there may be.
+
+    UnreadableImageError where the processor refuses one of them.
+    """
     question = max(range(len(layout)), key=lambda question: layout.lengths[question])
     own, limit = len(layout.suffixes[question]), context_length(config, layout.processor)
     longest = layout.lengths[question]
-    for image in images:
-        tokens = encode(layout.processor, image, layout.texts[0])["input_ids"].shape[1]
+    for index, image in enumerate(images):
+        tokens = _encoded(layout, image, index)["input_ids"].shape[1]
         longest = max(longest, tokens - len(layout.suffixes[0]) + own)
     return (question, longest, limit) if longest > limit else None
 

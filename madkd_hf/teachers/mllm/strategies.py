@@ -20,7 +20,6 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -115,21 +114,16 @@ def read(
     strategy: str,
     size: int,
     reduce: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    computing: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `reduce` makes of the next-token logits: two numbers per image and question, [n, Q] each, on the CPU.
-
-    The model is used within `computing()` alone; images are preprocessed outside of it.
-    """
+    """What `reduce` makes of the next-token logits: two numbers per image and question, [n, Q] each, on the CPU."""
     answers = torch.empty(2, len(images), len(layout))
     one_image_at_a_time = strategy in ("full", "shared_vision")
     longest, limit = max(map(len, layout.suffixes)), positions_limit(model.config.get_text_config())
     for places, batch in batches(images, layout, 1 if one_image_at_a_time else max(1, size // len(layout)), model):
         shared = batch.inputs is not None and batch.length + longest <= limit
         strategy_function = STRATEGIES[strategy] if shared else full
-        with computing():
-            for questions, logits in strategy_function(model, batch, size):
-                answers[:, torch.tensor(places)[:, None], questions] = torch.stack(reduce(logits)).cpu()
+        for questions, logits in strategy_function(model, batch, size):
+            answers[:, torch.tensor(places)[:, None], questions] = torch.stack(reduce(logits)).cpu()
     return answers[0], answers[1]
 
 

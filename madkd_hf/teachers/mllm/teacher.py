@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ...aspects import AspectBank
 from ...data.images import to_rgb
 from ...text import first_difference, get_logger
-from ..base import Reading, Teacher, calls_at_once
+from ..base import Preprocessed, Reading, Teacher
 from .answers import answer_token_ids, answers_in_float32, log_odds_and_mass
 from .identity import digest, tokenizer_digest, weights_digest
-from .layout import Layout, image_token_id, too_long
+from .layout import Layout, image_token_id, plain, too_long
 from .loading import load, takes_no_images
 from .prompt import DATE, PROMPT, chat_text, day
 from .selfcheck import allowed, check, least_work
@@ -93,8 +93,8 @@ class AspectTeacher(Teacher):
         self.date = date
         self.plan: dict[str, Any] | None = None
         self._layouts: dict[str, Layout] = {}
-        self.calls_at_once = calls_at_once(self.model.device)
-        self._lock = threading.Lock()
+        self.preprocesses = self.model.device.type != "cpu"  # there it would only take the cores that compute
+        self._lock = threading.Lock()  # reading switches the model's attention for a moment
 
     @classmethod
     def from_pretrained(
@@ -130,12 +130,19 @@ class AspectTeacher(Teacher):
         model, processor, commit = load(model_id_or_path, revision, trust_remote_code, dtype=dtype, **model_kwargs)
         return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision, commit, date)
 
+    def preprocess(self, images: Sequence[Image], bank: AspectBank) -> Sequence[Image | Preprocessed]:
+        layout, prepared = self.layout(bank), [to_rgb(image) for image in images]
+        for index, image in enumerate(prepared):
+            with suppress(Exception):  # `read` says which image it is
+                prepared[index] = Preprocessed(image, layout.inputs(image))
+        return prepared
+
     @torch.inference_mode()
-    def read(self, images: Sequence[Image], bank: AspectBank) -> Reading:
+    def read(self, images: Sequence[Image | Preprocessed], bank: AspectBank) -> Reading:
         """Ask every question of the bank about every image.
 
         Args:
-            images: n PIL images, of any mode and size.
+            images: n PIL images, of any mode and size, or what `preprocess` made of them.
             bank: Q questions.
 
         Returns:
@@ -145,18 +152,17 @@ class AspectTeacher(Teacher):
             UnreadableImageError: the processor refuses an image.
             ValueError: the model's logits are not finite, or a strategy that was asked for misreads the model.
         """
-        images = [to_rgb(image) for image in images]
+        images = [image if isinstance(image, Preprocessed) else to_rgb(image) for image in images]
         if not images:
             return Reading(torch.empty(0, len(bank)), torch.empty(0, len(bank)))
-        self.prepare(images, bank)
+        self.prepare([plain(image) for image in images[:2]], bank)
         layout, strategy = self.layout(bank), self.plan["strategy"]
         if self.model.training:
             self.model.eval()
-        answers, size = self._with_smaller_batches(
-            self.plan["batch_size"],
-            lambda size: read(self.model, layout, images, strategy, size, self.reduce, self._computing),
-        )
-        self.plan["batch_size"] = min(size, self.plan["batch_size"])  # which another thread may have halved meanwhile
+        with self._lock, self._precise():
+            answers, self.plan["batch_size"] = self._with_smaller_batches(
+                self.plan["batch_size"], lambda size: read(self.model, layout, images, strategy, size, self.reduce)
+            )
         reading = Reading(*answers)
         finite = torch.isfinite(reading.logits) & torch.isfinite(reading.mass)
         if not finite.all():
@@ -195,7 +201,7 @@ class AspectTeacher(Teacher):
                 f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
                 "the question, so that questions share nothing: use strategy='auto'."
             )
-        with self._computing():
+        with self._precise():
             (errors, exact), size = self._with_smaller_batches(
                 self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
             )
@@ -264,11 +270,8 @@ class AspectTeacher(Teacher):
         layout = self.layout(bank)
         return {"tokens": layout.digest, "example": layout.texts[0]}
 
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        """One thread at a time, since reading switches the model's attention and its output layer for a moment."""
-        with self._lock, answers_in_float32(self.model, [*self.yes.values(), *self.no.values()]):
-            yield
+    def _precise(self) -> AbstractContextManager[None]:
+        return answers_in_float32(self.model, [*self.yes.values(), *self.no.values()])
 
     def reduce(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Next-token logits [..., V] as log-odds and mass [...], see `answers.log_odds_and_mass`."""
