@@ -198,17 +198,23 @@ def test_a_comparison_goes_into_the_card_without_pictures_of_images(tmp_path):
     assert "shuffled: aspects of other images" in text and "madkd: classes + aspects" in text
     assert "figures/accuracies.png" in text and "learning_curves" not in text
     said = (
-        "20 students were trained for the comparison on `recipes.easy_vqa.data:load_easy_vqa` (12 classes), 5 images "
+        "16 students were trained for the comparison on `recipes.easy_vqa.data:load_easy_vqa` (12 classes), 5 images "
     )
-    assert f"{said}per class: 4 conditions with 5 seeds each." in text and "and neither control: `shuffled`" in text
+    assert f"{said}per class: 4 conditions with 4 seeds each." in text and "and neither control: `shuffled`" in text
     assert "in this repo is one of them" not in text
     files = staged(tmp_path / "own", comparison=tmp_path / "compared", compared=True)
-    assert "with 5 seeds each; the student in this repo is one of them." in files["README.md"].decode()
+    assert "with 4 seeds each; the student in this repo is one of them." in files["README.md"].decode()
 
 
 def test_a_small_comparison_promises_no_more_than_it_holds(tmp_path):
     accuracy = {"base": [50.0], "madkd": [60.0]}
-    small = {"seeds": [0], "images_per_class": 1, "gain": {"mean": 10.0, "ci95": [None, None]}, "controls": {}}
+    small = {
+        "seeds": [0],
+        "images_per_class": 1,
+        "gain": {"mean": 10.0, "ci95": [None, None]},
+        "controls": {},
+        "answers_alone": None,
+    }
     compared(tmp_path / "two", accuracy=accuracy, **small)
     text = staged(tmp_path / "out", comparison=tmp_path / "two", compared=True)["README.md"].decode()
     assert ", 1 image per class: 2 conditions with one seed; the student in this repo is one of them." in text
