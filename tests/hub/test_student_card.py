@@ -214,6 +214,7 @@ def test_a_small_comparison_promises_no_more_than_it_holds(tmp_path):
         "gain": {"mean": 10.0, "ci95": [None, None]},
         "controls": {},
         "answers_alone": None,
+        "gains": {},
     }
     compared(tmp_path / "two", accuracy=accuracy, **small)
     text = staged(tmp_path / "out", comparison=tmp_path / "two", compared=True)["README.md"].decode()
