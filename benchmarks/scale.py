@@ -5,7 +5,7 @@ so that the time is that of decoding, of the job and of the disk. Each job runs 
 memory is what it holds itself (RssAnon in Linux): files that are mapped stay in memory as long as there is room, and
 go when there is none. The time of a row is that of the first tenth of all images, and of the last.
 
-    python benchmarks/scale.py [--images 1000 100000] [--ways stream map] [--questions 50] [--json FILE]
+    python benchmarks/scale.py [--images 1000 100000] [--ways stream map] [--questions 50] [--shard_size 500]
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from madkd_hf.teachers import Teacher
 
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARD = 500
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
 
 
@@ -82,7 +81,7 @@ def made_up(count: int, size: int = 64) -> Iterator[dict[str, Any]]:
         yield {"image": {"bytes": file.getvalue(), "path": None}, "label": seed % 10}
 
 
-def label(way: str, count: int, questions: int) -> dict[str, Any]:
+def label(way: str, count: int, questions: int, shard_size: int) -> dict[str, Any]:
     """Label the images here and now, and measure this process."""
     torch.set_num_threads(1)
     peak = Peak()
@@ -95,7 +94,7 @@ def label(way: str, count: int, questions: int) -> dict[str, Any]:
         else:
             settings = {"features": FEATURES, "gen_kwargs": {"count": count}, "cache_dir": f"{folder}/cache"}
             rows = datasets.Dataset.from_generator(made_up, **settings)
-        settings = {"shard_size": SHARD, "stream_name": f"{count} images" if way == "stream" else None}
+        settings = {"shard_size": shard_size, "stream_name": f"{count} images" if way == "stream" else None}
         started = time.perf_counter()
         attach_aspects(rows, bank, teacher, work_dir=f"{folder}/work", **settings)
         seconds = time.perf_counter() - started
@@ -111,9 +110,10 @@ def label(way: str, count: int, questions: int) -> dict[str, Any]:
     }
 
 
-def measure(way: str, count: int, questions: int) -> dict[str, Any]:
+def measure(way: str, count: int, questions: int, shard_size: int) -> dict[str, Any]:
     """The same in a process of its own, since a process never forgets its peak."""
-    command = [sys.executable, __file__, "--questions", str(questions), "--one", way, str(count)]
+    command = [sys.executable, __file__, "--questions", str(questions), "--shard_size", str(shard_size)]
+    command += ["--one", way, str(count)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -124,20 +124,21 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 100000], help="how many, one job each")
     parser.add_argument("--ways", nargs="+", choices=["stream", "map"], default=["stream", "map"])
     parser.add_argument("--questions", type=int, default=50, help="of the bank")
+    parser.add_argument("--shard_size", type=int, default=500, help="rows of a shard")
     parser.add_argument("--json", metavar="FILE", help="write the rows there, too")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(label(args.one[0], int(args.one[1]), args.questions)))
+        print(json.dumps(label(args.one[0], int(args.one[1]), args.questions, args.shard_size)))
         return
-    rows = [measure(way, count, args.questions) for way in args.ways for count in args.images]
+    rows = [measure(way, count, args.questions, args.shard_size) for way in args.ways for count in args.images]
     head = [
         "Labelled as",
         "Images",
         "Written, MB",
         "Highest memory, MB",
         "A row of the first tenth, µs",
-        "of the last",
+        "last",
     ]
     table = [
         [row["way"], f"{row['images']:,}", *(f"{row[name]:.0f}" for name in ("written_mb", "peak_mb", "first_us"))]

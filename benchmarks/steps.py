@@ -39,9 +39,9 @@ ALPHA, WARM, BATCH = 40, 20, 24  # of the demo; the first steps do not count
 
 
 class Timed(MadkdTrainer):
-    """Notes the processor seconds of all steps, and those in which batches are made."""
+    """Notes the processor seconds in which batches are made."""
 
-    steps = batches = 0.0
+    batches = 0.0
 
     @contextmanager
     def _noted(self) -> Iterator[None]:

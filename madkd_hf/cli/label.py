@@ -116,7 +116,7 @@ class LabelArguments(
     shard_size: int | None = option(
         None,
         "Images between two saves: what a kill can cost, and the rows of a Parquet file. By default 512, or of more "
-        "than a million images, unless they come as a stream, a 2,000th.",
+        "than half a million images, unless they come as a stream, a 1,000th.",
     )
     dry_run: bool = option(
         False,

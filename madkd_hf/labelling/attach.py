@@ -23,7 +23,7 @@ from .workers import Workers
 
 
 SHARD_SIZE = 512
-MOST_SHARDS = 2000  # of a split, unless a size is given: each is a file, and a part of the table that they become
+MOST_SHARDS = 1000  # of a split, unless a size is given: memory grows with their square where they become one table
 
 AnyDataset = TypeVar("AnyDataset", Dataset, DatasetDict, IterableDataset, IterableDatasetDict)
 
@@ -70,8 +70,8 @@ def attach_aspects(
         on_error: what to do about an image, or box, that cannot be read: "raise", or "skip", which leaves
             `aspect_logits` and `aspect_mass` null and `aspect_bank` set. (A row of a split that was not labelled has
             three nulls.)
-        shard_size: images that a kill can cost, by default 512, or of more than a million (no stream) a 2,000th; a
-            job that was begun keeps its own.
+        shard_size: images that a kill can cost, by default 512, or of more than half a million (no stream) a 1,000th;
+            a job that was begun keeps its own.
         distributed: share the work between the processes of `accelerate launch`, all of which have to make this call,
             on one folder that all can see; each needs a teacher on its own device. Otherwise each process does it all.
         boxes_column: the column of objects: structs with a list `bbox`, or lists of structs with a `bbox`. The boxes
