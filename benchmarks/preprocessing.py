@@ -5,6 +5,7 @@ tile of 448 pixels, and for as many as it makes of such an image (13); in one th
 
     python benchmarks/preprocessing.py
     python benchmarks/preprocessing.py --rate 100    # images/s that a card reads: how many cores keep it busy
+    python benchmarks/preprocessing.py --sizes 500x375 4000x3000 6000x4500 12000x9000    # large photographs, too
 """
 
 from __future__ import annotations
@@ -63,23 +64,35 @@ def rate(step: Callable[[], object], least: float) -> float:
 
 def measure(args: argparse.Namespace) -> list[dict[str, float | str]]:
     torch.set_num_threads(1)
-    content = photograph()
-    rows = [{"name": "decoding alone", "tiles": 0, "images_per_second": rate(lambda: decode(content), args.seconds)}]
-    for name, process in processors().items():
-        found = rate(lambda process=process: process(decode(content)), args.seconds)
-        rows.append({"name": f"decoding, {name}", "tiles": process(decode(content)), "images_per_second": found})
-    for row in rows:
-        line = f"{row['name']} ({row['tiles']} tiles): {row['images_per_second']:.4g} images/s of one core"
-        if args.rate:
-            row["cores"] = args.rate / row["images_per_second"]
-            line += f"; {args.rate:g} images/s need {row['cores']:.1f} cores"
-        print(line)
+    rows = []
+    for width, height in args.sizes:
+        content, size = photograph(width, height), f"{width} x {height}"
+        ways = {"decoding alone": lambda image: 0}
+        ways |= {f"decoding, {name}": process for name, process in processors().items()}
+        for name, process in ways.items():
+            found = rate(lambda process=process, content=content: process(decode(content)), args.seconds)
+            row = {"name": name, "size": size, "tiles": process(decode(content)), "images_per_second": found}
+            each = f"{found:.4g} images/s of one core, {1000 / found:.4g} ms each"
+            line = f"{size}, {name} ({row['tiles']} tiles): {each}"
+            if args.rate:
+                row["cores"] = args.rate / found
+                line += f"; {args.rate:g} images/s need {row['cores']:.1f} cores"
+            print(line, flush=True)
+            rows.append(row)
     return rows
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    """500x375 -> (500, 375)"""
+    width, height = text.split("x")
+    return int(width), int(height)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, help="images/s for which to say how many cores are needed")
+    sizes = {"type": width_and_height, "nargs": "+", "default": [(500, 375)]}
+    parser.add_argument("--sizes", **sizes, help="width x height of the photographs")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement, at least")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
     args = parser.parse_args()

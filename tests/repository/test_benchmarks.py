@@ -16,6 +16,7 @@ from builders.llm_server import LLMServer, Model
 from builders.quick_python import warm_python
 
 from benchmarks import (
+    classes,
     exactness,
     exporting,
     faithfulness,
@@ -106,6 +107,25 @@ def test_the_table_of_startup(tmp_path, capsys, monkeypatch):
     assert "| madkd label --help |" in capsys.readouterr().out
     rows = {row["name"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["madkd --help"]["ratio"] == 1 < rows["madkd label --help"]["ratio"]
+
+
+def test_the_table_of_classes(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(classes, "COMMANDS", {"madkd view": classes.COMMANDS["madkd view"]})
+    words = ["--classes", "3", "--questions", "2", "--json", str(tmp_path / "rows.json")]
+    monkeypatch.setattr("sys.argv", ["classes.py", *words])
+    classes.main()
+    assert "|       3 |         2 | madkd view |" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["seconds"] > 0 and row["peak_mb"] > 50
+
+
+def test_classes_of_made_up_images_answer_alike_and_differ():
+    rows = classes.made_up(40)["train"]
+    bank = AspectBank([f"Is it {i}?" for i in range(100)])
+    answers = classes.Code().read(rows["image"][:], bank).logits > 0
+    same = (answers[:, None] == answers[None]).float().mean(-1)
+    alike = np.equal.outer(rows["label"][:], rows["label"][:])
+    assert same[alike].min() > 0.6 and same[~alike].mean() == pytest.approx(0.5, abs=0.05)
 
 
 def test_the_table_of_wrong_labels(tmp_path, capsys, monkeypatch):
