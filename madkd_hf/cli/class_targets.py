@@ -102,7 +102,7 @@ def check_targets(splits: Splits, args: Any) -> None:
     if args.class_teacher:
         own = load_config(args.class_teacher, args.class_teacher_revision)
         class_order(own, classes_to_score(splits, args.label_column, args.splits, own), args.class_teacher)
-    if not args.class_posterior:
+    if not args.class_posterior or args.streaming:  # which `check_options` refuses
         return
     first, others = args.splits[0], [split for split in args.splits if split in splits]
     if not asks_questions(args) and not all(is_labelled(splits[split].features) for split in others):

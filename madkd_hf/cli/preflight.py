@@ -16,7 +16,7 @@ from datasets import Dataset, DatasetDict, IterableDatasetDict
 
 from .. import AspectBank, text
 from ..data.check import LeftOut, bad_boxes, check_labelled_room, drop_rows, find_unusable, reasons
-from ..data.columns import CLASS_TEACHER, LOGITS, is_labelled, warn_of_unanswered
+from ..data.columns import CLASS_LOGITS, CLASS_TEACHER, LOGITS, is_labelled, warn_of_unanswered
 from ..data.decoding import Unreadable, check_first
 from ..data.image_columns import check_image_column
 from ..data.limits import how_drawn
@@ -37,7 +37,10 @@ from .unlabelled import (
     answers_needed,
     check_class_scores,
     check_covered,
+    check_fitted,
+    check_learned_of,
     check_mix,
+    check_not_scored,
     check_posterior,
     check_unlabelled,
     learned_columns,
@@ -96,15 +99,18 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
                 warn_of_unanswered(train_set, args.train_split)
             problems.step(check_control, train_set, args, training_args.aspect_alpha)
             learns = learned_columns(training_args, args, ready.splits)
+            problems.step(check_not_scored, ready.splits, args)
             problems.step(check_unlabelled, ready.splits, args, learns)
             problems.step(check_covered, ready.splits, args, learns)
+            if CLASS_LOGITS in learns:
+                problems.step(check_fitted, ready.splits, args, ready.drawn(args))
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
             if hasattr(args, "label_column"):
                 classes = command.classes(train_set, args).names
                 problems.step(check_class_scores, ready.splits, args, training_args, classes)
                 problems.step(check_mix, ready.splits, args, training_args)
-                problems.step(command.count_without_class, ready.splits, args, training_args.seed)
+                problems.step(check_learned_of, command, ready.splits, args, training_args, training_args.seed)
                 problems.step(warn_of_repeated, command, ready.splits, args, training_args.seed)
             if args.eval_split not in ready.splits:
                 problems.step(check_unevaluated, training_args)
@@ -136,10 +142,13 @@ def check_comparison(
     ready = rows_of(problems, command, args, 0, test)
     train_set = ready.splits[args.train_split] if ready else None
     labelled = train_set is not None and is_labelled(train_set.features)
-    bank = problems.step(bank_of, train_set, args, 1.0) if labelled else _load_bank(problems, args)
+    bank = problems.step(bank_of, train_set, args, 1.0) if labelled else None
+    if ready is not None and not labelled:
+        bank = _load_bank(problems, args)
     if ready is not None:
         for student in command.extreme_draws([student for student, _ in students]):
             problems.step(_check_draw, command, ready, args, student)
+        problems.step(check_not_scored, ready.splits, args)  # nor on images that another command is to score them on
         used = _used(ready.splits, args, test)
         ready.splits = DatasetDict({split: ready.splits[split] for split in used})  # no others are saved
         if labelled and args.objects.task == "detection":
@@ -162,13 +171,19 @@ def check_comparison(
         if learned:
             problems.step(check_covered, ready.splits, args, learns)
             problems.step(warn_of_repeated, command, ready.splits, args, 0)
+        if {*learned} & {*command.of_unlabelled} and UNLABELLED not in ready.splits and not args.rest_unlabelled:
+            problems.add(
+                f"The condition {learned[0]!r} learns from images without a class, and all training images have one: "
+                "pass --unlabelled with a split or a dataset of them, or --rest_unlabelled true."
+            )
         draws = {}
-        for student, training_args in students if learned else []:
+        for student, training_args in students:
             problems.step(check_mix, ready.splits, student, training_args)
-            for seed in range(training_args.seed, training_args.seed + args.seeds):
-                draws[student.images_per_class, student.rest_unlabelled, student.unlabelled_images, seed] = student
-        for (*_, seed), student in draws.items():
-            problems.step(command.count_without_class, ready.splits, student, seed)
+            for seed in range(training_args.seed, training_args.seed + args.seeds) if learned else ():
+                drawn = student.images_per_class, student.rest_unlabelled, student.unlabelled_images
+                draws[(*drawn, training_args.labelled_fraction, seed)] = student, training_args
+        for (*_, seed), (student, training_args) in draws.items():
+            problems.step(check_learned_of, command, ready.splits, student, training_args, seed)
         if any(getattr(student, "class_posterior", False) for student, _ in students):
             problems.step(check_posterior, train_set, args)
         times = 1 + args.seeds * bool(set(args.controls()) & set(command.of_class_teacher))

@@ -52,6 +52,11 @@ class TeacherArguments(BankArguments, ServedArguments):
         None, 'Load the teacher in few bits (YAML or JSON): {"quant_method": "bitsandbytes", "load_in_4bit": true}.'
     )
     attn_implementation: str | None = option(None, "The teacher's attention: sdpa, eager, flash_attention_2, ...")
+    images_kwargs: str | None = option(
+        None,
+        "What the teacher's processor does with images, in its own words (YAML or JSON): fewer tiles or pixels cost "
+        'less, such as {"max_patches": 1} of InternVL and {"do_image_splitting": false} of SmolVLM.',
+    )
     strategy: str = option(
         "auto",
         "How questions share work: auto (the exact way with the least work), full, shared_vision, prefix_cache, "
@@ -104,7 +109,7 @@ def load_bank_and_teacher(args: TeacherArguments, workers: Workers) -> tuple[Asp
         )
     options = {name.removeprefix("teacher_"): value for name, value in options.items()}
     options |= {"revision": args.teacher_revision} if args.teacher_revision else {}
-    for name in {"device_map", "quantization_config"} & set(options):
+    for name in {"device_map", "quantization_config", "images_kwargs"} & set(options):
         options[name] = _mapping(name, options[name], or_word=name == "device_map")
     if "answer_tokens" in options:
         options["answer_tokens"] = tuple(options["answer_tokens"])

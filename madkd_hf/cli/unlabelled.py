@@ -11,8 +11,9 @@ from ..data.check import check_all_shown, drop_rows
 from ..data.class_targets import check_class_targets
 from ..data.columns import BANK, CLASS_LOGITS, LOGITS, answered_rows, rows_with_class, stored
 from ..data.duplicates import same_images
+from ..data.limits import how_drawn
 from ..data.target_facts import TargetFacts
-from ..data.unlabelled import LEARNED, UNLABELLED, concatenated, select_learned
+from ..data.unlabelled import LEARNED, UNLABELLED, check_fraction, concatenated, select_learned
 from ..text import counted, get_logger
 from .arguments import existing_folder, load_splits, split_names
 from .class_targets import facts_of_posterior
@@ -44,7 +45,10 @@ def load_with_unlabelled(args: Any) -> DatasetDict:
             "from in any case; pass another split, or another dataset."
         )
     if name not in splits:
-        others = load_splits(args, name=name)
+        try:
+            others = load_splits(args, name=name)
+        except (OSError, ValueError) as error:
+            raise type(error)(str(error).replace("--dataset ", "--unlabelled ")) from error
         if len(others) > 1 and args.train_split not in others:
             raise ValueError(f"{name} has the splits {list(others)}: save the one with the images by itself.")
         rows = others[args.train_split] if len(others) > 1 else next(iter(others.values()))
@@ -55,20 +59,19 @@ def load_with_unlabelled(args: Any) -> DatasetDict:
 
 
 def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
-    """Raise ValueError where nothing could be learned from the images without a class, or they are test images.
+    """Raise ValueError where nothing could be learned from the images without a class.
 
     Args:
         learns: the columns that a student learns from beside the classes.
     """
-    _check_not_scored(splits, args)
     if UNLABELLED not in splits:
         return
     rows, train_set = splits[UNLABELLED], splits[args.train_split]
     if not learns:
         raise ValueError(
             f"{counted(len(rows), 'training image')} without a class, and the students learn classes alone: pass "
-            "--aspect_alpha or --class_posterior true or, to compare, --rest_unlabelled true with --images_per_class; "
-            "or drop them."
+            "--aspect_alpha or --class_posterior true or, to compare, unlabelled, posterior or both among "
+            "--conditions; or drop them."
         )
     answered = [LOGITS in part.features for part in (train_set, rows)]
     if not any(answered) and args.bank and args.teacher:
@@ -90,12 +93,12 @@ def check_unlabelled(splits: DatasetDict, args: Any, learns: list[str]) -> None:
         )
 
 
-def _check_not_scored(splits: DatasetDict, args: Any) -> None:
+def check_not_scored(splits: DatasetDict, args: Any) -> None:
     """Raise ValueError where images that are learned from without a class are those that the student is scored on."""
     parts = [UNLABELLED, *([args.train_split] if getattr(args, "rest_unlabelled", False) else [])]
     for part in parts:
         for split in (args.test_split, args.eval_split):
-            if not {part, split} <= set(splits):
+            if not {part, split} <= set(splits) or how_drawn(splits[split]):  # of those drawn, copies are left out
                 continue
             if count := same_images(splits[part], splits[split], args.image_column):
                 which = f"{counted(len(splits[part]), 'image')} without a class"
@@ -155,7 +158,7 @@ def warn_of_repeated(command: TaskCommand, splits: DatasetDict, args: Any, seed:
     if repeated:
         logger.warning(
             "%d of the %s without a class are left out: they repeat, byte for byte, an image that is learned from "
-            "already.",
+            "already, or was drawn for validation or the test.",
             repeated, counted(total, "image"),
         )  # fmt: skip
 
@@ -174,6 +177,32 @@ def check_mix(splits: DatasetDict, args: Any, training_args: Any) -> None:
         raise ValueError("self_training and mixup_alpha do not go together: leave one of them out.")
     if there:
         check_all_shown(set(rows[args.label_column]), rows.features[args.label_column].names)
+
+
+def check_learned_of(command: TaskCommand, splits: DatasetDict, args: Any, training_args: Any, seed: int) -> None:
+    """Raise ValueError where no image without a class is left to learn from, or too few for the mix of a batch."""
+    without_class = command.count_without_class(splits, args, seed)
+    if training_args.labelled_fraction and without_class:
+        rows, each = splits[args.train_split], args.images_per_class
+        labelled = len(rows) if each is None else each * len(command.classes(rows, args).names)
+        check_fraction(labelled, without_class, training_args.labelled_fraction)
+
+
+def check_fitted(splits: DatasetDict, args: Any, drawn: dict[str, str]) -> None:
+    """Raise ValueError where a student would be tested on images on whose classes its targets were fitted.
+
+    Args:
+        drawn: see `Ready.drawn`.
+    """
+    parts = [splits[split] for split in (args.train_split, UNLABELLED) if split in splits]
+    known = [] if getattr(args, "class_posterior", False) else [known_targets(args, rows) for rows in parts]
+    if not drawn or not any(facts is not None and facts.kind == "posterior" for facts in known):
+        return
+    what = "The class targets are a posterior, fitted on images of which some are now kept for"
+    remedy = "--class_posterior true fits it anew, on those alone that are trained on"
+    if "test" in drawn:
+        raise ValueError(f"{what} the test: the score would be too good; {remedy}; or pass a --test_split of its own.")
+    logger.warning("%s validation: that score may be too good; %s.", what, remedy)
 
 
 def check_posterior(rows: Dataset, args: Any) -> None:
@@ -215,6 +244,11 @@ def with_posterior(rows: Dataset, label_column: str) -> tuple[Dataset, TargetFac
     posterior = fit_posterior(answers[labelled], labels[labelled], feature.num_classes, feature.names)
     scores = np.full((len(rows), feature.num_classes), np.nan, dtype=np.float32)
     scores[~labelled] = posterior.class_logits(answers[~labelled])
+    if np.isnan(scores).any(axis=1).all():
+        raise ValueError(
+            f"Each of the {counted(int((~labelled).sum()), 'image')} without a class lacks an answer, and so has no "
+            "posterior: label them with all questions (madkd label), or leave --class_posterior out."
+        )
     made = with_class_targets(rows, scores, "posterior", feature.names)
     name = class_teacher("posterior", feature.names)
     return made, facts_of_posterior(posterior, name, {"train": count_targets(made).total()})

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 from ..aspects import AspectBank
 from ..text import counted, get_logger, terminal
 from .boxes import corners
-from .columns import skipped_rows, stored
+from .columns import LOGITS, answered_rows, rows_with_class, skipped_rows, stored
 from .decoding import Unreadable, check_images
 from .image_columns import check_image_feature
 from .images import load_image
@@ -173,12 +173,23 @@ def check_without_class(
         return
     useless = ~labelled
     for name in set(targets) & set(rows.features):
-        useless &= stored(rows, name).is_null().to_numpy()
+        useless &= ~answered_rows(rows) if name == LOGITS else stored(rows, name).is_null().to_numpy()
     if useless.any():
         looked = f"nor anything in {' or '.join(targets)}" if targets else "and the student learns classes alone"
         raise ValueError(
             f"{useless.sum()} of the {len(rows)} training images have no class, {looked}: label them with madkd "
             "label, give them their class, or drop them."
+        )
+
+
+def check_scored(rows: Dataset, column: str, name: str) -> None:
+    """Raise ValueError where rows to evaluate on have no class: null or -1, as datasets hide it."""
+    if not getattr(rows.features[column], "dtype", "").startswith(("int", "null")):
+        return
+    if missing := int((~rows_with_class(rows, column)).sum()):
+        raise ValueError(
+            f"{missing} of the {counted(len(rows), 'image')} of {name} have no class to compare with: leave them out "
+            "(dataset.filter), or give them theirs."
         )
 
 

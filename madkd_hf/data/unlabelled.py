@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,17 @@ def check_count(count: int, there: int) -> None:
         raise ValueError(
             f"--unlabelled_images {count} is to draw from {counted(there, 'image')} without a class: pass a number "
             "from 1 to that, or leave it out to learn from all."
+        )
+
+
+def check_fraction(labelled: int, unlabelled: int, fraction: float) -> None:
+    """Raise ValueError where an epoch, which ends when one kind was seen once, would have no image of the other."""
+    least, most = 1 / (unlabelled + 1), labelled / (labelled + 1)
+    if not least <= fraction <= most:
+        raise ValueError(
+            f"With labelled_fraction={fraction} an epoch has no image {'with' if fraction < least else 'without'} a "
+            f"class, of {labelled} with one and {unlabelled} without: pass a number from "
+            f"{math.ceil(1000 * least) / 1000:g} to {math.floor(1000 * most) / 1000:g}."
         )
 
 

@@ -131,13 +131,17 @@ def test_students_of_labelled_images_alone_see_no_others_whatever_their_yaml_say
     [
         ("student.yaml", {"unlabelled": "loose"}, "students of 'base' sets unlabelled: loose"),
         ("larger.yaml", {"images_per_class": 2}, "images_per_class all by 'base' and 2 by 'class_teacher'"),
+        ("larger.yaml", {"labelled_fraction": 0.5}, "and those of 'class_teacher' do not"),
+        ("larger.yaml", {"limit": 9}, "students of 'class_teacher' sets limit: 9"),
+        ("student.yaml", {"test_fraction": 0.5}, "students of 'base' sets test_fraction: 0.5"),
     ],
 )
-def test_all_students_are_of_the_same_images(words, tmp_path, file, setting, said):
+@pytest.mark.parametrize("asked", ["class_teacher", "kd"])  # which are taught by it in any case
+def test_all_students_are_of_the_same_images(words, tmp_path, file, setting, said, asked):
     settings = yaml.safe_load((tmp_path / file).read_text()) | setting
     (tmp_path / file).write_text(yaml.safe_dump(settings))
     place = words.index("--images_per_class")
-    assert said in refuse("compare", *words[:place], *words[place + 2 :], "--conditions", "base", "class_teacher")
+    assert said in refuse("compare", *words[:place], *words[place + 2 :], "--conditions", "base", asked)
 
 
 def test_a_grid_trains_one_class_teacher_for_each_draw(words, tmp_path):

@@ -13,7 +13,10 @@ from builders.without_class import STUDENT, hidden, refused, rows, saved, traine
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from madkd_hf import Aspect, AspectBank
+from madkd_hf.cli import compare
 from madkd_hf.cli.comparison.cells import Cell
+from madkd_hf.cli.comparison.conditions import of_condition
+from madkd_hf.cli.comparison.run import checked
 from madkd_hf.data.columns import aspect_features
 
 
@@ -231,3 +234,82 @@ def test_an_image_of_which_some_answers_are_missing_has_no_posterior(tmp_path, c
     assert "2 of the 9 images without a class are left out" in caplog.text
     seen = trained(tmp_path, *words, aspect_alpha=2.0).train_dataset  # its other answers teach
     assert len(seen) == 12 + 9 and seen["class_logits"][12:].count(None) == 2
+
+
+def test_what_a_draw_leaves_over_is_something(tmp_path, dataset):
+    words = ["--dataset", dataset, "--images_per_class", "8", "--rest_unlabelled", "true"]
+    said = refused(tmp_path, *words, aspect_alpha=2.0)
+    assert "finds no image that images_per_class=8 leaves over" in said
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0}))
+    argv = ["--baseline", tmp_path / "student.yaml", "--conditions", "base", "both", "--output_dir", tmp_path / "out"]
+    assert said.split(": ")[-1] in refuse("compare", *words, *argv, "--unlabelled_images", "3")
+    fraction = ["--images_per_class", "7", "--grid", '{"labelled_fraction": [0.1, 0.5]}', *argv[:2]]
+    said = refuse("compare", *words, *fraction, "--conditions", "both", "--output_dir", tmp_path / "out")
+    assert "labelled_fraction=0.1 an epoch has no image with a class" in said and "from 0.25 to 0.954" in said
+
+
+def test_training_images_without_a_class_are_compared_as_they_are(tmp_path):
+    """However many of each class have one: neither --unlabelled nor --rest_unlabelled is needed."""
+    train_set = hidden(rows(24, 0), *range(4, 24))
+    dataset = saved(tmp_path / "few", train=train_set, validation=rows(12, 1), test=rows(12, 2))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0, "eval_strategy": "no"}))
+    argv = ["--dataset", dataset, "--baseline", tmp_path / "student.yaml", "--seeds", "1", "--jobs", "1"]
+    argv += ["--output_dir", tmp_path / "out", "--conditions", "base"]
+    done = command("recipes/compare.py", *argv, "both")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["unlabelled"] == 20 and set(report["accuracy"]) == {"base", "both"}
+    said = refuse("compare", *argv, "madkd")
+    assert "20 training images without a class" in said and "among --conditions" in said
+    said = refuse("compare", *argv, "both", "--unlabelled", "train")
+    assert "a split that serves something else" in said and "teacher" not in said
+    assert "--class_posterior is what the conditions" in refuse("compare", *argv, "both", "--class_posterior", "true")
+
+
+def test_a_comparison_counts_the_images_that_its_students_leave_over(tmp_path, dataset):
+    settings = STUDENT | {"aspect_alpha": 2.0, "images_per_class": 2}
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(settings))
+    args = compare.parse(["--dataset", str(dataset), "--baseline", str(tmp_path / "student.yaml"),
+                          "--rest_unlabelled", "true", "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    checked(args)
+    assert args.images_per_class == 2
+
+
+def test_no_student_is_chosen_that_was_trained_on_test_images(tmp_path):
+    test = rows(12, 2)
+    loose = concatenate_datasets([rows(5, 7), test.select([0, 3])])
+    dataset = saved(tmp_path / "toys", train=rows(24, 0), validation=rows(12, 1), test=test, loose=loose)
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0}))
+    argv = ["--dataset", dataset, "--baseline", tmp_path / "student.yaml", "--output_dir", tmp_path / "out"]
+    said = refuse("tune", *argv, "--unlabelled", "loose", "--conditions", "both")
+    assert "Of 7 images without a class, 2 are also in the split 'test'" in said
+
+
+def test_copies_of_images_that_were_drawn_for_validation_are_left_out(tmp_path, caplog):
+    dataset = saved(tmp_path / "toys", train=rows(60, 0), loose=concatenate_datasets([rows(60, 0), rows(6, 7)]))
+    run = trained(tmp_path, "--dataset", dataset, "--unlabelled", "loose", aspect_alpha=2.0)
+    seen = {image.tobytes() for image in run.train_dataset["image"]}
+    assert len(run.train_dataset) == len(seen) == 54 + 6
+    assert not seen & {image.tobytes() for image in run.eval_dataset["image"]}
+    assert "60 of the 66 images without a class are left out" in caplog.text
+
+
+def test_self_training_in_a_grid_is_that_of_the_students_of_self_training(tmp_path, dataset):
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0}))
+    args = compare.parse(["--baseline", str(tmp_path / "student.yaml"), "--rest_unlabelled", "true",
+                          "--images_per_class", "2", "--dataset", str(dataset), "--output_dir", str(tmp_path / "out"),
+                          "--grid", '{"self_training": [0.8, 0.9]}'])  # fmt: skip
+    told = {name: "self_training" in of_condition(args, {"self_training": 0.8}, name) for name in args.controls()}
+    assert [name for name, has_it in told.items() if has_it] == ["selftrain"]
+
+
+def test_null_within_the_answers_is_a_missing_answer(tmp_path):
+    loose = rows(9, 5).remove_columns(["label", "aspect_logits", "aspect_mass", "aspect_bank"])
+    loose = loose.add_column("aspect_logits", [[1.0, None, -2.0, 0.5]] * 9)
+    train_set = rows(12, 0).cast_column("aspect_logits", loose.features["aspect_logits"])
+    dataset = saved(tmp_path / "toys", train=train_set, validation=rows(12, 1), loose=loose)
+    words = ["--dataset", dataset, "--unlabelled", "loose"]
+    run = trained(tmp_path, *words, aspect_alpha=2.0)
+    assert len(run.train_dataset) == 21 and run.state.log_history[0]["aspect_loss"] > 0
+    with pytest.raises(ValueError, match="Each of the 9 images without a class lacks an answer"):
+        trained(tmp_path, *words, "--class_posterior", "true")

@@ -170,6 +170,8 @@ def test_loading_options_reach_the_teacher(tmp_path, monkeypatch):
     assert taken["quantization_config"] == {"quant_method": "bitsandbytes", "load_in_4bit": True}
     assert (taken["attn_implementation"], taken["device_map"], taken["revision"]) == ("eager", "auto", "v1")
     assert not taken.get("trust_remote_code")
+    refuse("attach_aspects", *argv, "--images_kwargs", '{"max_patches": 1}')
+    assert taken["images_kwargs"] == {"max_patches": 1}
     refuse("attach_aspects", *argv, "--device_map", '{"": "cpu"}', "--quantization_config", '{"load_in_8bit": true}')
     assert taken["device_map"] == {"": "cpu"} and taken["quantization_config"] == {"load_in_8bit": True}
     assert "is no JSON" in refuse("attach_aspects", *argv, "--quantization_config", "4bit")

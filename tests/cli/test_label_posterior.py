@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders.commands import EASY_VQA, recipe, refuse
-from builders.without_class import BANK, NAMES, hidden, rows, saved, trained
+from builders.without_class import BANK, NAMES, hidden, refused, rows, saved, trained
 from datasets import DatasetDict, load_from_disk
 
 from madkd_hf import AspectBank
@@ -66,6 +66,19 @@ def test_answers_and_their_posterior_in_one_run(tmp_path, capsys):
     assert None not in train["aspect_logits"][:] and "fitted on 10 images" in capsys.readouterr().out
 
 
+def test_images_are_not_scored_by_targets_that_know_their_classes(tmp_path, caplog):
+    folder = saved(tmp_path / "all", train=hidden(rows(60, 0), *range(30, 60)))
+    recipe("label", "--dataset", folder, "--class_posterior", "true", "--output_dir", tmp_path / "out")
+    words = ["--dataset", tmp_path / "out", "--test_fraction", "0.3", "--do_predict", "true"]
+    said = refused(tmp_path, *words)
+    assert "fitted on images of which some are now kept for the test" in said and "--class_posterior true" in said
+    trained(tmp_path, "--dataset", tmp_path / "out")
+    assert "some are now kept for validation" in caplog.text
+    caplog.clear()
+    trained(tmp_path, *words, "--class_posterior", "true")
+    assert "some are now kept for" not in caplog.text
+
+
 def test_words_are_classes_too(tmp_path):
     data = rows(12, 0).remove_columns("label")
     words = [None if row in (1, 2) else ["dog", "cat", "ant"][row % 3] for row in range(12)]
@@ -87,3 +100,4 @@ def test_what_cannot_be_fitted_is_refused_before_the_first_image(tmp_path, answe
     recipe("label", "--dataset", answered, *words)
     again = ["--class_posterior", "true", "--output_dir", tmp_path / "again"]
     assert "has class targets already" in refuse("label", "--dataset", tmp_path / "out", *again)
+    assert "leave out --streaming" in refuse("label", "--dataset", answered, *again, "--streaming", "true")

@@ -119,3 +119,51 @@ def test_everything_works_beside_a_torchvision_that_fails_at_import(fault, first
         assert line in done.stdout
     assert "torchvision is installed and cannot be imported" in done.stderr
     assert "pip uninstall torchvision" in done.stderr
+
+
+# Images in another way than by default
+
+
+SETTINGS = {  # what makes fewer tokens of a large image
+    "internvl": {"crop_to_patches": False},
+    "qwen2_vl": {"size": {"longest_edge": 16 * 16, "shortest_edge": 8 * 8}},
+    "idefics3": {"do_image_splitting": False},
+    "smolvlm": {"do_image_splitting": False},
+    "mistral3": {"size": {"longest_edge": 16}},
+}
+
+
+def loaded(name, folder, **options):
+    model, files = on_the_hub(name)
+    model.save_pretrained(folder)
+    files.save(folder, next(iter(LAYOUTS)))
+    return AspectTeacher.from_pretrained(folder, device="cpu", **options)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_images_are_seen_as_the_settings_say_by_every_way_of_reading(name, tmp_path):
+    images = [picture.resize((160, 90)) for picture in pictures()[:2]]
+    usual, ours = loaded(name, tmp_path), loaded(name, tmp_path, images_kwargs=SETTINGS[name])
+    assert ours.identity["images_kwargs"] == SETTINGS[name] and "images_kwargs" not in usual.identity
+    tokens = [each.layout(bank()).inputs(images[0])["input_ids"].shape[1] for each in (ours, usual)]
+    assert tokens[0] < tokens[1]
+    answers = ours.read(images, bank()).logits
+    assert ours.plan["strategy"] != "full" and not torch.allclose(
+        answers, usual.read(images, bank()).logits, atol=1e-3
+    )
+    full = loaded(name, tmp_path, images_kwargs=SETTINGS[name], strategy="full").read(images, bank()).logits
+    torch.testing.assert_close(answers, full, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"max_patch": 1}, "names 'max_patch', and GotOcr2ImageProcessor.* knows crop_size, .*max_patches"),
+        ({"crop_to_patches": "maybe"}, "cannot see an image with images_kwargs={'crop_to_patches': 'maybe'}"),
+        ({"size": {"height": 24, "width": 24}}, "cannot read an image with images_kwargs=.*: pass other ones"),
+    ],
+)
+def test_settings_that_it_cannot_see_with_are_refused(given, said, tmp_path):
+    with pytest.raises(ValueError, match=said) as raised:
+        loaded("internvl", tmp_path, images_kwargs=given).prepare(pictures()[:1], bank())
+    assert "\n" not in str(raised.value)

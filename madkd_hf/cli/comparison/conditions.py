@@ -37,10 +37,11 @@ OF_UNLABELLED = (  # options of students that learn from images without a class
 OF_LABELLED = ("class_alpha", "temperature", "standardize_logits")  # which are no less about images with a class
 DRAWS = ("images_per_class",)  # the one option of a grid that a class teacher knows
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neither
+DATA_OF_ALL = ("limit", "test_fraction")  # which the comparison has applied, for all students, before they begin
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
     *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
-    *("validation_fraction", "test_fraction", "unlabelled", "rest_unlabelled", "class_posterior"),
+    *("validation_fraction", *DATA_OF_ALL, "unlabelled", "rest_unlabelled", "class_posterior"),
 }
 
 
@@ -137,7 +138,6 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
-    of_unlabelled = set(args.controls()) & set(args.command.of_unlabelled)
     check_class_teacher(args)
     given = [f"--{name}" for name in ("unlabelled", "rest_unlabelled", "unlabelled_images") if getattr(args, name)]
     if given and not args.learning_unlabelled:
@@ -145,16 +145,14 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
             f"None of the conditions {', '.join(args.controls())} learns from images without a class: leave "
             f"{' and '.join(given)} out, or add both, posterior or unlabelled to --conditions."
         )
-    if of_unlabelled:
-        if not (args.unlabelled or args.rest_unlabelled):
-            raise ValueError(
-                f"The condition {min(of_unlabelled)!r} learns from images without a class: pass --unlabelled with a "
-                "split or a dataset of them, or --rest_unlabelled true."
-            )
+    if args.class_posterior:
+        raise ValueError("--class_posterior is what the conditions posterior and both are: leave it out.")
     if "smoothing" in args.controls() and not 0 < args.smoothing <= 1:
         raise ValueError(f"--smoothing must be above 0 and at most 1, mostly 0.1; received {args.smoothing:g}.")
-    students, draws = [], {}
-    for point, condition in itertools.product(points(args), args.controls()):
+    students, draws, trained = [], {}, list(args.controls())
+    if set(trained) & set(args.command.of_class_teacher):  # who learn from it, whether or not it is compared itself
+        trained = list(dict.fromkeys([*trained, args.command.class_teacher]))
+    for point, condition in itertools.product(points(args), trained):
         settings = of_condition(args, point, condition)
         settings.pop("aspects", None)
         argv = student_argv(args, condition, 0, args.output_dir)
@@ -165,6 +163,8 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append((student, training))
         check_own_images(args, condition, student, draws.setdefault(str(point), {}))
+    if not args.detects and "images_per_class" not in read_grid(args.grid):
+        args.images_per_class = students[0][0].images_per_class  # which may be from the YAML of the students
     check_place(args.output_dir, args, COMPARING, COMPARISON)
     check_removable(Path(args.output_dir) / "student", "student")
     return students
@@ -182,6 +182,12 @@ def check_own_images(args: CompareArguments, condition: str, student: Any, draws
             f"The YAML of the students of {condition!r} sets unlabelled: {named}: leave it out there, and pass "
             "--unlabelled to the comparison, which says who learns from it."
         )
+    for option in DATA_OF_ALL:
+        if (value := getattr(student, option)) is not None:
+            raise ValueError(
+                f"The YAML of the students of {condition!r} sets {option}: {value}, with which they would see other "
+                f"images than those compared with them: leave it out there, and pass --{option} to the comparison."
+            )
     count = args.command.drawn(student)
     draws.setdefault(count, condition)
     if len(draws) > 1:
@@ -249,6 +255,7 @@ def of_condition(args: CompareArguments, point: dict[str, Any], condition: str) 
         others += tuple(name for name in about if name not in OF_LABELLED)
     elif condition in args.command.of_unlabelled:
         others = others[:1]  # of fewer questions, a posterior knows the answers to these
+        others += () if condition == "selftrain" else ("self_training",)
     else:
         others += OF_UNLABELLED
     others += ("label_smoothing_factor",) if condition == "smoothing" else ()

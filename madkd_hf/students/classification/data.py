@@ -99,7 +99,8 @@ class AspectCollator(Collator):
         lengths = {LOGITS: self.num_aspects, MASS: self.num_aspects, CLASS_LOGITS: self.num_labels}
         for name in lengths.keys() & columns.keys():
             length = next((len(target) for target in columns[name] if target is not None), lengths[name])
-            batch[name] = torch.tensor([target or [math.nan] * length for target in columns[name]])
+            rows = [target or [math.nan] * length for target in columns[name]]
+            batch[name] = torch.from_numpy(np.array(rows, dtype=np.float32))  # null in a list becomes NaN
         return batch
 
     def _labels(self, labels: list[Any]) -> torch.Tensor:

@@ -12,11 +12,12 @@ from torch import nn
 from transformers import BaseImageProcessor, EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...data.check import check_without_class
+from ...data.check import check_scored, check_without_class
 from ...data.class_targets import check_class_targets, class_teacher, count_targets, facts_of
-from ...data.columns import CLASS_LOGITS, CLASS_TEACHER, LOGITS, rows_with_class, stored
+from ...data.columns import CLASS_LOGITS, CLASS_TEACHER, LOGITS, answered_rows, rows_with_class, stored
 from ...data.image_columns import check_image_feature
 from ...data.target_facts import TargetFacts
+from ...data.unlabelled import check_fraction
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
 from ..base.augmentation import mixup, strong_view
 from ..base.distilling import DistillingTrainer
@@ -132,7 +133,8 @@ class MadkdTrainer(DistillingTrainer):
         """Refuse rows that nothing can be learned from; a sampler, where each batch is to have some with a class."""
         fraction, rows = self.args.labelled_fraction, self.train_dataset
         readable = isinstance(rows, Dataset) and self.label_column in rows.features
-        if readable and not getattr(rows.features[self.label_column], "dtype", "").startswith(("int", "uint")):
+        kind = getattr(rows.features[self.label_column], "dtype", "") if readable else ""
+        if readable and not kind.startswith(("int", "uint", "null")):
             return  # the collator says what it expects; one of the user's may take them
         if not readable:
             if fraction is not None:
@@ -159,12 +161,8 @@ class MadkdTrainer(DistillingTrainer):
             )
         places, seed = (labelled.nonzero()[0], (~labelled).nonzero()[0]), self.args.data_seed
         seed = self.args.seed if seed is None else seed
+        check_fraction(*map(len, places), fraction)
         self._sampler = MixedSampler(*places, fraction, self.args.per_device_train_batch_size, seed)
-        if not len(self._sampler):
-            raise ValueError(
-                f"labelled_fraction={fraction} of {len(places[0])} images with a class and {len(places[1])} without "
-                "leaves no epoch: choose another one."
-            )
         if self.args.dataloader_drop_last and len(self._sampler) < self.args.train_batch_size * self.args.world_size:
             raise ValueError(
                 f"With labelled_fraction={fraction} an epoch has {len(self._sampler)} images, and "
@@ -288,8 +286,11 @@ class MadkdTrainer(DistillingTrainer):
         rows = getattr(dataloader.dataset, "rows", dataloader.dataset)
         if isinstance(rows, Dataset) and self.label_column in rows.features:
             names = {"labels": self.label_column, LOGITS: LOGITS, CLASS_LOGITS: CLASS_LOGITS}
-            null = {name: stored(rows, column).null_count for name, column in names.items() if column in rows.features}
-            self._shares = {name: 1 - null.get(name, len(rows)) / len(rows) for name in names}
+            there = {
+                name: stored(rows, column).is_valid() for name, column in names.items() if column in rows.features
+            }
+            there[LOGITS] = answered_rows(rows)  # of which some may be NaN from beginning to end
+            self._shares = {name: float(np.mean(there.get(name, 0))) for name in names}
         try:
             return super()._run_evaluation(dataloader, *args, **kwargs)
         finally:
@@ -329,5 +330,8 @@ class MadkdTrainer(DistillingTrainer):
             check_image_feature(dataset.features[self.image_column], self.image_column, name)
             if with_labels:
                 check_has_column(dataset.features, name, self.label_column, "label_column")
-        if isinstance(labels := dataset.features.get(self.label_column), ClassLabel):
+        labels = dataset.features.get(self.label_column)
+        if isinstance(labels, ClassLabel):
             check_classes(labels.num_classes, self.model.config)
+        if name.startswith("the evaluation") and self.makes_batches and isinstance(dataset, Dataset):
+            check_scored(dataset, self.label_column, name)

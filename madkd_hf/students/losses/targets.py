@@ -117,7 +117,7 @@ class DKDLoss(TargetLoss):
     def values(self, logits, targets, classes):
         own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, classes[:, None], True)
         two_way = [_this_or_other(scores, own) for scores in (targets, logits)]
-        others = [scores.masked_fill(own, ABSENT) for scores in (targets, logits)]
+        others = [scores.log_softmax(dim=1).masked_fill(own, ABSENT) for scores in (targets, logits)]
         tckd, nckd = self.temperature**2 * divergence(*two_way), self.temperature**2 * divergence(*others)
         return {self.name: self.alpha * tckd + self.beta * nckd, "tckd_loss": tckd, "nckd_loss": nckd}
 

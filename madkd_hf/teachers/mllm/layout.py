@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..base import Preprocessed, UnreadableImageError
+from .processors import images_kwargs_of
 
 
 PREFIX_TOKENS = 16384  # in one forward pass, unless one image has more
@@ -233,8 +234,10 @@ def encode(
     A template that writes BOS gets no second.
     """
     bos = processor.tokenizer.bos_token
-    special = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-    inputs = processor(images=[image], text=[text], return_tensors="pt", **special)
+    options = {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
+    if given := images_kwargs_of(processor):
+        options["images_kwargs"] = given
+    inputs = processor(images=[image], text=[text], return_tensors="pt", **options)
     inputs.pop("labels", None)  # some processors add what training on the text would need
     return dict(inputs if model is None else inputs.to(device_of(model), model.dtype))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from transformers.utils import CONFIG_NAME, cached_file, extract_commit_hash
 from ...files import read_json
 from ...text import chain_of_causes
 from ..errors import one_sentence_errors
-from .processors import load_processor
+from .processors import load_processor, set_images_kwargs
 
 
 EXPECTED = "expected an image-text-to-text model, such as OpenGVLab/InternVL3-1B-hf"
@@ -50,7 +51,11 @@ IN_PLACE_OF_CONFIG = {  # what a repo without config.json is
 
 
 def load(
-    name: str | os.PathLike, revision: str | None, trust_remote_code: bool, **model_options: Any
+    name: str | os.PathLike,
+    revision: str | None,
+    trust_remote_code: bool,
+    images_kwargs: Mapping[str, Any] | None = None,
+    **model_options: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin, str | None]:
     """The model, its processor, and the commit that they are of; or one sentence that says why there is none."""
     place = _place(str(name))
@@ -68,6 +73,8 @@ def load(
         processor = load_processor(place, **options)
     if getattr(processor, "image_processor", None) is None:
         raise ValueError(takes_no_images(place))
+    if images_kwargs:
+        set_images_kwargs(processor, images_kwargs)
     with one_sentence_errors(place, "model"):
         model = auto.from_pretrained(place, **options, **model_options)
     if not model.can_generate():

@@ -1,4 +1,4 @@
-"""Loading a model's processor, also where its video part cannot work: the teacher is asked about images only."""
+"""Loading a model's processor, also where its video part cannot work, and how it is to see images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import transformers
+from PIL import Image
 from transformers import AutoProcessor, BaseImageProcessor, ProcessorMixin, processing_utils
 from transformers.models.auto import processing_auto
 from transformers.models.auto.video_processing_auto import get_video_processor_config
@@ -18,6 +19,13 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import is_torchvision_available
 
 
+NOT_TO_SET = {
+    "return_tensors",
+    "data_format",
+    "input_data_format",
+    "device",
+    "disable_grouping",
+}  # of calls, not of images
 _patching = threading.RLock()  # what is replaced for a moment is the whole process's
 
 
@@ -53,6 +61,43 @@ def load_processor(name: str | os.PathLike, **options: Any) -> ProcessorMixin:
         return AutoProcessor.from_pretrained(name, **options)
     with _patching, _without_videos():
         return AutoProcessor.from_pretrained(name, **options)
+
+
+def set_images_kwargs(processor: ProcessorMixin, given: Mapping[str, Any]) -> None:
+    """Let a processor see images in another way than by default, both by itself and when it is called.
+
+    A default of the processor as a whole goes before its image processor's own settings, and counts of image tokens
+    are worked out from the latter: so they are set in both places.
+
+    Raises:
+        ValueError: it knows no such setting, or cannot see an image with it.
+    """
+    own, name = processor.image_processor, type(processor.image_processor).__name__
+    of_whole = _names(getattr(processor, "valid_processor_kwargs", None)).get("images_kwargs")
+    known = {*own.to_dict(), *_names(of_whole), *_names(getattr(own, "valid_kwargs", None))} - NOT_TO_SET
+    known = {setting for setting in known if not setting.endswith(("_type", "_class"))}
+    if unknown := sorted(set(given) - known):
+        raise ValueError(
+            f"images_kwargs names {unknown[0]!r}, and {name} knows {', '.join(sorted(known))}: take one of these."
+        )
+    try:
+        processor.image_processor = type(own).from_dict(own.to_dict(), **given)
+        processor.given_images_kwargs = dict(given)
+        processor.image_processor(Image.new("RGB", (64, 64)), return_tensors="pt", **given)
+    except Exception as error:  # whatever it raises, the settings are new
+        raise ValueError(
+            f"{name} cannot see an image with images_kwargs={dict(given)} ({' '.join(str(error).split())}): see its "
+            "documentation for what it takes."
+        ) from error
+
+
+def _names(settings: type | None) -> dict[str, Any]:
+    return getattr(settings, "__annotations__", {})
+
+
+def images_kwargs_of(processor: ProcessorMixin) -> dict[str, Any]:
+    """What `set_images_kwargs` has set; empty by default."""
+    return getattr(processor, "given_images_kwargs", {})
 
 
 @contextmanager

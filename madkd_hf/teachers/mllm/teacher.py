@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from .answers import answer_token_ids, answers_in_float32, log_odds_and_mass
 from .identity import digest, tokenizer_digest, weights_digest
 from .layout import Layout, image_token_id, plain, too_long
 from .loading import load, takes_no_images
+from .processors import images_kwargs_of
 from .prompt import DATE, PROMPT, chat_text, day
 from .selfcheck import allowed, check, least_work
 from .strategies import STRATEGIES, read
@@ -110,6 +111,7 @@ class AspectTeacher(Teacher):
         answer_tokens: tuple[str, str] | None = None,
         batch_size: int = 256,
         date: str = DATE,
+        images_kwargs: Mapping[str, Any] | None = None,
         **model_kwargs: Any,
     ) -> AspectTeacher:
         """Load a teacher from the Hub or from a folder.
@@ -121,13 +123,16 @@ class AspectTeacher(Teacher):
             device: where to compute; by default this process's own accelerator, else the CPU.
             strategy, prompt, system, answer_tokens, batch_size, date: see the class.
             trust_remote_code: run code that comes with the model. Off unless you say so.
+            images_kwargs: what its processor is to do with images in another way than by default, in its own words,
+                such as {"max_patches": 1} of InternVL: fewer tiles or pixels cost less.
             model_kwargs: passed to the model's `from_pretrained` (`device_map`, `quantization_config`,
                 `attn_implementation`, ...).
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise ValueError(f"Unknown dtype {dtype!r}: expected auto or a torch dtype, such as float32 or bfloat16.")
         model_kwargs.setdefault("device_map", {"": device or PartialState().device})
-        model, processor, commit = load(model_id_or_path, revision, trust_remote_code, dtype=dtype, **model_kwargs)
+        options = {"images_kwargs": images_kwargs, "dtype": dtype, **model_kwargs}
+        model, processor, commit = load(model_id_or_path, revision, trust_remote_code, **options)
         return cls(model, processor, strategy, prompt, system, answer_tokens, batch_size, revision, commit, date)
 
     def preprocess(self, images: Sequence[Image], bank: AspectBank) -> Sequence[Image | Preprocessed]:
@@ -201,10 +206,18 @@ class AspectTeacher(Teacher):
                 f"{self._name} cannot be read by strategy={self.strategy!r}: its chat template puts the image behind "
                 "the question, so that questions share nothing: use strategy='auto'."
             )
-        with self._precise():
-            (errors, exact), size = self._with_smaller_batches(
-                self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
-            )
+        try:
+            with self._precise():
+                (errors, exact), size = self._with_smaller_batches(
+                    self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
+                )
+        except Exception as error:
+            if given := images_kwargs_of(self.processor):
+                raise ValueError(
+                    f"{self._name} cannot read an image with images_kwargs={given} ({' '.join(str(error).split())}): "
+                    "pass other ones, that fit the model."
+                ) from error
+            raise
         if self.strategy != "auto" and (self.strategy not in exact or self.strategy not in possible):
             error = errors[self.strategy]
             off = "cannot be computed" if error is None else f"are off by {error:.2g} standard deviations"
@@ -305,6 +318,7 @@ class AspectTeacher(Teacher):
             "system": self.system,
             "yes_tokens": self.yes,
             "no_tokens": self.no,
+            **({"images_kwargs": dict(given)} if (given := images_kwargs_of(self.processor)) else {}),
             **({} if self.model.dtype == torch.float32 else {"answers_dtype": "float32"}),  # before, they were rounded
         }
 

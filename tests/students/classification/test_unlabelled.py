@@ -271,8 +271,45 @@ def test_class_targets_that_are_no_numbers_are_refused(tmp_path, score):
 
 
 def test_images_to_evaluate_on_need_their_class(tmp_path):
-    with pytest.raises(ValueError, match="label None"):
-        trainer(tmp_path).evaluate(rows(8, classless=(5,)))
+    evaluate = rows(8, classless=(5,))
+    for make in (lambda: trainer(tmp_path).evaluate(evaluate), lambda: trainer(tmp_path, evaluate={"one": evaluate})):
+        with pytest.raises(ValueError, match="1 of the 8 images of the evaluation dataset.* have no class.*filter"):
+            make()
+
+
+def test_training_images_of_which_none_has_a_class_are_refused_whatever_the_column_is(tmp_path):
+    train = rows(8).remove_columns("label")
+    with pytest.raises(ValueError, match="None of the 8 training images has a class"):
+        trainer(tmp_path, train=train.add_column("label", [None] * 8))
+
+
+def test_answers_without_a_number_in_them_are_no_answers(tmp_path):
+    """NaN from beginning to end, as null in their place: in the evaluation's mean, and in what can be learned."""
+    null = rows(8, unlabelled=(1, 2, 5, 6))
+    answers = [[np.nan] * len(BANK) if row is None else row for row in null["aspect_logits"][:]]
+    nan = null.remove_columns("aspect_logits").add_column(
+        "aspect_logits", answers, feature=null.features["aspect_logits"]
+    )
+    run = trainer(tmp_path, aspect_alpha=3.0)
+    assert run.evaluate(nan)["eval_loss"] == pytest.approx(run.evaluate(null)["eval_loss"], rel=1e-6)
+    labels = [None if row == 5 else label for row, label in enumerate(nan["label"])]
+    hidden = nan.remove_columns("label").add_column("label", labels, feature=nan.features["label"])
+    with pytest.raises(ValueError, match="1 of the 8 training images have no class, nor anything in"):
+        trainer(tmp_path, train=hidden)
+
+
+@pytest.mark.parametrize(("fraction", "kind"), [(0.05, "with"), (0.97, "without")])
+def test_an_epoch_has_images_of_both_kinds(tmp_path, fraction, kind):
+    train = rows(16, classless=(4, 5, 6, 7))
+    said = (
+        f"labelled_fraction={fraction} an epoch has no image {kind} a class, of 12 .*: pass a number from 0.2 to 0.923"
+    )
+    with pytest.raises(ValueError, match=said):
+        trainer(tmp_path, train=train, labelled_fraction=fraction)
+    for least_or_most in (0.2, 0.923):
+        run = trainer(tmp_path, train=train, labelled_fraction=least_or_most)
+        seen = {train["label"][row] is None for row in run._get_train_sampler()}
+        assert seen == {True, False}
 
 
 # Columns

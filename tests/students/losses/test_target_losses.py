@@ -95,6 +95,15 @@ def test_standardised_logits_are_compared_whatever_their_size_and_level(name):
     assert (raw - value).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("name", TARGET_LOSSES)
+def test_scores_of_any_level_are_the_same_classes(name):
+    student, teacher, labels = drawn()
+    near, far = (
+        TARGET_LOSSES[name]().values(student, teacher - level, labels)[TARGET_LOSSES[name].name] for level in (0, 3e4)
+    )
+    torch.testing.assert_close(near, far, rtol=1e-3, atol=2e-3)  # of such numbers, float32 knows three decimals
+
+
 def test_the_class_of_a_row_without_one_is_the_most_probable():
     student, teacher, _ = drawn()
     guessed = TARGET_LOSSES["dkd"]()(student, teacher, torch.full((N,), NO_CLASS))
