@@ -33,8 +33,14 @@ def load_with_unlabelled(args: Any) -> DatasetDict:
     """The splits of the dataset, and those images that `--unlabelled` names as the split `UNLABELLED`.
 
     Raises:
-        ValueError: it names a split that serves something else, or a dataset with several splits.
+        ValueError: it names a split that serves something else, or a dataset with several splits; a split of that
+            name serves something else.
     """
+    if UNLABELLED in (args.train_split, args.eval_split, args.test_split):
+        raise ValueError(
+            f"A split called {UNLABELLED!r} is for images without a class: rename it, or pass another one as "
+            "--train_split, --eval_split or --test_split."
+        )
     splits, name = load_joined(args), getattr(args, "unlabelled", None)
     if not name:
         splits.pop(UNLABELLED, None)

@@ -81,7 +81,9 @@ def test_other_questions_about_images_without_a_class_are_refused(tmp_path, data
 
 def test_a_split_of_the_dataset_can_be_learned_from_without_its_classes(tmp_path):
     splits = {"train": rows(12, 0), "more": rows(6, 3), "validation": rows(12, 1), "test": rows(12, 2)}
-    run = trained(tmp_path, "--dataset", saved(tmp_path / "toys", **splits), "--unlabelled", "more", aspect_alpha=1.0)
+    dataset = saved(tmp_path / "toys", **splits)
+    assert "called 'unlabelled' is for images" in refused(tmp_path, "--dataset", dataset, "--eval_split", "unlabelled")
+    run = trained(tmp_path, "--dataset", dataset, "--unlabelled", "more", aspect_alpha=1.0)
     assert run.train_dataset["label"][:] == [*splits["train"]["label"], *[None] * 6]
 
 
