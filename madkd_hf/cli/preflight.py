@@ -46,6 +46,7 @@ from .unlabelled import (
     learned_columns,
     load_with_unlabelled,
     warn_of_repeated,
+    without_copies,
 )
 
 
@@ -54,10 +55,14 @@ logger = text.get_logger(__name__)
 
 @dataclass
 class Ready:
-    """Splits without the rows that were left out, with classes, and with what was drawn for validation and test."""
+    """Splits without the rows that were left out, with classes, and with what was drawn for validation and test.
+
+    `new` are those that were drawn just now.
+    """
 
     splits: DatasetDict
     left_out: dict[str, LeftOut] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
 
     @property
     def summary(self) -> dict[str, dict[str, Any]]:
@@ -103,7 +108,8 @@ def check_student(command: TaskCommand, args: Any, training_args: Any, *checks: 
             problems.step(check_unlabelled, ready.splits, args, learns)
             problems.step(check_covered, ready.splits, args, learns)
             if CLASS_LOGITS in learns:
-                problems.step(check_fitted, ready.splits, args, ready.drawn(args))
+                scored = [args.eval_split, *([args.test_split] if training_args.do_predict else [])]
+                problems.step(check_fitted, ready.splits, args, [split for split in scored if split in ready.new])
             if getattr(args, "class_posterior", False):
                 problems.step(check_posterior, train_set, args)
             if hasattr(args, "label_column"):
@@ -176,6 +182,7 @@ def check_comparison(
                 f"The condition {learned[0]!r} learns from images without a class, and all training images have one: "
                 "pass --unlabelled with a split or a dataset of them, or --rest_unlabelled true."
             )
+            students = []
         draws = {}
         for student, training_args in students:
             problems.step(check_mix, ready.splits, student, training_args)
@@ -331,6 +338,11 @@ def _prepared(
     splits = command.with_classes(problems, splits, args, used, test, doubtful)
     if splits is None or not len(splits[args.train_split]):
         return None
+    there = list(splits)
     splits = problems.step(with_test, splits, args, command.stratify_by(args))
     splits = splits and problems.step(with_validation, splits, args, seed, command.stratify_by(args))
-    return splits and Ready(splits, left_out)
+    if not splits:
+        return None
+    new = [split for split in splits if split not in there]
+    splits = problems.step(without_copies, splits, new, args)
+    return splits and Ready(splits, left_out, new)

@@ -49,12 +49,12 @@ class TeacherArguments(BankArguments, ServedArguments):
     device: str | None = option(None, "Where it computes; by default an accelerator, if any.")
     device_map: str | None = option(None, 'Spread one teacher over devices: auto, or JSON such as {"": 0}.')
     quantization_config: str | None = option(
-        None, 'Load the teacher in few bits (YAML or JSON): {"quant_method": "bitsandbytes", "load_in_4bit": true}.'
+        None, 'Load the teacher in few bits (JSON): {"quant_method": "bitsandbytes", "load_in_4bit": true}.'
     )
     attn_implementation: str | None = option(None, "The teacher's attention: sdpa, eager, flash_attention_2, ...")
     images_kwargs: str | None = option(
         None,
-        "What the teacher's processor does with images, in its own words (YAML or JSON): fewer tiles or pixels cost "
+        "What the teacher's processor does with images, in its own words (JSON): fewer tiles or pixels cost "
         'less, such as {"max_patches": 1} of InternVL and {"do_image_splitting": false} of SmolVLM.',
     )
     strategy: str = option(

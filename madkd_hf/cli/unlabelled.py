@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from ..data.check import check_all_shown, drop_rows
 from ..data.class_targets import check_class_targets
 from ..data.columns import BANK, CLASS_LOGITS, LOGITS, answered_rows, rows_with_class, stored
-from ..data.duplicates import same_images
-from ..data.limits import how_drawn
+from ..data.duplicates import same_images, shown_in
 from ..data.target_facts import TargetFacts
 from ..data.unlabelled import LEARNED, UNLABELLED, check_fraction, concatenated, select_learned
 from ..text import counted, get_logger
@@ -54,7 +54,7 @@ def load_with_unlabelled(args: Any) -> DatasetDict:
         try:
             others = load_splits(args, name=name)
         except (OSError, ValueError) as error:
-            raise type(error)(str(error).replace("--dataset ", "--unlabelled ")) from error
+            raise ValueError(str(error).replace("--dataset ", "--unlabelled ")) from error
         if len(others) > 1 and args.train_split not in others:
             raise ValueError(f"{name} has the splits {list(others)}: save the one with the images by itself.")
         rows = others[args.train_split] if len(others) > 1 else next(iter(others.values()))
@@ -104,7 +104,7 @@ def check_not_scored(splits: DatasetDict, args: Any) -> None:
     parts = [UNLABELLED, *([args.train_split] if getattr(args, "rest_unlabelled", False) else [])]
     for part in parts:
         for split in (args.test_split, args.eval_split):
-            if not {part, split} <= set(splits) or how_drawn(splits[split]):  # of those drawn, copies are left out
+            if not {part, split} <= set(splits):
                 continue
             if count := same_images(splits[part], splits[split], args.image_column):
                 which = f"{counted(len(splits[part]), 'image')} without a class"
@@ -112,8 +112,27 @@ def check_not_scored(splits: DatasetDict, args: Any) -> None:
                     which = f"{counted(len(splits[part]), 'training image')}, which rest_unlabelled learns from"
                 raise ValueError(
                     f"Of {which}, {count} {'is' if count == 1 else 'are'} also in the split {split!r}, byte for byte: "
-                    "drop them from one of the two, or the student is scored on what it has learned."
+                    "leave each image in one of the two, or the student is scored on what it has learned."
                 )
+
+
+def without_copies(splits: DatasetDict, drawn: Sequence[str], args: Any) -> DatasetDict:
+    """The splits without those images without a class that were drawn, with their class, to be scored on."""
+    for split in drawn if UNLABELLED in splits else ():
+        rows, scored = splits[UNLABELLED], splits[split]
+        copies = shown_in(rows, (scored, range(len(scored))), args.image_column)
+        if copies.all():
+            raise ValueError(
+                f"All {counted(len(rows), 'image')} without a class are also kept for {split}, byte for byte: leave "
+                "--unlabelled out, or pass other ones."
+            )
+        if copies.any():
+            logger.warning(
+                "%d of the %s without a class are left out: they repeat, byte for byte, an image that is kept for %s.",
+                copies.sum(), counted(len(rows), "image"), split,
+            )  # fmt: skip
+            splits = DatasetDict({**splits, UNLABELLED: drop_rows(rows, np.flatnonzero(copies))})
+    return splits
 
 
 def check_class_scores(splits: DatasetDict, args: Any, training_args: Any, classes: list[str]) -> None:
@@ -164,7 +183,7 @@ def warn_of_repeated(command: TaskCommand, splits: DatasetDict, args: Any, seed:
     if repeated:
         logger.warning(
             "%d of the %s without a class are left out: they repeat, byte for byte, an image that is learned from "
-            "already, or was drawn for validation or the test.",
+            "already.",
             repeated, counted(total, "image"),
         )  # fmt: skip
 
@@ -194,11 +213,11 @@ def check_learned_of(command: TaskCommand, splits: DatasetDict, args: Any, train
         check_fraction(labelled, without_class, training_args.labelled_fraction)
 
 
-def check_fitted(splits: DatasetDict, args: Any, drawn: dict[str, str]) -> None:
+def check_fitted(splits: DatasetDict, args: Any, drawn: Sequence[str]) -> None:
     """Raise ValueError where a student would be tested on images on whose classes its targets were fitted.
 
     Args:
-        drawn: see `Ready.drawn`.
+        drawn: the splits that are scored and that were training images until now.
     """
     parts = [splits[split] for split in (args.train_split, UNLABELLED) if split in splits]
     known = [] if getattr(args, "class_posterior", False) else [known_targets(args, rows) for rows in parts]
@@ -206,7 +225,7 @@ def check_fitted(splits: DatasetDict, args: Any, drawn: dict[str, str]) -> None:
         return
     what = "The class targets are a posterior, fitted on images of which some are now kept for"
     remedy = "--class_posterior true fits it anew, on those alone that are trained on"
-    if "test" in drawn:
+    if args.test_split in drawn:
         raise ValueError(f"{what} the test: the score would be too good; {remedy}; or pass a --test_split of its own.")
     logger.warning("%s validation: that score may be too good; %s.", what, remedy)
 

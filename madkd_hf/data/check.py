@@ -184,7 +184,7 @@ def check_without_class(
 
 def check_scored(rows: Dataset, column: str, name: str) -> None:
     """Raise ValueError where rows to evaluate on have no class: null or -1, as datasets hide it."""
-    if not getattr(rows.features[column], "dtype", "").startswith(("int", "null")):
+    if not getattr(rows.features[column], "dtype", "").startswith(("int", "uint", "null")):
         return
     if missing := int((~rows_with_class(rows, column)).sum()):
         raise ValueError(

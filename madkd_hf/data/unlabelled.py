@@ -35,15 +35,27 @@ def check_count(count: int, there: int) -> None:
         )
 
 
+def epoch_of(labelled: int, unlabelled: int, fraction: float) -> tuple[int, int]:
+    """How many rows an epoch has that ends when one kind was seen once, and how many of them have a class.
+
+    Args:
+        labelled, unlabelled: how many rows there are with a class and without.
+        fraction: of rows with a class in an epoch, 0..1.
+    """
+    rows = math.floor(min(labelled / fraction, unlabelled / (1 - fraction)) + 1e-9)
+    return rows, math.floor(rows * fraction + 1e-9)
+
+
 def check_fraction(labelled: int, unlabelled: int, fraction: float) -> None:
-    """Raise ValueError where an epoch, which ends when one kind was seen once, would have no image of the other."""
-    least, most = 1 / (unlabelled + 1), labelled / (labelled + 1)
-    if not least <= fraction <= most:
-        raise ValueError(
-            f"With labelled_fraction={fraction} an epoch has no image {'with' if fraction < least else 'without'} a "
-            f"class, of {labelled} with one and {unlabelled} without: pass a number from "
-            f"{math.ceil(1000 * least) / 1000:g} to {math.floor(1000 * most) / 1000:g}."
-        )
+    """Raise ValueError where no row of an epoch would have a class, see `epoch_of`."""
+    if epoch_of(labelled, unlabelled, fraction)[1]:
+        return
+    # one image with a class is not in every epoch unless it is half of it
+    least = 0 if labelled == 1 else math.ceil(1000 / (unlabelled + 1)) / 1000
+    raise ValueError(
+        f"With labelled_fraction={fraction} no image of an epoch has a class, of {labelled} with one and {unlabelled} "
+        f"without: pass {f'{least:g} or more' if fraction < least else '0.5'}."
+    )
 
 
 def draw_unlabelled(parts: list[Dataset], count: int, seed: int) -> Dataset:

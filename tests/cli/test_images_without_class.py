@@ -13,11 +13,13 @@ from builders.without_class import STUDENT, hidden, refused, rows, saved, traine
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from madkd_hf import Aspect, AspectBank
-from madkd_hf.cli import compare
+from madkd_hf.cli import compare, student, train, tune
+from madkd_hf.cli.arguments import CommandParser
 from madkd_hf.cli.comparison.cells import Cell
-from madkd_hf.cli.comparison.conditions import of_condition
+from madkd_hf.cli.comparison.conditions import check, load_checked, of_condition
 from madkd_hf.cli.comparison.run import checked
 from madkd_hf.data.columns import aspect_features
+from madkd_hf.data.problems import Problems
 
 
 @pytest.fixture
@@ -247,7 +249,7 @@ def test_what_a_draw_leaves_over_is_something(tmp_path, dataset):
     assert said.split(": ")[-1] in refuse("compare", *words, *argv, "--unlabelled_images", "3")
     fraction = ["--images_per_class", "7", "--grid", '{"labelled_fraction": [0.1, 0.5]}', *argv[:2]]
     said = refuse("compare", *words, *fraction, "--conditions", "both", "--output_dir", tmp_path / "out")
-    assert "labelled_fraction=0.1 an epoch has no image with a class" in said and "from 0.25 to 0.954" in said
+    assert "labelled_fraction=0.1 no image of an epoch has a class" in said and "pass 0.25 or more" in said
 
 
 def test_training_images_without_a_class_are_compared_as_they_are(tmp_path):
@@ -261,6 +263,9 @@ def test_training_images_without_a_class_are_compared_as_they_are(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["unlabelled"] == 20 and set(report["accuracy"]) == {"base", "both"}
+    whole = saved(tmp_path / "whole", train=rows(24, 0), test=rows(12, 2))
+    said = refuse("compare", *argv, "both", "--dataset", whole)
+    assert "'both' learns" in said and "all training images have one" in said and "leave it out" not in said
     said = refuse("compare", *argv, "madkd")
     assert "20 training images without a class" in said and "among --conditions" in said
     said = refuse("compare", *argv, "both", "--unlabelled", "train")
@@ -293,7 +298,30 @@ def test_copies_of_images_that_were_drawn_for_validation_are_left_out(tmp_path, 
     seen = {image.tobytes() for image in run.train_dataset["image"]}
     assert len(run.train_dataset) == len(seen) == 54 + 6
     assert not seen & {image.tobytes() for image in run.eval_dataset["image"]}
-    assert "60 of the 66 images without a class are left out" in caplog.text
+    assert "6 of the 66 images without a class are left out" in caplog.text  # those of validation
+    assert "54 of the 60 images without a class are left out" in caplog.text  # those with a class
+    kept = saved(tmp_path / "kept", train=run.eval_dataset.select_columns(["image"]))
+    said = refused(tmp_path, "--dataset", dataset, "--unlabelled", kept, aspect_alpha=2.0)
+    assert "All 6 images without a class are also kept for validation" in said
+
+
+def test_copies_of_images_that_were_drawn_for_the_test_are_left_out(tmp_path):
+    """Whether or not these have answers, and where nobody will look at the test."""
+    loose = concatenate_datasets([rows(60, 0), rows(6, 7)])
+    dataset = saved(tmp_path / "toys", train=rows(60, 0), validation=rows(12, 1), loose=loose)
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(STUDENT | {"aspect_alpha": 2.0}))
+    options = ["--dataset", dataset, "--unlabelled", "loose", "--test_fraction", "0.2", "--output_dir", tmp_path / "o"]
+    options = list(map(str, options))
+    words = [*options, "--config", str(tmp_path / "student.yaml"), "--do_predict", "true"]
+    trained_on = student.check(*train.parse(words)).splits
+    words = [*options, "--baseline", str(tmp_path / "student.yaml"), "--conditions", "base", "both"]
+    (args,) = CommandParser(tune.TuneArguments, description="").parse(words)
+    chosen_on = load_checked(args, Problems(), check(args), "unused").splits
+    test = {image.tobytes() for image in trained_on["test"]["image"]}
+    assert len(test) == 12 and "test" not in chosen_on
+    for splits in (trained_on, chosen_on):
+        without = {image.tobytes() for image in splits["unlabelled"]["image"]}
+        assert len(without) == 54 and not without & test
 
 
 def test_self_training_in_a_grid_is_that_of_the_students_of_self_training(tmp_path, dataset):

@@ -10,6 +10,7 @@ from datasets import DatasetDict, load_from_disk
 
 from madkd_hf import AspectBank
 from madkd_hf.data.class_targets import check_class_targets
+from madkd_hf.data.limits import note_drawn
 from madkd_hf.data.target_facts import TargetFacts
 
 
@@ -76,6 +77,12 @@ def test_images_are_not_scored_by_targets_that_know_their_classes(tmp_path, capl
     assert "some are now kept for validation" in caplog.text
     caplog.clear()
     trained(tmp_path, *words, "--class_posterior", "true")
+    test = rows(12, 2)
+    note_drawn(test, "a random fifth of train, drawn with seed 0")  # when the dataset was made
+    splits = {"train": hidden(rows(60, 0), *range(30, 60)), "validation": rows(12, 1), "test": test}
+    own = saved(tmp_path / "own", **splits)
+    recipe("label", "--dataset", own, "--class_posterior", "true", "--output_dir", tmp_path / "second")
+    trained(tmp_path, "--dataset", tmp_path / "second", "--do_predict", "true")
     assert "some are now kept for" not in caplog.text
 
 

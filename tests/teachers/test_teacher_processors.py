@@ -131,6 +131,7 @@ SETTINGS = {  # what makes fewer tokens of a large image
     "smolvlm": {"do_image_splitting": False},
     "mistral3": {"size": {"longest_edge": 16}},
 }
+MORE = {"gemma3": {"do_pan_and_scan": True}}  # whose other settings are the whole processor's
 
 
 def loaded(name, folder, **options):
@@ -155,9 +156,19 @@ def test_images_are_seen_as_the_settings_say_by_every_way_of_reading(name, tmp_p
     torch.testing.assert_close(answers, full, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", MORE)
+def test_settings_join_those_of_the_whole_processor(name, tmp_path):
+    image = pictures()[0].resize((1200, 400))
+    usual, ours = loaded(name, tmp_path), loaded(name, tmp_path, images_kwargs=MORE[name])
+    pixels = [each.layout(bank()).inputs(image)["pixel_values"] for each in (usual, ours)]
+    assert len(pixels[0]) == 1 < len(pixels[1])
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
+        (3, "images_kwargs are settings by name.*received 3"),
+        ({"image_seq_length": 2}, "names 'image_seq_length', and"),
         ({"max_patch": 1}, "names 'max_patch', and GotOcr2ImageProcessor.* knows crop_size, .*max_patches"),
         ({"crop_to_patches": "maybe"}, "cannot see an image with images_kwargs={'crop_to_patches': 'maybe'}"),
         ({"size": {"height": 24, "width": 24}}, "cannot read an image with images_kwargs=.*: pass other ones"),

@@ -134,7 +134,7 @@ def settings_of_all(args: CompareArguments) -> dict[str, Any]:
 
 def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     """The arguments of each student and of its training, at every point, of every condition; refuses what would fail
-    after labelling."""
+    after labelling. Sets `images_per_class` where all students have it from their YAML."""
     check_given(args)
     if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
         raise ValueError(f"At least one seed and one job are needed; received seeds={args.seeds}, jobs={args.jobs}.")
@@ -222,7 +222,7 @@ def check_unlabelled_settings(args: CompareArguments, condition: str, training: 
     if training.labelled_fraction and not of_unlabelled:
         raise ValueError(
             f"labelled_fraction={training.labelled_fraction} is for students that learn from images without a class, "
-            f"and those of {condition!r} do not: put it into a YAML of its own, --distill_unlabelled."
+            f"and those of {condition!r} do not: leave it out of their YAML, and put it into --distill_unlabelled."
         )
     name = condition.removesuffix("_shuffled")
     kd = args.command.of_class_teacher

@@ -83,7 +83,8 @@ class CompareArguments(OwnTeacherArguments, ClassArguments, HubArguments):
     @property
     def learning_unlabelled(self) -> list[str]:
         """The conditions among those asked for whose students learn from images without a class."""
-        kd = self.command.of_class_teacher if self.unlabelled or self.rest_unlabelled else ()
+        there = self.unlabelled or self.rest_unlabelled or set(self.controls()) & set(self.command.of_unlabelled)
+        kd = self.command.of_class_teacher if there else ()
         return [name for name in self.controls() if name in (*self.command.of_unlabelled, *kd)]
 
     @property

@@ -20,7 +20,6 @@ from ...data.check import drop_rows, listed, rows_without_class
 from ...data.columns import stored
 from ...data.duplicates import first_of_each
 from ...data.labels import check_images_per_class, with_class_labels
-from ...data.limits import how_drawn
 from ...data.problems import Problems
 from ...data.rows import row_names
 from ...data.unlabelled import UNLABELLED, check_count, concatenated, draw_unlabelled, select_learned
@@ -186,8 +185,8 @@ class Classification(TaskCommand):
             )
         if args.rest_unlabelled and not count:
             raise ValueError(
-                f"--rest_unlabelled finds no image that images_per_class={args.images_per_class} leaves over: pass a "
-                "smaller number, or leave --rest_unlabelled out."
+                f"--rest_unlabelled finds no image that images_per_class={args.images_per_class} leaves over: pass "
+                "smaller numbers, or leave --rest_unlabelled out."
             )
         if args.unlabelled_images is None or not count:
             return count
@@ -199,15 +198,12 @@ class Classification(TaskCommand):
         return repeated, sum(map(len, others)) + repeated
 
     def _once(self, splits: DatasetDict, args: ClassArguments, seed: int) -> tuple[list[Dataset], int]:
-        """The rows without a class, none of which repeats an image that is learned from, or was drawn to be scored on;
-        how many rows would have."""
+        """The rows without a class, none of which repeats an image that is learned from; how many rows would have."""
         rows, others, repeated = splits[args.train_split], [], 0
-        kept_apart = [splits.get(split) for split in (args.eval_split, args.test_split)]
-        kept_apart = [(part, range(len(part))) for part in kept_apart if how_drawn(part)]
-        learned = [(rows, range(len(rows))), *kept_apart]
+        learned = [(rows, range(len(rows)))]
         if args.images_per_class is not None and (args.rest_unlabelled or UNLABELLED in splits):
             drawn = drawn_rows(rows, args.label_column, args.images_per_class, seed)
-            learned = [(rows, drawn), *kept_apart]
+            learned = [(rows, drawn)]
             if args.rest_unlabelled:
                 rest = np.setdiff1d(np.arange(len(rows)), drawn)
                 kept = first_of_each((rows, rest), learned, args.image_column)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
+
+from ...data.unlabelled import epoch_of
 
 
 class MixedSampler(Sampler[int]):
@@ -28,7 +29,7 @@ class MixedSampler(Sampler[int]):
     ):
         self.rows = np.asarray(labelled), np.asarray(unlabelled)
         self.fraction, self.batch_size, self.seed, self.epoch = fraction, batch_size, seed, 0
-        self.length = math.floor(min(len(labelled) / fraction, len(unlabelled) / (1 - fraction)) + 1e-9)
+        self.length, _ = epoch_of(len(labelled), len(unlabelled), fraction)
 
     def set_epoch(self, epoch: int) -> None:
         """Which rows come next."""

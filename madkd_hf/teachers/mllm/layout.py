@@ -45,9 +45,11 @@ class Layout:
             try:
                 inputs = encode(processor, blank, text)
             except Exception as error:  # whatever a processor raises, the prompt is what helps
+                given = images_kwargs_of(processor)
+                settings = f"images_kwargs={given} out, or " if given else ""
                 raise ValueError(
-                    f"The prompt {text!r} cannot be put to this model ({' '.join(str(error).split())}): leave the "
-                    "model's special tokens out of the question."
+                    f"The prompt {text!r} cannot be put to this model ({' '.join(str(error).split())}): leave "
+                    f"{settings}the model's special tokens out of the question."
                 ) from error
             rows.append(inputs)
         longer = encode(processor, blank, f"{texts[0]} and some more")

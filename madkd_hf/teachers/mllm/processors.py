@@ -19,13 +19,9 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import is_torchvision_available
 
 
-NOT_TO_SET = {
-    "return_tensors",
-    "data_format",
-    "input_data_format",
-    "device",
-    "disable_grouping",
-}  # of calls, not of images
+NOT_OF_IMAGES = {  # but of a call, or of how many tokens an image is said to have
+    *("return_tensors", "data_format", "input_data_format", "device", "disable_grouping", "image_seq_length"),
+}
 _patching = threading.RLock()  # what is replaced for a moment is the whole process's
 
 
@@ -72,27 +68,35 @@ def set_images_kwargs(processor: ProcessorMixin, given: Mapping[str, Any]) -> No
     Raises:
         ValueError: it knows no such setting, or cannot see an image with it.
     """
+    if not isinstance(given, Mapping):
+        raise ValueError(f"images_kwargs are settings by name, such as {{'do_resize': True}}; received {given!r}.")
     own, name = processor.image_processor, type(processor.image_processor).__name__
-    of_whole = _names(getattr(processor, "valid_processor_kwargs", None)).get("images_kwargs")
-    known = {*own.to_dict(), *_names(of_whole), *_names(getattr(own, "valid_kwargs", None))} - NOT_TO_SET
+    of_whole = _settings(getattr(processor, "valid_processor_kwargs", None)).get("images_kwargs")
+    known = {*_settings(of_whole), *_settings(getattr(own, "valid_kwargs", None)), *_values(own)} - NOT_OF_IMAGES
     known = {setting for setting in known if not setting.endswith(("_type", "_class"))}
     if unknown := sorted(set(given) - known):
         raise ValueError(
             f"images_kwargs names {unknown[0]!r}, and {name} knows {', '.join(sorted(known))}: take one of these."
         )
     try:
-        processor.image_processor = type(own).from_dict(own.to_dict(), **given)
-        processor.given_images_kwargs = dict(given)
-        processor.image_processor(Image.new("RGB", (64, 64)), return_tensors="pt", **given)
+        processor.image_processor = type(own).from_dict(_values(own), **given)
+        defaults = {key: value for key, value in getattr(processor, "images_kwargs", {}).items() if key in known}
+        processor.image_processor(Image.new("RGB", (64, 64)), return_tensors="pt", **{**defaults, **given})
     except Exception as error:  # whatever it raises, the settings are new
         raise ValueError(
             f"{name} cannot see an image with images_kwargs={dict(given)} ({' '.join(str(error).split())}): see its "
             "documentation for what it takes."
         ) from error
+    processor.given_images_kwargs = dict(given)
 
 
-def _names(settings: type | None) -> dict[str, Any]:
-    return getattr(settings, "__annotations__", {})
+def _settings(kind: type | None) -> dict[str, Any]:
+    """The names that a typed dictionary may have."""
+    return getattr(kind, "__annotations__", {})
+
+
+def _values(image_processor: BaseImageProcessor) -> dict[str, Any]:
+    return image_processor.to_dict() if hasattr(image_processor, "to_dict") else {}
 
 
 def images_kwargs_of(processor: ProcessorMixin) -> dict[str, Any]:

@@ -211,8 +211,9 @@ class AspectTeacher(Teacher):
                 (errors, exact), size = self._with_smaller_batches(
                     self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
                 )
-        except Exception as error:
-            if given := images_kwargs_of(self.processor):
+        except (ValueError, RuntimeError) as error:
+            given, out_of_memory = images_kwargs_of(self.processor), isinstance(error.__cause__, RuntimeError)
+            if given and not out_of_memory:
                 raise ValueError(
                     f"{self._name} cannot read an image with images_kwargs={given} ({' '.join(str(error).split())}): "
                     "pass other ones, that fit the model."

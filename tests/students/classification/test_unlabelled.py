@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +21,7 @@ from builders.classifier_training import (
 )
 
 from madkd_hf.data.class_targets import with_class_targets
+from madkd_hf.data.unlabelled import check_fraction
 from madkd_hf.students.base.augmentation import strong_view
 from madkd_hf.students.classification.sampling import MixedSampler
 from madkd_hf.students.losses import TARGET_LOSSES
@@ -298,18 +302,25 @@ def test_answers_without_a_number_in_them_are_no_answers(tmp_path):
         trainer(tmp_path, train=hidden)
 
 
-@pytest.mark.parametrize(("fraction", "kind"), [(0.05, "with"), (0.97, "without")])
-def test_an_epoch_has_images_of_both_kinds(tmp_path, fraction, kind):
+def test_an_epoch_has_images_of_both_kinds(tmp_path):
     train = rows(16, classless=(4, 5, 6, 7))
-    said = (
-        f"labelled_fraction={fraction} an epoch has no image {kind} a class, of 12 .*: pass a number from 0.2 to 0.923"
-    )
-    with pytest.raises(ValueError, match=said):
-        trainer(tmp_path, train=train, labelled_fraction=fraction)
-    for least_or_most in (0.2, 0.923):
-        run = trainer(tmp_path, train=train, labelled_fraction=least_or_most)
-        seen = {train["label"][row] is None for row in run._get_train_sampler()}
-        assert seen == {True, False}
+    with pytest.raises(ValueError, match="labelled_fraction=0.05 no image of an epoch has .*: pass 0.2 or more"):
+        trainer(tmp_path, train=train, labelled_fraction=0.05)
+    for fraction in (0.2, 0.5, 0.97):
+        run = trainer(tmp_path, train=train, labelled_fraction=fraction)
+        assert {train["label"][row] is None for row in run._get_train_sampler()} == {True, False}
+
+
+def test_what_is_said_of_a_fraction_is_so():
+    """Of one that is refused, the remedy is not; with one that is not, an epoch has rows of both kinds."""
+    for labelled, unlabelled, fraction in itertools.product((1, 2, 3, 7, 40), (1, 2, 5, 60), np.arange(0.01, 1, 0.03)):
+        try:
+            check_fraction(labelled, unlabelled, fraction)
+        except ValueError as error:
+            check_fraction(labelled, unlabelled, float(re.search("pass ([0-9.]+[0-9])", str(error))[1]))
+            continue
+        order = list(MixedSampler(range(labelled), range(labelled, labelled + unlabelled), fraction, 4, 0))
+        assert 0 < sum(row < labelled for row in order) < len(order)
 
 
 # Columns
