@@ -28,7 +28,7 @@ _HIDDEN = re.compile(
     "\ud800-\udfff\U0001d173-\U0001d17a\U000e0000-\U000e007f]|(?<![\u0250-\U0010ffff])[\u200c\u200d]"
 )
 _LINK = re.compile(r"://|www\.|@|\w\.[^\W\d_]{2,}|\b(?:mailto|xmpp|javascript|data|hf):", re.IGNORECASE)
-_MARKUP = re.compile(r"[\\`*\[\]<>|~$]|&(?=[#\w])|(?<![^\W_])_+|_+(?![^\W_])|^(?:[#+=-]|\d+[.)])")
+_MARKUP = re.compile(r"[\\`*\[\]<>|~$]|&(?=[#\w])|(?<![^\W_])_+|_+(?![^\W_])|^(?:[#+=-]|\d+[.)](?=\s|$))")
 _SECRET_NAMES = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD)$", re.IGNORECASE)
 SHORTEST = 8  # letters of a secret: a shorter one has something else in it
 _SECRET_SHAPES = re.compile(
