@@ -19,6 +19,7 @@ from ...data.image_columns import check_image_feature
 from ...data.target_facts import TargetFacts
 from ...data.unlabelled import check_fraction
 from ...metrics import OF_ASPECTS, OF_CLASSES, TOP, all_metrics
+from ...text import get_logger
 from ..base.augmentation import mixup, strong_view
 from ..base.distilling import DistillingTrainer
 from ..base.models import check_classes, check_has_column
@@ -35,6 +36,9 @@ from .sampling import MixedSampler
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+
+logger = get_logger(__name__)
 
 
 class MadkdTrainer(DistillingTrainer):
@@ -162,6 +166,12 @@ class MadkdTrainer(DistillingTrainer):
         places, seed = (labelled.nonzero()[0], (~labelled).nonzero()[0]), self.args.data_seed
         seed = self.args.seed if seed is None else seed
         check_fraction(*map(len, places), fraction)
+        if fraction < labelled.mean():
+            logger.warning(
+                "labelled_fraction=%s, and %.0f%% of the training images have a class: these are shown less often than "
+                "the others; leave it out to show all alike.",
+                fraction, 100 * labelled.mean(),
+            )  # fmt: skip
         self._sampler = MixedSampler(*places, fraction, self.args.per_device_train_batch_size, seed)
         if self.args.dataloader_drop_last and len(self._sampler) < self.args.train_batch_size * self.args.world_size:
             raise ValueError(

@@ -302,12 +302,14 @@ def test_answers_without_a_number_in_them_are_no_answers(tmp_path):
         trainer(tmp_path, train=hidden)
 
 
-def test_an_epoch_has_images_of_both_kinds(tmp_path):
+def test_an_epoch_has_images_of_both_kinds(tmp_path, caplog):
     train = rows(16, classless=(4, 5, 6, 7))
     with pytest.raises(ValueError, match="labelled_fraction=0.05 no image of an epoch has .*: pass 0.2 or more"):
         trainer(tmp_path, train=train, labelled_fraction=0.05)
     for fraction in (0.2, 0.5, 0.97):
+        caplog.clear()
         run = trainer(tmp_path, train=train, labelled_fraction=fraction)
+        assert (f"labelled_fraction={fraction}, and 75% of" in caplog.text) == (fraction < 0.75)
         assert {train["label"][row] is None for row in run._get_train_sampler()} == {True, False}
 
 
