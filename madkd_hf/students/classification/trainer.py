@@ -168,7 +168,7 @@ class MadkdTrainer(DistillingTrainer):
         check_fraction(*map(len, places), fraction)
         if fraction < labelled.mean():
             logger.warning(
-                "labelled_fraction=%s, and %.0f%% of the training images have a class: these are shown less often than "
+                "labelled_fraction=%s, and %.0f%% of the training images have a class: they are shown less often than "
                 "the others; leave it out to show all alike.",
                 fraction, 100 * labelled.mean(),
             )  # fmt: skip
