@@ -132,8 +132,8 @@ def test_students_of_labelled_images_alone_see_no_others_whatever_their_yaml_say
         ("student.yaml", {"unlabelled": "loose"}, "students of 'base' sets unlabelled: loose"),
         ("larger.yaml", {"images_per_class": 2}, "images_per_class all by 'base' and 2 by 'class_teacher'"),
         ("larger.yaml", {"labelled_fraction": 0.5}, "and those of 'class_teacher' do not"),
-        ("larger.yaml", {"limit": 9}, "students of 'class_teacher' sets limit: 9"),
-        ("student.yaml", {"test_fraction": 0.5}, "students of 'base' sets test_fraction: 0.5"),
+        ("larger.yaml", {"limit": 9}, "limit all by 'base' and 9 by '"),
+        ("student.yaml", {"test_fraction": 0.5}, "test_fraction 0.5 by 'base' and none by 'class_teacher'"),
     ],
 )
 @pytest.mark.parametrize("asked", ["class_teacher", "kd"])  # which are taught by it in any case

@@ -95,7 +95,7 @@ def folder(tmp_path, hub):
         if path.is_dir():
             copy.mkdir(parents=True)
         elif path.name == "scenes.py" or path.suffix == ".yaml" and path.parent.name != "accelerate":
-            limit = "\nlimit: 48\n" if path.suffix == ".yaml" else ""
+            limit = "\nlimit: 72\n" if path.suffix == ".yaml" else ""
             copy.write_text(smaller(path.read_text(encoding="utf-8")) + limit, encoding="utf-8")
         else:
             copy.symlink_to(path)

@@ -37,7 +37,7 @@ OF_UNLABELLED = (  # options of students that learn from images without a class
 OF_LABELLED = ("class_alpha", "temperature", "standardize_logits")  # which are no less about images with a class
 DRAWS = ("images_per_class",)  # the one option of a grid that a class teacher knows
 OF_ASPECTS = ("aspect_alpha", "aspects")  # a student without aspects has neither
-DATA_OF_ALL = ("limit", "test_fraction")  # which the comparison has applied, for all students, before they begin
+DATA_OF_ALL = ("limit", "test_fraction")  # which images there are: the comparison applies its own for all students
 COMPARED = {  # options of a student that the comparison sets itself
     *("config", "seed", "output_dir", "dataset", "bank", "teacher", "aspect_control", "do_predict", "teacher_options"),
     *("push_to_hub", "on_error", "image_column", "label_column", "train_split", "eval_split", "test_split"),
@@ -149,7 +149,7 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
         raise ValueError("--class_posterior is what the conditions posterior and both are: leave it out.")
     if "smoothing" in args.controls() and not 0 < args.smoothing <= 1:
         raise ValueError(f"--smoothing must be above 0 and at most 1, mostly 0.1; received {args.smoothing:g}.")
-    students, draws, trained = [], {}, list(args.controls())
+    students, seen, trained = [], {}, list(args.controls())
     if set(trained) & set(args.command.of_class_teacher):  # who learn from it, whether or not it is compared itself
         trained = list(dict.fromkeys([*trained, args.command.class_teacher]))
     for point, condition in itertools.product(points(args), trained):
@@ -162,7 +162,7 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
             check_smoothing(args, training)
         check_output(args.output_dir, getattr(student, args.command.task.starts_from))
         students.append((student, training))
-        check_own_images(args, condition, student, draws.setdefault(str(point), {}))
+        check_own_images(args, condition, student, seen.setdefault(str(point), {}))
     if not args.detects and "images_per_class" not in read_grid(args.grid):
         args.images_per_class = students[0][0].images_per_class  # which may be from the YAML of the students
     check_place(args.output_dir, args, COMPARING, COMPARISON)
@@ -170,11 +170,11 @@ def check(args: CompareArguments) -> list[tuple[Any, MadkdTrainingArguments]]:
     return students
 
 
-def check_own_images(args: CompareArguments, condition: str, student: Any, draws: dict[int | None, str]) -> None:
+def check_own_images(args: CompareArguments, condition: str, student: Any, seen: dict[str, dict[Any, str]]) -> None:
     """Raise ValueError where the YAML of these students names images that those compared with them do not see.
 
     Args:
-        draws: how many training images are drawn for the students before at this point -> whose condition.
+        seen: of the students before at this point: option -> its values, each with the condition that has it first.
     """
     named = getattr(student, "unlabelled", None)
     if named and not (args.unlabelled and condition in args.learning_unlabelled):
@@ -182,18 +182,16 @@ def check_own_images(args: CompareArguments, condition: str, student: Any, draws
             f"The YAML of the students of {condition!r} sets unlabelled: {named}: leave it out there, and pass "
             "--unlabelled to the comparison, which says who learns from it."
         )
-    for option in DATA_OF_ALL:
-        if (value := getattr(student, option)) is not None:
+    values = {"scenes" if args.detects else "images_per_class": args.command.drawn(student)}
+    values |= {option: getattr(student, option) for option in DATA_OF_ALL}
+    for option, value in values.items():
+        seen.setdefault(option, {}).setdefault(value, condition)
+        if len(seen[option]) > 1:
+            missing = "none" if option == "test_fraction" else "all"
+            said = [f"{missing if value is None else value} by {name!r}" for value, name in seen[option].items()]
             raise ValueError(
-                f"The YAML of the students of {condition!r} sets {option}: {value}, with which they would see other "
-                f"images than those compared with them: leave it out there, and pass --{option} to the comparison."
+                f"The students draw other images, {option} {' and '.join(said)}: pass --{option} to the comparison."
             )
-    count = args.command.drawn(student)
-    draws.setdefault(count, condition)
-    if len(draws) > 1:
-        said = " and ".join(f"{'all' if number is None else number} by {name!r}" for number, name in draws.items())
-        option = "scenes" if args.detects else "images_per_class"
-        raise ValueError(f"The students draw other images, {option} {said}: pass --{option} to the comparison.")
 
 
 def check_class_teacher(args: CompareArguments) -> None:
