@@ -169,34 +169,41 @@ def check_comparison(
                 problems.step(check_unevaluated, training_args)
             if test == "unused":
                 problems.add("Validation images give the score here, and none are kept: raise --validation_fraction.")
-        learned = args.learning_unlabelled
-        learns = [CLASS_TEACHER] if set(learned) <= {*command.of_class_teacher} - {"kd_aspects"} else [LOGITS]
-        if learned and UNLABELLED in ready.splits:
-            args.unlabelled = UNLABELLED  # where the students find those of the training split, too
-        problems.step(check_unlabelled, ready.splits, args, learns if learned else [])
-        if learned:
-            problems.step(check_covered, ready.splits, args, learns)
-            problems.step(warn_of_repeated, command, ready.splits, args, 0)
-        if {*learned} & {*command.of_unlabelled} and UNLABELLED not in ready.splits and not args.rest_unlabelled:
-            problems.add(
-                f"The condition {learned[0]!r} learns from images without a class, and all training images have one: "
-                "pass --unlabelled with a split or a dataset of them, or --rest_unlabelled true."
-            )
-            students = []
-        draws = {}
-        for student, training_args in students:
-            problems.step(check_mix, ready.splits, student, training_args)
-            for seed in range(training_args.seed, training_args.seed + args.seeds) if learned else ():
-                drawn = student.images_per_class, student.rest_unlabelled, student.unlabelled_images
-                draws[(*drawn, training_args.labelled_fraction, seed)] = student, training_args
-        for (*_, seed), (student, training_args) in draws.items():
-            problems.step(check_learned_of, command, ready.splits, student, training_args, seed)
-        if any(getattr(student, "class_posterior", False) for student, _ in students):
-            problems.step(check_posterior, train_set, args)
+        _check_without_class(problems, command, args, ready.splits, students)
         times = 1 + args.seeds * bool(set(args.controls()) & set(command.of_class_teacher))
         problems.step(check_labelled_room, ready.splits, args.image_column, bank, args.output_dir, times)
     problems.raise_all()
     return ready
+
+
+def _check_without_class(
+    problems: Problems, command: TaskCommand, args: Any, splits: DatasetDict, students: Sequence[tuple[Any, Any]]
+) -> None:
+    """Of a comparison, what its students are to learn from images without a class."""
+    learned = args.learning_unlabelled
+    learns = [CLASS_TEACHER] if set(learned) <= {*command.of_class_teacher} - {"kd_aspects"} else [LOGITS]
+    if learned and UNLABELLED in splits:
+        args.unlabelled = UNLABELLED  # where the students find those of the training split, too
+    problems.step(check_unlabelled, splits, args, learns if learned else [])
+    if learned:
+        problems.step(check_covered, splits, args, learns)
+        problems.step(warn_of_repeated, command, splits, args, 0)
+    if {*learned} & {*command.of_unlabelled} and UNLABELLED not in splits and not args.rest_unlabelled:
+        problems.add(
+            f"The condition {learned[0]!r} learns from images without a class, and all training images have one: "
+            "pass --unlabelled with a split or a dataset of them, or --rest_unlabelled true."
+        )
+        return
+    draws = {}
+    for student, training_args in students:
+        problems.step(check_mix, splits, student, training_args)
+        for seed in range(training_args.seed, training_args.seed + args.seeds) if learned else ():
+            drawn = student.images_per_class, student.rest_unlabelled, student.unlabelled_images
+            draws[(*drawn, training_args.labelled_fraction, seed)] = student, training_args
+    for (*_, seed), (student, training_args) in draws.items():
+        problems.step(check_learned_of, command, splits, student, training_args, seed)
+    if any(getattr(student, "class_posterior", False) for student, _ in students):
+        problems.step(check_posterior, splits[args.train_split], args)
 
 
 def _check_draw(command: TaskCommand, ready: Ready, args: Any, student: Any) -> None:

@@ -19,7 +19,7 @@ from transformers.models.smolvlm import processing_smolvlm
 from transformers.utils import is_torchvision_available
 
 
-NOT_OF_IMAGES = {  # but of a call, or of how many tokens an image is said to have
+NOT_OF_IMAGES = {  # what a call returns, and where; and a number of tokens that no longer changes anything
     *("return_tensors", "data_format", "input_data_format", "device", "disable_grouping", "image_seq_length"),
 }
 _patching = threading.RLock()  # what is replaced for a moment is the whole process's

@@ -212,8 +212,8 @@ class AspectTeacher(Teacher):
                     self.batch_size, lambda size: check(self.model, layout, images, self.reduce, names, size)
                 )
         except (ValueError, RuntimeError) as error:
-            given, out_of_memory = images_kwargs_of(self.processor), isinstance(error.__cause__, RuntimeError)
-            if given and not out_of_memory:
+            out_of_memory = isinstance(error.__cause__, RuntimeError)  # as `_with_smaller_batches` says it
+            if (given := images_kwargs_of(self.processor)) and not out_of_memory:
                 raise ValueError(
                     f"{self._name} cannot read an image with images_kwargs={given} ({' '.join(str(error).split())}): "
                     "pass other ones, that fit the model."
